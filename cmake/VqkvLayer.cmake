@@ -1,0 +1,46 @@
+# vqkv_layer(NAME PUBLIC layers... PRIVATE libraries...): one static library per folder of lib/.
+#   Sources are the folder's own *.cpp, found by glob (methods and metrics register by one line in a .inc).
+#   A file named *_avx512.cpp is compiled for x86-64-v4, *_vbmi.cpp adds VBMI, *_bf16.cpp adds AVX512-BF16;
+#   callers must ask core/cpu.h before they call into one.
+function(vqkv_layer name)
+  cmake_parse_arguments(A "" "" "PUBLIC;PRIVATE" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.h)
+  if(sources)
+    add_library(vqkv_${name} STATIC ${sources})
+    set(scope PUBLIC)
+    set(private PRIVATE)
+  else()
+    add_library(vqkv_${name} INTERFACE)
+    set(scope INTERFACE)
+    set(private INTERFACE)
+  endif()
+  target_include_directories(vqkv_${name} ${scope}
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/lib> $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/generated>
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/vqkv>)
+  target_link_libraries(vqkv_${name} ${scope} vqkv_options ${A_PUBLIC} ${private} ${A_PRIVATE})
+  set_target_properties(vqkv_${name} PROPERTIES EXPORT_NAME ${name})
+  add_library(vqkv::${name} ALIAS vqkv_${name})
+  foreach(s IN LISTS sources)
+    if(s MATCHES "_avx512\\.cpp$")
+      set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v4")
+    elseif(s MATCHES "_vbmi\\.cpp$")
+      set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v4;-mavx512vbmi")
+    elseif(s MATCHES "_bf16\\.cpp$")
+      set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v4;-mavx512bf16")
+    endif()
+  endforeach()
+  set_property(GLOBAL APPEND PROPERTY VQKV_LAYERS vqkv_${name})
+endfunction()
+
+# vqkv_app(NAME): apps/NAME/*.cpp plus apps/common.
+function(vqkv_app name)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(${name} ${sources})
+  target_link_libraries(${name} PRIVATE vqkv_app_common CLI11::CLI11)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+  install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endfunction()

@@ -1,0 +1,66 @@
+// AttentionBackend: queries against a CompressedCache. Partial softmax states of sinks, coded body and window are merged.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cache/cache.h"
+
+namespace vqkv {
+
+// What a caller may watch. Called once per (layer, query head) of a block when set; slow, for metrics only.
+struct AttentionTap {
+  virtual ~AttentionTap() = default;
+  // p: (queries, tokens) softmax probabilities, causal zeros included.
+  virtual void on_probabilities(int layer, int q_head, int64_t first_position, ConstMatrix p) = 0;
+};
+
+struct AttendStats {
+  // Sum over (layer, query head, query) of the attention mass on tokens coded for that query and role K, and their count.
+  double coded_mass = 0;
+  double total_mass = 0;
+};
+
+class AttentionBackend {
+ public:
+  virtual ~AttentionBackend() = default;
+  virtual std::string name() const = 0;   // the path in result rows: "reference", "cpu-reconstruct", "cpu-table"
+  // A reason why it can't run this plan for this role, or nothing. The caller decides; there is no fallback inside.
+  virtual std::optional<std::string> can(const DecodePlan& plan, Role role) const = 0;
+  // q: (n, q_heads * head_dim) POST-RoPE queries of the block just appended to `layer`, the first at position
+  // cache.length(). out: same shape as q.
+  virtual void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,
+                      AttentionTap* tap = nullptr) = 0;
+};
+
+// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table", or "auto" (cpu-table where it can and pays,
+// else cpu-reconstruct; which one ran is told by path_of). Unknown names: kUsage; names of absent devices: kUnavailable.
+std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name);
+std::vector<std::string> attention_backend_names();
+
+// Joins a cache and a backend: what a model calls. Applies RoPE to queries, appends, attends.
+class KvSession {
+ public:
+  KvSession(CompressedCache& cache, AttentionBackend& backend);
+  ~KvSession();
+  void begin_block(int64_t tokens, Visibility visibility = Visibility::kReplay);
+  // q (n, q_heads*d), k, v (n, kv_heads*d), all PRE-RoPE; out (n, q_heads*d).
+  void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out);
+  void end_block();
+  CompressedCache& cache() { return cache_; }
+  AttendStats& stats() { return stats_; }
+  void set_tap(AttentionTap* tap) { tap_ = tap; }
+  double attend_seconds() const { return attend_seconds_; }
+
+ private:
+  CompressedCache& cache_;
+  AttentionBackend& backend_;
+  AttendStats stats_;
+  AttentionTap* tap_ = nullptr;
+  double attend_seconds_ = 0;
+  std::unique_ptr<RopeTable> rope_;
+  std::vector<float> rotated_;
+};
+
+}  // namespace vqkv

@@ -1,0 +1,67 @@
+// CompressedCache: the K and V of one sequence. Per layer, role and unit: exact sinks, a coded body in pages, an exact
+// recent window. Boundaries are per role and per query (FlushRule), so a block of queries that spans a flush sees both
+// forms of the tokens in between; the exact form is dropped once no later query needs it. A token is coded once, from
+// its exact value as stored (rounded to exact_dtype), so block and step replay code the same numbers.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <memory_resource>
+#include <vector>
+
+#include "cache/ledger.h"
+#include "cache/policy.h"
+#include "codec/codec_set.h"
+
+namespace vqkv {
+
+// How the queries of the block being appended see the cache.
+enum class Visibility {
+  kReplay,        // modes forced and stepwise: each query sees the coded body up to its own coded_end
+  kExactPrefill,  // mode prefill-exact: queries see exact K/V; coding happens at end_exact_prefill()
+  kAllCoded,      // mode fake-quant: every query sees every token coded, itself included (a tail shorter than a codec
+                  // block stays exact); one window = one append
+};
+
+class CompressedCache {
+ public:
+  CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
+                  std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
+  ~CompressedCache();
+  CompressedCache(CompressedCache&&) noexcept;
+
+  const CacheShape& shape() const;
+  const CachePolicy& policy() const;
+  const CodecSet& codecs() const;
+  int64_t length() const;   // tokens held (as of the last end_block)
+
+  // One block of n new tokens at positions [length, length + n): call append once for every layer, then end_block.
+  // k is PRE-RoPE (n, kv_heads * head_dim), v likewise. Rows longer than a flush are fine.
+  void begin_block(int64_t n, Visibility visibility = Visibility::kReplay);
+  void append(int layer, ConstMatrix k, ConstMatrix v);
+  void end_block();
+  void end_exact_prefill();             // codes what the policy says, drops the exact prompt
+  // Rolls back to n tokens; only into the exact window (kInternal otherwise). Speculative decoding.
+  void truncate(int64_t n);
+
+  // First coded and last coded token for a query, honouring the block's visibility.
+  int64_t coded_begin(Role role) const;                      // = sinks
+  int64_t coded_end(Role role, int64_t position) const;
+
+  ByteLedger bytes() const;
+  int64_t bits_held() const;            // 8 * total_sequence
+  double encode_seconds() const;        // spent coding, all layers
+
+  struct Impl;                          // attention reads pages and exact rows through cache/layout.h
+  Impl& impl() { return *impl_; }
+  const Impl& impl() const { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// The ledger of a sequence of `tokens` tokens, computed from layouts alone (no data): what `memory` and the byte columns
+// of a sweep show at contexts that were never run. Equal to CompressedCache::bytes() after replay of that many tokens
+// whenever no overlay is in use.
+ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens);
+
+}  // namespace vqkv

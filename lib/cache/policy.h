@@ -1,0 +1,42 @@
+// Which tokens are exact and which are coded, as pure functions of the query's position.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "codec/codec.h"
+#include "core/dtype.h"
+#include "core/json_fwd.h"
+
+namespace vqkv {
+
+// When tokens leave the exact window, for one role. At the attention of the query at position i, with S sinks, tokens
+// [S, coded_end(S, i)) are coded and the rest, its own included, are exact:
+//   coded_end = S + floor(max(0, i + 1 - window - S) / flush) * flush
+// A plain window of w tokens in pages of F: {w, F}. KIVI keys: {1, R} (a sawtooth tail of 0..R-1, coded after the step
+// that filled it); KIVI values: {R + 1, 1} (the newest R besides the step's own).
+struct FlushRule {
+  int64_t window = 128;
+  int64_t flush = 64;
+  int64_t coded_end(int64_t sinks, int64_t position) const {
+    const int64_t past = std::max<int64_t>(0, position + 1 - window - sinks);
+    return std::min(sinks, position + 1) + past / flush * flush;
+  }
+};
+
+// `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|none, residual: 128,
+//  exact_dtype: f16, k: {...}, v: {...}}. rule none codes nothing (the exact cache).
+struct CachePolicy {
+  int64_t sinks = 4;
+  FlushRule k, v;
+  bool codes = true;               // false: everything stays exact
+  DType exact_dtype = DType::kF16; // of sinks and window
+  const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
+  // First token that is exact for the query at `position`, beyond the sinks.
+  int64_t coded_end(Role r, int64_t position) const { return codes ? rule(r).coded_end(sinks, position) : std::min(sinks, position + 1); }
+
+  static CachePolicy from_json(const Json& cache_config);
+  static CachePolicy exact(DType dtype = DType::kF16);
+};
+Json canonical_cache_config(const Json& cache_config);
+
+}  // namespace vqkv

@@ -1,0 +1,192 @@
+// Codec: the contract of every method. A codec belongs to one unit (N heads of one layer) and one role, is trained
+// once, immutable afterwards, and codes blocks of tokens.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codec/code_block.h"
+#include "codec/knobs.h"
+#include "codec/plan.h"
+#include "core/json.h"
+#include "core/rng.h"
+#include "core/view.h"
+
+namespace vqkv {
+
+enum class Role { kKey, kValue };
+std::string role_name(Role r);  // "k", "v"
+
+// What a codec may learn from, for one unit and role. Rows are tokens of the train documents, in order.
+struct TrainSet {
+  ConstMatrix x;                           // (n, channels), in the codec's RoPE domain, before any transform
+  std::span<const int32_t> position;       // (n)
+  std::span<const int32_t> document;       // (n)
+  std::span<const float> weight;           // (n) or empty: importance of a token
+  std::span<const float> received_mass;    // (n) or empty: sum of p over recorded queries
+  std::span<const float> received_mass2;   // (n) or empty: sum of p^2
+  ConstMatrix queries;                     // (m, channels) post-RoPE sample, heads of a unit side by side; may be empty
+  // Second moment of the queries over ALL train positions, summed over the query heads of each KV head: (channels,
+  // channels) with one head_dim block a head (post-RoPE) and E|q_p|^2 per pair (pre-RoPE). Empty for values.
+  ConstMatrix query_moment;
+  std::span<const float> query_pair_moment;  // (channels / 2)
+  ConstMatrix output_weight;               // W_O slice of the unit's query heads: (hidden, group * channels); may be empty
+  ConstMatrix other_role;                  // (n, channels) of the other role
+  int head_dim = 0;
+  int heads = 1;                           // heads of the unit
+};
+
+// Per-prompt parameters (pruned channels, bases, calibrated levels): fitted once on a prompt, counted as side data.
+struct SequenceState {
+  virtual ~SequenceState() = default;
+  virtual int64_t bytes() const = 0;
+};
+
+struct TrainReport {
+  double seconds = 0;
+  int64_t vectors = 0;        // trained on
+  int64_t iterations = 0;
+  std::vector<double> curve;  // training error after each stage or sweep, relative to the variance of x
+  Json to_json() const;
+};
+
+class ParameterWriter;
+class ParameterReader;
+
+// How a plan may be asked for: a prefix of residual stages or of nibbles, and a prompt's parameters.
+struct PlanQuery {
+  int level = -1;                        // -1: everything
+  const SequenceState* state = nullptr;
+};
+
+class Codec {
+ public:
+  virtual ~Codec() = default;
+
+  virtual int channels() const = 0;
+  virtual const CodeLayout& layout() const = 0;
+  virtual RopePlacement rope() const = 0;
+
+  // Once. Methods without training leave it empty. Bit-identical for one Rng at any thread count.
+  virtual TrainReport train(const TrainSet& set, const Rng& rng) = 0;
+
+  virtual std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const;
+
+  // x: (n, channels) with n a multiple of layout().block_tokens, in this codec's RoPE domain. Rejects NaN and infinities
+  // (kBadData). Thread-safe; may use parallel_for. Rows are coded independently of their neighbours outside a block.
+  virtual void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state = nullptr) const = 0;
+
+  virtual DecodePlan plan(const PlanQuery& query = {}) const = 0;
+  virtual int levels() const { return 1; }   // how many values PlanQuery::level may take
+
+  // Decodes through plan(): one definition of what a code means.
+  void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}) const;
+
+  // Trained parameters as named arrays; configuration is stored by the caller.
+  virtual void save(ParameterWriter& out) const = 0;
+  virtual void load(const ParameterReader& in) = 0;
+};
+
+// Named arrays of one codec: what an archive stores. Types: f32 tensors and small JSON facts.
+class ParameterWriter {
+ public:
+  virtual ~ParameterWriter() = default;
+  virtual void tensor(const std::string& name, const std::vector<int64_t>& shape, const float* data) = 0;
+  virtual void facts(const std::string& name, const Json& value) = 0;
+};
+class ParameterReader {
+ public:
+  virtual ~ParameterReader() = default;
+  // Throws kBadData when absent or of another shape (-1 in `shape` matches anything).
+  virtual AlignedVector<float> tensor(const std::string& name, const std::vector<int64_t>& shape) const = 0;
+  virtual std::vector<int64_t> shape(const std::string& name) const = 0;
+  virtual Json facts(const std::string& name) const = 0;
+};
+
+// ---- Registry -------------------------------------------------------------------------------------------------------
+
+// What a method needs to know of its unit before it is built.
+struct UnitShape {
+  Role role = Role::kKey;
+  int head_dim = 0;
+  int heads = 1;          // heads of the unit
+  int layer = 0;
+  int first_head = 0;
+  RopePlacement rope = RopePlacement::kPost;  // as configured; a method that needs one placement refuses the other
+  int channels() const { return head_dim * heads; }
+};
+
+// The one description of a method: `ls`, `explain`, README's table and the sweep columns read it.
+struct MethodInfo {
+  std::string name;
+  std::string title;      // one line
+  std::string paper;      // authors, venue, arXiv id
+  std::string bibtex;     // key
+  std::string family;     // table | levels | dense
+  std::string bits;       // formula, in the knobs' names
+  std::string caveat;
+  int version = 1;        // raised when codes or training change; part of a cell's identity
+  std::vector<std::string> rope = {"post", "pre"};
+  Json presets;           // name -> knob values: published configurations by head_dim where they differ
+};
+
+class Method {
+ public:
+  virtual ~Method() = default;
+  virtual MethodInfo describe() const = 0;
+  // Knobs at their defaults, for explain and canonicalisation.
+  virtual std::vector<Knob> knobs() const = 0;
+  // Checks `knobs` (flat object) and completes it with defaults.
+  virtual Json canonical(const Json& knobs, const std::string& path) const = 0;
+  // A reason why this method can't code this unit with these knobs ("sub-vectors of 3 channels don't divide 64"), or "".
+  virtual std::string check(const Json& knobs, const UnitShape& unit) const = 0;
+  virtual std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const = 0;
+};
+
+// By name, in the order of methods.inc. find throws kUsage with the nearest name.
+const std::vector<const Method*>& all_methods();
+const Method& find_method(const std::string& name);
+
+// A method file defines `struct XKnobs { ...; KnobTable table(); }`, its Codec, and ends with
+//   VQKV_DEFINE_METHOD(x, XKnobs, XCodec, describe_x, check_x)
+// where XCodec is constructible from (const XKnobs&, const UnitShape&), describe_x() gives MethodInfo and
+// check_x(const XKnobs&, const UnitShape&) the reason or "".
+template <class Knobs, class CodecType>
+class MethodOf final : public Method {
+ public:
+  using Describe = MethodInfo (*)();
+  using Check = std::string (*)(const Knobs&, const UnitShape&);
+  MethodOf(Describe describe, Check check) : describe_(describe), check_(check) {}
+  MethodInfo describe() const override { return describe_(); }
+  std::vector<Knob> knobs() const override;
+  Json canonical(const Json& knobs, const std::string& path) const override;
+  std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
+  std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const override {
+    return std::make_unique<CodecType>(parse(knobs), unit);
+  }
+
+ private:
+  static Knobs parse(const Json& values) {
+    Knobs k;
+    k.table().apply(values, "codec");
+    return k;
+  }
+  Describe describe_;
+  Check check_;
+};
+
+template <class Knobs, class CodecType>
+std::vector<Knob> MethodOf<Knobs, CodecType>::knobs() const {
+  static Knobs defaults;  // the knobs' getters point into it
+  return defaults.table().knobs();
+}
+
+#define VQKV_DEFINE_METHOD(name, KnobsType, CodecType, describe, check)                     \
+  const ::vqkv::Method& vqkv_method_##name() {                                              \
+    static const ::vqkv::MethodOf<KnobsType, CodecType> method(describe, check);            \
+    return method;                                                                          \
+  }
+
+}  // namespace vqkv

@@ -1,0 +1,65 @@
+// A codec configuration resolved for a model, and the frozen codecs of every (layer, unit, role).
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "codec/codec.h"
+#include "core/cache_shape.h"
+
+namespace vqkv {
+
+// One (layer, head range, role): which method, with which knobs.
+struct UnitSpec {
+  UnitShape unit;
+  std::string method;             // registry name
+  Json knobs;                     // canonical
+  Json transforms;                // canonical array of {name, ...knobs}
+  std::string share = "none";     // codebook sharing: none | heads (one codec a layer) | layers (one a role)
+  std::string check() const;      // reason why it can't be built, or ""
+};
+
+// `codec:` of a configuration resolved against a shape: every unit of every layer, both roles, overrides applied.
+//   codec: {name: rvq, codebooks: 4, rope: post, heads: 1, share: none, transform: [center], k: {...}, v: {...},
+//           overrides: [{layers: [0, 1], heads: all, set: {k.bits: 8}}]}
+// heads (unit size) that doesn't divide kv_heads, or a method that can't code the unit, gives a reason in `skip`.
+struct CodecPlan {
+  Json config;                    // canonical, without overrides expanded
+  std::vector<UnitSpec> units;    // ordered by (layer, role, first_head)
+  std::string skip;               // non-empty: the cell is skipped with this reason
+};
+CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
+// The canonical form with all defaults; throws kUsage for unknown keys (nearest name), wrong types and ranges.
+Json canonical_codec_config(const Json& codec_config);
+
+struct TrainedUnit {
+  UnitSpec spec;
+  std::shared_ptr<const Codec> codec;   // shared between units when `share` says so
+  TrainReport report;
+};
+
+// Frozen codecs for a model. codec(layer, head, role) gives the unit that holds the head and the head's index in it.
+class CodecSet {
+ public:
+  CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units, std::string model_hash);
+  const CacheShape& shape() const { return shape_; }
+  const Json& config() const { return config_; }
+  const std::string& model_hash() const { return model_hash_; }
+  const std::vector<TrainedUnit>& units() const { return units_; }
+  // Index into units().
+  int unit_index(int layer, int head, Role role) const;
+  // Model-side constants, each shared codec once.
+  int64_t constant_bytes() const;
+
+ private:
+  CacheShape shape_;
+  Json config_;
+  std::vector<TrainedUnit> units_;
+  std::string model_hash_;
+  std::vector<int> index_;        // (layer, role, head) -> unit
+};
+
+// The codec that stores exact values (`exact`, post-RoPE): trains nothing.
+std::shared_ptr<const CodecSet> exact_codec_set(const CacheShape& shape);
+
+}  // namespace vqkv

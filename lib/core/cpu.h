@@ -1,0 +1,18 @@
+// What this processor can do; asked before any call into a unit compiled for more than the baseline.
+#pragma once
+#include <string>
+
+namespace vqkv {
+
+struct CpuFeatures {
+  bool avx2 = false;         // AVX2, FMA and F16C
+  bool avx512 = false;       // F, BW, CD, DQ, VL: x86-64-v4
+  bool avx512_vbmi = false;
+  bool avx512_bf16 = false;
+};
+
+// Detected once. VQKV_CPU=baseline|avx2|avx512 lowers it, so that every path can be tested on one machine.
+const CpuFeatures& cpu_features();
+std::string cpu_model_name();
+
+}  // namespace vqkv

@@ -1,0 +1,81 @@
+#include "core/dtype.h"
+
+#include <fmt/format.h>
+#include <immintrin.h>
+
+#include <array>
+
+#include "core/cpu.h"
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+struct DTypeRow { DType type; std::string_view name; size_t size; };
+constexpr std::array<DTypeRow, 7> kTypes{{{DType::kF32, "f32", 4}, {DType::kF16, "f16", 2}, {DType::kBF16, "bf16", 2},
+                                          {DType::kF8E5M2, "f8e5m2", 1}, {DType::kU8, "u8", 1}, {DType::kU16, "u16", 2},
+                                          {DType::kI32, "i32", 4}}};
+
+const DTypeRow& row_of(DType t) {
+  for (const auto& r : kTypes)
+    if (r.type == t) return r;
+  fail_internal("unknown dtype");
+}
+
+__attribute__((target("avx2,f16c"))) int64_t widen_f16_avx2(const f16* in, float* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  return i;
+}
+
+__attribute__((target("avx2,f16c"))) int64_t narrow_f16_avx2(const float* in, f16* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return i;
+}
+
+}  // namespace
+
+size_t dtype_size(DType t) { return row_of(t).size; }
+std::string_view dtype_name(DType t) { return row_of(t).name; }
+DType dtype_from_name(std::string_view name) {
+  std::string allowed;
+  for (const auto& r : kTypes) {
+    if (r.name == name) return r.type;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(r.name);
+  }
+  fail_usage(fmt::format("unknown dtype '{}'; allowed: {}", name, allowed));
+}
+
+void to_float(const f16* in, float* out, int64_t n) {
+  int64_t i = cpu_features().avx2 ? widen_f16_avx2(in, out, n) : 0;
+  for (; i < n; ++i) out[i] = to_float(in[i]);
+}
+void to_f16(const float* in, f16* out, int64_t n) {
+  int64_t i = cpu_features().avx2 ? narrow_f16_avx2(in, out, n) : 0;
+  for (; i < n; ++i) out[i] = to_f16(in[i]);
+}
+void to_float(const bf16* in, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = to_float(in[i]);
+}
+void to_bf16(const float* in, bf16* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = to_bf16(in[i]);
+}
+
+void round_to(DType t, float* values, int64_t n) {
+  switch (t) {
+    case DType::kF32: return;
+    case DType::kF16:
+      for (int64_t i = 0; i < n; ++i) values[i] = round_to_f16(values[i]);
+      return;
+    case DType::kBF16:
+      for (int64_t i = 0; i < n; ++i) values[i] = round_to_bf16(values[i]);
+      return;
+    default: fail_internal(fmt::format("round_to: {} is not a floating-point cache type", dtype_name(t)));
+  }
+}
+
+}  // namespace vqkv

@@ -1,0 +1,132 @@
+#include "core/rope.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <mutex>
+#include <numbers>
+
+#include "core/json.h"
+
+namespace vqkv {
+
+RopeFacts RopeFacts::plain(int head_dim, int rotary_dim, double theta) {
+  VQKV_CHECK(rotary_dim % 2 == 0 && rotary_dim <= head_dim && theta > 0);
+  RopeFacts f;
+  f.head_dim = head_dim;
+  f.rotary_dim = rotary_dim;
+  f.theta = theta;
+  for (int p = 0; p < rotary_dim / 2; ++p) f.inverse_frequency.push_back(std::pow(theta, -2.0 * p / rotary_dim));
+  return f;
+}
+
+void RopeFacts::apply_llama3(double factor, double low_freq_factor, double high_freq_factor, double original_context) {
+  scaling = "llama3";
+  const double low_wavelength = original_context / low_freq_factor;
+  const double high_wavelength = original_context / high_freq_factor;
+  for (double& f : inverse_frequency) {
+    const double wavelength = 2.0 * std::numbers::pi / f;
+    if (wavelength < high_wavelength) continue;
+    if (wavelength > low_wavelength) { f /= factor; continue; }
+    const double smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+    f = (1.0 - smooth) * f / factor + smooth * f;
+  }
+}
+
+void RopeFacts::apply_linear(double factor) {
+  scaling = "linear";
+  for (double& f : inverse_frequency) f /= factor;
+}
+
+void RopeFacts::apply_factors(const std::vector<float>& factors) {
+  VQKV_CHECK(factors.size() == inverse_frequency.size());
+  scaling = "factors";
+  for (size_t p = 0; p < factors.size(); ++p) inverse_frequency[p] /= static_cast<double>(factors[p]);
+}
+
+Json RopeFacts::to_json() const {
+  return {{"head_dim", head_dim}, {"rotary_dim", rotary_dim}, {"theta", theta}, {"scaling", scaling},
+          {"attention_factor", attention_factor}, {"layout", "half"}, {"inverse_frequency", inverse_frequency}};
+}
+
+RopeFacts RopeFacts::from_json(const Json& j) {
+  RopeFacts f;
+  try {
+    f.head_dim = j.at("head_dim").get<int>();
+    f.rotary_dim = j.at("rotary_dim").get<int>();
+    f.theta = j.at("theta").get<double>();
+    f.scaling = j.at("scaling").get<std::string>();
+    f.attention_factor = j.at("attention_factor").get<double>();
+    f.inverse_frequency = j.at("inverse_frequency").get<std::vector<double>>();
+    if (j.at("layout").get<std::string>() != "half") fail_data("rope.layout must be \"half\"");
+  } catch (const Json::exception& e) {
+    fail_data(fmt::format("RoPE facts are incomplete: {}", e.what()));
+  }
+  if (f.head_dim < 1 || f.head_dim > 4096 || f.rotary_dim < 0 || f.rotary_dim % 2 || f.rotary_dim > f.head_dim ||
+      f.inverse_frequency.size() != static_cast<size_t>(f.rotary_dim / 2))
+    fail_data("RoPE facts contradict themselves (head_dim, rotary_dim, inverse_frequency)");
+  for (const double v : f.inverse_frequency)
+    if (!std::isfinite(v) || v < 0) fail_data("RoPE facts hold an inverse frequency that is negative or not finite");
+  return f;
+}
+
+namespace {
+constexpr int64_t kBlock = 1024;  // positions a block
+}
+
+struct RopeTable::Blocks {
+  std::mutex mutex;
+  // Blocks never move once made, so a row pointer stays valid while the table lives.
+  std::vector<std::unique_ptr<float[]>> rows = std::vector<std::unique_ptr<float[]>>(1 << 14);
+};
+
+RopeTable::RopeTable(RopeFacts facts) : facts_(std::move(facts)), blocks_(std::make_unique<Blocks>()) {}
+RopeTable::~RopeTable() = default;
+
+const float* RopeTable::row(int64_t position) const {
+  const int64_t half = facts_.rotary_dim / 2;
+  const size_t block = static_cast<size_t>(position / kBlock);
+  VQKV_CHECK(position >= 0 && block < blocks_->rows.size());
+  const std::lock_guard lock(blocks_->mutex);
+  auto& rows = blocks_->rows[block];
+  if (!rows) {
+    rows = std::make_unique<float[]>(static_cast<size_t>(kBlock * 2 * half));
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const double t = static_cast<double>(static_cast<int64_t>(block) * kBlock + i);
+      for (int64_t p = 0; p < half; ++p) {
+        const double angle = t * facts_.inverse_frequency[static_cast<size_t>(p)];
+        rows[static_cast<size_t>(i * 2 * half + p)] = static_cast<float>(std::cos(angle) * facts_.attention_factor);
+        rows[static_cast<size_t>(i * 2 * half + half + p)] = static_cast<float>(std::sin(angle) * facts_.attention_factor);
+      }
+    }
+  }
+  return rows.get() + (position % kBlock) * 2 * half;
+}
+
+void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse) {
+  const int64_t d = table.facts().head_dim, half = table.facts().rotary_dim / 2;
+  VQKV_CHECK(x.cols % d == 0);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    const float* cosine = table.row(positions[r]);
+    const float* sine = cosine + half;
+    for (float* h = x.row(r); h < x.row(r) + x.cols; h += d) {
+      float* __restrict low = h;
+      float* __restrict high = h + half;
+      if (inverse) {
+        for (int64_t p = 0; p < half; ++p) {
+          const float a = low[p], b = high[p];
+          low[p] = a * cosine[p] + b * sine[p];
+          high[p] = b * cosine[p] - a * sine[p];
+        }
+      } else {
+        for (int64_t p = 0; p < half; ++p) {
+          const float a = low[p], b = high[p];
+          low[p] = a * cosine[p] - b * sine[p];
+          high[p] = a * sine[p] + b * cosine[p];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace vqkv

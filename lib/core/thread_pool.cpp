@@ -1,0 +1,139 @@
+#include "core/thread_pool.h"
+
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+thread_local bool t_inside = false;
+
+struct Job {
+  int64_t n = 0;
+  const std::function<void(int64_t)>* body = nullptr;
+  std::atomic<int64_t> next{0};
+  int running = 0;  // guarded by Pool::mutex_
+  std::exception_ptr error;
+};
+
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this](std::stop_token stop) { work(stop); });
+  }
+  ~Pool() {
+    for (auto& w : workers_) w.request_stop();
+    { const std::lock_guard lock(mutex_); }
+    wake_.notify_all();
+  }
+
+  void run(int64_t n, const std::function<void(int64_t)>& body) {
+    const std::lock_guard one_at_a_time(entry_);
+    auto job = std::make_shared<Job>();
+    job->n = n;
+    job->body = &body;
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = job;
+      job->running = 1;
+      ++generation_;
+    }
+    wake_.notify_all();
+    drain(*job);
+    std::unique_lock lock(mutex_);
+    job_.reset();
+    --job->running;
+    done_.wait(lock, [&] { return job->running == 0; });
+    if (job->error) std::rethrow_exception(job->error);
+  }
+
+ private:
+  void drain(Job& job) {
+    t_inside = true;
+    for (int64_t i; (i = job.next.fetch_add(1)) < job.n;) {
+      try {
+        (*job.body)(i);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!job.error) job.error = std::current_exception();
+        job.next = job.n;
+      }
+    }
+    t_inside = false;
+  }
+
+  void work(const std::stop_token& stop) {
+    uint64_t seen = 0;
+    std::unique_lock lock(mutex_);
+    while (true) {
+      wake_.wait(lock, [&] { return stop.stop_requested() || (job_ && generation_ != seen); });
+      if (stop.stop_requested()) return;
+      seen = generation_;
+      const std::shared_ptr<Job> job = job_;
+      ++job->running;
+      lock.unlock();
+      drain(*job);
+      lock.lock();
+      if (--job->running == 0) done_.notify_all();
+    }
+  }
+
+  std::mutex entry_, mutex_;
+  std::condition_variable wake_, done_;
+  std::shared_ptr<Job> job_;
+  uint64_t generation_ = 0;
+  std::vector<std::jthread> workers_;
+};
+
+int available_processors() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+std::mutex g_mutex;
+int g_threads = 0;
+std::unique_ptr<Pool> g_pool;
+
+}  // namespace
+
+bool inside_parallel() { return t_inside; }
+
+void set_thread_count(int threads) {
+  if (threads < 1) fail_usage("the thread count must be at least 1");
+  const std::lock_guard lock(g_mutex);
+  if (threads != g_threads) g_pool.reset();
+  g_threads = threads;
+}
+
+int thread_count() {
+  const std::lock_guard lock(g_mutex);
+  if (g_threads == 0) g_threads = available_processors();
+  return g_threads;
+}
+
+void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
+  if (n <= 0) return;
+  const int threads = thread_count();
+  if (n == 1 || threads == 1 || t_inside) {
+    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
+  }
+  Pool* pool = nullptr;
+  {
+    const std::lock_guard lock(g_mutex);
+    if (!g_pool) g_pool = std::make_unique<Pool>(threads);
+    pool = g_pool.get();
+  }
+  pool->run(n, body);
+}
+
+}  // namespace vqkv

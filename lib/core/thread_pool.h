@@ -1,0 +1,21 @@
+// One thread budget for the process. oneDNN and our own loops share it.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+namespace vqkv {
+
+// Sets the budget (default: the processors this process may use). Call before the first parallel work.
+void set_thread_count(int threads);
+int thread_count();
+
+// Calls body(i) for i in [0, n), each i once, in any order, on up to thread_count() threads; the calling thread works
+// too. A call from inside a body runs serially. The first exception is rethrown after all bodies have ended.
+// Bodies must write to places of their own; reductions are the caller's, in index order, so that the result does not
+// depend on the thread count.
+void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
+
+// True inside a body of parallel_for: nested work runs on this thread alone.
+bool inside_parallel();
+
+}  // namespace vqkv

@@ -1,0 +1,51 @@
+// Metrics of a sweep: one file each, registered by one line in metrics.inc.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/view.h"
+#include "metric/measurement.h"
+
+namespace vqkv {
+
+// One (layer, KV head, window) of a report document: exact and decoded, keys POST-RoPE (and pre-RoPE for the
+// reconstruction metrics), all (tokens, head_dim).
+struct FidelitySample {
+  int layer = 0, kv_head = 0, document = 0;
+  ConstMatrix k, k_hat, v, v_hat;         // post-RoPE keys
+  ConstMatrix q;                          // (queries * group, head_dim) post-RoPE, query-major: row = query * group + g
+  int group = 1;
+  std::vector<int64_t> query_position;    // (queries): token index within the window
+  // For query i, tokens [sinks, coded_end[i]) are coded (k_hat, v_hat), the rest exact.
+  int64_t sinks = 0;
+  std::vector<int64_t> coded_end_k, coded_end_v;
+  float score_scale = 0;
+  ConstMatrix w_o;                        // (hidden, group * head_dim) slice for this KV head's query heads, or empty
+  const std::vector<std::vector<uint16_t>>* key_codes = nullptr;    // fields of the unit, for entropy metrics
+  const std::vector<std::vector<uint16_t>>* value_codes = nullptr;
+};
+
+class Metric {
+ public:
+  virtual ~Metric() = default;
+  virtual void add(const FidelitySample& sample) = 0;       // called serially, in a fixed order
+  virtual std::vector<Measurement> finish() = 0;
+};
+
+struct MetricInfo {
+  std::string name, title, unit, formula, source, caveat;
+  Better better = Better::kLower;
+};
+
+class MetricKind {
+ public:
+  virtual ~MetricKind() = default;
+  virtual MetricInfo describe() const = 0;
+  virtual std::unique_ptr<Metric> make() const = 0;
+};
+
+const std::vector<const MetricKind*>& all_metrics();
+const MetricKind& find_metric(const std::string& name);
+
+}  // namespace vqkv

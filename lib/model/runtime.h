@@ -1,0 +1,59 @@
+// ModelRuntime: the reference runtime. One model file, three uses: capture (a Tap), replay (a KvSession), generation.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "attention/attention.h"
+#include "core/json_fwd.h"
+#include "model/tokenizer.h"
+
+namespace vqkv {
+
+struct ModelFacts {
+  std::string name, architecture, source;  // source: "gguf" or "hf"
+  std::string hash;                        // SHA-256 over the weight files' content
+  int layers = 0, hidden = 0, q_heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
+  int64_t context_length = 0;
+  int64_t parameters = 0;
+  double norm_eps = 1e-5;
+  bool tied_head = false, qkv_bias = false, qk_norm = false;
+  RopeFacts rope;
+  CacheShape cache_shape() const;
+  int64_t kv_bytes_per_token(DType dtype) const;   // 2 * layers * kv_heads * head_dim * size
+  Json to_json() const;
+};
+
+// Sees pre-RoPE Q, K, V of every layer (after bias and q/k norm), and each layer's attention output before W_O.
+struct ModelTap {
+  virtual ~ModelTap() = default;
+  // q (n, q_heads*d), k and v (n, kv_heads*d)
+  virtual void on_qkv(int layer, int64_t first_position, ConstMatrix q, ConstMatrix k, ConstMatrix v) = 0;
+};
+
+struct RuntimeOptions {
+  DType weights = DType::kF32;   // or kBF16
+};
+
+enum class LogitRows { kNone, kLast, kAll };
+
+class ModelRuntime {
+ public:
+  virtual ~ModelRuntime() = default;
+  virtual const ModelFacts& facts() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;   // kBadData when the model came without one
+  // Runs `tokens` at positions [kv.cache().length(), ...) as one block: teacher forcing. A step is a block of one token;
+  // a long prompt may be given in blocks of any size. logits: (rows, vocab), rows = tokens for kAll, 1 for kLast.
+  virtual void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
+                       Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr) = 0;
+  // W_O of a layer, (hidden, q_heads*d).
+  virtual ConstMatrix output_weight(int layer) const = 0;
+};
+
+// A GGUF file or a Hugging Face folder. Refuses by name (kBadData) what is not supported.
+std::unique_ptr<ModelRuntime> load_model(const std::string& path, const RuntimeOptions& options = {});
+// Facts only, without reading the weights' data.
+ModelFacts read_model_facts(const std::string& path);
+
+}  // namespace vqkv

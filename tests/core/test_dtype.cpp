@@ -1,0 +1,43 @@
+#include "core/dtype.h"
+
+#include <cmath>
+#include <vector>
+
+#include "support/catch.h"
+
+using namespace vqkv;
+
+TEST_CASE("every half survives the round trip through float, scalar and bulk") {
+  std::vector<f16> all(65536), back(65536);
+  std::vector<float> wide(65536);
+  for (uint32_t i = 0; i < 65536; ++i) all[i].bits = static_cast<uint16_t>(i);
+  to_float(all.data(), wide.data(), 65536);
+  to_f16(wide.data(), back.data(), 65536);
+  for (uint32_t i = 0; i < 65536; ++i) {
+    const float scalar = to_float(all[i]);
+    if (std::isnan(scalar)) {
+      REQUIRE(std::isnan(wide[i]));
+      REQUIRE(std::isnan(to_float(back[i])));
+      continue;
+    }
+    REQUIRE(scalar == wide[i]);
+    REQUIRE(to_f16(scalar).bits == i);
+    REQUIRE(back[i].bits == i);
+  }
+}
+
+TEST_CASE("rounding to half and bfloat is to nearest even") {
+  CHECK(to_f16(1.0f + 0x1p-11f).bits == to_f16(1.0f).bits);            // tie goes to even
+  CHECK(to_f16(1.0f + 3 * 0x1p-11f).bits == to_f16(1.0f).bits + 2);
+  CHECK(to_f16(65519.0f).bits == 0x7bff);
+  CHECK(to_f16(65520.0f).bits == 0x7c00);
+  CHECK(to_f16(0x1p-25f).bits == 0);
+  CHECK(to_f16(0x1.8p-25f).bits == 1);
+  CHECK(to_bf16(1.0f + 0x1p-8f).bits == 0x3f80);
+  CHECK(to_bf16(1.0f + 3 * 0x1p-8f).bits == 0x3f82);
+  CHECK(std::isnan(to_float(to_bf16(std::nanf("")))));
+  for (uint32_t i = 0; i < 65536; ++i) {
+    const bf16 b{static_cast<uint16_t>(i)};
+    if (!std::isnan(to_float(b))) REQUIRE(to_bf16(to_float(b)).bits == i);
+  }
+}
