@@ -1,0 +1,82 @@
+#include "common/tool.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <new>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "core/version.h"
+
+namespace vqkv {
+namespace {
+volatile sig_atomic_t g_signal = 0;
+
+void on_signal(int signal_number) {
+  const int reported = signal_number == SIGUSR1 ? SIGTERM : signal_number;
+  if (g_signal != 0) _exit(128 + reported);
+  g_signal = reported;
+}
+}  // namespace
+
+const char* const kExitCodeHelp =
+    "Exit codes: 0 ok, 1 internal failure, 2 usage or configuration, 3 bad input data,\n"
+    "4 requested backend or device unavailable, 5 finished but some cells failed, 130/143 interrupted.";
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  sigemptyset(&action.sa_mask);
+  for (const int s : {SIGINT, SIGTERM, SIGUSR1}) sigaction(s, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);  // a closed stdout is seen where it is written
+}
+
+bool interrupted() { return g_signal != 0; }
+int interrupt_signal() { return g_signal; }
+
+int run_tool(const std::function<int()>& body) {
+  int code = kExitInternal;
+  try {
+    code = body();
+  } catch (const Error& e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+    code = static_cast<int>(e.kind());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "error: out of memory\n");
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "error: internal: %s\n", e.what());
+  }
+  if (std::fflush(stdout) != 0 && code == kExitOk) {
+    std::fprintf(stderr, "error: stdout could not be written\n");
+    code = kExitBadData;
+  }
+  return interrupted() ? 128 + interrupt_signal() : code;
+}
+
+std::string version_text(const std::string& tool) {
+  const Json f = version_facts();
+  return fmt::format("{} {} (revision {}{}, {}, g++ {})", tool, f["version"].get<std::string>(),
+                     f["revision"].get<std::string>(), f["dirty"].get<bool>() ? " with changes" : "",
+                     f["build"].get<std::string>(), f["compiler"].get<std::string>());
+}
+
+std::string command_line(int argc, char** argv) {
+  std::string out;
+  for (int i = 0; i < argc; ++i) {
+    std::string word = argv[i];
+    if (i == 0) word = word.substr(word.find_last_of('/') + 1);
+    const bool plain = !word.empty() && word.find_first_of(" \t\n'\"$\\*?[]{}()<>|&;#~") == std::string::npos;
+    if (!plain) {
+      std::string quoted = "'";
+      for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+      word = quoted + "'";
+    }
+    out += (i ? " " : "") + word;
+  }
+  return out;
+}
+
+}  // namespace vqkv

@@ -1,0 +1,36 @@
+// What the three tools share: error kinds to exit codes, signals, the threads and quiet flags, version.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace vqkv {
+
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitInternal = 1,
+  kExitUsage = 2,
+  kExitBadData = 3,
+  kExitUnavailable = 4,
+  kExitSomeFailed = 5,  // finished, some cells failed
+};
+
+// For each tool's --help footer.
+extern const char* const kExitCodeHelp;
+
+// Runs `body`; an Error's message goes to stderr as "error: ..." and its kind becomes the exit code, bad_alloc and the
+// rest become 1. A body that returns while interrupted() gives 128 + signal.
+int run_tool(const std::function<int()>& body);
+
+// SIGINT, SIGTERM (and Slurm's SIGUSR1 as SIGTERM): the first asks to stop, the second ends the process at once.
+void install_signal_handlers();
+bool interrupted();
+int interrupt_signal();
+
+// "vqkv-sweep 0.1.0 (revision abc, release), FAISS ..., HDF5 ..." for --version.
+std::string version_text(const std::string& tool);
+
+// The command line as one string, for provenance.
+std::string command_line(int argc, char** argv);
+
+}  // namespace vqkv
