@@ -37,6 +37,7 @@ struct CodeLayout {
 
   int64_t code_bits_per_block() const;  // integer fields
   int64_t side_bits_per_block() const;  // side scalars; the overlay is variable and counted as stored
+  double bits_per_token() const;        // fields and sides, without the overlay
 };
 
 // An exact exception: channel `channel` of token `token` (both relative to the CodeBlock). `add`: added to the decoded

@@ -125,11 +125,17 @@ struct MethodInfo {
   std::string paper;      // authors, venue, arXiv id
   std::string bibtex;     // key
   std::string family;     // table | levels | dense
-  std::string bits;       // formula, in the knobs' names
+  // Bits a value of the coded body, overlay apart, in the knobs' names and the unit's: `bits * codebooks / head_dim`,
+  // `bits + (mode == asymmetric ? 32 : 16) / group`. The conformance suite evaluates it and compares with the layout:
+  // numbers, names, + - * / ( ) == < ? :, log2 ceil floor min max; channels, head_dim, heads, role (k or v).
+  std::string bits;
   std::string caveat;
   int version = 1;        // raised when codes or training change; part of a cell's identity
   std::vector<std::string> rope = {"post", "pre"};
-  Json presets;           // name -> knob values: published configurations by head_dim where they differ
+  // Name -> {knobs: {...}, k: {...}, v: {...}, cache: {...}, note: "..."}, all optional: published configurations, as they
+  // would stand under `codec:`; `cache` is the method's own flush rule. A configuration without a `cache:` section takes
+  // that of presets["default"] where there is one (see default_cache_config).
+  Json presets;
 };
 
 class Method {
@@ -148,6 +154,8 @@ class Method {
 // By name, in the order of methods.inc. find throws kUsage with the nearest name.
 const std::vector<const Method*>& all_methods();
 const Method& find_method(const std::string& name);
+// The `cache:` section that a method asks for when a configuration has none (KIVI's rule), or null.
+Json default_cache_config(const std::string& method);
 
 // A method file defines `struct XKnobs { ...; KnobTable table(); }`, its Codec, and ends with
 //   VQKV_DEFINE_METHOD(x, XKnobs, XCodec, describe_x, check_x)
@@ -161,7 +169,12 @@ class MethodOf final : public Method {
   MethodOf(Describe describe, Check check) : describe_(describe), check_(check) {}
   MethodInfo describe() const override { return describe_(); }
   std::vector<Knob> knobs() const override;
-  Json canonical(const Json& knobs, const std::string& path) const override;
+  Json canonical(const Json& knobs, const std::string& path) const override {
+    Knobs k;
+    KnobTable table = k.table();  // its getters point into k
+    table.apply(knobs, path);
+    return table.values();
+  }
   std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
   std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const override {
     return std::make_unique<CodecType>(parse(knobs), unit);

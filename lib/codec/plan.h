@@ -61,11 +61,12 @@ struct DenseTerm {
 
 using PlanTerm = std::variant<TableTerm, LevelsTerm, DenseTerm>;
 
-// y * map, (code_channels) -> (channels). A diagonal or dense matrix; identity when both are empty. `orthonormal` is a
-// fact that backends may use; nothing depends on it.
+// y * map, (code_channels) -> (channels). A diagonal or dense matrix; identity when both are empty.
 struct LinearMap {
   std::vector<float> diagonal;    // (channels)
   std::vector<float> dense;       // (code_channels, channels), row-major
+  // What a deployment keeps of it: 4 bytes a number when negative. A Hadamard matrix is computed and keeps its signs.
+  int64_t stored_bytes = -1;
   bool identity() const { return diagonal.empty() && dense.empty(); }
 };
 
@@ -92,6 +93,9 @@ struct DecodePlan {
   bool table_only() const;        // every term is a TableTerm
   int64_t constant_bytes() const; // books, map, biases as stored: model-side constants of this unit
 };
+
+// Throws kInternal where a plan contradicts itself (sizes, field and side indices, channels out of range).
+void check_plan(const DecodePlan& plan);
 
 // The reference decoder: x (tokens, channels) in the codec's RoPE domain. Plain scalar code, judged by nothing else.
 void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x);
