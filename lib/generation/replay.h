@@ -1,0 +1,76 @@
+// Replay: the text is fed again with a compressed cache, and every prediction is held against the exact cache's.
+// Four semantics (evaluation.md 5.2), named in every row, because they answer different questions.
+#pragma once
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/runtime.h"
+
+namespace vqkv {
+
+enum class ReplayMode {
+  kForced,        // token-by-token semantics, computed in blocks
+  kStepwise,      // one token at a time: what kForced must equal
+  kPrefillExact,  // exact attention over a prompt, coded once, then as kForced for the rest
+  kFakeQuant,     // every K and V replaced by its decoded form, in one pass, the token's own included
+};
+ReplayMode replay_mode_from_name(const std::string& name);  // forced|stepwise|prefill-exact|fake-quant
+std::string replay_mode_name(ReplayMode mode);
+
+// One cache to replay with.
+struct ReplayCandidate {
+  std::string label;
+  std::shared_ptr<const CodecSet> codecs;
+  CachePolicy policy;
+  std::string attention = "auto";   // backend name
+  ReplayMode mode = ReplayMode::kForced;
+  int64_t block = 128;              // queries a block (kForced); another block length rounds differently
+};
+
+struct ReplayOptions {
+  int64_t context = 1024;    // tokens a window, BOS included
+  int64_t windows = 0;       // 0: all that the texts hold; otherwise taken from the documents in turn
+  int64_t prompt = 0;        // kPrefillExact: tokens of the prompt; 0: half the context
+};
+
+// What a candidate did, position by position, in window order. A position is a scored prediction: every token of a
+// window but its first.
+struct ReplayTrack {
+  std::string label, path;               // path: what attention ran
+  std::vector<double> nll;               // -ln p(true token), nats
+  std::vector<double> kld;               // KL(exact || this) over the whole vocabulary, nats
+  std::vector<double> delta_p;           // p_this(true) - p_exact(true)
+  std::vector<uint8_t> same_top;         // equal arg-max
+  std::vector<int32_t> flips;            // per window: position of the first arg-max flip, or -1
+  double coded_mass = 0, total_mass = 0;             // attention mass, scored positions
+  double coded_mass_last = 0, total_mass_last = 0;   // of the last quarter of each window (0 where not told apart)
+  double model_seconds = 0, encode_seconds = 0, attend_seconds = 0;
+  ByteLedger bytes;                      // of the last window, at its end
+  int64_t peak_cache_bytes = 0;
+};
+
+struct ReplayResult {
+  std::vector<int32_t> position;         // of the predicted token within its window
+  std::vector<int32_t> window, document; // of each scored position
+  std::vector<double> nll_exact;
+  std::vector<ReplayTrack> tracks;       // one a candidate
+  int64_t windows = 0, tokens = 0;       // tokens fed
+  int64_t text_bytes = 0;                // bytes of the scored tokens' text, for bits per byte
+  bool bos = false;                      // the model adds BOS and each window starts with it
+  double exact_seconds = 0;
+};
+
+struct ReplayText {
+  std::string name;
+  std::vector<int32_t> tokens;           // without BOS
+};
+
+// Windows do not overlap. Candidates run beside the exact cache stretch by stretch, so that logits are never kept for
+// more than a stretch. `stop` is asked between windows; what was finished is returned.
+ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
+                    const ReplayOptions& options, const std::function<bool()>& stop = {});
+
+}  // namespace vqkv
