@@ -8,6 +8,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
+#include "generation/logits.h"
 
 namespace vqkv {
 namespace {
@@ -54,38 +55,6 @@ struct Runner {
     }
   }
 };
-
-struct RowFacts {
-  double nll = 0;
-  double log_sum = 0;  // ln sum exp(logits)
-  int32_t top = 0;
-};
-
-RowFacts facts_of(const float* logits, int64_t vocab, int32_t truth) {
-  RowFacts f;
-  float best = logits[0];
-  for (int64_t v = 1; v < vocab; ++v)
-    if (logits[v] > best) {
-      best = logits[v];
-      f.top = static_cast<int32_t>(v);
-    }
-  double sum = 0;
-  for (int64_t v = 0; v < vocab; ++v) sum += static_cast<double>(std::exp(logits[v] - best));
-  f.log_sum = static_cast<double>(best) + std::log(sum);
-  f.nll = f.log_sum - static_cast<double>(logits[truth]);
-  return f;
-}
-
-// KL(base || test) over every vocabulary entry, no cut-off.
-double kl_divergence(const float* base, double base_log_sum, const float* test, double test_log_sum, int64_t vocab) {
-  double kl = 0;
-  for (int64_t v = 0; v < vocab; ++v) {
-    const double log_p = static_cast<double>(base[v]) - base_log_sum;
-    const double log_q = static_cast<double>(test[v]) - test_log_sum;
-    kl += static_cast<double>(std::exp(static_cast<float>(log_p))) * (log_p - log_q);
-  }
-  return std::max(0.0, kl);
-}
 
 struct Window {
   int32_t document = 0;
@@ -205,8 +174,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
       // window predicts nothing.
       const bool scores = at >= stretches.prompt;
       const int64_t scored = scores ? std::min(m, n - 1 - at) : 0;
-      std::vector<RowFacts> exact_rows(static_cast<size_t>(scored));
-      parallel_for(scored, [&](int64_t i) { exact_rows[static_cast<size_t>(i)] = facts_of(base_logits.row(i), vocab, truth(i)); });
+      std::vector<LogitFacts> exact_rows(static_cast<size_t>(scored));
+      parallel_for(scored, [&](int64_t i) { exact_rows[static_cast<size_t>(i)] = logit_facts(base_logits.row(i), vocab, truth(i)); });
       for (int64_t i = 0; i < scored; ++i) {
         result.position.push_back(static_cast<int32_t>(at + i + 1));
         result.window.push_back(static_cast<int32_t>(w));
@@ -242,8 +211,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
         track.same_top.resize(first + count);
         parallel_for(scored, [&](int64_t i) {
           const size_t k = first + static_cast<size_t>(i);
-          const RowFacts f = facts_of(test_logits.row(i), vocab, truth(i));
-          const RowFacts& e = exact_rows[static_cast<size_t>(i)];
+          const LogitFacts f = logit_facts(test_logits.row(i), vocab, truth(i));
+          const LogitFacts& e = exact_rows[static_cast<size_t>(i)];
           track.nll[k] = f.nll;
           track.kld[k] = kl_divergence(base_logits.row(i), e.log_sum, test_logits.row(i), f.log_sum, vocab);
           track.delta_p[k] = std::exp(-f.nll) - std::exp(-e.nll);
