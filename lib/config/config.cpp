@@ -1,0 +1,341 @@
+#include "config/config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr int64_t kMaxRangeValues = 100'000;
+
+std::string join(const std::string& path, const std::string& key) { return path.empty() ? key : path + "." + key; }
+
+void merge_tree(Json& base, const Json& over) {
+  if (!base.is_object() || !over.is_object()) {
+    base = over;
+    return;
+  }
+  for (const auto& [key, value] : over.items()) {
+    if (base.contains(key)) merge_tree(base[key], value);
+    else base[key] = value;
+  }
+}
+
+std::string read_text(const fs::path& path, const std::string& named_by) {
+  std::error_code ec;
+  const auto status = fs::status(path, ec);
+  const std::string lead = named_by.empty() ? "" : named_by + ": ";
+  if (ec || !fs::exists(status)) fail_usage(fmt::format("{}configuration file {} does not exist", lead, path.string()));
+  if (fs::is_directory(status)) fail_usage(fmt::format("{}{} is a folder; a YAML file is expected", lead, path.string()));
+  std::ifstream in(path, std::ios::binary);
+  if (!in) fail_usage(fmt::format("{}{} can't be read", lead, path.string()));
+  // One byte beyond the limit is enough to refuse, so a device or a huge file costs nothing.
+  std::string text(static_cast<size_t>(kMaxConfigBytes) + 1, '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(in.gcount()));
+  return text;
+}
+
+struct Loader {
+  std::vector<fs::path> open;  // the chain of files being read
+  int files = 0;
+
+  Config load(const fs::path& path, const std::string& named_by) {
+    std::error_code ec;
+    fs::path identity = fs::weakly_canonical(path, ec);
+    if (ec) identity = path;
+    if (std::find(open.begin(), open.end(), identity) != open.end()) {
+      std::string chain;
+      for (const auto& p : open) chain += p.filename().string() + " -> ";
+      fail_usage(fmt::format("{}: include goes in a circle: {}{}", named_by, chain, identity.filename().string()));
+    }
+    if (++files > kMaxConfigFiles) fail_usage(fmt::format("{}: more than {} included files", named_by, kMaxConfigFiles));
+    Config own = parse_yaml(read_text(path, named_by), path.string());
+    if (!own.tree.contains("include")) return own;
+    const Json list = own.tree["include"];
+    own.tree.erase("include");
+    const std::string where = own.where("include");
+    std::vector<std::string> names;
+    if (list.is_string()) names.push_back(list.get<std::string>());
+    else if (list.is_array()) {
+      for (const auto& n : list) {
+        if (!n.is_string()) fail_usage(fmt::format("{}: include: a file name is expected, found {}", where, n.dump()));
+        names.push_back(n.get<std::string>());
+      }
+    } else {
+      fail_usage(fmt::format("{}: include: a file name or a list of them is expected, found {}", where, list.dump()));
+    }
+    open.push_back(identity);
+    Config out;
+    for (const auto& n : names) merge_config(out, load(path.parent_path() / n, where));
+    open.pop_back();
+    merge_config(out, own);
+    return out;
+  }
+};
+
+bool is_boundary(char c) { return !(std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '['); }
+
+}  // namespace
+
+std::string ConfigMark::text() const { return line > 0 ? fmt::format("{}:{}:{}", file, line, column) : file; }
+
+std::string Config::where(const std::string& path) const {
+  for (std::string p = path;;) {
+    const auto it = marks.find(p);
+    if (it != marks.end()) return it->second.text();
+    const size_t cut = p.find_last_of(".[");
+    if (cut == std::string::npos) return "configuration";
+    p.resize(cut);
+  }
+}
+
+std::string Config::annotate(const std::string& message) const {
+  const ConfigMark* best = nullptr;
+  size_t length = 0;
+  for (const auto& [path, mark] : marks) {
+    if (path.size() <= length) continue;
+    for (size_t at = message.find(path); at != std::string::npos; at = message.find(path, at + 1)) {
+      const size_t end = at + path.size();
+      const bool starts = at == 0 || (is_boundary(message[at - 1]));
+      const bool ends = end == message.size() || is_boundary(message[end]) ||
+                        (message[end] == '.' && (end + 1 == message.size() || message[end + 1] == ' '));
+      if (!starts || !ends) continue;
+      best = &mark;
+      length = path.size();
+      break;
+    }
+  }
+  return best ? best->text() + ": " + message : message;
+}
+
+Config load_config(const std::string& path) { return Loader().load(path, ""); }
+
+void merge_config(Config& base, const Config& over) {
+  merge_tree(base.tree, over.tree);
+  for (const auto& [path, mark] : over.marks) base.marks[path] = mark;
+}
+
+std::vector<std::string> split_path(const std::string& path) {
+  std::vector<std::string> parts;
+  for (size_t at = 0;;) {
+    const size_t dot = path.find('.', at);
+    parts.push_back(path.substr(at, dot - at));
+    if (parts.back().empty()) fail_usage(fmt::format("'{}' is not a path: an empty part between dots", path));
+    if (dot == std::string::npos) return parts;
+    at = dot + 1;
+  }
+}
+
+const Json* find_path(const Json& tree, const std::string& path) {
+  const Json* at = &tree;
+  for (const auto& part : split_path(path)) {
+    if (!at->is_object()) return nullptr;
+    const auto it = at->find(part);
+    if (it == at->end()) return nullptr;
+    at = &*it;
+  }
+  return at;
+}
+
+void set_path(Json& tree, const std::string& path, Json value) {
+  Json* at = &tree;
+  const auto parts = split_path(path);
+  if (parts.size() > static_cast<size_t>(kMaxConfigDepth)) fail_usage(fmt::format("'{}' has more than {} parts", path, kMaxConfigDepth));
+  std::string so_far;
+  for (size_t i = 0; i + 1 < parts.size(); ++i) {
+    so_far = join(so_far, parts[i]);
+    Json& next = (*at)[parts[i]];
+    if (next.is_null()) next = Json::object();
+    if (!next.is_object())
+      fail_usage(fmt::format("{}: {} is {}, not a map, so it can't hold {}", path, so_far, next.dump(), parts[i + 1]));
+    at = &next;
+  }
+  (*at)[parts.back()] = std::move(value);
+}
+
+void apply_override(Config& config, const std::string& assignment) {
+  const size_t equals = assignment.find('=');
+  if (equals == std::string::npos || equals == 0)
+    fail_usage(fmt::format("'{}' is not an override; write path=value, for example codec.bits=4", assignment));
+  const std::string path = assignment.substr(0, equals);
+  Json value = parse_yaml_value(assignment.substr(equals + 1), "command line: " + path);
+  bool done = false;
+  for (const std::string prefix : {"sweep.grid.", "sweep.repeat."}) {
+    if (!path.starts_with(prefix) || path.size() == prefix.size()) continue;
+    const std::string map = prefix.substr(0, prefix.size() - 1);
+    const Json* existing = find_path(config.tree, map);
+    Json axes = existing ? *existing : Json::object();
+    if (!axes.is_object()) fail_usage(fmt::format("{}: {} is not a map", path, map));
+    axes[path.substr(prefix.size())] = value;
+    set_path(config.tree, map, std::move(axes));
+    done = true;
+  }
+  if (!done) set_path(config.tree, path, std::move(value));
+  // Positions inside what was replaced no longer say where a value comes from.
+  for (auto it = config.marks.lower_bound(path); it != config.marks.end() && it->first.starts_with(path);) {
+    const bool inside = it->first.size() > path.size() && (it->first[path.size()] == '.' || it->first[path.size()] == '[');
+    it = inside ? config.marks.erase(it) : std::next(it);
+  }
+  config.marks[path] = {"command line: " + path, 0, 0};
+}
+
+void apply_group(Config& config) {
+  const Json groups = config.tree.value("groups", Json());
+  const Json chosen = config.tree.value("group", Json());
+  config.tree.erase("groups");
+  config.tree.erase("group");
+  if (!groups.is_null() && !groups.is_object())
+    fail_usage(fmt::format("{}: groups: a map of named sets of values is expected", config.where("groups")));
+  if (chosen.is_null()) return;
+  if (!chosen.is_string()) fail_usage(fmt::format("{}: group: the name of a group is expected, found {}", config.where("group"), chosen.dump()));
+  const std::string name = chosen.get<std::string>();
+  std::vector<std::string> known;
+  if (groups.is_object())
+    for (const auto& [k, v] : groups.items()) known.push_back(k);
+  if (std::find(known.begin(), known.end(), name) == known.end()) {
+    std::string list;
+    for (const auto& k : known) list += (list.empty() ? "" : ", ") + k;
+    fail_usage(fmt::format("{}: group: no group is named '{}'; there {}", config.where("group"), name,
+                           list.empty() ? "are none" : "is " + list));
+  }
+  if (!groups[name].is_object()) fail_usage(fmt::format("{}: groups.{}: a map is expected", config.where("groups." + name), name));
+  Config over;
+  over.tree = groups[name];
+  const std::string prefix = "groups." + name + ".";
+  for (const auto& [path, mark] : config.marks)
+    if (path.starts_with(prefix)) over.marks[path.substr(prefix.size())] = mark;
+  merge_config(config, over);
+}
+
+std::vector<Json> range_or_list(const Json& value, const std::string& what) {
+  if (value.is_array()) return std::vector<Json>(value.begin(), value.end());
+  if (!value.is_object() || value.size() != 1 || !value.contains("range"))
+    fail_usage(fmt::format("{}: a list [a, b] or {{range: [first, last, step]}} is expected, found {}", what, value.dump()));
+  const Json& r = value["range"];
+  bool numbers = r.is_array() && (r.size() == 2 || r.size() == 3);
+  bool integers = numbers;
+  if (numbers)
+    for (const auto& x : r) {
+      numbers = numbers && x.is_number();
+      if (!numbers) break;
+      integers = integers && x.is_number_integer();
+      numbers = numbers && std::fabs(x.get<double>()) <= 1e15;  // steps stay exact and can't overflow
+    }
+  if (!numbers) fail_usage(fmt::format("{}.range: [first, last] or [first, last, step] of numbers up to 1e15 is expected, found {}", what, r.dump()));
+  std::vector<Json> out;
+  const double first = r[0].get<double>(), last = r[1].get<double>(), step = r.size() == 3 ? r[2].get<double>() : 1.0;
+  if (!(step != 0) || (last - first) / step < 0)
+    fail_usage(fmt::format("{}.range: {} never reaches its end", what, r.dump()));
+  const double count = std::floor((last - first) / step + 1e-9) + 1;
+  if (!(count <= static_cast<double>(kMaxRangeValues)))
+    fail_usage(fmt::format("{}.range: more than {} values", what, kMaxRangeValues));
+  for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
+    if (integers) out.push_back(r[0].get<int64_t>() + i * (r.size() == 3 ? r[2].get<int64_t>() : 1));
+    else out.push_back(first + static_cast<double>(i) * step);
+  }
+  return out;
+}
+
+ConfigReader::ConfigReader(const Config& config, std::string path) : config_(config), path_(std::move(path)) {
+  map_ = path_.empty() ? &config.tree : find_path(config.tree, path_);
+  if (map_ && map_->is_null()) map_ = nullptr;
+  if (map_ && !map_->is_object())
+    fail_usage(fmt::format("{}: {}: a map is expected, found {}", config_.where(path_), path_, map_->dump()));
+}
+
+const Json* ConfigReader::find(const std::string& key) {
+  known_.push_back(key);
+  if (!map_) return nullptr;
+  const auto it = map_->find(key);
+  return it == map_->end() || it->is_null() ? nullptr : &*it;
+}
+
+bool ConfigReader::has(const std::string& key) const { return map_ && map_->contains(key) && !(*map_)[key].is_null(); }
+
+void ConfigReader::fail(const std::string& key, const std::string& message) const {
+  const std::string path = join(path_, key);
+  fail_usage(fmt::format("{}: {}: {}", config_.where(path), path, message));
+}
+
+std::string ConfigReader::text(const std::string& key, const std::string& fallback) {
+  const Json* v = find(key);
+  if (!v) return fallback;
+  if (!v->is_string()) fail(key, fmt::format("a text is expected, found {}", v->dump()));
+  return v->get<std::string>();
+}
+
+int64_t ConfigReader::integer(const std::string& key, int64_t fallback, int64_t low, int64_t high) {
+  const Json* v = find(key);
+  if (!v) return fallback;
+  if (!v->is_number_integer()) fail(key, fmt::format("an integer in [{}, {}] is expected, found {}", low, high, v->dump()));
+  const int64_t i = v->get<int64_t>();
+  if (i < low || i > high) fail(key, fmt::format("{} is outside [{}, {}]", i, low, high));
+  return i;
+}
+
+bool ConfigReader::boolean(const std::string& key, bool fallback) {
+  const Json* v = find(key);
+  if (!v) return fallback;
+  if (!v->is_boolean()) fail(key, fmt::format("true or false is expected, found {}", v->dump()));
+  return v->get<bool>();
+}
+
+std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t low, int64_t high, bool may_be_all) {
+  const Json* v = find(key);
+  if (!v || (may_be_all && v->is_string() && v->get<std::string>() == "all")) return {};
+  std::vector<Json> values;
+  if (v->is_number_integer()) values.push_back(*v);
+  else if (v->is_string()) fail(key, fmt::format("{}a list of integers or {{range: [first, last, step]}} is expected, found {}",
+                                                 may_be_all ? "all, " : "", v->dump()));
+  else values = range_or_list(*v, config_.where(join(path_, key)) + ": " + join(path_, key));
+  std::vector<int64_t> out;
+  for (const auto& x : values) {
+    if (!x.is_number_integer()) fail(key, fmt::format("integers are expected, found {}", x.dump()));
+    const int64_t i = x.get<int64_t>();
+    if (i < low || i > high) fail(key, fmt::format("{} is outside [{}, {}]", i, low, high));
+    if (std::find(out.begin(), out.end(), i) != out.end()) fail(key, fmt::format("{} stands twice", i));
+    out.push_back(i);
+  }
+  return out;
+}
+
+std::vector<std::string> ConfigReader::texts(const std::string& key) {
+  const Json* v = find(key);
+  if (!v) return {};
+  std::vector<std::string> out;
+  if (v->is_string()) return {v->get<std::string>()};
+  if (!v->is_array()) fail(key, fmt::format("a list of names is expected, found {}", v->dump()));
+  for (const auto& x : *v) {
+    if (!x.is_string()) fail(key, fmt::format("a list of names is expected, found {} in it", x.dump()));
+    out.push_back(x.get<std::string>());
+  }
+  return out;
+}
+
+const Json& ConfigReader::raw(const std::string& key) {
+  static const Json none;
+  const Json* v = find(key);
+  return v ? *v : none;
+}
+
+void ConfigReader::finish() const {
+  if (!map_) return;
+  for (const auto& [key, value] : map_->items()) {
+    if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
+    const std::string near = nearest_name(key, known_);
+    std::string allowed;
+    for (const auto& k : known_) allowed += (allowed.empty() ? "" : ", ") + k;
+    fail_usage(fmt::format("{}: unknown key '{}'{}; known here: {}", config_.where(join(path_, key)), join(path_, key),
+                           near.empty() ? "" : fmt::format(" (did you mean '{}'?)", join(path_, near)), allowed));
+  }
+}
+
+}  // namespace vqkv

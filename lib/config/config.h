@@ -1,0 +1,91 @@
+// Configuration: strict YAML, includes and key=value overrides, as one JSON tree that remembers where each value stands.
+// A YAML path is an override's path is a result column. No interpolation and no environment: a file means the same
+// tomorrow.
+#pragma once
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+
+namespace vqkv {
+
+struct ConfigMark {
+  std::string file;  // or "command line"
+  int line = 0;      // from 1; 0: no position (an override)
+  int column = 0;
+  std::string text() const;  // "file:line:column"
+};
+
+struct Config {
+  Json tree = Json::object();
+  std::map<std::string, ConfigMark> marks;  // by path: "codec.k.bits", "sweep.skip[0].codec.name"
+
+  // "file:line:column" of `path`, or of its nearest enclosing path.
+  std::string where(const std::string& path) const;
+  // `message` led by the position of the longest path of this configuration that it names, so that a check deep in a
+  // codec, which knows "codec.k.bits" and no file, still points at the line.
+  std::string annotate(const std::string& message) const;
+};
+
+// Limits that hostile files run into: a message and kUsage instead of a hang.
+inline constexpr int64_t kMaxConfigBytes = 1 << 20;  // a file
+inline constexpr int kMaxConfigDepth = 32;
+inline constexpr int kMaxConfigNodes = 200'000;      // after aliases are expanded; a long text weighs more
+inline constexpr int kMaxConfigFiles = 64;           // opened through include
+
+// One document whose root is a map (an empty file is an empty map). Refused: duplicate keys, merge keys (<<), tags, keys
+// that are not scalars, infinities and NaN, text that is not UTF-8. Plain scalars follow the core schema of YAML 1.2, so
+// `yes` and `on` are strings. Throws kUsage with file:line:column.
+Config parse_yaml(std::string_view text, const std::string& file);
+
+// A scalar or flow collection, as in the value of an override.
+Json parse_yaml_value(std::string_view text, const std::string& what);
+
+// The file with its `include:` (a path or a list, relative to the file that names them) merged in order below it.
+Config load_config(const std::string& path);
+
+// Maps merge key by key, anything else in `over` replaces what stands in `base`.
+void merge_config(Config& base, const Config& over);
+
+// "a.b=value". Below sweep.grid and sweep.repeat the rest of the path is one key, as in the file.
+void apply_override(Config& config, const std::string& assignment);
+
+// `groups: {test: {...}}` are named sets of values; `group: test` merges one over the rest. Both keys disappear.
+void apply_group(Config& config);
+
+// "codec.k.bits" -> {"codec", "k", "bits"}; kUsage for an empty part.
+std::vector<std::string> split_path(const std::string& path);
+const Json* find_path(const Json& tree, const std::string& path);  // null when absent
+// Creates the maps on the way; kUsage when something on the way is not a map.
+void set_path(Json& tree, const std::string& path, Json value);
+
+// Strict typed reading of one map. Every key must be asked for; finish() refuses the others with the nearest name.
+class ConfigReader {
+ public:
+  ConfigReader(const Config& config, std::string path);  // the map at `path`; absent or null reads as empty
+  bool has(const std::string& key) const;
+  std::string text(const std::string& key, const std::string& fallback);
+  int64_t integer(const std::string& key, int64_t fallback, int64_t low, int64_t high);
+  bool boolean(const std::string& key, bool fallback);
+  // A list of integers: [0, 3], {range: [0, 6]} or {range: [0, 6, 2]} (inclusive), or one integer. `all` where
+  // `fallback_all`: empty result.
+  std::vector<int64_t> integers(const std::string& key, int64_t low, int64_t high, bool may_be_all);
+  std::vector<std::string> texts(const std::string& key);
+  const Json& raw(const std::string& key);  // null when absent
+  void finish() const;
+  [[noreturn]] void fail(const std::string& key, const std::string& message) const;
+
+ private:
+  const Json* find(const std::string& key);
+  const Config& config_;
+  std::string path_;
+  const Json* map_ = nullptr;
+  std::vector<std::string> known_;
+};
+
+// The values of a {range: [first, last]} or {range: [first, last, step]} or of a list; `what` leads messages.
+std::vector<Json> range_or_list(const Json& value, const std::string& what);
+
+}  // namespace vqkv
