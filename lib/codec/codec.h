@@ -84,10 +84,20 @@ class Codec {
   // Decodes through plan(): one definition of what a code means.
   void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}) const;
 
+  // Model-side constants: what plan() needs, and encoder-only parameters where a codec has them.
+  virtual int64_t constant_bytes() const;
+
   // Trained parameters as named arrays; configuration is stored by the caller.
   virtual void save(ParameterWriter& out) const = 0;
   virtual void load(const ParameterReader& in) = 0;
 };
+
+// What every encode does first: the shape (kInternal) and that all values are finite (kBadData).
+void check_encode_input(const Codec& codec, ConstMatrix x);
+// `value` as `type` stores it, saturated at its largest finite number.
+float round_side(DType type, float value);
+// The same for a scale that something is divided by: at least the smallest normal number of the type.
+float round_scale(DType type, float value);
 
 // Named arrays of one codec: what an archive stores. Types: f32 tensors and small JSON facts.
 class ParameterWriter {
@@ -166,7 +176,7 @@ class MethodOf final : public Method {
  public:
   using Describe = MethodInfo (*)();
   using Check = std::string (*)(const Knobs&, const UnitShape&);
-  MethodOf(Describe describe, Check check) : describe_(describe), check_(check) {}
+  MethodOf(Describe describe_method, Check check_method) : describe_(describe_method), check_(check_method) {}
   MethodInfo describe() const override { return describe_(); }
   std::vector<Knob> knobs() const override;
   Json canonical(const Json& knobs, const std::string& path) const override {

@@ -1,0 +1,79 @@
+#include "codec/codec.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/error.h"
+
+namespace vqkv {
+
+#define VQKV_METHOD(name) const Method& vqkv_method_##name();
+#include "codec/methods/methods.inc"
+#undef VQKV_METHOD
+
+std::string role_name(Role r) { return r == Role::kKey ? "k" : "v"; }
+
+Json TrainReport::to_json() const {
+  return {{"seconds", seconds}, {"vectors", vectors}, {"iterations", iterations}, {"curve", curve}};
+}
+
+std::unique_ptr<SequenceState> Codec::fit(ConstMatrix, ConstMatrix, ConstMatrix) const { return nullptr; }
+
+void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query) const { decode_plan(plan(query), block, x); }
+
+int64_t Codec::constant_bytes() const { return plan().constant_bytes(); }
+
+void check_encode_input(const Codec& codec, ConstMatrix x) {
+  VQKV_CHECK(x.cols == codec.channels() && x.rows % codec.layout().block_tokens == 0);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    const float* row = x.row(t);
+    // Sums of finite floats in double stay finite: one test a row, and the slow search only where it fails.
+    double sum = 0;
+    for (int64_t c = 0; c < x.cols; ++c) sum += double{row[c]};
+    if (std::isfinite(sum)) continue;
+    for (int64_t c = 0; c < x.cols; ++c)
+      if (!std::isfinite(row[c])) fail_data(fmt::format("token {}, channel {}: {} cannot be coded; values must be finite", t, c, row[c]));
+  }
+}
+
+float round_side(DType type, float value) {
+  if (type == DType::kF16) value = std::fmin(std::fmax(value, -65504.0f), 65504.0f);
+  if (type == DType::kBF16) value = std::fmin(std::fmax(value, -0x1.FEp127f), 0x1.FEp127f);
+  round_to(type, &value, 1);
+  return value;
+}
+
+float round_scale(DType type, float value) {
+  // A subnormal scale would flush or lose all its digits: the smallest normal number is the floor.
+  const float floor_value = type == DType::kF16 ? 0x1p-14f : 0x1p-126f;
+  return round_side(type, std::fmax(value, floor_value));
+}
+
+const std::vector<const Method*>& all_methods() {
+  static const std::vector<const Method*> methods = {
+#define VQKV_METHOD(name) &vqkv_method_##name(),
+#include "codec/methods/methods.inc"
+#undef VQKV_METHOD
+  };
+  return methods;
+}
+
+const Method& find_method(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Method* m : all_methods()) {
+    names.push_back(m->describe().name);
+    if (names.back() == name) return *m;
+  }
+  const std::string near = nearest_name(name, names);
+  fail_usage(fmt::format("codec '{}' is not known{}; allowed: {}", name,
+                         near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+}
+
+Json default_cache_config(const std::string& method) {
+  const Json presets = find_method(method).describe().presets;
+  const auto it = presets.is_object() ? presets.find("default") : presets.end();
+  return it != presets.end() && it->contains("cache") ? it->at("cache") : Json();
+}
+
+}  // namespace vqkv

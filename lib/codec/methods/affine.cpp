@@ -1,0 +1,126 @@
+#include "codec/methods/affine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/thread_pool.h"
+
+namespace vqkv {
+namespace {
+
+// The grid of one group, as stored: x ~ zero + scale * (code - offset).
+struct Group {
+  float scale = 1;
+  float zero = 0;       // what the decoder adds
+  float integer_zero = 0;
+};
+
+// Round half to even (the default rounding mode), as the published codes do; clamped first, so that huge ratios are safe.
+uint16_t code_of(const AffineGrid& grid, const Group& g, float x) {
+  const int top = (1 << grid.bits) - 1;
+  const double v = x;
+  switch (grid.mode) {
+    case AffineGrid::Mode::kAsymmetric:
+      return static_cast<uint16_t>(std::nearbyint(std::clamp((v - g.zero) / g.scale, 0.0, double(top))));
+    case AffineGrid::Mode::kIntegerZero:
+      return static_cast<uint16_t>(std::clamp(std::nearbyint(v / g.scale) + g.integer_zero, 0.0, double(top)));
+    case AffineGrid::Mode::kSymmetric: {
+      const double most = (1 << (grid.bits - 1)) - 1;
+      return static_cast<uint16_t>(std::nearbyint(std::clamp(v / g.scale, -most, most)) + most);
+    }
+  }
+  return 0;
+}
+
+Group grid_of(const AffineGrid& grid, float low, float high) {
+  Group g;
+  // Ranges of finite floats may exceed a float: double until rounded to storage.
+  if (grid.mode == AffineGrid::Mode::kSymmetric) {
+    const double most = std::max(std::abs(double{low}), std::abs(double{high})) * grid.clip;
+    g.scale = round_scale(grid.scale_type, static_cast<float>(most / ((1 << (grid.bits - 1)) - 1)));
+    return g;
+  }
+  // A (nearly) constant group has no scale of its own, and its whole zero point would overflow: measure from 0.
+  const bool flat = grid.mode == AffineGrid::Mode::kIntegerZero &&
+                    double{high} - low < 1e-6 * std::max(std::abs(double{low}), std::abs(double{high}));
+  if (grid.range_holds_zero || flat) {
+    low = std::min(low, 0.0f);
+    high = std::max(high, 0.0f);
+  }
+  const double top = (1 << grid.bits) - 1;
+  const double bottom = low * grid.clip;
+  g.scale = round_scale(grid.scale_type, static_cast<float>(std::min((high * grid.clip - bottom) / top, 3.0e38)));
+  if (grid.mode == AffineGrid::Mode::kAsymmetric) {
+    g.zero = round_side(grid.scale_type, static_cast<float>(bottom));
+  } else {
+    g.integer_zero = static_cast<float>(std::nearbyint(-bottom / g.scale));
+    g.zero = round_side(grid.scale_type, -g.scale * g.integer_zero);
+  }
+  return g;
+}
+
+}  // namespace
+
+AffineCodec::AffineCodec(const AffineGrid& grid, const AffineGroups& groups, const UnitShape& unit)
+    : grid_(grid), groups_(groups), channels_(unit.channels()), rope_(unit.rope) {
+  layout_.fields = {{"code", grid.bits, channels_, true}};
+  const bool along_tokens = groups.along_tokens;
+  if (along_tokens) layout_.block_tokens = groups.group;
+  const int slots = along_tokens ? channels_ : channels_ / groups.group;
+  layout_.sides = {{"scale", grid.scale_type, slots, !along_tokens}};
+  if (grid.mode != AffineGrid::Mode::kSymmetric) layout_.sides.push_back({"zero", grid.scale_type, slots, !along_tokens});
+}
+
+void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) const {
+  check_encode_input(*this, x);
+  out.resize(layout_, x.rows / layout_.block_tokens);
+  const int slots = layout_.sides[0].slots;
+  const int tokens = layout_.block_tokens;                          // of a group
+  const int width = groups_.along_tokens ? 1 : groups_.group;       // channels of a group
+  const auto encode_block = [&](int64_t block) {
+    for (int s = 0; s < slots; ++s) {
+      const ConstMatrix part = x.slice_rows(block * tokens, tokens).slice_cols(int64_t{s} * width, width);
+      float low = part(0, 0), high = part(0, 0);
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t c = 0; c < width; ++c) {
+          low = std::min(low, part(t, c));
+          high = std::max(high, part(t, c));
+        }
+      const Group g = grid_of(grid_, low, high);
+      const auto at = static_cast<size_t>(block * slots + s);
+      out.sides[0][at] = g.scale;
+      if (out.sides.size() > 1) out.sides[1][at] = g.zero;
+      uint16_t* codes = out.fields[0].data() + block * tokens * channels_ + int64_t{s} * width;
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t c = 0; c < width; ++c) codes[t * channels_ + c] = code_of(grid_, g, part(t, c));
+    }
+  };
+  constexpr int64_t kChunk = 32;
+  parallel_for((out.blocks + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    for (int64_t b = chunk * kChunk; b < std::min(out.blocks, (chunk + 1) * kChunk); ++b) encode_block(b);
+  });
+}
+
+DecodePlan AffineCodec::plan(const PlanQuery&) const {
+  DecodePlan plan;
+  plan.channels = plan.code_channels = channels_;
+  plan.layout = layout_;
+  plan.rope = rope_;
+  LevelsTerm term;
+  term.scale_side = 0;
+  if (layout_.sides.size() > 1) term.zero_side = 1;
+  if (grid_.mode == AffineGrid::Mode::kSymmetric) term.offset = static_cast<float>((1 << (grid_.bits - 1)) - 1);
+  term.group_channels = groups_.along_tokens ? 1 : groups_.group;
+  term.group_tokens = layout_.block_tokens;
+  plan.terms = {term};
+  return plan;
+}
+
+std::string check_channel_group(int group, const UnitShape& unit) {
+  if (group >= 1 && unit.channels() % group == 0 && (unit.head_dim % group == 0 || group % unit.head_dim == 0)) return "";
+  return fmt::format("groups of {} channels divide neither a head of {} nor a unit of {} heads", group, unit.head_dim, unit.heads);
+}
+
+}  // namespace vqkv

@@ -1,0 +1,49 @@
+// Scalar codes on an evenly spaced grid with a scale and, where the grid is not centred, a zero a group: the common part
+// of rtn and kivi.
+#pragma once
+#include <string>
+
+#include "codec/codec.h"
+
+namespace vqkv {
+
+struct AffineGrid {
+  // asymmetric: x ~ min + s q. integer_zero: x ~ s (q - z) with a whole z (QuaRot). symmetric: x ~ s q, |q| <= 2^(bits-1)-1.
+  enum class Mode { kAsymmetric, kIntegerZero, kSymmetric } mode = Mode::kAsymmetric;
+  int bits = 4;
+  double clip = 1.0;            // multiplies both ends of the range
+  DType scale_type = DType::kF16;
+  bool range_holds_zero = false;  // widen every range to hold 0
+};
+
+// Groups of `group` channels of one token (along_tokens false) or of `group` tokens of one channel.
+struct AffineGroups {
+  int group = 32;
+  bool along_tokens = false;
+};
+
+class AffineCodec : public Codec {
+ public:
+  AffineCodec(const AffineGrid& grid, const AffineGroups& groups, const UnitShape& unit);
+
+  int channels() const override { return channels_; }
+  const CodeLayout& layout() const override { return layout_; }
+  RopePlacement rope() const override { return rope_; }
+  TrainReport train(const TrainSet&, const Rng&) override { return {}; }
+  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state = nullptr) const override;
+  DecodePlan plan(const PlanQuery& query = {}) const override;
+  void save(ParameterWriter&) const override {}
+  void load(const ParameterReader&) override {}
+
+ private:
+  AffineGrid grid_;
+  AffineGroups groups_;
+  int channels_;
+  RopePlacement rope_;
+  CodeLayout layout_;
+};
+
+// Why `group` channels of one token can't be a group of this unit, or "". A group lies inside a head or holds whole heads.
+std::string check_channel_group(int group, const UnitShape& unit);
+
+}  // namespace vqkv

@@ -1,0 +1,207 @@
+#include "codec/plan.h"
+
+#include <algorithm>
+#include <set>
+
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+namespace {
+
+const FieldSpec& field_of(const DecodePlan& plan, int field) {
+  VQKV_CHECK(field >= 0 && field < static_cast<int>(plan.layout.fields.size()));
+  return plan.layout.fields[static_cast<size_t>(field)];
+}
+const SideSpec& side_of(const DecodePlan& plan, int side) {
+  VQKV_CHECK(side >= 0 && side < static_cast<int>(plan.layout.sides.size()));
+  return plan.layout.sides[static_cast<size_t>(side)];
+}
+
+void check_term(const DecodePlan& plan, const TableTerm& t) {
+  const FieldSpec& f = field_of(plan, t.field);
+  VQKV_CHECK(f.per_token);
+  VQKV_CHECK(t.first_slot >= 0 && t.slots >= 1 && t.first_slot + t.slots <= f.slots);
+  VQKV_CHECK(t.entries >= 1 && t.entries <= (1 << f.bits) && t.width >= 1 && t.books >= 1);
+  VQKV_CHECK(t.codewords && t.codewords->size() == static_cast<size_t>(t.books) * static_cast<size_t>(t.entries) * static_cast<size_t>(t.width));
+  VQKV_CHECK(t.book_of_slot.size() == static_cast<size_t>(t.slots));
+  VQKV_CHECK(t.channel.size() == static_cast<size_t>(t.slots) * static_cast<size_t>(t.width));
+  for (const int32_t b : t.book_of_slot) VQKV_CHECK(b >= 0 && b < t.books);
+  for (const int32_t c : t.channel) VQKV_CHECK(c >= 0 && c < plan.code_channels);
+  VQKV_CHECK(t.op == TableTerm::Op::kIdentity || t.width % 2 == 0);
+  if (t.disjoint) {
+    std::vector<int32_t> sorted = t.channel;
+    std::sort(sorted.begin(), sorted.end());
+    VQKV_CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end());
+  }
+}
+
+// Slots of the side that holds a term's metadata groups.
+void check_groups(const DecodePlan& plan, const LevelsTerm& t, int side) {
+  if (side < 0) return;
+  const SideSpec& s = side_of(plan, side);
+  const int channel_groups = plan.code_channels / t.group_channels;
+  VQKV_CHECK(s.slots == (s.per_token ? channel_groups : channel_groups * (plan.layout.block_tokens / t.group_tokens)));
+}
+
+void check_term(const DecodePlan& plan, const LevelsTerm& t) {
+  const FieldSpec& f = field_of(plan, t.field);
+  VQKV_CHECK(f.per_token && f.slots == plan.code_channels);
+  VQKV_CHECK(t.levels.empty() || t.levels.size() <= (size_t{1} << f.bits));
+  VQKV_CHECK(t.group_channels >= 1 && plan.code_channels % t.group_channels == 0);
+  VQKV_CHECK(t.group_tokens >= 1 && plan.layout.block_tokens % t.group_tokens == 0);
+  check_groups(plan, t, t.scale_side);
+  check_groups(plan, t, t.zero_side);
+}
+
+void check_term(const DecodePlan& plan, const DenseTerm& t) {
+  const SideSpec& s = side_of(plan, t.side);
+  VQKV_CHECK(s.per_token && static_cast<size_t>(s.slots) == t.channel.size());
+  for (const int32_t c : t.channel) VQKV_CHECK(c >= 0 && c < plan.code_channels);
+}
+
+// One token of a block: where its codes and side values lie.
+struct TokenRef {
+  int64_t token;
+  int64_t block;
+  int64_t in_block;
+};
+
+void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block, const TokenRef& at, std::vector<double>& y) {
+  const int field_slots = plan.layout.fields[static_cast<size_t>(t.field)].slots;
+  const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * field_slots + t.first_slot;
+  const int half = t.width / 2;
+  for (int s = 0; s < t.slots; ++s) {
+    const int code = codes[s];
+    VQKV_CHECK(code < t.entries);
+    const int book = t.book_of_slot[static_cast<size_t>(s)];
+    const float* word = t.codewords->data() + (int64_t{book} * t.entries + code) * t.width;
+    const int32_t* channel = t.channel.data() + int64_t{s} * t.width;
+    for (int i = 0; i < t.width; ++i) {
+      double v = word[i];
+      if (t.op == TableTerm::Op::kRotate90) v = i < half ? -word[i + half] : word[i - half];
+      y[static_cast<size_t>(channel[i])] += v;
+    }
+  }
+}
+
+double group_value(const DecodePlan& plan, const LevelsTerm& t, int side, const CodeBlock& block, const TokenRef& at, int channel) {
+  const SideSpec& spec = plan.layout.sides[static_cast<size_t>(side)];
+  const std::vector<float>& values = block.sides[static_cast<size_t>(side)];
+  const int group = channel / t.group_channels;
+  if (spec.per_token) return values[static_cast<size_t>(at.token * spec.slots + group)];
+  const int channel_groups = plan.code_channels / t.group_channels;
+  return values[static_cast<size_t>(at.block * spec.slots + at.in_block / t.group_tokens * channel_groups + group)];
+}
+
+void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& block, const TokenRef& at, std::vector<double>& y) {
+  const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * plan.code_channels;
+  for (int j = 0; j < plan.code_channels; ++j) {
+    VQKV_CHECK(t.levels.empty() || codes[j] < t.levels.size());
+    const double level = t.levels.empty() ? double{static_cast<float>(codes[j])} - t.offset : double{t.levels[codes[j]]};
+    const double scale = t.scale_side < 0 ? 1.0 : group_value(plan, t, t.scale_side, block, at, j);
+    const double zero = t.zero_side < 0 ? 0.0 : group_value(plan, t, t.zero_side, block, at, j);
+    y[static_cast<size_t>(j)] += scale * level + zero;
+  }
+}
+
+void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, const TokenRef& at, std::vector<double>& y) {
+  const size_t slots = t.channel.size();
+  const float* values = block.sides[static_cast<size_t>(t.side)].data() + static_cast<size_t>(at.token) * slots;
+  for (size_t i = 0; i < slots; ++i) y[static_cast<size_t>(t.channel[i])] += values[i];
+}
+
+void decode_token(const DecodePlan& plan, const CodeBlock& block, const TokenRef& at, std::vector<double>& y,
+                  std::vector<double>& z, float* x) {
+  std::fill(y.begin(), y.end(), 0.0);
+  for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { add_term(plan, t, block, at, y); }, term);
+  for (int j = 0; j < plan.channels; ++j) z[static_cast<size_t>(j)] = plan.inner_bias.empty() ? 0.0 : double{plan.inner_bias[static_cast<size_t>(j)]};
+  if (!plan.map.dense.empty()) {
+    for (int i = 0; i < plan.code_channels; ++i) {
+      const float* row = plan.map.dense.data() + int64_t{i} * plan.channels;
+      for (int j = 0; j < plan.channels; ++j) z[static_cast<size_t>(j)] += y[static_cast<size_t>(i)] * row[j];
+    }
+  } else {
+    for (int j = 0; j < plan.channels; ++j) {
+      const auto c = static_cast<size_t>(j);
+      z[c] += plan.map.diagonal.empty() ? y[c] : y[c] * plan.map.diagonal[c];
+    }
+  }
+  const int scale_slots = plan.token_scale_side < 0 ? 1 : plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots;
+  const int scale_width = plan.channels / scale_slots;
+  for (int j = 0; j < plan.channels; ++j) {
+    const auto c = static_cast<size_t>(j);
+    double v = z[c];
+    if (plan.token_scale_side >= 0)
+      v *= block.sides[static_cast<size_t>(plan.token_scale_side)][static_cast<size_t>(at.token * scale_slots + j / scale_width)];
+    if (!plan.outer_bias.empty()) v += plan.outer_bias[c];
+    x[j] = static_cast<float>(v);
+  }
+}
+
+}  // namespace
+
+bool DecodePlan::table_only() const {
+  return std::all_of(terms.begin(), terms.end(), [](const PlanTerm& t) { return std::holds_alternative<TableTerm>(t); });
+}
+
+int64_t DecodePlan::constant_bytes() const {
+  int64_t bytes = 0;
+  std::set<const void*> seen;  // terms may share their books
+  for (const PlanTerm& term : terms) {
+    if (const auto* t = std::get_if<TableTerm>(&term)) {
+      if (seen.insert(t->codewords.get()).second)
+        bytes += static_cast<int64_t>(t->codewords->size()) * static_cast<int64_t>(dtype_size(t->stored_as));
+    } else if (const auto* l = std::get_if<LevelsTerm>(&term)) {
+      bytes += static_cast<int64_t>(l->levels.size() * sizeof(float));
+    }
+  }
+  if (map.stored_bytes >= 0) bytes += map.stored_bytes;
+  else bytes += static_cast<int64_t>((map.diagonal.size() + map.dense.size()) * sizeof(float));
+  return bytes + static_cast<int64_t>((inner_bias.size() + outer_bias.size()) * sizeof(float));
+}
+
+void check_plan(const DecodePlan& plan) {
+  VQKV_CHECK(plan.channels >= 1 && plan.code_channels >= 1 && plan.layout.block_tokens >= 1);
+  const auto channels = static_cast<size_t>(plan.channels);
+  for (const FieldSpec& f : plan.layout.fields) VQKV_CHECK(f.bits >= 1 && f.bits <= 16 && f.slots >= 1);
+  for (const SideSpec& s : plan.layout.sides) VQKV_CHECK(s.slots >= 1);
+  for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { check_term(plan, t); }, term);
+  VQKV_CHECK(plan.map.diagonal.empty() || plan.map.dense.empty());
+  VQKV_CHECK(plan.map.diagonal.empty() || plan.map.diagonal.size() == channels);
+  VQKV_CHECK(plan.map.dense.empty() || plan.map.dense.size() == channels * static_cast<size_t>(plan.code_channels));
+  VQKV_CHECK(!plan.map.dense.empty() || plan.code_channels == plan.channels);
+  VQKV_CHECK(plan.inner_bias.empty() || plan.inner_bias.size() == channels);
+  VQKV_CHECK(plan.outer_bias.empty() || plan.outer_bias.size() == channels);
+  if (plan.token_scale_side >= 0) {
+    const SideSpec& s = side_of(plan, plan.token_scale_side);
+    VQKV_CHECK(s.per_token && plan.channels % s.slots == 0);
+  }
+}
+
+void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x) {
+  check_plan(plan);
+  const int64_t block_tokens = plan.layout.block_tokens;
+  VQKV_CHECK(x.rows == block.blocks * block_tokens && x.cols == plan.channels);
+  VQKV_CHECK(block.fields.size() == plan.layout.fields.size() && block.sides.size() == plan.layout.sides.size());
+  for (size_t f = 0; f < block.fields.size(); ++f) {
+    const FieldSpec& spec = plan.layout.fields[f];
+    VQKV_CHECK(block.fields[f].size() == static_cast<size_t>((spec.per_token ? x.rows : block.blocks) * spec.slots));
+  }
+  for (size_t s = 0; s < block.sides.size(); ++s) {
+    const SideSpec& spec = plan.layout.sides[s];
+    VQKV_CHECK(block.sides[s].size() == static_cast<size_t>((spec.per_token ? x.rows : block.blocks) * spec.slots));
+  }
+  constexpr int64_t kChunk = 256;  // tokens are independent, so the chunking changes no bit
+  parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    std::vector<double> y(static_cast<size_t>(plan.code_channels)), z(static_cast<size_t>(plan.channels));
+    for (int64_t t = chunk * kChunk; t < std::min(x.rows, (chunk + 1) * kChunk); ++t)
+      decode_token(plan, block, {t, t / block_tokens, t % block_tokens}, y, z, x.row(t));
+  });
+  for (const OverlayEntry& e : block.overlay) {
+    VQKV_CHECK(e.token >= 0 && e.token < x.rows && e.channel >= 0 && e.channel < plan.channels);
+    x(e.token, e.channel) = e.add ? x(e.token, e.channel) + e.value : e.value;
+  }
+}
+
+}  // namespace vqkv
