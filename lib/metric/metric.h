@@ -9,6 +9,12 @@
 
 namespace vqkv {
 
+// The integer fields of a coded window, (tokens or blocks, slots) each.
+struct CodeFields {
+  std::vector<const std::vector<uint16_t>*> fields;
+  std::vector<int> slots, bits;
+};
+
 // One (layer, KV head, window) of a report document: exact and decoded, keys POST-RoPE (and pre-RoPE for the
 // reconstruction metrics), all (tokens, head_dim).
 struct FidelitySample {
@@ -22,14 +28,24 @@ struct FidelitySample {
   std::vector<int64_t> coded_end_k, coded_end_v;
   float score_scale = 0;
   ConstMatrix w_o;                        // (hidden, group * head_dim) slice for this KV head's query heads, or empty
-  const std::vector<std::vector<uint16_t>>* key_codes = nullptr;    // fields of the unit, for entropy metrics
-  const std::vector<std::vector<uint16_t>>* value_codes = nullptr;
+  const CodeFields* key_codes = nullptr;  // of the unit that holds the head
+  const CodeFields* value_codes = nullptr;
 };
+
+// Scores and probabilities of a sample's queries, exact and with the coded tokens decoded. Rows are query * group + g.
+struct AttentionRows {
+  Matrix<float> s, s_hat;                 // scaled logits; only the first tokens[row] entries of a row mean anything
+  Matrix<float> p, p_hat;                 // probabilities, zero beyond the causal edge
+  std::vector<int64_t> tokens;            // causal length of a row
+  std::vector<int64_t> coded_begin, coded_end;  // coded keys of a row
+};
+AttentionRows attention_rows(const FidelitySample& sample);
 
 class Metric {
  public:
   virtual ~Metric() = default;
-  virtual void add(const FidelitySample& sample) = 0;       // called serially, in a fixed order
+  // Called serially, in a fixed order. `rows` is computed once a sample and shared by the metrics that need it.
+  virtual void add(const FidelitySample& sample, const AttentionRows& rows) = 0;
   virtual std::vector<Measurement> finish() = 0;
 };
 
