@@ -3,43 +3,24 @@
 #include <cstring>
 #include <numeric>
 
+#include "codec/packing.h"
 #include "core/error.h"
 
 namespace vqkv {
 namespace {
 
-// Codes are a stream of `bits`-wide numbers, lowest bit first.
+// Ors one code into a run of the form of codec/packing.h.
 void put_code(std::byte* run, int64_t index, int bits, uint16_t code) {
   int64_t bit = index * bits;
   uint32_t value = static_cast<uint32_t>(code) << (bit & 7);
   for (std::byte* p = run + (bit >> 3); value != 0; ++p, value >>= 8) *p |= static_cast<std::byte>(value & 0xffu);
 }
 
-// The last code of a run may end at the page's last byte, so a wide load is used only where it stays inside the run.
-void get_codes(const std::byte* run, int64_t run_bytes, int bits, int64_t first, int64_t count, uint16_t* out) {
-  const uint32_t mask = (1u << bits) - 1u;
+void get_codes(const std::byte* run, int bits, int64_t first, int64_t count, uint16_t* out) {
   if (bits == 8) {
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<uint16_t>(run[first + i]);
-    return;
-  }
-  if (bits == 16) {
-    std::memcpy(out, run + 2 * first, static_cast<size_t>(2 * count));
-    return;
-  }
-  int64_t i = 0;
-  for (; i < count; ++i) {
-    const int64_t bit = (first + i) * bits;
-    if ((bit >> 3) + 4 > run_bytes) break;
-    uint32_t word;
-    std::memcpy(&word, run + (bit >> 3), 4);
-    out[i] = static_cast<uint16_t>((word >> (bit & 7)) & mask);
-  }
-  for (; i < count; ++i) {
-    const int64_t bit = (first + i) * bits;
-    uint32_t word = 0;
-    for (int64_t b = bit >> 3, k = 0; b < run_bytes && k < 3; ++b, ++k)
-      word |= static_cast<uint32_t>(run[b]) << (8 * k);
-    out[i] = static_cast<uint16_t>((word >> (bit & 7)) & mask);
+  } else {
+    unpack_bits_at(reinterpret_cast<const uint8_t*>(run), first, count, bits, out);
   }
 }
 
@@ -69,7 +50,7 @@ PageLayout::PageLayout(const CodeLayout& layout) : layout_(layout) {
 }
 
 void PageLayout::codes(const std::byte* page, int field, int slot, int64_t first, int64_t count, uint16_t* out) const {
-  get_codes(page + field_offset(field, slot), field_stride_[at(field)], layout_.fields[at(field)].bits, first, count, out);
+  get_codes(page + field_offset(field, slot), layout_.fields[at(field)].bits, first, count, out);
 }
 
 void PageLayout::side(const std::byte* page, int side, int slot, int64_t first, int64_t count, float* out) const {

@@ -2,8 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <array>
+#include <cmath>
 #include <string>
+#include <vector>
 
 #include "core/error.h"
 #include "core/json.h"
