@@ -26,12 +26,15 @@ class CompressedCache {
  public:
   CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
                   std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
+  // An exact cache needs no codecs: keys are kept after RoPE, policy.codes is taken as false.
+  CompressedCache(const CacheShape& shape, CachePolicy policy,
+                  std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
   ~CompressedCache();
   CompressedCache(CompressedCache&&) noexcept;
 
   const CacheShape& shape() const;
   const CachePolicy& policy() const;
-  const CodecSet& codecs() const;
+  const CodecSet* codecs() const;       // null for an exact cache made without
   int64_t length() const;   // tokens held (as of the last end_block)
 
   // One block of n new tokens at positions [length, length + n): call append once for every layer, then end_block.
@@ -51,7 +54,7 @@ class CompressedCache {
   int64_t bits_held() const;            // 8 * total_sequence
   double encode_seconds() const;        // spent coding, all layers
 
-  struct Impl;                          // attention reads pages and exact rows through cache/layout.h
+  struct Impl;                          // attention reads pages and exact rows through cache/impl.h
   Impl& impl() { return *impl_; }
   const Impl& impl() const { return *impl_; }
 

@@ -10,6 +10,13 @@ namespace vqkv {
 
 enum class Better { kLower, kHigher, kNeither };
 
+// A breakdown of a value along an axis: heat maps and curves of the report.
+struct Detail {
+  std::string axis;             // "layer,kv_head" | "layer,kv_head,channel" | "position"
+  std::vector<int64_t> shape;
+  std::vector<double> values;   // row-major; NaN where nothing was measured
+};
+
 struct Measurement {
   std::string tag;       // hierarchical: "attention.softmax_kl", "key.nmse", "bytes.codes"
   double value = 0;
@@ -19,6 +26,7 @@ struct Measurement {
   Better better = Better::kLower;
   bool exact = false;    // counted, not sampled
   std::vector<double> per_document;  // values the interval comes from; paired comparisons need them
+  std::vector<Detail> details;
 };
 
 Json to_json(const Measurement& m);

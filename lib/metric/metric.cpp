@@ -2,7 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/error.h"
+#include "core/gemm.h"
+#include "core/thread_pool.h"
 
 namespace vqkv {
 
@@ -11,12 +16,12 @@ namespace vqkv {
 #undef VQKV_METRIC
 
 const std::vector<const MetricKind*>& all_metrics() {
-  static const std::vector<const MetricKind*> metrics = {
+  static const std::vector<const MetricKind*> all{
 #define VQKV_METRIC(name) &vqkv_metric_##name(),
 #include "metric/metrics.inc"
 #undef VQKV_METRIC
   };
-  return metrics;
+  return all;
 }
 
 const MetricKind& find_metric(const std::string& name) {
@@ -26,8 +31,58 @@ const MetricKind& find_metric(const std::string& name) {
     if (names.back() == name) return *m;
   }
   const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("unknown metric '{}'{}; known: {}", name, near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near),
+  fail_usage(fmt::format("unknown metric '{}'{}; allowed: {}", name, near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near),
                          fmt::join(names, ", ")));
+}
+
+namespace {
+
+// softmax of the first n entries; the rest become 0.
+void softmax(const float* s, int64_t n, float* p, int64_t all) {
+  const float top = *std::max_element(s, s + n);
+  double sum = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    p[j] = std::exp(s[j] - top);
+    sum += static_cast<double>(p[j]);
+  }
+  const float scale = static_cast<float>(1.0 / sum);
+  for (int64_t j = 0; j < n; ++j) p[j] *= scale;
+  std::fill(p + n, p + all, 0.0f);
+}
+
+}  // namespace
+
+AttentionRows attention_rows(const FidelitySample& x) {
+  const int64_t rows = x.q.rows, n = x.k.rows;
+  VQKV_CHECK(rows == static_cast<int64_t>(x.query_position.size()) * x.group && x.k_hat.rows == n && x.v.rows == n);
+  AttentionRows r;
+  r.s = Matrix<float>(rows, n);
+  r.s_hat = Matrix<float>(rows, n);
+  r.p = Matrix<float>(rows, n);
+  r.p_hat = Matrix<float>(rows, n);
+  r.tokens.resize(static_cast<size_t>(rows));
+  r.coded_begin.resize(r.tokens.size());
+  r.coded_end.resize(r.tokens.size());
+  gemm(x.q, x.k, true, r.s);
+  gemm(x.q, x.k_hat, true, r.s_hat);
+  parallel_for(rows, [&](int64_t i) {
+    const size_t query = static_cast<size_t>(i / x.group);
+    const int64_t length = x.query_position[query] + 1;
+    VQKV_CHECK(length >= 1 && length <= n);
+    const int64_t begin = std::min(x.sinks, length), end = std::clamp(x.coded_end_k[query], begin, length);
+    float *s = r.s.row(i), *hat = r.s_hat.row(i);
+    for (int64_t j = 0; j < length; ++j) s[j] *= x.score_scale;
+    for (int64_t j = begin; j < end; ++j) hat[j] *= x.score_scale;
+    std::copy(s, s + begin, hat);
+    std::copy(s + end, s + length, hat + end);
+    softmax(s, length, r.p.row(i), n);
+    softmax(hat, length, r.p_hat.row(i), n);
+    const size_t k = static_cast<size_t>(i);
+    r.tokens[k] = length;
+    r.coded_begin[k] = begin;
+    r.coded_end[k] = end;
+  });
+  return r;
 }
 
 }  // namespace vqkv

@@ -1,89 +1,96 @@
-// Normalised mean squared error of the coded rows: sum |x - x_hat|^2 / sum |x - mean|^2, the mean per channel over the
-// rows of one (layer, head, document). Keys after RoPE; the rotation keeps norms, so the numerator is the same before it.
-#include <cmath>
-#include <map>
+// Key and value reconstruction error, whole, per channel and per position. Keys are compared post-RoPE.
+#include <algorithm>
 
-#include "metric/metric.h"
-#include "metric/statistics.h"
+#include "metric/by_head.h"
 
 namespace vqkv {
 namespace {
 
-class Reconstruction final : public Metric {
+// Squared error over squared norm of the tokens that were coded for the last query of the window.
+class Nmse : public Metric {
  public:
-  void add(const FidelitySample& s) override {
-    key_.add(s, s.k, s.k_hat, s.coded_last_k);
-    value_.add(s, s.v, s.v_hat, s.coded_last_v);
+  explicit Nmse(bool keys) : keys_(keys) {}
+
+  void add(const FidelitySample& s, const AttentionRows&) override {
+    const ConstMatrix x = keys_ ? s.k : s.v, hat = keys_ ? s.k_hat : s.v_hat;
+    const auto& ends = keys_ ? s.coded_end_k : s.coded_end_v;
+    const int64_t begin = s.sinks, end = ends.empty() ? x.rows : *std::max_element(ends.begin(), ends.end());
+    std::vector<double> error(static_cast<size_t>(x.cols)), energy(error.size());
+    if (static_cast<int64_t>(position_error_.size()) < x.rows) {
+      position_error_.resize(static_cast<size_t>(x.rows));
+      position_energy_.resize(static_cast<size_t>(x.rows));
+    }
+    double total_error = 0, total_energy = 0;
+    for (int64_t t = begin; t < end; ++t) {
+      double row_error = 0, row_energy = 0;
+      for (int64_t c = 0; c < x.cols; ++c) {
+        const double v = x(t, c), e = v - static_cast<double>(hat(t, c));
+        error[static_cast<size_t>(c)] += e * e;
+        energy[static_cast<size_t>(c)] += v * v;
+        row_error += e * e;
+        row_energy += v * v;
+      }
+      total_error += row_error;
+      total_energy += row_energy;
+      // Each head weighs the same at a position: its error relative to its own energy.
+      if (row_energy > 0) {
+        position_error_[static_cast<size_t>(t)] += row_error / row_energy;
+        position_energy_[static_cast<size_t>(t)] += 1;
+      }
+    }
+    sums_.add(s, total_error, total_energy);
+    auto& channel = channels_[{s.layer, s.kv_head}];
+    if (channel.empty()) channel.resize(static_cast<size_t>(2 * x.cols));
+    for (int64_t c = 0; c < x.cols; ++c) {
+      channel[static_cast<size_t>(c)] += error[static_cast<size_t>(c)];
+      channel[static_cast<size_t>(x.cols + c)] += energy[static_cast<size_t>(c)];
+    }
   }
-  std::vector<Measurement> finish() override { return {key_.finish("key.nmse"), value_.finish("value.nmse")}; }
+
+  std::vector<Measurement> finish() override {
+    Measurement m = sums_.measure(keys_ ? "key.nmse" : "value.nmse", "1", Better::kLower);
+    if (!channels_.empty()) {
+      const int64_t d = static_cast<int64_t>(channels_.begin()->second.size()) / 2;
+      const int64_t layers = channels_.rbegin()->first.first + 1;
+      int64_t heads = 0;
+      for (const auto& [key, v] : channels_) heads = std::max<int64_t>(heads, key.second + 1);
+      Detail by_channel{"layer,kv_head,channel", {layers, heads, d}, std::vector<double>(static_cast<size_t>(layers * heads * d), std::nan(""))};
+      for (const auto& [key, v] : channels_)
+        for (int64_t c = 0; c < d; ++c) {
+          const double energy = v[static_cast<size_t>(d + c)];
+          by_channel.values[static_cast<size_t>((key.first * heads + key.second) * d + c)] = energy > 0 ? v[static_cast<size_t>(c)] / energy : std::nan("");
+        }
+      m.details.push_back(std::move(by_channel));
+    }
+    Detail by_position{"position", {static_cast<int64_t>(position_error_.size())}, {}};
+    for (size_t t = 0; t < position_error_.size(); ++t)
+      by_position.values.push_back(position_energy_[t] > 0 ? position_error_[t] / position_energy_[t] : std::nan(""));
+    m.details.push_back(std::move(by_position));
+    return {m};
+  }
 
  private:
-  struct Sums {
-    double error = 0, rows = 0;
-    std::vector<double> sum, square;
-  };
-  struct Half {
-    std::map<int, std::map<std::pair<int, int>, Sums>> documents;  // document -> (layer, head)
-
-    void add(const FidelitySample& s, ConstMatrix x, ConstMatrix hat, int64_t last) {
-      Sums& t = documents[s.document][{s.layer, s.kv_head}];
-      t.sum.resize(static_cast<size_t>(x.cols));
-      t.square.resize(static_cast<size_t>(x.cols));
-      for (int64_t r = s.sinks; r < last; ++r) {
-        for (int64_t c = 0; c < x.cols; ++c) {
-          const double v = x(r, c), e = v - hat(r, c);
-          t.error += e * e;
-          t.sum[static_cast<size_t>(c)] += v;
-          t.square[static_cast<size_t>(c)] += v * v;
-        }
-        t.rows += 1;
-      }
-    }
-    Measurement finish(const std::string& tag) const {
-      Measurement m;
-      m.tag = tag;
-      m.unit = "1";
-      for (const auto& [document, heads] : documents) {
-        double total = 0;
-        int64_t n = 0;
-        for (const auto& [key, t] : heads) {
-          if (t.rows == 0) continue;
-          double variance = 0;
-          for (size_t c = 0; c < t.sum.size(); ++c) variance += t.square[c] - t.sum[c] * t.sum[c] / t.rows;
-          if (variance > 0) total += t.error / variance, ++n;
-        }
-        if (n > 0) m.per_document.push_back(total / static_cast<double>(n));
-      }
-      const MeanError e = mean_error(m.per_document);
-      m.value = e.n > 0 ? e.mean : std::nan("");
-      m.stderr_ = e.error;
-      m.n = e.n;
-      return m;
-    }
-  };
-  Half key_, value_;
+  bool keys_;
+  ByHead sums_;
+  std::map<std::pair<int, int>, std::vector<double>> channels_;
+  std::vector<double> position_error_, position_energy_;
 };
 
-class ReconstructionKind final : public MetricKind {
- public:
-  MetricInfo describe() const override {
-    MetricInfo i;
-    i.name = "reconstruction";
-    i.title = "Normalised squared error of keys and values";
-    i.unit = "1";
-    i.formula = "mean over layers and heads of sum |x - x_hat|^2 / sum |x - mean|^2, coded rows";
-    i.source = "common practice; as a fraction of the variance, so that 1 is what a constant reaches";
-    i.caveat = "does not rank codecs for attention: errors along directions that queries never look at count like any other";
-    return i;
-  }
-  std::unique_ptr<Metric> make() const override { return std::make_unique<Reconstruction>(); }
+struct KeyNmse : Nmse {
+  KeyNmse() : Nmse(true) {}
 };
+struct ValueNmse : Nmse {
+  ValueNmse() : Nmse(false) {}
+};
+
+MetricInfo info_of(const std::string& what) {
+  return {what + "_nmse", what + " reconstruction error", "1", "sum |x - x^|^2 / sum |x|^2 over coded tokens", "common",
+          "a cheap metric: it can rank codecs the wrong way round; read it beside attention.softmax_kl", Better::kLower};
+}
 
 }  // namespace
 
-const MetricKind& vqkv_metric_reconstruction() {
-  static const ReconstructionKind kind;
-  return kind;
-}
+VQKV_DEFINE_METRIC(key_nmse, KeyNmse, info_of("key"))
+VQKV_DEFINE_METRIC(value_nmse, ValueNmse, info_of("value"))
 
 }  // namespace vqkv

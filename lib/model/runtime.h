@@ -13,7 +13,9 @@ namespace vqkv {
 
 struct ModelFacts {
   std::string name, architecture, source;  // source: "gguf" or "hf"
-  std::string hash;                        // SHA-256 over the weight files' content
+  // Identity of the content: SHA-256 over the sizes and the XXH3-128 of each 64 MiB of the GGUF, or of config.json and
+  // the safetensors files in name order. Every byte counts; the files' own names don't.
+  std::string hash;
   int layers = 0, hidden = 0, q_heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
   int64_t context_length = 0;
   int64_t parameters = 0;
@@ -53,7 +55,7 @@ class ModelRuntime {
 
 // A GGUF file or a Hugging Face folder. Refuses by name (kBadData) what is not supported.
 std::unique_ptr<ModelRuntime> load_model(const std::string& path, const RuntimeOptions& options = {});
-// Facts only, without reading the weights' data.
+// Facts only: checks every tensor's shape and hashes the files once, dequantizes nothing.
 ModelFacts read_model_facts(const std::string& path);
 
 }  // namespace vqkv

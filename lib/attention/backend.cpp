@@ -1,0 +1,20 @@
+#include <fmt/format.h>
+
+#include "attention/attention.h"
+#include "attention/backends.h"
+#include "core/error.h"
+
+namespace vqkv {
+
+std::vector<std::string> attention_backend_names() { return {"cpu-reconstruct"}; }
+
+std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name) {
+  if (name == "cpu-reconstruct" || name == "auto") return make_reconstruct_backend();
+  if (name.rfind("cuda", 0) == 0) fail_unavailable(fmt::format("backend '{}' needs a CUDA device; this build has none", name));
+  const auto known = attention_backend_names();
+  const std::string near = nearest_name(name, known);
+  fail_usage(fmt::format("unknown attention backend '{}'{}; allowed: {}, auto", name,
+                         near.empty() ? "" : ", did you mean '" + near + "'", fmt::join(known, ", ")));
+}
+
+}  // namespace vqkv

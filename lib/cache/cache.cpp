@@ -1,0 +1,150 @@
+#include "cache/cache.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <numeric>
+
+#include "cache/impl.h"
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+
+CompressedCache::CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy, std::pmr::memory_resource* memory) {
+  VQKV_CHECK(codecs != nullptr);
+  const CacheShape shape = codecs->shape();
+  impl_ = std::make_unique<Impl>(shape, policy, std::move(codecs), memory);
+}
+CompressedCache::CompressedCache(const CacheShape& shape, CachePolicy policy, std::pmr::memory_resource* memory) {
+  policy.codes = false;
+  impl_ = std::make_unique<Impl>(shape, policy, nullptr, memory);
+}
+CompressedCache::~CompressedCache() = default;
+CompressedCache::CompressedCache(CompressedCache&&) noexcept = default;
+
+const CacheShape& CompressedCache::shape() const { return impl_->shape; }
+const CachePolicy& CompressedCache::policy() const { return impl_->policy; }
+const CodecSet* CompressedCache::codecs() const { return impl_->codecs.get(); }
+int64_t CompressedCache::length() const { return impl_->length; }
+double CompressedCache::encode_seconds() const { return impl_->encode_seconds; }
+int64_t CompressedCache::bits_held() const { return 8 * bytes().total_sequence(); }
+
+int64_t CompressedCache::coded_begin(Role) const { return impl_->policy.sinks; }
+
+int64_t CompressedCache::coded_end(Role role, int64_t position) const {
+  const Impl& c = *impl_;
+  if (!c.policy.codes) return std::min(c.policy.sinks, position + 1);
+  const RoleStore& store = c.role_store(0, role);
+  // After a rollback the rule may name a boundary below what was coded: the exact form is gone, the coded one serves.
+  const int64_t gone = std::min(std::max(c.policy.sinks, store.exact_begin), position + 1);
+  if (c.open && c.visibility == Visibility::kExactPrefill) return gone;
+  if (c.open && c.visibility == Visibility::kAllCoded) return std::max(gone, std::min(position + 1, store.coded_end));
+  return std::max(gone, std::min(c.policy.coded_end(role, position), position + 1));
+}
+
+void CompressedCache::begin_block(int64_t n, Visibility visibility) {
+  Impl& c = *impl_;
+  VQKV_CHECK(!c.open && n > 0 && c.length + n < INT32_MAX);
+  VQKV_CHECK(!c.exact_prompt || visibility == Visibility::kExactPrefill);  // end_exact_prefill() comes first
+  c.open = true;
+  c.pending = n;
+  c.appended = 0;
+  c.visibility = visibility;
+}
+
+void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v) {
+  Impl& c = *impl_;
+  const int64_t d = c.shape.head_dim, width = c.shape.kv_heads * d;
+  VQKV_CHECK(c.open && layer == c.appended && layer < c.shape.layers);
+  VQKV_CHECK(k.rows == c.pending && v.rows == c.pending && k.cols == width && v.cols == width);
+  const int64_t total = c.length + c.pending;
+
+  // Keys: heads whose unit codes after RoPE are rotated once, here.
+  c.staging.resize(static_cast<size_t>(c.pending * width));
+  MutMatrix rows(c.staging.data(), c.pending, width);
+  for (int64_t r = 0; r < k.rows; ++r) std::copy_n(k.row(r), width, rows.row(r));
+  std::vector<int32_t> positions(static_cast<size_t>(c.pending));
+  std::iota(positions.begin(), positions.end(), static_cast<int32_t>(c.length));
+  for (int h = 0; h < c.shape.kv_heads; ++h)
+    if (c.keys_post_rope(layer, h)) rope_apply(*c.rope, positions.data(), rows.slice_cols(h * d, d));
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    c.grow_chunks(c.roles[c.slot(layer, role)], total);
+    c.store_exact(layer, role, role == Role::kKey ? ConstMatrix(rows) : v, c.length);
+  }
+  ++c.appended;
+  if (!c.policy.codes || c.visibility == Visibility::kExactPrefill) return;
+  // What the last query of this block and the first of the next will see coded.
+  int64_t end[2];
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    end[static_cast<int>(role)] = c.visibility == Visibility::kAllCoded
+                                      ? c.whole_blocks(role, total)
+                                      : std::min(total, c.policy.coded_end(role, total));
+  }
+  c.code_role_units({layer}, total, end[0], end[1]);
+}
+
+void CompressedCache::end_block() {
+  Impl& c = *impl_;
+  VQKV_CHECK(c.open && c.appended == c.shape.layers);
+  c.open = false;
+  c.length += c.pending;
+  c.pending = 0;
+  c.staging = {};
+  if (c.visibility == Visibility::kExactPrefill) c.exact_prompt = c.policy.codes;
+  for (RoleStore& s : c.roles) c.drop_exact(s, c.exact_prompt ? s.exact_begin : s.coded_end, c.length);
+}
+
+void CompressedCache::end_exact_prefill() {
+  Impl& c = *impl_;
+  VQKV_CHECK(!c.open);
+  if (!c.exact_prompt) return;
+  std::vector<int> layers(static_cast<size_t>(c.shape.layers));
+  std::iota(layers.begin(), layers.end(), 0);
+  c.code_role_units(layers, c.length, std::min(c.length, c.policy.coded_end(Role::kKey, c.length)),
+                    std::min(c.length, c.policy.coded_end(Role::kValue, c.length)));
+  c.exact_prompt = false;
+  for (RoleStore& s : c.roles) c.drop_exact(s, s.coded_end, c.length);
+}
+
+void CompressedCache::truncate(int64_t n) {
+  Impl& c = *impl_;
+  VQKV_CHECK(!c.open && n >= 0 && n <= c.length);
+  for (const RoleStore& s : c.roles)
+    if (n < s.coded_end && s.coded_end > c.policy.sinks)
+      fail_internal(fmt::format("truncate to {} tokens: {} are coded; only exact tokens can be rolled back", n, s.coded_end));
+  c.length = n;
+  for (RoleStore& s : c.roles) c.drop_exact(s, s.exact_begin, n);
+}
+
+ByteLedger CompressedCache::bytes() const {
+  const Impl& c = *impl_;
+  ByteLedger b;
+  const int64_t sinks = c.policy.sinks, total = c.length + c.pending, row = c.row_bytes();
+  b.index += static_cast<int64_t>(c.roles.capacity() * sizeof(RoleStore) + c.stores.capacity() * sizeof(UnitStore));
+  for (const RoleStore& s : c.roles) {
+    if (s.sinks) {
+      b.sinks += std::min(sinks, total) * row;
+      b.padding += (sinks - std::min(sinks, total)) * row;
+    }
+    const int64_t held = std::max<int64_t>(0, total - std::max(sinks, s.exact_begin));
+    b.window += held * row;
+    b.padding += (s.chunks.count * kChunkTokens - held) * row;
+    b.index += s.chunks.capacity * static_cast<int64_t>(sizeof(std::byte*));
+  }
+  for (size_t u = 0; u < c.units.size(); ++u) {
+    const UnitStore& s = c.stores[u];
+    const PageLayout& pages = *c.units[u].pages;
+    const int64_t coded = std::max<int64_t>(0, c.roles[c.slot(c.units[u].layer, c.units[u].role)].coded_end - sinks);
+    b.codes += pages.code_bytes(coded);
+    b.side += pages.side_bytes(coded) + s.state_bytes;
+    b.padding += s.pages.count * pages.bytes() - pages.code_bytes(coded) - pages.side_bytes(coded);
+    b.index += s.pages.capacity * static_cast<int64_t>(sizeof(std::byte*));
+    b.overlay += s.overlay_count * static_cast<int64_t>(sizeof(StoredOverlay));
+    b.padding += (s.overlay_capacity - s.overlay_count) * static_cast<int64_t>(sizeof(StoredOverlay));
+  }
+  return b;
+}
+
+}  // namespace vqkv

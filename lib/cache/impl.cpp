@@ -1,0 +1,321 @@
+#include "cache/impl.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <numeric>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+
+using Impl = CompressedCache::Impl;
+
+Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<const CodecSet> codecs_in,
+           std::pmr::memory_resource* memory_in)
+    : shape(shape_in), policy(policy_in), codecs(std::move(codecs_in)), memory(memory_in),
+      rope(std::make_shared<RopeTable>(shape_in.rope)), roles(memory_in), stores(memory_in) {
+  VQKV_CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.q_heads % shape.kv_heads == 0);
+  VQKV_CHECK(policy.sinks >= 0 && policy.k.flush >= 1 && policy.v.flush >= 1 && policy.k.window >= 0 && policy.v.window >= 0);
+  unit_index.assign(static_cast<size_t>(2 * shape.layers * shape.kv_heads), -1);
+  layer_units.resize(static_cast<size_t>(shape.layers));
+  if (codecs) {
+    std::map<const Codec*, std::pair<DecodePlan, std::shared_ptr<const PageLayout>>> shared;
+    units.reserve(codecs->units().size());
+    for (const TrainedUnit& u : codecs->units()) {
+      const UnitShape& at = u.spec.unit;
+      VQKV_CHECK(u.codec && at.layer >= 0 && at.layer < shape.layers && at.first_head >= 0 &&
+                 at.first_head + at.heads <= shape.kv_heads && u.codec->channels() == at.heads * shape.head_dim);
+      const int64_t block = u.codec->layout().block_tokens, flush = policy.rule(at.role).flush;
+      if (policy.codes && flush % block != 0)
+        fail_usage(fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
+                               role_name(at.role), flush, block, u.spec.method));
+      auto known = shared.find(u.codec.get());
+      if (known == shared.end())
+        known = shared.emplace(u.codec.get(), std::pair(u.codec->plan(), std::make_shared<PageLayout>(u.codec->layout()))).first;
+      UnitFacts facts;
+      facts.layer = at.layer;
+      facts.first_head = at.first_head;
+      facts.heads = at.heads;
+      facts.role = at.role;
+      facts.codec = u.codec.get();
+      facts.plan = known->second.first;
+      facts.pages = known->second.second;
+      int64_t& together = block_tokens[static_cast<int>(at.role)];
+      together = std::lcm(together, block);
+      layer_units[static_cast<size_t>(at.layer)].push_back(units.size());
+      for (int h = 0; h < at.heads; ++h) {
+        int& index = unit_index[slot(at.layer, at.role) * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(at.first_head + h)];
+        VQKV_CHECK(index < 0);
+        index = static_cast<int>(units.size());
+      }
+      units.push_back(std::move(facts));
+    }
+    if (!units.empty())
+      for (const int index : unit_index) VQKV_CHECK(index >= 0);
+  }
+  if (units.empty() && policy.codes) fail_internal("a policy that codes needs a codec for every layer and head");
+  roles.reserve(static_cast<size_t>(2 * shape.layers));
+  for (int i = 0; i < 2 * shape.layers; ++i) {
+    RoleStore s;
+    s.exact_begin = s.coded_end = policy.sinks;
+    roles.push_back(s);
+  }
+  if (!units.empty()) {
+    stores.reserve(units.size());
+    stores.resize(units.size());
+  }
+}
+
+Impl::~Impl() {
+  for (RoleStore& s : roles) {
+    release(s.sinks, policy.sinks * row_bytes());
+    free_table(s.chunks, kChunkTokens * row_bytes());
+  }
+  for (size_t u = 0; u < stores.size(); ++u) {
+    free_table(stores[u].pages, units[u].pages->bytes());
+    release(stores[u].overlay, stores[u].overlay_capacity * static_cast<int64_t>(sizeof(StoredOverlay)));
+    release(stores[u].state_charge, stores[u].state_bytes);
+  }
+}
+
+void Impl::resize_table(BlockTable& table, int64_t live) {
+  const int64_t capacity = BlockTable::capacity_for(live);
+  VQKV_CHECK(live >= table.count && live < INT32_MAX);
+  if (capacity == table.capacity) return;
+  auto** blocks = capacity == 0 ? nullptr : reinterpret_cast<std::byte**>(allocate(capacity * static_cast<int64_t>(sizeof(std::byte*))));
+  std::copy_n(table.blocks, table.count, blocks);
+  release(table.blocks, table.capacity * static_cast<int64_t>(sizeof(std::byte*)));
+  table.blocks = blocks;
+  table.capacity = static_cast<int32_t>(capacity);
+}
+
+void Impl::free_table(BlockTable& table, int64_t block_bytes) {
+  for (int32_t i = 0; i < table.count; ++i) release(table.blocks[i], block_bytes);
+  release(table.blocks, table.capacity * static_cast<int64_t>(sizeof(std::byte*)));
+  table = {};
+}
+
+void Impl::grow_chunks(RoleStore& store, int64_t tokens) {
+  if (!store.sinks && policy.sinks > 0) {
+    store.sinks = allocate(policy.sinks * row_bytes());
+    std::memset(store.sinks, 0, static_cast<size_t>(policy.sinks * row_bytes()));
+  }
+  BlockTable& t = store.chunks;
+  if (t.count == 0) t.first = (std::max(store.exact_begin, policy.sinks) - policy.sinks) / kChunkTokens;
+  const int64_t past = std::max<int64_t>(0, tokens - policy.sinks);
+  const int64_t live = std::max<int64_t>(t.count, (past + kChunkTokens - 1) / kChunkTokens - t.first);
+  resize_table(t, live);
+  while (t.count < live) {
+    std::byte* chunk = allocate(kChunkTokens * row_bytes());
+    std::memset(chunk, 0, static_cast<size_t>(kChunkTokens * row_bytes()));
+    t.blocks[t.count++] = chunk;
+  }
+}
+
+// Keeps exact tokens [begin, tokens) beyond the sinks.
+void Impl::drop_exact(RoleStore& store, int64_t begin, int64_t tokens) {
+  const int64_t chunk_bytes = kChunkTokens * row_bytes();
+  BlockTable& t = store.chunks;
+  store.exact_begin = std::max(begin, policy.sinks);
+  const int64_t low = store.exact_begin - policy.sinks, high = tokens - policy.sinks;
+  const int64_t first = low / kChunkTokens, last = high > low ? (high + kChunkTokens - 1) / kChunkTokens : first;
+  while (t.count > 0 && t.first + t.count > last) release(t.blocks[--t.count], chunk_bytes);
+  const int64_t dead = std::min<int64_t>(t.count, std::max<int64_t>(0, first - t.first));
+  for (int64_t i = 0; i < dead; ++i) release(t.blocks[i], chunk_bytes);
+  std::copy(t.blocks + dead, t.blocks + t.count, t.blocks);
+  t.count -= static_cast<int32_t>(dead);
+  t.first += dead;
+  resize_table(t, t.count);
+}
+
+namespace {
+
+// Element (head, channel, token) of a chunk that holds `held` tokens. Keys are channel-major, so that a tile of K^T is
+// read in runs of tokens; values are token-major.
+int64_t place(Role role, int64_t head, int64_t channel, int64_t token, int64_t head_dim, int64_t held) {
+  return role == Role::kKey ? (head * head_dim + channel) * held + token : (head * held + token) * head_dim + channel;
+}
+
+void put(DType type, std::byte* base, int64_t index, float v) {
+  switch (type) {
+    case DType::kF16: reinterpret_cast<f16*>(base)[index] = to_f16(v); return;
+    case DType::kBF16: reinterpret_cast<bf16*>(base)[index] = to_bf16(v); return;
+    default: reinterpret_cast<float*>(base)[index] = v; return;
+  }
+}
+
+void widen(DType type, const std::byte* base, int64_t index, int64_t count, float* out) {
+  switch (type) {
+    case DType::kF16: to_float(reinterpret_cast<const f16*>(base) + index, out, count); return;
+    case DType::kBF16: to_float(reinterpret_cast<const bf16*>(base) + index, out, count); return;
+    default: std::memcpy(out, reinterpret_cast<const float*>(base) + index, static_cast<size_t>(4 * count)); return;
+  }
+}
+
+// Runs of tokens that lie in one block of memory: the sinks, then chunk by chunk.
+template <class Body>
+void for_each_run(const RoleStore& store, int64_t sinks, int64_t first, int64_t count, Body&& body) {
+  for (int64_t t = first; t < first + count;) {
+    if (t < sinks) {
+      const int64_t n = std::min(sinks, first + count) - t;
+      body(store.sinks, sinks, t, t - first, n);
+      t += n;
+    } else {
+      const int64_t chunk = (t - sinks) / kChunkTokens, within = (t - sinks) % kChunkTokens;
+      const int64_t n = std::min(kChunkTokens - within, first + count - t);
+      body(store.chunks.at(chunk), kChunkTokens, within, t - first, n);
+      t += n;
+    }
+  }
+}
+
+}  // namespace
+
+void Impl::store_exact(int layer, Role role, ConstMatrix rows, int64_t first_token) {
+  const int64_t d = shape.head_dim;
+  for_each_run(role_store(layer, role), policy.sinks, first_token, rows.rows,
+               [&](std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
+                 for (int64_t i = 0; i < n; ++i)
+                   for (int64_t h = 0; h < shape.kv_heads; ++h)
+                     for (int64_t c = 0; c < d; ++c)
+                       put(policy.exact_dtype, base, place(role, h, c, within + i, d, held), rows(at + i, h * d + c));
+               });
+}
+
+void Impl::load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const {
+  const int64_t d = shape.head_dim;
+  for_each_run(role_store(layer, Role::kKey), policy.sinks, first, count,
+               [&](const std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
+                 for (int64_t c = 0; c < d; ++c)
+                   widen(policy.exact_dtype, base, place(Role::kKey, head, c, within, d, held), n, out + c * stride + at);
+               });
+}
+
+void Impl::load_values(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const {
+  const int64_t d = shape.head_dim;
+  for_each_run(role_store(layer, Role::kValue), policy.sinks, first, count,
+               [&](const std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
+                 for (int64_t i = 0; i < n; ++i)
+                   widen(policy.exact_dtype, base, place(Role::kValue, head, 0, within + i, d, held), d, out + (at + i) * stride);
+               });
+}
+
+int64_t Impl::whole_blocks(Role role, int64_t end) const {
+  const int64_t block = block_tokens[static_cast<int>(role)];
+  return policy.sinks + std::max<int64_t>(0, end - policy.sinks) / block * block;
+}
+
+// How many tokens the prompt's parameters are fitted on. In replay: those that exist when the first token is coded token
+// by token, so that block and step replay fit the same; after an exact prompt: the whole prompt.
+int64_t Impl::fit_tokens(Role role, int64_t held) const {
+  if (exact_prompt || visibility == Visibility::kAllCoded) return held;
+  const FlushRule& rule = policy.rule(role);
+  return std::min(held, policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1);
+}
+
+void Impl::fit_unit(size_t unit, int64_t tokens) {
+  UnitFacts& u = units[unit];
+  const int64_t d = shape.head_dim, width = u.heads * d;
+  Matrix<float> k(tokens, width), v(tokens, width);
+  Matrix<float> transposed(d, tokens);
+  for (int h = 0; h < u.heads; ++h) {
+    load_keys(u.layer, u.first_head + h, 0, tokens, transposed.data(), tokens);
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t c = 0; c < d; ++c) k(t, h * d + c) = transposed(c, t);
+    load_values(u.layer, u.first_head + h, 0, tokens, v.data() + h * d, width);
+  }
+  u.state = u.codec->fit(k, v, ConstMatrix());
+  if (!u.state) return;
+  u.plan = u.codec->plan({-1, u.state.get()});
+  ++u.version;
+}
+
+void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
+  UnitFacts& u = units[unit];
+  const int64_t d = shape.head_dim, n = to - from, width = u.heads * d;
+  Matrix<float> x(n, width);
+  if (u.role == Role::kKey) {
+    Matrix<float> transposed(d, n);
+    for (int h = 0; h < u.heads; ++h) {
+      load_keys(u.layer, u.first_head + h, from, n, transposed.data(), n);
+      for (int64_t t = 0; t < n; ++t)
+        for (int64_t c = 0; c < d; ++c) x(t, h * d + c) = transposed(c, t);
+    }
+  } else {
+    for (int h = 0; h < u.heads; ++h) load_values(u.layer, u.first_head + h, from, n, x.data() + h * d, width);
+  }
+  CodeBlock codes;
+  u.codec->encode(x, codes, u.state.get());
+  const int64_t block = u.pages->layout().block_tokens;
+  VQKV_CHECK(codes.blocks == n / block);
+  UnitStore& s = stores[unit];
+  for (int64_t done = 0; done < codes.blocks;) {
+    const int64_t at = (from - policy.sinks) / block + done;
+    const int64_t page = at / u.pages->blocks(), within = at % u.pages->blocks();
+    const int64_t count = std::min(codes.blocks - done, u.pages->blocks() - within);
+    u.pages->store(s.pages.at(page), within, codes, done, count);
+    done += count;
+  }
+  if (codes.overlay.empty()) return;
+  VQKV_CHECK(u.pages->layout().overlay && u.pages->layout().overlay_value_bits == 16 && width < (1 << 15));
+  const int64_t entry = sizeof(StoredOverlay), added = static_cast<int64_t>(codes.overlay.size());
+  if (s.overlay_count + added > s.overlay_capacity) {
+    const int64_t capacity = std::max(s.overlay_count + added, s.overlay_capacity * 3 / 2);
+    auto* grown = reinterpret_cast<StoredOverlay*>(allocate(capacity * entry));
+    std::copy_n(s.overlay, s.overlay_count, grown);
+    release(s.overlay, s.overlay_capacity * entry);
+    s.overlay = grown;
+    s.overlay_capacity = capacity;
+  }
+  for (const OverlayEntry& e : codes.overlay)
+    s.overlay[s.overlay_count++] = {static_cast<int32_t>(from - policy.sinks) + e.token,
+                                    static_cast<uint16_t>(e.channel | (e.add ? 0x8000 : 0)), to_f16(e.value)};
+}
+
+void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64_t k_end, int64_t v_end) {
+  struct Task { size_t unit; int64_t from, to; };
+  std::vector<Task> tasks;
+  const Stopwatch watch;
+  for (const int layer : layers) {
+    for (const size_t u : layer_units[static_cast<size_t>(layer)]) {
+      const RoleStore& store = roles[slot(layer, units[u].role)];
+      const int64_t end = units[u].role == Role::kKey ? k_end : v_end;
+      if (end > store.coded_end) tasks.push_back({u, store.coded_end, end});
+    }
+  }
+  if (tasks.empty()) return;
+  // Allocation first and alone: the order of blocks in memory does not depend on threads.
+  for (const Task& task : tasks) {
+    UnitStore& s = stores[task.unit];
+    const PageLayout& pages = *units[task.unit].pages;
+    const int64_t live = (task.to - policy.sinks + pages.tokens() - 1) / pages.tokens();
+    resize_table(s.pages, std::max<int64_t>(live, s.pages.count));
+    while (s.pages.count < live) {
+      std::byte* page = allocate(pages.bytes());
+      std::memset(page, 0, static_cast<size_t>(pages.bytes()));
+      s.pages.blocks[s.pages.count++] = page;
+    }
+  }
+  parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    const Task& task = tasks[static_cast<size_t>(i)];
+    if (task.from == policy.sinks && !units[task.unit].state) fit_unit(task.unit, fit_tokens(units[task.unit].role, tokens));
+    encode_unit(task.unit, task.from, task.to);
+  });
+  for (const Task& task : tasks) {
+    UnitStore& s = stores[task.unit];
+    const UnitFacts& u = units[task.unit];
+    if (u.state && !s.state_charge) {
+      s.state_bytes = u.state->bytes();
+      s.state_charge = allocate(s.state_bytes);
+    }
+    roles[slot(u.layer, u.role)].coded_end = task.to;
+  }
+  encode_seconds += watch.seconds();
+}
+
+}  // namespace vqkv

@@ -1,0 +1,77 @@
+// Entropy of the codes and codewords that are never used: free diagnostics of a codebook.
+#include <cmath>
+
+#include "metric/by_head.h"
+
+namespace vqkv {
+namespace {
+
+// Histograms per (layer, head, role, field, slot), over all documents. A unit of several heads shows up once a head with
+// the same codes; its averages are the same.
+class CodeUsage final : public Metric {
+ public:
+  void add(const FidelitySample& s, const AttentionRows&) override {
+    count(s, s.key_codes, 0);
+    count(s, s.value_codes, 1);
+  }
+
+  std::vector<Measurement> finish() override {
+    std::vector<Measurement> out;
+    for (int role = 0; role < 2; ++role) {
+      double entropy = 0, bits = 0, dead = 0, slots = 0;
+      for (const auto& [key, histogram] : histograms_) {
+        if (std::get<2>(key) != role) continue;
+        double total = 0, h = 0, unused = 0;
+        for (const double c : histogram) total += c;
+        for (const double c : histogram) {
+          if (c > 0) h -= c / total * std::log2(c / total);
+          else unused += 1;
+        }
+        entropy += h;
+        bits += std::log2(static_cast<double>(histogram.size()));
+        dead += unused / static_cast<double>(histogram.size());
+        slots += 1;
+      }
+      if (slots == 0) continue;
+      const std::string prefix = role == 0 ? "key" : "value";
+      out.push_back(plain(prefix + ".code_entropy", entropy / slots, "bits/code", Better::kNeither));
+      out.push_back(plain(prefix + ".code_entropy_share", entropy / bits, "1", Better::kHigher));
+      out.push_back(plain(prefix + ".dead_codes", dead / slots, "1", Better::kLower));
+    }
+    return out;
+  }
+
+ private:
+  void count(const FidelitySample& s, const CodeFields* codes, int role) {
+    if (codes == nullptr) return;
+    for (size_t f = 0; f < codes->fields.size(); ++f) {
+      const int slots = codes->slots[f];
+      const size_t entries = size_t{1} << codes->bits[f];
+      const auto& field = *codes->fields[f];
+      for (int slot = 0; slot < slots; ++slot) {
+        auto& histogram = histograms_[{s.layer, s.kv_head, role, static_cast<int>(f), slot}];
+        histogram.resize(entries);
+        for (size_t i = static_cast<size_t>(slot); i < field.size(); i += static_cast<size_t>(slots)) histogram[field[i]] += 1;
+      }
+    }
+  }
+  static Measurement plain(std::string tag, double value, std::string unit, Better better) {
+    Measurement m;
+    m.tag = std::move(tag);
+    m.value = value;
+    m.unit = std::move(unit);
+    m.better = better;
+    return m;
+  }
+  std::map<std::tuple<int, int, int, int, int>, std::vector<double>> histograms_;
+};
+
+const MetricInfo kInfo{"code_usage", "entropy of codes, share of dead codewords", "bits/code",
+                       "mean over slots of -sum p log2 p; its share of the code's width; codewords never used", "ecosystem practice",
+                       "with fewer tokens than codewords the entropy is bounded by the tokens", Better::kNeither};
+
+}  // namespace
+
+VQKV_DEFINE_METRIC(code_usage, CodeUsage, kInfo)
+
+}  // namespace vqkv

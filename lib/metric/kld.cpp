@@ -1,0 +1,165 @@
+#include "metric/kld.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// Per-position values and their windows, for the positions that `keep` accepts.
+struct Picked {
+  std::vector<double> x;
+  std::vector<int32_t> cluster;
+};
+
+template <class Keep>
+Picked pick(const ReplayResult& r, const std::vector<double>& x, Keep keep) {
+  Picked p;
+  for (size_t i = 0; i < x.size(); ++i)
+    if (keep(r.position[i])) {
+      p.x.push_back(x[i]);
+      p.cluster.push_back(r.window[i]);
+    }
+  return p;
+}
+
+std::vector<double> difference(const std::vector<double>& a, const std::vector<double>& b) {
+  std::vector<double> d(a.size());
+  for (size_t i = 0; i < a.size(); ++i) d[i] = a[i] - b[i];
+  return d;
+}
+
+// Means per document in document order, for paired tests elsewhere.
+std::vector<double> per_document(const ReplayResult& r, const std::vector<double>& x) {
+  std::vector<double> sum, count;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t d = static_cast<size_t>(r.document[i]);
+    if (d >= sum.size()) sum.resize(d + 1), count.resize(d + 1);
+    sum[d] += x[i];
+    count[d] += 1;
+  }
+  std::vector<double> out;
+  for (size_t d = 0; d < sum.size(); ++d)
+    if (count[d] > 0) out.push_back(sum[d] / count[d]);
+  return out;
+}
+
+class Block {
+ public:
+  explicit Block(int64_t windows) : windows_(windows) {}
+  Measurement& add(std::string tag, double value, std::string unit, double error, Better better) {
+    Measurement m;
+    m.tag = std::move(tag);
+    m.value = value;
+    m.unit = std::move(unit);
+    m.stderr_ = error;
+    m.n = windows_;
+    m.better = better;
+    all_.push_back(std::move(m));
+    return all_.back();
+  }
+  std::vector<Measurement> take() { return std::move(all_); }
+
+ private:
+  int64_t windows_;
+  std::vector<Measurement> all_;
+};
+
+}  // namespace
+
+std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, int64_t context) {
+  const size_t n = t.kld.size();
+  VQKV_CHECK(n == r.position.size() && n == r.nll_exact.size());
+  if (n < 100) fail_usage(fmt::format("{} scored positions are too few for statistics; give at least 100", n));
+  Block out(r.windows);
+  const auto error_of = [&](const std::vector<double>& x) { return cluster_error(x, r.window); };
+  const auto mean_of = [](const std::vector<double>& x) { return mean_error(x).mean; };
+
+  const double nll = mean_of(t.nll), nll_exact = mean_of(r.nll_exact);
+  const auto delta_nll = difference(t.nll, r.nll_exact);
+  const double ratio = mean_of(delta_nll);
+  // Errors of exp(mean) by the delta method; ratio and difference use the paired NLLs, hence tighter than the two apart.
+  out.add("ppl.exact", std::exp(nll_exact), "1", std::exp(nll_exact) * error_of(r.nll_exact), Better::kLower);
+  out.add("ppl", std::exp(nll), "1", std::exp(nll) * error_of(t.nll), Better::kLower);
+  out.add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower).per_document = per_document(r, delta_nll);
+  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", std::exp(nll) * error_of(delta_nll), Better::kLower);
+  out.add("ln_ppl.correlation", pearson(t.nll, r.nll_exact), "1", 0, Better::kHigher);
+  if (r.text_bytes > 0)
+    out.add("bits_per_byte", nll * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)), "bits/byte",
+            error_of(t.nll) * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)), Better::kLower);
+
+  out.add("kld.mean", mean_of(t.kld), "nats", error_of(t.kld), Better::kLower).per_document = per_document(r, t.kld);
+  const auto last = pick(r, t.kld, [&](int32_t p) { return p >= context - context / 4; });
+  if (!last.x.empty())
+    out.add("kld.last_quarter", mean_of(last.x), "nats", cluster_error(last.x, last.cluster), Better::kLower);
+  constexpr std::pair<const char*, double> kQuantiles[] = {{"max", 1}, {"p99.9", .999}, {"p99", .99}, {"p95", .95},
+      {"p90", .9}, {"median", .5}, {"p10", .1}, {"p5", .05}, {"p1", .01}, {"min", 0}};
+  std::vector<double> q;
+  for (const auto& [name, value] : kQuantiles) q.push_back(value);
+  const auto kq = quantiles(t.kld, q), dq = quantiles(t.delta_p, q);
+  for (size_t i = 0; i < q.size(); ++i) out.add(fmt::format("kld.{}", kQuantiles[i].first), kq[i], "nats", 0, Better::kLower);
+
+  std::vector<double> squared(n), same(n);
+  for (size_t i = 0; i < n; ++i) {
+    squared[i] = t.delta_p[i] * t.delta_p[i];
+    same[i] = t.same_top[i];
+  }
+  const double rms = std::sqrt(mean_of(squared));
+  out.add("delta_p.mean", mean_of(t.delta_p), "1", error_of(t.delta_p), Better::kNeither);
+  out.add("delta_p.rms", rms, "1", rms > 0 ? error_of(squared) / (2 * rms) : 0, Better::kLower);
+  for (size_t i = 0; i < q.size(); ++i) out.add(fmt::format("delta_p.{}", kQuantiles[i].first), dq[i], "1", 0, Better::kNeither);
+  out.add("same_top", mean_of(same), "1", error_of(same), Better::kHigher);
+
+  // The first flip is censored at the window's end where there was none.
+  std::vector<double> flips;
+  for (const int32_t f : t.flips) flips.push_back(f < 0 ? static_cast<double>(context) : f);
+  out.add("first_flip.median", quantile(flips, 0.5), "tokens", 0, Better::kHigher);
+  out.add("coded_mass", t.total_mass > 0 ? t.coded_mass / t.total_mass : 0, "1", 0, Better::kNeither);
+  if (t.total_mass_last > 0) out.add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);
+  return out.take();
+}
+
+std::vector<Bucket> position_buckets(const ReplayResult& r, const std::vector<double>& values, int64_t context, int buckets) {
+  VQKV_CHECK(values.size() == r.position.size() && buckets > 0);
+  std::vector<Bucket> out;
+  for (int b = 0; b < buckets; ++b) {
+    Bucket bucket;
+    bucket.first = context * b / buckets;
+    bucket.last = context * (b + 1) / buckets - 1;
+    const auto in = pick(r, values, [&](int32_t p) { return p >= bucket.first && p <= bucket.last; });
+    bucket.n = static_cast<int64_t>(in.x.size());
+    bucket.mean = in.x.empty() ? kNaN : mean_error(in.x).mean;
+    bucket.error = in.x.empty() ? kNaN : cluster_error(in.x, in.cluster);
+    out.push_back(bucket);
+  }
+  return out;
+}
+
+std::vector<PairedDifference> compare_tracks(const ReplayResult& r, const ReplayTrack& a, const ReplayTrack& b, int64_t context,
+                                             int comparisons) {
+  std::vector<PairedDifference> out;
+  const auto add = [&](const char* what, const Picked& d) {
+    if (d.x.empty()) return;
+    PairedDifference p{a.label, b.label, what, mean_error(d.x).mean, {}, 0};
+    // Bonferroni over the comparisons of a table; the stream is named, so a table reprints the same interval.
+    p.interval = cluster_bootstrap(d.x, d.cluster, Rng::from_text(fmt::format("paired/{}/{}/{}", a.label, b.label, what)), 4000,
+                                   1 - 0.05 / std::max(1, comparisons));
+    p.better = p.interval.high < 0 ? -1 : p.interval.low > 0 ? 1 : 0;
+    out.push_back(p);
+  };
+  const auto all = [](int32_t) { return true; };
+  const auto kld = difference(a.kld, b.kld);
+  add("kld", pick(r, kld, all));
+  add("kld.last_quarter", pick(r, kld, [&](int32_t p) { return p >= context - context / 4; }));
+  add("nll", pick(r, difference(a.nll, b.nll), all));
+  return out;
+}
+
+}  // namespace vqkv

@@ -1,0 +1,268 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <filesystem>
+#include <optional>
+#include <set>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "io/atomic_file.h"
+#include "io/ggml_dequant.h"
+#include "io/safetensors.h"
+#include "model/model_files_common.h"
+
+namespace vqkv::model_files {
+namespace {
+
+constexpr std::array<std::string_view, 4> kFamilies{"llama", "mistral", "qwen2", "qwen3"};
+constexpr int64_t kMaxConfigBytes = 16 << 20;
+
+std::string tensor_name(Weight weight, int layer) {
+  const auto of_layer = [layer](std::string_view rest) { return fmt::format("model.layers.{}.{}", layer, rest); };
+  switch (weight) {
+    case Weight::kEmbedding: return "model.embed_tokens.weight";
+    case Weight::kHead: return "lm_head.weight";
+    case Weight::kFinalNorm: return "model.norm.weight";
+    case Weight::kAttentionNorm: return of_layer("input_layernorm.weight");
+    case Weight::kQ: return of_layer("self_attn.q_proj.weight");
+    case Weight::kK: return of_layer("self_attn.k_proj.weight");
+    case Weight::kV: return of_layer("self_attn.v_proj.weight");
+    case Weight::kO: return of_layer("self_attn.o_proj.weight");
+    case Weight::kQBias: return of_layer("self_attn.q_proj.bias");
+    case Weight::kKBias: return of_layer("self_attn.k_proj.bias");
+    case Weight::kVBias: return of_layer("self_attn.v_proj.bias");
+    case Weight::kQNorm: return of_layer("self_attn.q_norm.weight");
+    case Weight::kKNorm: return of_layer("self_attn.k_norm.weight");
+    case Weight::kFfnNorm: return of_layer("post_attention_layernorm.weight");
+    case Weight::kGate: return of_layer("mlp.gate_proj.weight");
+    case Weight::kUp: return of_layer("mlp.up_proj.weight");
+    case Weight::kDown: return of_layer("mlp.down_proj.weight");
+  }
+  fail_internal("tensor_name: an unknown weight");
+}
+
+// config.json with typed, ranged access. null counts as missing, as in the configurations themselves.
+class Config {
+ public:
+  Config(Json json, std::string where) : json_(std::move(json)), where_(std::move(where)) {
+    if (!json_.is_object()) fail_data(fmt::format("{}: not a JSON object", where_));
+  }
+  const std::string& where() const { return where_; }
+  bool has(const std::string& key) const { return json_.contains(key) && !json_.at(key).is_null(); }
+  bool says_null(const std::string& key) const { return json_.contains(key) && json_.at(key).is_null(); }
+  const Json& at(const std::string& key) const {
+    if (!has(key)) fail_data(fmt::format("{}: \"{}\" is missing", where_, key));
+    return json_.at(key);
+  }
+  [[noreturn]] void fail(const std::string& key, const std::string& allowed) const {
+    std::string found = at(key).dump(-1, ' ', true, Json::error_handler_t::replace);
+    if (found.size() > 80) found = found.substr(0, 80) + "...";
+    fail_data(fmt::format("{}: \"{}\" is {}, {}", where_, key, found, allowed));
+  }
+  int64_t integer(const std::string& key, int64_t lowest, int64_t highest) const {
+    const Json& value = at(key);
+    const bool fits = value.is_number_integer() &&
+                      (!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX)) &&
+                      value.get<int64_t>() >= lowest && value.get<int64_t>() <= highest;
+    if (!fits) fail(key, fmt::format("an integer from {} to {} is allowed", lowest, highest));
+    return value.get<int64_t>();
+  }
+  int64_t integer_or(const std::string& key, int64_t lowest, int64_t highest, int64_t fallback) const {
+    return has(key) ? integer(key, lowest, highest) : fallback;
+  }
+  double number(const std::string& key, double lowest, double highest) const {
+    const Json& value = at(key);
+    if (!value.is_number() || !(value.get<double>() >= lowest && value.get<double>() <= highest))
+      fail(key, fmt::format("a number from {} to {} is allowed", lowest, highest));
+    return value.get<double>();
+  }
+  double number_or(const std::string& key, double lowest, double highest, double fallback) const {
+    return has(key) ? number(key, lowest, highest) : fallback;
+  }
+  bool boolean_or(const std::string& key, bool fallback) const {
+    if (!has(key)) return fallback;
+    if (!at(key).is_boolean()) fail(key, "true or false is allowed");
+    return at(key).get<bool>();
+  }
+  std::string string_or(const std::string& key, const std::string& fallback) const {
+    if (!has(key)) return fallback;
+    if (!at(key).is_string()) fail(key, "a string is allowed");
+    return at(key).get<std::string>();
+  }
+  std::optional<Config> object(const std::string& key) const {
+    if (!has(key)) return std::nullopt;
+    if (!at(key).is_object()) fail(key, "an object is allowed");
+    return Config(at(key), fmt::format("{}: {}", where_, key));
+  }
+
+ private:
+  Json json_;
+  std::string where_;
+};
+
+class HfWeights final : public ModelWeights {
+ public:
+  explicit HfWeights(const std::string& folder)
+      : folder_(folder), config_text_(read_config(folder)), config_(parse_json(config_text_, config_path(folder)), config_path(folder)),
+        files_(folder) {
+    read_facts();
+    check_tensors();
+    facts_.parameters = count_parameters(facts_);
+    std::vector<HashPart> parts{{"config.json", {reinterpret_cast<const uint8_t*>(config_text_.data()), config_text_.size()}}};
+    for (const auto& file : files_.files()) parts.push_back({"safetensors", file->bytes()});
+    facts_.hash = content_identity(parts);
+  }
+
+ protected:
+  Stored stored(Weight weight, int layer) const override {
+    const auto place = files_.find(tensor_name(weight, layer));
+    VQKV_CHECK(place.tensor != nullptr);
+    const GgmlType type = place.tensor->dtype == "F32" ? GgmlType::kF32 : place.tensor->dtype == "F16" ? GgmlType::kF16 : GgmlType::kBF16;
+    return {place.file->tensor_bytes(*place.tensor).data(), static_cast<uint32_t>(type), false};
+  }
+
+ private:
+  static std::string config_path(const std::string& folder) { return (std::filesystem::path(folder) / "config.json").string(); }
+  static std::string read_config(const std::string& folder) {
+    std::error_code ignored;
+    if (!std::filesystem::exists(config_path(folder), ignored))
+      fail_data(fmt::format("{}: no config.json: a model is a GGUF file or a Hugging Face folder with config.json and safetensors", folder));
+    return read_file(config_path(folder), kMaxConfigBytes);
+  }
+  [[noreturn]] void refuse(const std::string& problem) const { fail_data(fmt::format("{}: {}", config_.where(), problem)); }
+
+  void read_facts();
+  void read_rope();
+  void refuse_other_mathematics() const;
+  void refuse_sliding_window() const;
+  void check_tensors() const;
+
+  std::string folder_, config_text_;
+  Config config_;
+  SafetensorsFolder files_;
+};
+
+void HfWeights::read_facts() {
+  facts_.source = "hf";
+  facts_.architecture = config_.string_or("model_type", "");
+  if (std::find(kFamilies.begin(), kFamilies.end(), facts_.architecture) == kFamilies.end())
+    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}", facts_.architecture, fmt::join(kFamilies, ", ")));
+  const auto folder = std::filesystem::path(folder_).lexically_normal();
+  facts_.name = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+
+  const auto count = [&](const char* key, int64_t highest) { return static_cast<int>(config_.integer(key, 1, highest)); };
+  facts_.layers = count("num_hidden_layers", kMaxLayers);
+  facts_.hidden = count("hidden_size", kMaxHidden);
+  facts_.ffn = count("intermediate_size", kMaxFfn);
+  facts_.q_heads = count("num_attention_heads", kMaxHeads);
+  // Llama's own default is one KV head a query head; the other families always write the key.
+  facts_.kv_heads = facts_.architecture == "llama"
+                        ? static_cast<int>(config_.integer_or("num_key_value_heads", 1, kMaxHeads, facts_.q_heads))
+                        : count("num_key_value_heads", kMaxHeads);
+  facts_.vocab = count("vocab_size", kMaxVocab);
+  facts_.context_length = config_.integer("max_position_embeddings", 1, kMaxContext);
+  facts_.norm_eps = config_.number_or("rms_norm_eps", 1e-12, 0.1, 1e-6);  // 1e-6: the default of all four families
+  // Qwen3's default head_dim is 128 whatever the hidden size; the others divide.
+  const int64_t default_dim = facts_.architecture == "qwen3" ? 128 : facts_.hidden / facts_.q_heads;
+  if (!config_.has("head_dim") && facts_.architecture != "qwen3" && facts_.hidden % facts_.q_heads != 0)
+    refuse(fmt::format("hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is missing", facts_.hidden, facts_.q_heads));
+  facts_.head_dim = static_cast<int>(config_.integer_or("head_dim", 2, kMaxHeadDim, default_dim));
+  facts_.tied_head = config_.boolean_or("tie_word_embeddings", false);
+  facts_.qkv_bias = facts_.architecture == "qwen2";
+  facts_.qk_norm = facts_.architecture == "qwen3";
+  refuse_other_mathematics();
+  refuse_sliding_window();
+  check_facts(config_.where(), facts_);
+  read_rope();
+}
+
+void HfWeights::refuse_other_mathematics() const {
+  if (config_.has("quantization_config")) refuse("quantization_config: quantized safetensors are not supported; use the original weights or a GGUF");
+  if (const std::string act = config_.string_or("hidden_act", "silu"); act != "silu" && act != "swish")
+    config_.fail("hidden_act", "only \"silu\" is supported");
+  if (config_.boolean_or("attention_bias", false)) config_.fail("attention_bias", "biases of the output projection are not supported");
+  if (config_.boolean_or("mlp_bias", false)) config_.fail("mlp_bias", "biases of the feed-forward part are not supported");
+  for (const auto* key : {"num_local_experts", "num_experts"})
+    if (config_.has(key) && config_.integer(key, 0, 1 << 20) > 0) config_.fail(key, "a mixture of experts is not supported");
+  if (config_.number_or("partial_rotary_factor", 0, 1, 1) != 1) config_.fail("partial_rotary_factor", "only 1 is supported");
+}
+
+// Each family has its own rule for when the window counts (transformers' configuration classes).
+void HfWeights::refuse_sliding_window() const {
+  if (config_.has("layer_types")) {
+    const Json& types = config_.at("layer_types");
+    if (!types.is_array()) config_.fail("layer_types", "a list is allowed");
+    for (const Json& type : types)
+      if (!type.is_string() || type.get<std::string>() != "full_attention")
+        config_.fail("layer_types", "only \"full_attention\" layers are supported (a sliding window is in use)");
+    if (facts_.architecture != "mistral") return;
+  }
+  int64_t window = 0;
+  if (facts_.architecture == "mistral") {
+    // A key that is there and null turns the window off; a missing key means the class's default of 4096.
+    window = config_.says_null("sliding_window") ? 0 : config_.integer_or("sliding_window", 0, int64_t{1} << 40, 4096);
+  } else if (facts_.architecture != "llama" && config_.boolean_or("use_sliding_window", false)) {
+    const int64_t first = config_.integer_or("max_window_layers", 0, 1 << 20, 28);  // layers from here on slide
+    if (first < facts_.layers) window = config_.integer_or("sliding_window", 0, int64_t{1} << 40, 4096);
+  }
+  if (window > 0 && window < facts_.context_length)
+    refuse(fmt::format("a sliding window of {} tokens is in use (context {}); only full attention is supported", window, facts_.context_length));
+}
+
+void HfWeights::read_rope() {
+  // Newer files keep theta and the scaling together in rope_parameters.
+  const std::optional<Config> parameters = config_.object("rope_parameters");
+  const std::optional<Config> scaling = parameters ? parameters : config_.object("rope_scaling");
+  const Config& holder = parameters && parameters->has("rope_theta") ? *parameters : config_;
+  facts_.rope = RopeFacts::plain(facts_.head_dim, facts_.head_dim, holder.number_or("rope_theta", 1, kMaxTheta, 10000.0));
+  if (!scaling) return;
+  const std::string key = scaling->has("rope_type") ? "rope_type" : "type";
+  const std::string type = scaling->string_or(key, parameters ? "default" : "");
+  if (scaling->number_or("partial_rotary_factor", 0, 1, 1) != 1) scaling->fail("partial_rotary_factor", "only 1 is supported");
+  if (type == "default") return;
+  if (type == "linear") {
+    facts_.rope.apply_linear(scaling->number("factor", 1, 1e6));
+  } else if (type == "llama3") {
+    const double factor = scaling->number("factor", 1, 1e6), low = scaling->number("low_freq_factor", 1e-3, 1e6),
+                 high = scaling->number("high_freq_factor", 1e-3, 1e6),
+                 original = scaling->number("original_max_position_embeddings", 1, static_cast<double>(kMaxContext));
+    if (!(high > low)) scaling->fail("high_freq_factor", fmt::format("more than low_freq_factor ({}) is needed", low));
+    facts_.rope.apply_llama3(factor, low, high, original);
+  } else {
+    fail_data(fmt::format("{}: RoPE scaling \"{}\" is not supported; supported are default, linear and llama3", scaling->where(), type));
+  }
+}
+
+void HfWeights::check_tensors() const {
+  std::set<std::string> used;
+  if (facts_.tied_head) used.insert(tensor_name(Weight::kHead, 0));  // some files store the tied copy too
+  for (const Weight weight : weights_of(facts_)) {
+    for (int layer = 0; layer < (belongs_to_layer(weight) ? facts_.layers : 1); ++layer) {
+      const std::string name = tensor_name(weight, layer);
+      const auto [file, tensor] = files_.find(name);
+      if (!tensor)
+        fail_data(fmt::format("{}: the tensor {} is missing{}", folder_, name,
+                              weight == Weight::kHead ? " and tie_word_embeddings is not true in config.json" : ""));
+      if (tensor->dtype != "F32" && tensor->dtype != "F16" && tensor->dtype != "BF16")
+        fail_data(fmt::format("{}: tensor {} has dtype {}; F32, F16 and BF16 are supported", file->path(), name, tensor->dtype));
+      check_shape(file->path(), name, tensor->shape, facts_, weight);
+      used.insert(name);
+    }
+  }
+  for (const std::string& name : files_.names()) {
+    // Files of 2023 store RoPE's frequencies, which follow from the configuration.
+    if (used.contains(name) || name.ends_with(".rotary_emb.inv_freq")) continue;
+    fail_data(fmt::format("{}: the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
+                          files_.find(name).file->path(), name, facts_.architecture));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<ModelWeights> open_hf(const std::string& folder) { return std::make_unique<HfWeights>(folder); }
+
+}  // namespace vqkv::model_files

@@ -1,0 +1,204 @@
+// Each metric against a brute-force reading of its formula, on random data with planted outliers.
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "core/rng.h"
+#include "metric/metric.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+
+namespace {
+
+struct Case {
+  static constexpr int64_t n = 96, d = 16, group = 3;
+  Matrix<float> k{n, d}, k_hat{n, d}, v{n, d}, v_hat{n, d}, q, w_o{20, group * d};
+  FidelitySample sample;
+
+  explicit Case(double noise) {
+    Rng rng(5);
+    const auto fill = [&](Matrix<float>& m) {
+      for (float& x : m.storage) x = static_cast<float>(rng.normal());
+    };
+    for (Matrix<float>* m : {&k, &v, &w_o}) fill(*m);
+    for (int64_t t = 0; t < n; ++t) k(t, 3) += 6;  // an outlier channel, as real keys have
+    k_hat = k;
+    v_hat = v;
+    for (float& x : k_hat.storage) x += static_cast<float>(noise * rng.normal());
+    for (float& x : v_hat.storage) x += static_cast<float>(noise * rng.normal());
+    sample.query_position = {5, 40, 70, 95};
+    q = Matrix<float>(static_cast<int64_t>(sample.query_position.size()) * group, d);
+    fill(q);
+    sample.layer = 1;
+    sample.kv_head = 2;
+    sample.k = k;
+    sample.k_hat = k_hat;
+    sample.v = v;
+    sample.v_hat = v_hat;
+    sample.q = q;
+    sample.group = group;
+    sample.sinks = 4;
+    sample.coded_end_k = {4, 24, 48, 80};
+    sample.coded_end_v = {4, 28, 52, 76};
+    sample.score_scale = 0.25f;
+    sample.w_o = w_o;
+  }
+
+  std::map<std::string, double> run(const std::string& name) const {
+    const auto metric = find_metric(name).make();
+    metric->add(sample, attention_rows(sample));
+    std::map<std::string, double> out;
+    for (const auto& m : metric->finish()) out[m.tag] = m.value;
+    return out;
+  }
+
+  // Row of (query i, group member g): exact and coded logits, and probabilities, in double.
+  struct Row {
+    std::vector<double> s, hat, p, p_hat;
+    int64_t begin, end_k, end_v;
+  };
+  Row row(size_t i, int64_t g) const {
+    Row r;
+    const int64_t length = sample.query_position[i] + 1;
+    r.begin = std::min<int64_t>(4, length);
+    r.end_k = sample.coded_end_k[i];
+    r.end_v = sample.coded_end_v[i];
+    for (int64_t j = 0; j < length; ++j) {
+      double a = 0, b = 0;
+      for (int64_t c = 0; c < d; ++c) {
+        a += static_cast<double>(q(static_cast<int64_t>(i) * group + g, c)) * k(j, c);
+        b += static_cast<double>(q(static_cast<int64_t>(i) * group + g, c)) * k_hat(j, c);
+      }
+      r.s.push_back(0.25 * a);
+      r.hat.push_back(j >= r.begin && j < r.end_k ? 0.25 * b : 0.25 * a);
+    }
+    const auto soft = [](const std::vector<double>& s) {
+      std::vector<double> p(s.size());
+      double top = *std::max_element(s.begin(), s.end()), sum = 0;
+      for (size_t j = 0; j < s.size(); ++j) sum += p[j] = std::exp(s[j] - top);
+      for (double& x : p) x /= sum;
+      return p;
+    };
+    r.p = soft(r.s);
+    r.p_hat = soft(r.hat);
+    return r;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("softmax KL, total variation and coded mass equal their definitions") {
+  const Case c(0.3);
+  double kl = 0, tv = 0, mass = 0, rows = 0;
+  for (size_t i = 0; i < 4; ++i)
+    for (int64_t g = 0; g < Case::group; ++g, ++rows) {
+      const auto r = c.row(i, g);
+      for (size_t j = 0; j < r.p.size(); ++j) {
+        kl += r.p[j] * std::log(r.p[j] / r.p_hat[j]);
+        tv += 0.5 * std::fabs(r.p[j] - r.p_hat[j]);
+        if (static_cast<int64_t>(j) >= r.begin && static_cast<int64_t>(j) < r.end_k) mass += r.p[j];
+      }
+    }
+  const auto got = c.run("softmax_kl");
+  CHECK(got.at("attention.softmax_kl") == Approx(kl / rows).epsilon(1e-4));
+  CHECK(got.at("attention.total_variation") == Approx(tv / rows).epsilon(1e-4));
+  CHECK(got.at("attention.coded_mass") == Approx(mass / rows).epsilon(1e-4));
+}
+
+TEST_CASE("attention output error equals its definition, also after W_O and by role") {
+  const Case c(0.3);
+  double error = 0, energy = 0, k_error = 0, v_error = 0, w_error = 0, w_energy = 0;
+  for (size_t i = 0; i < 4; ++i) {
+    std::vector<double> flat, flat_hat;
+    for (int64_t g = 0; g < Case::group; ++g) {
+      const auto r = c.row(i, g);
+      for (int64_t ch = 0; ch < Case::d; ++ch) {
+        double o = 0, both = 0, ko = 0, vo = 0;
+        for (size_t j = 0; j < r.p.size(); ++j) {
+          const int64_t t = static_cast<int64_t>(j);
+          const double value = c.v(t, ch), coded = t >= r.begin && t < r.end_v ? c.v_hat(t, ch) : c.v(t, ch);
+          o += r.p[j] * value;
+          both += r.p_hat[j] * coded;
+          ko += r.p_hat[j] * value;
+          vo += r.p[j] * coded;
+        }
+        error += (both - o) * (both - o);
+        k_error += (ko - o) * (ko - o);
+        v_error += (vo - o) * (vo - o);
+        energy += o * o;
+        flat.push_back(o);
+        flat_hat.push_back(both);
+      }
+    }
+    for (int64_t h = 0; h < c.w_o.rows; ++h) {
+      double a = 0, b = 0;
+      for (size_t x = 0; x < flat.size(); ++x) {
+        a += c.w_o(h, static_cast<int64_t>(x)) * flat[x];
+        b += c.w_o(h, static_cast<int64_t>(x)) * flat_hat[x];
+      }
+      w_error += (a - b) * (a - b);
+      w_energy += a * a;
+    }
+  }
+  const auto got = c.run("attention_output");
+  CHECK(got.at("output.relative_error") == Approx(std::sqrt(error / energy)).epsilon(1e-4));
+  CHECK(got.at("output.relative_error_k_only") == Approx(std::sqrt(k_error / energy)).epsilon(1e-4));
+  CHECK(got.at("output.relative_error_v_only") == Approx(std::sqrt(v_error / energy)).epsilon(1e-4));
+  CHECK(got.at("output.relative_error_after_wo") == Approx(std::sqrt(w_error / w_energy)).epsilon(1e-4));
+}
+
+TEST_CASE("logit error is blind to a constant shift, and the slope sees shrinking") {
+  Case c(0);
+  // k_hat = 0.5 k: every logit halves, so the slope is 0.5.
+  for (size_t i = 0; i < c.k.storage.size(); ++i) c.k_hat.storage[i] = 0.5f * c.k.storage[i];
+  auto got = c.run("logit_error");
+  CHECK(got.at("logit.slope") == Approx(0.5).epsilon(1e-5));
+  // A constant added to one key channel moves all logits of a query alike.
+  c.k_hat = c.k;
+  for (int64_t t = 0; t < Case::n; ++t) c.k_hat(t, 2) += 10;
+  got = c.run("logit_error");
+  CHECK(got.at("logit.centred_rms") < 1e-4);
+  CHECK(got.at("logit.slope") == Approx(1).epsilon(1e-4));
+}
+
+TEST_CASE("a lossless codec measures zero everywhere and overlaps fully") {
+  const Case c(0);
+  CHECK(c.run("key_nmse").at("key.nmse") == 0);
+  CHECK(c.run("value_nmse").at("value.nmse") == 0);
+  CHECK(c.run("softmax_kl").at("attention.softmax_kl") < 1e-7);
+  CHECK(c.run("attention_output").at("output.relative_error") < 1e-6);
+  for (const auto& [tag, value] : c.run("top_k"))
+    if (!std::isnan(value)) CHECK(value == Approx(1).epsilon(1e-6));
+}
+
+TEST_CASE("reconstruction error counts coded tokens alone") {
+  Case c(0);
+  c.k_hat(2, 0) += 100;   // a sink
+  c.k_hat(85, 0) += 100;  // in the window of the last query
+  CHECK(c.run("key_nmse").at("key.nmse") == 0);
+  c.k_hat(50, 1) += 1;
+  double energy = 0;
+  for (int64_t t = 4; t < 80; ++t)
+    for (int64_t ch = 0; ch < Case::d; ++ch) energy += c.k(t, ch) * c.k(t, ch);
+  CHECK(c.run("key_nmse").at("key.nmse") == Approx(1 / energy).epsilon(1e-4));
+}
+
+TEST_CASE("code usage: entropy in bits and dead codewords") {
+  Case c(0);
+  std::vector<uint16_t> field;
+  for (int t = 0; t < 64; ++t) {
+    field.push_back(static_cast<uint16_t>(t % 4));  // slot 0: 4 of 16 codes, 2 bits
+    field.push_back(7);                             // slot 1: one code
+  }
+  CodeFields codes{{&field}, {2}, {4}};
+  c.sample.key_codes = &codes;
+  const auto got = c.run("code_usage");
+  CHECK(got.at("key.code_entropy") == Approx(1.0));
+  CHECK(got.at("key.code_entropy_share") == Approx(0.25));
+  CHECK(got.at("key.dead_codes") == Approx((12.0 / 16 + 15.0 / 16) / 2));
+}
+
+TEST_CASE("an unknown metric names the nearest") {
+  CHECK_THROWS_WITH(find_metric("softmax_k"), Catch::Contains("did you mean 'softmax_kl'"));
+}
