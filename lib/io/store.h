@@ -1,0 +1,51 @@
+// Records that survive a kill: JSON lines, one writer a file, every line synced. A last line that a kill tore is
+// tolerated and reported; anything else that is not JSON is an error with its line.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+
+namespace vqkv {
+
+struct JsonlRead {
+  std::vector<Json> records;
+  std::string torn;  // what was dropped at the end: "FILE line 7: 123 bytes of an unfinished record", or ""
+};
+
+// A missing file is empty. Throws kBadData for a line that is not an object, except an unfinished last one.
+JsonlRead read_jsonl(const std::string& path);
+// The same over text; `where` names it.
+JsonlRead parse_jsonl(std::string_view text, const std::string& where);
+
+// Appends to one file, created when missing, with its folder. Holds a lock for its life: a second writer of the same
+// file is refused (kUsage), here or on another machine. An unfinished last line is cut off first.
+class JsonlWriter {
+ public:
+  explicit JsonlWriter(std::string path);
+  ~JsonlWriter();
+  JsonlWriter(const JsonlWriter&) = delete;
+  JsonlWriter& operator=(const JsonlWriter&) = delete;
+  // One write, then fsync. When it fails (a full disk) the file ends where it did before, and kBadData says so.
+  void append(const Json& record);
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+};
+
+// An exclusive lock on PATH (created when missing) for the life of the object; waits for it.
+class FileLock {
+ public:
+  explicit FileLock(const std::string& path);
+  ~FileLock();
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace vqkv
