@@ -1,0 +1,446 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "io/atomic_file.h"
+#include "io/trace.h"
+#include "io/trace_layout.h"
+
+namespace vqkv {
+namespace {
+
+TraceSizes sizes_of(const TraceInfo& info, int64_t tokens, int64_t queries, int64_t documents) {
+  return {info.shape.layers, info.shape.q_heads, info.shape.kv_heads, info.shape.head_dim, info.hidden, tokens, queries, documents};
+}
+
+// True when any of n stored values is NaN or infinite. Branch-free, so it costs what reading the block costs.
+bool any_not_finite(const uint8_t* bytes, int64_t n, Hdf5Type type) {
+  bool bad = false;
+  if (type == Hdf5Type::kF32) {
+    const auto* v = reinterpret_cast<const uint32_t*>(bytes);
+    for (int64_t i = 0; i < n; ++i) bad |= (v[i] & 0x7f800000u) == 0x7f800000u;
+  } else {
+    const auto* v = reinterpret_cast<const uint16_t*>(bytes);
+    const uint16_t mask = type == Hdf5Type::kBF16 ? 0x7f80 : 0x7c00;
+    for (int64_t i = 0; i < n; ++i) bad |= (v[i] & mask) == mask;
+  }
+  return bad;
+}
+
+void narrow(const float* in, uint8_t* out, int64_t n, Hdf5Type type) {
+  switch (type) {
+    case Hdf5Type::kBF16: to_bf16(in, reinterpret_cast<bf16*>(out), n); return;
+    case Hdf5Type::kF16: to_f16(in, reinterpret_cast<f16*>(out), n); return;
+    default: std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
+  }
+}
+
+// A dataset that grows along its third axis, one (lead0, lead1) row stream at a time. Whole chunks go straight from the
+// caller's buffer to the file; only a stream's last, unfinished chunk is held (128 KiB a head at head_dim 64 in bf16).
+class RowStreams {
+ public:
+  RowStreams() = default;
+  RowStreams(Hdf5Dataset dataset, const TraceDataset& layout)
+      : dataset_(std::move(dataset)), heads_(layout.dims[1]), chunk_rows_(layout.chunk[2]), rank_(layout.dims.size()),
+        streams_(static_cast<size_t>(layout.dims[0] * layout.dims[1])) {
+    row_bytes_ = static_cast<int64_t>(hdf5_type_size(layout.type)) * (rank_ == 4 ? layout.dims[3] : 1);
+  }
+
+  // The hash half and the writing half are timed apart by the caller.
+  void hash(int64_t layer, int64_t head, const uint8_t* bytes, int64_t rows) {
+    at(layer, head).hash.update(bytes, static_cast<size_t>(rows * row_bytes_));
+  }
+  void append(int64_t layer, int64_t head, const uint8_t* bytes, int64_t rows) {
+    Stream& s = at(layer, head);
+    while (rows > 0) {
+      const int64_t filled = s.rows % chunk_rows_;
+      const int64_t take = std::min(rows, chunk_rows_ - filled);
+      if (filled == 0 && take == chunk_rows_) {
+        write(layer, head, s.rows, bytes);
+      } else {
+        s.tail.resize(static_cast<size_t>(chunk_rows_ * row_bytes_));
+        std::memcpy(s.tail.data() + filled * row_bytes_, bytes, static_cast<size_t>(take * row_bytes_));
+        if (filled + take == chunk_rows_) write(layer, head, s.rows - filled, s.tail.data());
+      }
+      s.rows += take;
+      bytes += take * row_bytes_;
+      rows -= take;
+    }
+  }
+  // Final length known: shrink, then write the unfinished chunks, zero-padded.
+  void finish(int64_t rows) {
+    auto dims = dataset_.dims();
+    if (dims[2] != rows) {
+      dims[2] = rows;
+      dataset_.set_extent(dims);
+    }
+    for (size_t i = 0; i < streams_.size(); ++i) {
+      Stream& s = streams_[i];
+      VQKV_CHECK(s.rows == rows);
+      const int64_t filled = s.rows % chunk_rows_;
+      if (filled == 0) continue;
+      std::fill(s.tail.begin() + filled * row_bytes_, s.tail.end(), uint8_t{0});
+      write(static_cast<int64_t>(i) / heads_, static_cast<int64_t>(i) % heads_, s.rows - filled, s.tail.data());
+    }
+  }
+  std::vector<std::string> hashes() const {
+    std::vector<std::string> out;
+    for (const Stream& s : streams_) out.push_back(s.hash.hex());
+    return out;
+  }
+  Hdf5Dataset& dataset() { return dataset_; }
+
+ private:
+  struct Stream {
+    int64_t rows = 0;
+    std::vector<uint8_t> tail;
+    ContentHash hash;
+  };
+  Stream& at(int64_t layer, int64_t head) { return streams_[static_cast<size_t>(layer * heads_ + head)]; }
+  void write(int64_t layer, int64_t head, int64_t row, const uint8_t* bytes) {
+    std::vector<int64_t> offset{layer, head, row};
+    if (rank_ == 4) offset.push_back(0);
+    dataset_.write_chunk(offset, bytes, static_cast<size_t>(chunk_rows_ * row_bytes_));
+  }
+
+  Hdf5Dataset dataset_;
+  int64_t heads_ = 0, chunk_rows_ = 0, row_bytes_ = 0;
+  size_t rank_ = 0;
+  std::vector<Stream> streams_;
+};
+
+constexpr int64_t kMaxTokens = INT32_MAX;
+
+}  // namespace
+
+struct TraceWriter::Impl {
+  std::string path;
+  TraceInfo info;
+  std::vector<std::string> documents;
+  int64_t max_tokens, max_queries;
+  std::unique_ptr<AtomicFile> target;
+  Hdf5File file;
+  std::map<std::string, TraceDataset> layout;
+  std::map<std::string, RowStreams> streams;       // key, value, query, received_mass, received_mass2
+  std::map<std::string, Hdf5Dataset> vectors;      // what finish() writes at once
+  Hdf5Dataset moment, pair_moment, output;
+  ContentHash moment_hash, pair_hash;
+  std::vector<std::string> output_hash;            // (layers), empty until written
+  std::vector<int32_t> token_id, position, doc, window, query_token;
+  std::vector<double> document_moment, document_pairs;   // of the current document, all layers
+  std::vector<int64_t> moment_count;
+  int64_t windows = 0;
+  std::string model_json;
+  double hash_seconds = 0, write_seconds = 0;
+  int64_t stored_bytes = 0;
+  std::vector<uint8_t> scratch;
+
+  Impl(const std::string& p, TraceInfo i, std::vector<std::string> names, int64_t t, int64_t q)
+      : path(p), info(std::move(i)), documents(std::move(names)), max_tokens(t), max_queries(q) {}
+
+  int64_t group() const { return info.shape.group(); }
+  void check_window(const TraceWindowData& w) const;
+  void add_rows(const std::string& name, int layer, int64_t heads, const Matrix<float>& rows, int64_t first_row);
+  void add_mass(const std::string& name, int layer, const std::vector<float>& mass, int64_t n);
+  void flush_document();
+  void write_vector(const std::string& name, const void* data, TraceHash& hash);
+  Hdf5Dataset& dataset(const std::string& name);
+  Hdf5Dataset create(const TraceDataset& d) { return file.create_dataset("/" + d.name, d.type, d.dims, d.chunk); }
+};
+
+TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<std::string> document_names, int64_t max_tokens,
+                         int64_t max_queries)
+    : impl_(std::make_unique<Impl>(path, std::move(info), std::move(document_names), max_tokens, max_queries)) {
+  Impl& m = *impl_;
+  const CacheShape& s = m.info.shape;
+  VQKV_CHECK(s.layers > 0 && s.kv_heads > 0 && s.q_heads > 0 && s.q_heads % s.kv_heads == 0 && s.head_dim > 0 &&
+             s.head_dim % 2 == 0 && m.info.hidden >= 0);
+  VQKV_CHECK(!m.documents.empty() && max_queries > 0);
+  if (max_tokens < 1 || max_tokens > kMaxTokens)
+    fail_usage(fmt::format("a trace holds 1 to {} tokens, not {}", kMaxTokens, max_tokens));
+  if (m.info.layer_index.empty())
+    for (int l = 0; l < s.layers; ++l) m.info.layer_index.push_back(l);
+  VQKV_CHECK(static_cast<int>(m.info.layer_index.size()) == s.layers);
+
+  const int64_t documents = static_cast<int64_t>(m.documents.size());
+  require_free_space(path, estimate_bytes(m.info, max_tokens, max_queries, documents));
+  for (const TraceDataset& d : trace_datasets(sizes_of(m.info, max_tokens, max_queries, documents), m.info.stored))
+    m.layout[d.name] = d;
+  m.model_json = canonical_json({{"name", m.info.model_name}, {"hash", m.info.model_hash}, {"layers", s.layers},
+                                 {"q_heads", s.q_heads}, {"kv_heads", s.kv_heads}, {"head_dim", s.head_dim},
+                                 {"hidden", m.info.hidden}, {"dtype", std::string(dtype_name(m.info.stored))},
+                                 {"score_scale", s.score_scale}, {"rope", s.rope.to_json()}, {"facts", m.info.model}});
+
+  m.target = std::make_unique<AtomicFile>(path);
+  m.file = Hdf5File::create(m.target->partial_path(), path);
+  m.file.write_text("/", "format", kTraceFormat);
+  m.file.write_int("/", "format_version", kTraceVersion);
+  m.file.write_int("/", "complete", 0);
+  for (const char* name : {"key", "value", "query", "received_mass", "received_mass2"})
+    m.streams[name] = RowStreams(m.create(m.layout.at(name)), m.layout.at(name));
+  m.moment = m.create(m.layout.at("query_moment"));
+  m.pair_moment = m.create(m.layout.at("query_pair_moment"));
+  if (m.info.hidden > 0) {
+    m.output = m.create(m.layout.at("output_weight"));
+    m.output_hash.resize(static_cast<size_t>(s.layers));
+  }
+}
+
+TraceWriter::~TraceWriter() = default;
+
+void TraceWriter::Impl::check_window(const TraceWindowData& w) const {
+  const CacheShape& s = info.shape;
+  const size_t n = w.token_id.size(), layers = static_cast<size_t>(s.layers);
+  const auto rows = [&](const std::vector<Matrix<float>>& v, size_t count, int64_t heads) {
+    VQKV_CHECK(v.size() == layers);
+    for (const auto& x : v) VQKV_CHECK(x.rows == static_cast<int64_t>(count) && x.cols == heads * s.head_dim);
+  };
+  VQKV_CHECK(n > 0 && w.position.size() == n);
+  for (size_t i = 0; i < n; ++i) VQKV_CHECK(w.position[i] == static_cast<int32_t>(i));
+  for (size_t i = 0; i < w.query_token.size(); ++i)
+    VQKV_CHECK(w.query_token[i] >= 0 && w.query_token[i] < static_cast<int32_t>(n) &&
+               (i == 0 || w.query_token[i] > w.query_token[i - 1]));
+  rows(w.key, n, s.kv_heads);
+  rows(w.value, n, s.kv_heads);
+  rows(w.query, w.query_token.size(), s.q_heads);
+  VQKV_CHECK(w.query_moment.size() == layers && w.query_pair_moment.size() == layers && w.received_mass.size() == layers &&
+             w.received_mass2.size() == layers);
+  const size_t h = static_cast<size_t>(s.kv_heads), d = static_cast<size_t>(s.head_dim);
+  for (size_t l = 0; l < layers; ++l)
+    VQKV_CHECK(w.query_moment[l].size() == h * d * d && w.query_pair_moment[l].size() == h * d / 2 &&
+               w.received_mass[l].size() == h * n && w.received_mass2[l].size() == h * n);
+  const int32_t current = doc.empty() ? -1 : doc.back();
+  if (w.document != current && w.document != current + 1)
+    fail_internal(fmt::format("{}: a window of document {} after document {}; documents are written in order", path, w.document, current));
+  VQKV_CHECK(w.document < static_cast<int32_t>(documents.size()));
+  VQKV_CHECK(static_cast<int64_t>(token_id.size() + n) <= max_tokens &&
+             static_cast<int64_t>(query_token.size() + w.query_token.size()) <= max_queries);
+}
+
+void TraceWriter::Impl::add_rows(const std::string& name, int layer, int64_t heads, const Matrix<float>& rows, int64_t first_row) {
+  const Hdf5Type type = stored_type(info.stored);
+  const int64_t d = info.shape.head_dim, n = rows.rows;
+  const int64_t head_bytes = n * d * static_cast<int64_t>(hdf5_type_size(type));
+  RowStreams& stream = streams.at(name);
+  scratch.resize(static_cast<size_t>(heads * head_bytes));
+  std::vector<uint8_t> bad(static_cast<size_t>(heads));
+  parallel_for(heads, [&](int64_t h) {
+    uint8_t* out = scratch.data() + h * head_bytes;
+    const int64_t step = head_bytes / std::max<int64_t>(1, n);
+    for (int64_t r = 0; r < n; ++r) narrow(rows.row(r) + h * d, out + r * step, d, type);
+    bad[static_cast<size_t>(h)] = any_not_finite(out, n * d, type);
+  });
+  for (int64_t h = 0; h < heads; ++h) {
+    if (!bad[static_cast<size_t>(h)]) continue;
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t c = 0; c < d; ++c) {
+        float v = rows(r, h * d + c);
+        const float original = v;
+        round_to(info.stored, &v, 1);
+        if (!std::isfinite(v))
+          fail_data(fmt::format("{}: /{} at layer {}, head {}, row {}, channel {} is {}{}", path, name, layer, h, first_row + r, c, original,
+                                std::isfinite(original) ? fmt::format(", too large for {}; use bf16 or f32", dtype_name(info.stored)) : ""));
+      }
+  }
+  const Stopwatch hash_watch;
+  parallel_for(heads, [&](int64_t h) { stream.hash(layer, h, scratch.data() + h * head_bytes, n); });
+  hash_seconds += hash_watch.seconds();
+  for (int64_t h = 0; h < heads; ++h) stream.append(layer, h, scratch.data() + h * head_bytes, n);
+}
+
+void TraceWriter::Impl::add_mass(const std::string& name, int layer, const std::vector<float>& mass, int64_t n) {
+  RowStreams& stream = streams.at(name);
+  for (const float v : mass)
+    if (!std::isfinite(v) || v < 0) fail_data(fmt::format("{}: /{} at layer {} holds {}", path, name, layer, v));
+  for (int64_t h = 0; h < info.shape.kv_heads; ++h) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(mass.data() + h * n);
+    const Stopwatch hash_watch;
+    stream.hash(layer, h, bytes, n);
+    hash_seconds += hash_watch.seconds();
+    stream.append(layer, h, bytes, n);
+  }
+}
+
+void TraceWriter::Impl::flush_document() {
+  if (doc.empty()) return;
+  const int64_t at = doc.back(), l = info.shape.layers, h = info.shape.kv_heads, d = info.shape.head_dim;
+  for (const auto* v : {&document_moment, &document_pairs})
+    for (const double x : *v)
+      if (!std::isfinite(x)) fail_data(fmt::format("{}: query moments of document {} are not finite", path, at));
+  const Stopwatch hash_watch;
+  moment_hash.update(document_moment.data(), document_moment.size() * sizeof(double));
+  pair_hash.update(document_pairs.data(), document_pairs.size() * sizeof(double));
+  hash_seconds += hash_watch.seconds();
+  moment.write({at, 0, 0, 0, 0}, {1, l, h, d, d}, document_moment.data());
+  pair_moment.write({at, 0, 0, 0}, {1, l, h, d / 2}, document_pairs.data());
+}
+
+void TraceWriter::add(const TraceWindowData& w) {
+  Impl& m = *impl_;
+  m.check_window(w);
+  const Stopwatch watch;
+  const double hashed_before = m.hash_seconds;
+  const CacheShape& s = m.info.shape;
+  const int64_t n = static_cast<int64_t>(w.token_id.size());
+  const int64_t first_token = static_cast<int64_t>(m.token_id.size()), first_query = static_cast<int64_t>(m.query_token.size());
+  if (m.doc.empty() || w.document != m.doc.back()) {
+    m.flush_document();
+    m.document_moment.assign(static_cast<size_t>(int64_t{s.layers} * s.kv_heads * s.head_dim * s.head_dim), 0.0);
+    m.document_pairs.assign(static_cast<size_t>(int64_t{s.layers} * s.kv_heads * s.head_dim / 2), 0.0);
+    m.moment_count.push_back(0);
+  }
+  for (int l = 0; l < s.layers; ++l) {
+    const size_t i = static_cast<size_t>(l);
+    m.add_rows("key", l, s.kv_heads, w.key[i], first_token);
+    m.add_rows("value", l, s.kv_heads, w.value[i], first_token);
+    m.add_rows("query", l, s.q_heads, w.query[i], first_query);
+    m.add_mass("received_mass", l, w.received_mass[i], n);
+    m.add_mass("received_mass2", l, w.received_mass2[i], n);
+    const auto add_to = [&](std::vector<double>& sum, const std::vector<double>& part) {
+      double* out = sum.data() + i * part.size();
+      for (size_t k = 0; k < part.size(); ++k) out[k] += part[k];
+    };
+    add_to(m.document_moment, w.query_moment[i]);
+    add_to(m.document_pairs, w.query_pair_moment[i]);
+  }
+  m.moment_count.back() += n * m.group();
+  for (int64_t t = 0; t < n; ++t) {
+    m.token_id.push_back(w.token_id[static_cast<size_t>(t)]);
+    m.position.push_back(static_cast<int32_t>(t));
+    m.doc.push_back(w.document);
+    m.window.push_back(static_cast<int32_t>(m.windows));
+  }
+  for (const int32_t q : w.query_token) m.query_token.push_back(static_cast<int32_t>(first_token) + q);
+  ++m.windows;
+  m.write_seconds += watch.seconds() - (m.hash_seconds - hashed_before);
+}
+
+void TraceWriter::output_weight(int layer, ConstMatrix w) {
+  Impl& m = *impl_;
+  const CacheShape& s = m.info.shape;
+  VQKV_CHECK(m.info.hidden > 0 && layer >= 0 && layer < s.layers && w.rows == m.info.hidden &&
+             w.cols == int64_t{s.q_heads} * s.head_dim);
+  const Stopwatch watch;
+  const Hdf5Type type = stored_type(m.info.stored);
+  const int64_t row_bytes = w.cols * static_cast<int64_t>(hdf5_type_size(type));
+  m.scratch.resize(static_cast<size_t>(w.rows * row_bytes));
+  for (int64_t r = 0; r < w.rows; ++r) narrow(w.row(r), m.scratch.data() + r * row_bytes, w.cols, type);
+  if (any_not_finite(m.scratch.data(), w.size(), type)) fail_data(fmt::format("{}: W_O of layer {} holds a value that is not finite", m.path, layer));
+  const Stopwatch hash_watch;
+  ContentHash hash;
+  hash.update(m.scratch.data(), m.scratch.size());
+  m.output_hash[static_cast<size_t>(layer)] = hash.hex();
+  const double hashed = hash_watch.seconds();
+  m.output.write({layer, 0, 0}, {1, w.rows, w.cols}, m.scratch.data());
+  m.hash_seconds += hashed;
+  m.write_seconds += watch.seconds() - hashed;
+}
+
+void TraceWriter::Impl::write_vector(const std::string& name, const void* data, TraceHash& hash) {
+  const TraceDataset& d = layout.at(name);
+  vectors[name] = create(d);
+  vectors[name].write_all(data);
+  if (d.hash_lead >= 0) {
+    ContentHash h;
+    h.update(data, static_cast<size_t>(d.count()) * hdf5_type_size(d.type));
+    hash.dataset(d, {h.hex()});
+  }
+}
+
+Hdf5Dataset& TraceWriter::Impl::dataset(const std::string& name) {
+  if (streams.count(name)) return streams.at(name).dataset();
+  if (name == "query_moment") return moment;
+  if (name == "query_pair_moment") return pair_moment;
+  if (name == "output_weight") return output;
+  return vectors.at(name);
+}
+
+void TraceWriter::finish() {
+  Impl& m = *impl_;
+  const Stopwatch watch;
+  const int64_t tokens = static_cast<int64_t>(m.token_id.size()), queries = static_cast<int64_t>(m.query_token.size());
+  if (m.moment_count.size() != m.documents.size())
+    fail_internal(fmt::format("{}: {} documents announced, {} written", m.path, m.documents.size(), m.moment_count.size()));
+  VQKV_CHECK(tokens > 0 && queries > 0);
+  for (const std::string& h : m.output_hash) VQKV_CHECK(!h.empty());
+  m.flush_document();
+
+  const auto tables = trace_datasets(sizes_of(m.info, tokens, queries, static_cast<int64_t>(m.documents.size())), m.info.stored);
+  // Chunk shapes stay those of creation; dims are final now.
+  for (const TraceDataset& d : tables) m.layout.at(d.name).dims = d.dims;
+  TraceHash hash(m.info.keys_pre_rope, m.model_json);
+  std::vector<int32_t> index;
+  for (const TraceDataset& d : tables) {
+    if (m.streams.count(d.name)) {
+      RowStreams& s = m.streams.at(d.name);
+      s.finish(d.dims[2]);
+      hash.dataset(d, s.hashes());
+    } else if (d.name == "query_moment") {
+      hash.dataset(d, {m.moment_hash.hex()});
+    } else if (d.name == "query_pair_moment") {
+      hash.dataset(d, {m.pair_hash.hex()});
+    } else if (d.name == "output_weight") {
+      hash.dataset(d, m.output_hash);
+    } else if (d.name == "moment_count") {
+      m.write_vector(d.name, m.moment_count.data(), hash);
+    } else {
+      const std::map<std::string, const std::vector<int32_t>*> named{
+          {"layer", &m.info.layer_index}, {"token_id", &m.token_id}, {"position", &m.position},
+          {"doc", &m.doc},                {"window", &m.window},     {"query_token", &m.query_token}};
+      const auto it = named.find(d.name);
+      if (it == named.end()) {
+        index.resize(static_cast<size_t>(d.dims[0]));
+        for (size_t i = 0; i < index.size(); ++i) index[i] = static_cast<int32_t>(i);
+      }
+      m.write_vector(d.name, (it == named.end() ? index : *it->second).data(), hash);
+    }
+  }
+  // Named axes: every coordinate is a dimension scale, every data axis has its scale and label.
+  for (const TraceDataset& d : tables)
+    if (d.is_coordinate()) m.file.make_scale(m.dataset(d.name), d.name);
+  for (const TraceDataset& d : tables) {
+    if (d.is_coordinate()) continue;
+    Hdf5Dataset& data = m.dataset(d.name);
+    for (size_t i = 0; i < d.axes.size(); ++i) {
+      m.file.attach_scale(data, static_cast<int>(i), m.dataset(d.axes[i]));
+      m.file.label_axis(data, static_cast<int>(i), d.axes[i]);
+    }
+  }
+  m.info.content_hash = hash.hex();
+  m.file.write_text("/", "keys", m.info.keys_pre_rope ? "pre_rope" : "post_rope");
+  m.file.write_text("/", "model_json", m.model_json);
+  m.file.write_text("/", "provenance_json", canonical_json(m.info.provenance.is_null() ? Json::object() : m.info.provenance));
+  m.file.write_text("/", "documents_json", canonical_json(m.documents));
+  m.file.write_text("/", "content_xxh3", m.info.content_hash);
+  m.file.write_int("/", "complete", 1);   // last
+  m.vectors.clear();
+  m.streams.clear();
+  m.moment = {};
+  m.pair_moment = {};
+  m.output = {};
+  m.file.close();
+  for (const TraceDataset& d : tables) m.stored_bytes += d.stored_bytes();
+  m.target->commit();
+  m.write_seconds += watch.seconds();
+}
+
+double TraceWriter::hash_seconds() const { return impl_->hash_seconds; }
+double TraceWriter::write_seconds() const { return impl_->write_seconds; }
+int64_t TraceWriter::bytes_written() const { return impl_->stored_bytes; }
+
+int64_t TraceWriter::estimate_bytes(const TraceInfo& info, int64_t tokens, int64_t queries, int64_t documents) {
+  size_t total = size_t{256} << 10;   // headers, chunk index, attributes
+  for (const TraceDataset& d : trace_datasets(sizes_of(info, tokens, queries, documents), info.stored))
+    total = checked_add(total, static_cast<size_t>(d.stored_bytes()), "trace size");
+  return static_cast<int64_t>(total);
+}
+
+}  // namespace vqkv
