@@ -1,0 +1,131 @@
+// vqkv-eval: replays generation with a compressed cache and says what it cost.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "common/tool.h"
+#include "core/log.h"
+#include "core/thread_pool.h"
+#include "verbs.h"
+
+using namespace vqkv;
+using namespace vqkv::eval;
+
+namespace {
+
+struct Flags {
+  std::string format = "md";
+  bool json = false, quiet = false, verbose = false;
+  int threads = 0;
+};
+
+void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
+  verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
+  auto* codec = verb.add_option("--codec", o.codecs, "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable");
+  if (needs_codec) codec->required();
+  verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
+  verb.add_option("--attention", o.attention, "attention backend: auto, reference, cpu-reconstruct, cpu-table")->capture_default_str();
+  verb.add_option("--weights", o.weights, "weights in memory: f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  verb.add_option("--format", f.format, "md, csv, json or jsonl")->capture_default_str()->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
+  verb.add_flag("--json", f.json, "short for --format json");
+  verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
+  verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
+}
+
+void add_text(CLI::App& verb, TextOptions& t) {
+  verb.add_option("--text", t.texts, "text files, one document a file")->check(CLI::ExistingFile);
+  verb.add_option("--token-ids", t.token_ids, "files of token ids instead of texts")->check(CLI::ExistingFile);
+  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  install_signal_handlers();
+  CLI::App app("vqkv-eval: replays generation with a compressed KV cache and says what it cost.");
+  app.footer(kExitCodeHelp);
+  app.set_version_flag("--version", version_text("vqkv-eval"));
+  app.require_subcommand(1);
+
+  ReplayVerb replay;
+  GenerateVerb generate;
+  MemoryVerb memory;
+  SpeedVerb speed;
+  Flags flags;
+  std::string what;
+
+  auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
+  add_common(*r, replay.common, flags, true);
+  add_text(*r, replay.text);
+  r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant")->capture_default_str();
+  r->add_option("--context", replay.context, "tokens a window; windows don't overlap")->capture_default_str();
+  r->add_option("--windows", replay.windows, "windows, taken from the documents in turn; 0: all")->capture_default_str();
+  r->add_option("--block", replay.block, "queries a block in mode forced")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  r->add_option("--prompt", replay.prompt, "exact prompt of mode prefill-exact; default half the context");
+  r->add_option("--buckets", replay.buckets, "position buckets in the JSON")->capture_default_str()->check(CLI::Range(1, 1024));
+  r->add_flag("!--no-window-rows", replay.no_window_rows, "leave out the rows without any window");
+  r->add_flag("!--no-self-noise", replay.self_noise, "leave out the self-noise row");
+  r->add_option("-o,--out", replay.out, "also write the full JSON to this file");
+  r->footer("Examples:\n"
+            "  vqkv-eval replay --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --codec out/best.codec.h5 --text data/jargon-3.txt\n"
+            "  vqkv-eval replay --model M --codec a.codec.h5 --codec b.codec.h5 --text T --context 2048 --windows 4 --json");
+
+  auto* g = app.add_subcommand("generate", "exact and compressed side by side, with the first divergence");
+  add_common(*g, generate.common, flags, true);
+  g->add_option("--prompt", generate.prompt, "prompt text");
+  g->add_option("--prompt-file", generate.prompt_file, "prompt from a file")->check(CLI::ExistingFile);
+  g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
+  g->add_option("--new-tokens", generate.new_tokens, "tokens to generate")->capture_default_str();
+  g->add_option("--temperature", generate.temperature, "0: greedy")->capture_default_str();
+  g->add_option("--top-k", generate.top_k, "0: off")->capture_default_str();
+  g->add_option("--top-p", generate.top_p, "1: off")->capture_default_str();
+  g->add_option("--seed", generate.seed, "of the sampler")->capture_default_str();
+  g->footer("Examples:\n"
+            "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
+            "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/kjv-0.txt --new-tokens 128 cache.window=16");
+
+  auto* m = app.add_subcommand("memory", "bytes by kind, allocator and process peak at several contexts");
+  add_common(*m, memory.common, flags, false);
+  m->add_option("--context", memory.contexts, "contexts, e.g. 1k,4k,32k")->capture_default_str();
+  m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")->capture_default_str();
+  m->add_option("--child-context", memory.child_context, "")->group("");
+  m->footer("Examples:\n"
+            "  vqkv-eval memory --model M --codec c.codec.h5\n"
+            "  vqkv-eval memory --model M --codec c.codec.h5 --context 512,2k,128k --json");
+
+  auto* s = app.add_subcommand("speed", "prefill and decode tokens/s, the exact cache in the same run");
+  add_common(*s, speed.common, flags, false);
+  s->add_option("--prompt-tokens", speed.prompt_tokens, "prompt length")->capture_default_str()->check(CLI::Range(1, 1 << 24));
+  s->add_option("--new-tokens", speed.new_tokens, "decode steps")->capture_default_str()->check(CLI::Range(0, 1 << 24));
+  s->add_option("--repeats", speed.repeats, "alternating rounds; medians are shown")->capture_default_str()->check(CLI::Range(1, 1000));
+  s->footer("Examples:\n"
+            "  vqkv-eval speed --model M --codec c.codec.h5 --threads 2\n"
+            "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5");
+
+  auto* l = app.add_subcommand("ls", "what there is: modes, backends");
+  l->add_option("what", what, "modes or backends")->required()->check(CLI::IsMember({"modes", "backends"}));
+  l->add_option("--format", flags.format, "md, csv, json or jsonl")->capture_default_str();
+  l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e, std::cout, std::cerr);
+    return code == 0 ? kExitOk : kExitUsage;
+  }
+
+  return run_tool([&] {
+    if (flags.quiet) set_log_level(LogLevel::kWarning);
+    if (flags.threads > 0) set_thread_count(flags.threads);
+    const TableFormat format = flags.json ? TableFormat::kJson : table_format_from_name(flags.format);
+    const std::string command = command_line(argc, argv);
+    for (CommonOptions* o : {&replay.common, &generate.common, &memory.common, &speed.common}) {
+      o->format = format;
+      o->command = command;
+    }
+    if (*r) return run_replay(replay);
+    if (*g) return run_generate(generate);
+    if (*m) return run_memory(memory);
+    if (*s) return run_speed(speed);
+    return run_ls(what, format);
+  });
+}

@@ -1,0 +1,115 @@
+// Bytes of a cache: the ledger by kind, what the allocator saw, and what the process peaked at. Each peak comes from a
+// fresh child process, since a peak never goes down.
+#include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+
+#include "common/tool.h"
+#include "core/clock.h"
+#include "core/log.h"
+#include "core/rng.h"
+#include "verbs.h"
+
+namespace vqkv::eval {
+namespace {
+
+// Runs this program again with one codec and one context and reads the JSON line it prints.
+Json measure_in_child(const MemoryVerb& v, const std::string& codec, int64_t context) {
+  std::vector<std::string> arguments{"vqkv-eval", "memory", "--model", v.common.model, "--codec", codec, "--attention", v.common.attention,
+                                     "--weights", v.common.weights, "--child-context", std::to_string(context), "-q"};
+  arguments.insert(arguments.end(), v.common.overrides.begin(), v.common.overrides.end());
+  std::vector<char*> argv;
+  for (auto& a : arguments) argv.push_back(a.data());
+  argv.push_back(nullptr);
+  std::array<int, 2> pipe_ends{};
+  if (pipe(pipe_ends.data()) != 0) fail_internal("no pipe for a child process");
+  const pid_t child = fork();
+  if (child < 0) fail_internal("no child process");
+  if (child == 0) {
+    dup2(pipe_ends[1], STDOUT_FILENO);
+    close(pipe_ends[0]);
+    close(pipe_ends[1]);
+    execv("/proc/self/exe", argv.data());
+    _exit(127);
+  }
+  close(pipe_ends[1]);
+  std::string text;
+  std::array<char, 4096> buffer{};
+  for (ssize_t n; (n = read(pipe_ends[0], buffer.data(), buffer.size())) > 0;) text.append(buffer.data(), static_cast<size_t>(n));
+  close(pipe_ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+    fail_internal(fmt::format("the child process that measured {} tokens ended with status {}", context, status));
+  return parse_json(text, "child process");
+}
+
+// What the child does: a prompt of pseudo-random tokens through the compressed cache, as replay would feed it.
+int run_child(const MemoryVerb& v) {
+  const auto model = open_model(v.common);
+  const auto codec = load_codec(v.common.codecs.at(0), v.common, model->facts());
+  const int64_t loaded = peak_rss_bytes();
+  CountingResource memory;
+  CompressedCache cache(codec.codecs, codec.policy, &memory);
+  const auto backend = make_attention_backend(v.common.attention);
+  KvSession session(cache, *backend);
+  Rng rng(1);
+  std::vector<int32_t> tokens(static_cast<size_t>(v.child_context));
+  for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(model->facts().vocab)));
+  constexpr int64_t kBlock = 128;
+  for (int64_t at = 0; at < v.child_context; at += kBlock) {
+    const int64_t n = std::min(kBlock, v.child_context - at);
+    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session, LogitRows::kNone, {});
+  }
+  const Json out = {{"ledger", cache.bytes().to_json()}, {"total", cache.bytes().total_sequence()}, {"allocator", memory.live()},
+                    {"allocator_peak", memory.peak()}, {"process_peak", peak_rss_bytes()}, {"process_loaded", loaded}, {"path", backend->name()}};
+  std::fputs((out.dump() + "\n").c_str(), stdout);
+  return kExitOk;
+}
+
+}  // namespace
+
+int run_memory(const MemoryVerb& v) {
+  if (v.child_context >= 0) return run_child(v);
+  const ModelFacts model = read_model_facts(v.common.model);
+  const CacheShape shape = model.cache_shape();
+  std::vector<std::string> specs{"exact"};
+  for (const auto& c : v.common.codecs)
+    if (c != "exact") specs.push_back(c);
+  Table table{{{"codec", "codec", "", false}, {"context", "context", "{:.0f}"}, {"bits_per_value", "bits/value"  , "{:.3f}"},
+               {"bits_per_value_1", "with books, 1 seq", "{:.3f}"}, {"bits_per_value_64", "64 seq", "{:.3f}"}, {"total", "resident", "{:.0f}"},
+               {"codes", "codes", "{:.0f}"}, {"side", "side", "{:.0f}"}, {"overlay", "overlay", "{:.0f}"}, {"sinks", "sinks", "{:.0f}"},
+               {"window", "window", "{:.0f}"}, {"padding", "padding", "{:.0f}"}, {"index", "index", "{:.0f}"}, {"workspace", "workspace", "{:.0f}"},
+               {"codebooks", "books (model)", "{:.0f}"}, {"allocator", "allocator", "{:.0f}"}, {"allocator_peak", "allocator peak", "{:.0f}"},
+               {"process_peak", "process peak", "{:.0f}"}, {"path", "path", "", false}}, {}};
+  for (const auto& spec : specs) {
+    const auto codec = load_codec(spec, v.common, model);
+    for (const int64_t context : parse_counts(v.contexts)) {
+      if (interrupted()) return kExitOk;
+      const ByteLedger ledger = ledger_at(*codec.codecs, codec.policy, context);
+      Json row = ledger.to_json();
+      row["codec"] = codec.label;
+      row["context"] = context;
+      row["total"] = ledger.total_sequence();
+      row["bits_per_value"] = bits_per_value(ledger, shape, context, 0);
+      row["bits_per_value_1"] = bits_per_value(ledger, shape, context, 1);
+      row["bits_per_value_64"] = bits_per_value(ledger, shape, context, 64);
+      if (context <= v.measured_up_to && context <= model.context_length) {
+        log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
+        const Json measured = measure_in_child(v, spec, context);
+        for (const char* key : {"allocator", "allocator_peak", "process_peak", "process_loaded", "path"}) row[key] = measured[key];
+        if (measured["total"] != measured["allocator"])
+          fail_internal(fmt::format("the ledger says {} bytes and the allocator {} at {} tokens of {}", measured["total"].dump(),
+                                    measured["allocator"].dump(), context, codec.label));
+      }
+      table.rows.push_back(row);
+    }
+  }
+  print(table, v.common.format);
+  return kExitOk;
+}
+
+}  // namespace vqkv::eval

@@ -1,0 +1,84 @@
+// Prefill and decode speed, the exact cache in the same run, alternating, medians.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "common/tool.h"
+#include "core/clock.h"
+#include "core/log.h"
+#include "core/rng.h"
+#include "core/thread_pool.h"
+#include "metric/statistics.h"
+#include "verbs.h"
+
+namespace vqkv::eval {
+namespace {
+
+struct Times {
+  std::vector<double> prefill, decode, encode, attend;
+  std::string path;
+};
+
+void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, std::span<const int32_t> tokens, Times& out) {
+  CompressedCache cache(codec.codecs, codec.policy);
+  const auto backend = make_attention_backend(v.common.attention);
+  KvSession session(cache, *backend);
+  Matrix<float> logits(1, model.facts().vocab);
+  Stopwatch time;
+  constexpr int64_t kBlock = 512;
+  for (int64_t at = 0; at < v.prompt_tokens; at += kBlock) {
+    const int64_t n = std::min(kBlock, v.prompt_tokens - at);
+    model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session, LogitRows::kLast, logits);
+  }
+  out.prefill.push_back(static_cast<double>(v.prompt_tokens) / time.seconds());
+  time.restart();
+  for (int64_t i = 0; i < v.new_tokens; ++i)
+    model.forward(tokens.subspan(static_cast<size_t>(v.prompt_tokens + i), 1), session, LogitRows::kLast, logits);
+  if (v.new_tokens > 0) out.decode.push_back(static_cast<double>(v.new_tokens) / time.seconds());
+  out.encode.push_back(cache.encode_seconds());
+  out.attend.push_back(session.attend_seconds());
+  out.path = backend->name();
+}
+
+}  // namespace
+
+int run_speed(const SpeedVerb& v) {
+  const auto model = open_model(v.common);
+  const ModelFacts& facts = model->facts();
+  if (v.prompt_tokens + v.new_tokens > facts.context_length)
+    fail_usage(fmt::format("{} + {} tokens are beyond the model's context of {}", v.prompt_tokens, v.new_tokens, facts.context_length));
+  std::vector<LoadedCodec> codecs{load_codec("exact", v.common, facts)};
+  for (auto& c : load_codecs(v.common, facts))
+    if (c.label != "exact") codecs.push_back(std::move(c));
+  Rng rng(1);
+  std::vector<int32_t> tokens(static_cast<size_t>(v.prompt_tokens + v.new_tokens));
+  for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(facts.vocab)));
+
+  std::vector<Times> times(codecs.size());
+  Times warm_up;
+  measure(*model, codecs[0], v, tokens, warm_up);
+  Progress progress("speed: round", v.repeats);
+  for (int r = 0; r < v.repeats && !interrupted(); ++r) {
+    for (size_t c = 0; c < codecs.size(); ++c) measure(*model, codecs[c], v, tokens, times[c]);
+    progress.update(r + 1);
+  }
+  const auto median = [](const std::vector<double>& x) { return x.empty() ? 0.0 : quantile(x, 0.5); };
+  const auto paired = [&](const std::vector<double>& x, const std::vector<double>& exact) {
+    std::vector<double> ratios;
+    for (size_t i = 0; i < std::min(x.size(), exact.size()); ++i) ratios.push_back(x[i] / exact[i]);
+    return median(ratios);
+  };
+  Table table{{{"codec", "codec", "", false}, {"path", "path", "", false}, {"prefill", "prefill tok/s", "{:.1f}"}, {"prefill_ratio", "/ exact", "{:.3f}"},
+               {"decode", "decode tok/s", "{:.2f}"}, {"decode_ratio", "/ exact", "{:.3f}"}, {"encode_s", "encode s", "{:.3f}"},
+               {"attend_s", "attend s", "{:.3f}"}, {"repeats", "runs", "{:.0f}"}, {"threads", "threads", "{:.0f}"}}, {}};
+  for (size_t c = 0; c < codecs.size(); ++c)
+    table.rows.push_back({{"codec", codecs[c].label}, {"path", times[c].path}, {"prefill", median(times[c].prefill)}, {"decode", median(times[c].decode)},
+                          {"prefill_ratio", paired(times[c].prefill, times[0].prefill)}, {"decode_ratio", paired(times[c].decode, times[0].decode)},
+                          {"encode_s", median(times[c].encode)}, {"attend_s", median(times[c].attend)}, {"repeats", times[c].prefill.size()},
+                          {"threads", thread_count()}, {"prompt_tokens", v.prompt_tokens}, {"new_tokens", v.new_tokens}, {"weights", v.common.weights}});
+  print(table, v.common.format);
+  return kExitOk;
+}
+
+}  // namespace vqkv::eval

@@ -1,0 +1,89 @@
+// The verbs of vqkv-eval. main.cpp parses; each verb prints its result to stdout.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cache/policy.h"
+#include "codec/codec_set.h"
+#include "common/table.h"
+#include "generation/replay.h"
+#include "model/runtime.h"
+
+namespace vqkv::eval {
+
+struct CommonOptions {
+  std::string model;
+  std::vector<std::string> codecs;      // exact | FILE.codec.h5 | cell.yaml
+  std::vector<std::string> overrides;   // key=value, applied to every codec but exact
+  std::string attention = "auto";
+  std::string weights = "f32";
+  TableFormat format = TableFormat::kMarkdown;
+  std::string command;                  // for provenance
+};
+
+struct TextOptions {
+  std::vector<std::string> texts;       // one document a file
+  std::vector<std::string> token_ids;   // instead of texts
+  int64_t max_tokens = 0;               // of each document; 0: all
+};
+
+struct ReplayVerb {
+  CommonOptions common;
+  TextOptions text;
+  std::string mode = "forced";
+  int64_t context = 1024, windows = 6, block = 128, prompt = 0;
+  int buckets = 4;
+  bool no_window_rows = true;
+  bool self_noise = true;
+  std::string out;                      // also write the full JSON here
+};
+
+struct GenerateVerb {
+  CommonOptions common;
+  std::string prompt, prompt_file;
+  bool chat = false;
+  int64_t new_tokens = 64;
+  double temperature = 0, top_p = 1;
+  int top_k = 0;
+  uint64_t seed = 1;
+};
+
+struct MemoryVerb {
+  CommonOptions common;
+  std::string contexts = "1k,4k,32k";
+  int64_t measured_up_to = 4096;        // longer contexts show the ledger alone
+  int64_t child_context = -1;           // hidden: this process is one measurement
+};
+
+struct SpeedVerb {
+  CommonOptions common;
+  int64_t prompt_tokens = 512, new_tokens = 64;
+  int repeats = 3;
+};
+
+int run_replay(const ReplayVerb& v);
+int run_generate(const GenerateVerb& v);
+int run_memory(const MemoryVerb& v);
+int run_speed(const SpeedVerb& v);
+int run_ls(const std::string& what, TableFormat format);
+
+// ---- shared by the verbs ----
+
+struct LoadedCodec {
+  std::string label;
+  std::shared_ptr<const CodecSet> codecs;
+  CachePolicy policy;
+};
+std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
+// Refuses a codec that was trained for another model (kBadData).
+LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);
+std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
+std::vector<ReplayText> read_texts(const TextOptions& text, const Tokenizer& tokenizer);
+// The same policy without any window: only a token's own exact form (and a tail shorter than a codec block).
+CachePolicy without_window(const LoadedCodec& codec);
+// Bits per cached value that `ledger` holds at `tokens` tokens of context.
+double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
+
+}  // namespace vqkv::eval
