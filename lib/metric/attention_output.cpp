@@ -9,7 +9,8 @@ namespace {
 
 class AttentionOutput final : public Metric {
  public:
-  void add(const FidelitySample& s, const AttentionRows& r) override {
+  void add(const FidelitySample& s) override {
+    const AttentionRows& r = s.rows();
     const int64_t rows = r.p.rows, d = s.v.cols;
     Matrix<float> v_error(s.v.rows, d);
     for (int64_t t = 0; t < s.v.rows; ++t)

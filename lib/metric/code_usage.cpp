@@ -6,13 +6,12 @@
 namespace vqkv {
 namespace {
 
-// Histograms per (layer, head, role, field, slot), over all documents. A unit of several heads shows up once a head with
-// the same codes; its averages are the same.
+// Histograms per (layer, first head of the unit, role, field, slot), over all documents.
 class CodeUsage final : public Metric {
  public:
-  void add(const FidelitySample& s, const AttentionRows&) override {
-    count(s, s.key_codes, 0);
-    count(s, s.value_codes, 1);
+  void add(const FidelitySample& s) override {
+    count(s, s.key_codes, s.key_layout, 0);
+    count(s, s.value_codes, s.value_layout, 1);
   }
 
   std::vector<Measurement> finish() override {
@@ -42,16 +41,15 @@ class CodeUsage final : public Metric {
   }
 
  private:
-  void count(const FidelitySample& s, const CodeFields* codes, int role) {
-    if (codes == nullptr) return;
-    for (size_t f = 0; f < codes->fields.size(); ++f) {
-      const int slots = codes->slots[f];
-      const size_t entries = size_t{1} << codes->bits[f];
-      const auto& field = *codes->fields[f];
-      for (int slot = 0; slot < slots; ++slot) {
-        auto& histogram = histograms_[{s.layer, s.kv_head, role, static_cast<int>(f), slot}];
+  void count(const FidelitySample& s, const std::vector<std::vector<uint16_t>>* codes, const CodeLayout* layout, int role) {
+    if (codes == nullptr || layout == nullptr) return;
+    for (size_t f = 0; f < codes->size(); ++f) {
+      const size_t slots = static_cast<size_t>(layout->fields[f].slots), entries = size_t{1} << layout->fields[f].bits;
+      const auto& field = (*codes)[f];
+      for (size_t slot = 0; slot < slots; ++slot) {
+        auto& histogram = histograms_[{s.layer, s.kv_head, role, static_cast<int>(f), static_cast<int>(slot)}];
         histogram.resize(entries);
-        for (size_t i = static_cast<size_t>(slot); i < field.size(); i += static_cast<size_t>(slots)) histogram[field[i]] += 1;
+        for (size_t i = slot; i < field.size(); i += slots) histogram[field[i]] += 1;
       }
     }
   }

@@ -9,7 +9,8 @@ namespace {
 // coders that shrink inner products.
 class LogitError final : public Metric {
  public:
-  void add(const FidelitySample& s, const AttentionRows& r) override {
+  void add(const FidelitySample& s) override {
+    const AttentionRows& r = s.rows();
     double squared = 0, count = 0, bias = 0, rows = 0, cross = 0, energy = 0;
     for (int64_t i = 0; i < r.s.rows; ++i) {
       const int64_t begin = r.coded_begin[static_cast<size_t>(i)], end = r.coded_end[static_cast<size_t>(i)];

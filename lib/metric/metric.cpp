@@ -50,8 +50,6 @@ void softmax(const float* s, int64_t n, float* p, int64_t all) {
   std::fill(p + n, p + all, 0.0f);
 }
 
-}  // namespace
-
 AttentionRows attention_rows(const FidelitySample& x) {
   const int64_t rows = x.q.rows, n = x.k.rows;
   VQKV_CHECK(rows == static_cast<int64_t>(x.query_position.size()) * x.group && x.k_hat.rows == n && x.v.rows == n);
@@ -83,6 +81,13 @@ AttentionRows attention_rows(const FidelitySample& x) {
     r.coded_end[k] = end;
   });
   return r;
+}
+
+}  // namespace
+
+const AttentionRows& FidelitySample::rows() const {
+  if (!rows_) rows_ = std::make_shared<const AttentionRows>(attention_rows(*this));
+  return *rows_;
 }
 
 }  // namespace vqkv

@@ -4,23 +4,23 @@
 #include <string>
 #include <vector>
 
+#include "codec/code_block.h"
 #include "core/view.h"
 #include "metric/measurement.h"
 
 namespace vqkv {
 
-// The integer fields of a coded window, (tokens or blocks, slots) each.
-struct CodeFields {
-  std::vector<const std::vector<uint16_t>*> fields;
-  std::vector<int> slots, bits;
-};
+struct AttentionRows;
 
-// One (layer, KV head, window) of a report document: exact and decoded, keys POST-RoPE (and pre-RoPE for the
-// reconstruction metrics), all (tokens, head_dim).
+// One (layer, KV head, window) of a select or report document: exact and decoded, keys POST-RoPE, all (tokens, head_dim).
+// A metric instance sees the samples of one role of documents, ordered by (layer, KV head, window).
 struct FidelitySample {
   int layer = 0, kv_head = 0, document = 0;
-  ConstMatrix k, k_hat, v, v_hat;         // post-RoPE keys
+  ConstMatrix k, k_hat, v, v_hat;
   ConstMatrix q;                          // (queries * group, head_dim) post-RoPE, query-major: row = query * group + g
+  // Rows [sinks, coded_last_k) of k_hat and [sinks, coded_last_v) of v_hat came from the codec; the others equal k and v
+  // (sinks, and a tail shorter than a codec block). Reconstruction metrics read the coded rows only.
+  int64_t coded_last_k = 0, coded_last_v = 0;
   int group = 1;
   std::vector<int64_t> query_position;    // (queries): token index within the window
   // For query i, tokens [sinks, coded_end[i]) are coded (k_hat, v_hat), the rest exact.
@@ -28,8 +28,17 @@ struct FidelitySample {
   std::vector<int64_t> coded_end_k, coded_end_v;
   float score_scale = 0;
   ConstMatrix w_o;                        // (hidden, group * head_dim) slice for this KV head's query heads, or empty
-  const CodeFields* key_codes = nullptr;  // of the unit that holds the head
-  const CodeFields* value_codes = nullptr;
+  // Codes of the whole unit for entropy metrics: set on the first head of a unit alone, so that each is counted once.
+  const std::vector<std::vector<uint16_t>>* key_codes = nullptr;    // fields, as CodeBlock::fields
+  const std::vector<std::vector<uint16_t>>* value_codes = nullptr;
+  const CodeLayout* key_layout = nullptr;
+  const CodeLayout* value_layout = nullptr;
+
+  // Computed at the first call and shared by the metrics that need it.
+  const AttentionRows& rows() const;
+
+ private:
+  mutable std::shared_ptr<const AttentionRows> rows_;
 };
 
 // Scores and probabilities of a sample's queries, exact and with the coded tokens decoded. Rows are query * group + g.
@@ -39,13 +48,11 @@ struct AttentionRows {
   std::vector<int64_t> tokens;            // causal length of a row
   std::vector<int64_t> coded_begin, coded_end;  // coded keys of a row
 };
-AttentionRows attention_rows(const FidelitySample& sample);
 
 class Metric {
  public:
   virtual ~Metric() = default;
-  // Called serially, in a fixed order. `rows` is computed once a sample and shared by the metrics that need it.
-  virtual void add(const FidelitySample& sample, const AttentionRows& rows) = 0;
+  virtual void add(const FidelitySample& sample) = 0;  // called serially, in a fixed order
   virtual std::vector<Measurement> finish() = 0;
 };
 

@@ -1,21 +1,19 @@
 // Key and value reconstruction error, whole, per channel and per position. Keys are compared post-RoPE.
-#include <algorithm>
-
 #include "metric/by_head.h"
 
 namespace vqkv {
 namespace {
 
-// Squared error over squared norm of the tokens that were coded for the last query of the window.
+// Squared error over squared norm of the coded tokens; and over their variance per (head, window), where 1 is what a
+// constant vector reaches (real keys have large channel means, which flatter the first).
 class Nmse : public Metric {
  public:
   explicit Nmse(bool keys) : keys_(keys) {}
 
-  void add(const FidelitySample& s, const AttentionRows&) override {
+  void add(const FidelitySample& s) override {
     const ConstMatrix x = keys_ ? s.k : s.v, hat = keys_ ? s.k_hat : s.v_hat;
-    const auto& ends = keys_ ? s.coded_end_k : s.coded_end_v;
-    const int64_t begin = s.sinks, end = ends.empty() ? x.rows : *std::max_element(ends.begin(), ends.end());
-    std::vector<double> error(static_cast<size_t>(x.cols)), energy(error.size());
+    const int64_t begin = s.sinks, end = keys_ ? s.coded_last_k : s.coded_last_v;
+    std::vector<double> error(static_cast<size_t>(x.cols)), energy(error.size()), sum(error.size());
     if (static_cast<int64_t>(position_error_.size()) < x.rows) {
       position_error_.resize(static_cast<size_t>(x.rows));
       position_energy_.resize(static_cast<size_t>(x.rows));
@@ -27,6 +25,7 @@ class Nmse : public Metric {
         const double v = x(t, c), e = v - static_cast<double>(hat(t, c));
         error[static_cast<size_t>(c)] += e * e;
         energy[static_cast<size_t>(c)] += v * v;
+        sum[static_cast<size_t>(c)] += v;
         row_error += e * e;
         row_energy += v * v;
       }
@@ -39,6 +38,9 @@ class Nmse : public Metric {
       }
     }
     sums_.add(s, total_error, total_energy);
+    double mean_energy = 0;
+    for (const double v : sum) mean_energy += end > begin ? v * v / static_cast<double>(end - begin) : 0;
+    variance_.add(s, total_error, total_energy - mean_energy);
     auto& channel = channels_[{s.layer, s.kv_head}];
     if (channel.empty()) channel.resize(static_cast<size_t>(2 * x.cols));
     for (int64_t c = 0; c < x.cols; ++c) {
@@ -66,12 +68,12 @@ class Nmse : public Metric {
     for (size_t t = 0; t < position_error_.size(); ++t)
       by_position.values.push_back(position_energy_[t] > 0 ? position_error_[t] / position_energy_[t] : std::nan(""));
     m.details.push_back(std::move(by_position));
-    return {m};
+    return {m, variance_.measure(keys_ ? "key.unexplained_variance" : "value.unexplained_variance", "1", Better::kLower)};
   }
 
  private:
   bool keys_;
-  ByHead sums_;
+  ByHead sums_, variance_;
   std::map<std::pair<int, int>, std::vector<double>> channels_;
   std::vector<double> position_error_, position_energy_;
 };
@@ -84,7 +86,7 @@ struct ValueNmse : Nmse {
 };
 
 MetricInfo info_of(const std::string& what) {
-  return {what + "_nmse", what + " reconstruction error", "1", "sum |x - x^|^2 / sum |x|^2 over coded tokens", "common",
+  return {what + "_nmse", what + " reconstruction error", "1", "sum |x - x^|^2 / sum |x|^2 over coded tokens; also over sum |x - mean|^2", "common",
           "a cheap metric: it can rank codecs the wrong way round; read it beside attention.softmax_kl", Better::kLower};
 }
 

@@ -8,7 +8,8 @@ namespace {
 
 class SoftmaxKl final : public Metric {
  public:
-  void add(const FidelitySample& s, const AttentionRows& r) override {
+  void add(const FidelitySample& s) override {
+    const AttentionRows& r = s.rows();
     double kl = 0, tv = 0, coded = 0, rows = 0;
     for (int64_t i = 0; i < r.p.rows; ++i) {
       const int64_t n = r.tokens[static_cast<size_t>(i)];

@@ -14,7 +14,8 @@ constexpr std::array<int64_t, 4> kSizes{1, 4, 16, 64};
 
 class TopK final : public Metric {
  public:
-  void add(const FidelitySample& s, const AttentionRows& r) override {
+  void add(const FidelitySample& s) override {
+    const AttentionRows& r = s.rows();
     std::vector<int32_t> exact, coded;
     std::array<double, kSizes.size()> overlap{}, mass{}, best{}, rows{};
     for (int64_t i = 0; i < r.s.rows; ++i) {

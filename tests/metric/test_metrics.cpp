@@ -41,13 +41,16 @@ struct Case {
     sample.sinks = 4;
     sample.coded_end_k = {4, 24, 48, 80};
     sample.coded_end_v = {4, 28, 52, 76};
+    sample.coded_last_k = 80;
+    sample.coded_last_v = 76;
     sample.score_scale = 0.25f;
     sample.w_o = w_o;
   }
 
   std::map<std::string, double> run(const std::string& name) const {
     const auto metric = find_metric(name).make();
-    metric->add(sample, attention_rows(sample));
+    const FidelitySample fresh = sample;  // rows are computed once a sample
+    metric->add(fresh);
     std::map<std::string, double> out;
     for (const auto& m : metric->finish()) out[m.tag] = m.value;
     return out;
@@ -191,8 +194,11 @@ TEST_CASE("code usage: entropy in bits and dead codewords") {
     field.push_back(static_cast<uint16_t>(t % 4));  // slot 0: 4 of 16 codes, 2 bits
     field.push_back(7);                             // slot 1: one code
   }
-  CodeFields codes{{&field}, {2}, {4}};
+  const std::vector<std::vector<uint16_t>> codes{field};
+  CodeLayout layout;
+  layout.fields = {{"code", 4, 2, true}};
   c.sample.key_codes = &codes;
+  c.sample.key_layout = &layout;
   const auto got = c.run("code_usage");
   CHECK(got.at("key.code_entropy") == Approx(1.0));
   CHECK(got.at("key.code_entropy_share") == Approx(0.25));
