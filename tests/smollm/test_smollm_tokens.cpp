@@ -1,0 +1,58 @@
+// The real SmolLM2 vocabulary against `tokenizers` (and llama.cpp, which gave the same ids when the file was made).
+#include <algorithm>
+#include <set>
+
+#include "core/error.h"
+#include "model/tokenizer.h"
+#include "support/catch.h"
+#include "support/token_goldens.h"
+
+using namespace vqkv;
+using namespace vqkv::testing;
+
+namespace {
+const std::string kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+}
+
+TEST_CASE("SmolLM2: ids of the hard strings equal those of the tokenizers package", "[tokens]") {
+  const auto tokenizer = load_tokenizer(kModel);
+  CHECK(tokenizer->kind() == "bpe/smollm");
+  CHECK(tokenizer->size() == 49152);
+  const TokenComparison result = compare_tokens(*tokenizer, "smollm2", false);
+  CHECK(result.strings >= 300);
+  CHECK(result.with_special >= 10);
+  for (const std::string& line : result.differences) UNSCOPED_INFO(line);
+  CHECK(result.differences.empty());
+}
+
+TEST_CASE("SmolLM2: text comes back from its ids unless the vocabulary lacks one of its bytes", "[tokens]") {
+  const auto tokenizer = load_tokenizer(kModel);
+  std::set<std::string> pieces;
+  for (int32_t id = 0; id < tokenizer->size(); ++id) pieces.insert(tokenizer->piece(id));
+  int compared = 0;
+  for (const Json& entry : token_golden("strings.json")) {
+    const auto text = entry.get<std::string>();
+    std::string kept;
+    for (const char c : text) {
+      if (pieces.contains(std::string(1, c))) kept += c;
+    }
+    CHECK(tokenizer->decode(tokenizer->encode(text)) == kept);
+    compared += kept == text;
+  }
+  CHECK(compared >= 300);
+}
+
+TEST_CASE("SmolLM2: special tokens", "[tokens]") {
+  const auto tokenizer = load_tokenizer(kModel);
+  const SpecialTokens& special = tokenizer->special();
+  CHECK(special.bos == 1);
+  CHECK(special.eos == 2);
+  CHECK_FALSE(special.add_bos);
+  CHECK(special.stop == std::vector<int32_t>{0, 2});
+  CHECK(tokenizer->piece(2) == "<|im_end|>");
+  CHECK(tokenizer->decode({1, 9690, 2}, true) == tokenizer->piece(9690));
+  CHECK(tokenizer->decode({1, 9690, 2}) == "<|im_start|>" + tokenizer->piece(9690) + "<|im_end|>");
+  CHECK_THROWS_AS(tokenizer->piece(49152), Error);
+  CHECK_THROWS_AS(tokenizer->decode({-1}), Error);
+  CHECK_THROWS_AS(tokenizer->encode("a\xff"), Error);
+}
