@@ -14,7 +14,7 @@ Made with tokenizers 0.23.3, sentencepiece 0.2.3, gguf 0.19.0, Jinja2 3.1.6, and
   chat.json               what Jinja2 renders for conversations under the template of the real GGUF
 ids.json: {"ids": plain text, "special": {index: ids where added tokens are recognised and that changes the ids}}
 """
-import argparse, json, pathlib, random, sys, unicodedata
+import argparse, json, pathlib, random, re, sys, unicodedata
 
 import gguf
 import jinja2
@@ -171,7 +171,10 @@ def spm(strings):
     n = model.get_piece_size()
     write("spm.vocab.json", {"tokens": [model.id_to_piece(i) for i in range(n)], "scores": [model.get_score(i) for i in range(n)],
                              "types": [kind(i) for i in range(n)]})
-    write("spm.ids.json", {"ids": [model.encode(t) for t in strings], "special": {}})
+    def special(text):   # as transformers' slow Llama tokenizer: each stretch between control tokens is a text of its own
+        parts = re.split("(<s>|</s>)", text)
+        return [i for p in parts if p for i in ([model.piece_to_id(p)] if p in ("<s>", "</s>") else model.encode(p))]
+    write_ids("spm", strings, model.encode, special)
 
 
 def chat(template):
