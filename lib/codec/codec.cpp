@@ -70,10 +70,4 @@ const Method& find_method(const std::string& name) {
                          near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
 }
 
-Json default_cache_config(const std::string& method) {
-  const Json presets = find_method(method).describe().presets;
-  const auto it = presets.is_object() ? presets.find("default") : presets.end();
-  return it != presets.end() && it->contains("cache") ? it->at("cache") : Json();
-}
-
 }  // namespace vqkv

@@ -142,9 +142,10 @@ struct MethodInfo {
   std::string caveat;
   int version = 1;        // raised when codes or training change; part of a cell's identity
   std::vector<std::string> rope = {"post", "pre"};
-  // Name -> {knobs: {...}, k: {...}, v: {...}, cache: {...}, note: "..."}, all optional: published configurations, as they
-  // would stand under `codec:`; `cache` is the method's own flush rule. A configuration without a `cache:` section takes
-  // that of presets["default"] where there is one (see default_cache_config).
+  // Name -> {codec: {...}, cache: {...}, note: "..."}, all optional: published configurations. `codec` holds what would
+  // stand under `codec:` (knobs, rope, transform, k, v); `preset: NAME` in a configuration starts from it, and a
+  // configuration without one starts from presets["default"] where there is one. `cache` is the method's own flush rule,
+  // taken when a configuration has no `cache:` section (default_cache_config).
   Json presets;
 };
 
@@ -164,8 +165,6 @@ class Method {
 // By name, in the order of methods.inc. find throws kUsage with the nearest name.
 const std::vector<const Method*>& all_methods();
 const Method& find_method(const std::string& name);
-// The `cache:` section that a method asks for when a configuration has none (KIVI's rule), or null.
-Json default_cache_config(const std::string& method);
 
 // A method file defines `struct XKnobs { ...; KnobTable table(); }`, its Codec, and ends with
 //   VQKV_DEFINE_METHOD(x, XKnobs, XCodec, describe_x, check_x)

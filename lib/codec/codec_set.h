@@ -9,7 +9,7 @@
 
 namespace vqkv {
 
-// One (layer, head range, role): which method, with which knobs.
+// One (layer, unit, role): which method, with which knobs.
 struct UnitSpec {
   UnitShape unit;
   std::string method;             // registry name
@@ -22,6 +22,10 @@ struct UnitSpec {
 // `codec:` of a configuration resolved against a shape: every unit of every layer, both roles, overrides applied.
 //   codec: {name: rvq, codebooks: 4, rope: post, heads: 1, share: none, transform: [center], k: {...}, v: {...},
 //           overrides: [{layers: [0, 1], heads: all, set: {k.bits: 8}}]}
+// Keys of `codec` beside the method's knobs: name; preset; rope: post|pre (keys only); heads: 1, 2, ... or all (heads of a
+// unit); share: none|heads|layers; transform: names or {name, knobs}; k, v (the same keys for one role, which win; a role
+// that names another method takes that method's defaults instead of the common knobs); overrides (in order, later wins;
+// `layers`, `heads`: all or a list, `set`: keys of one or both roles, dotted or nested).
 // heads (unit size) that doesn't divide kv_heads, or a method that can't code the unit, gives a reason in `skip`.
 struct CodecPlan {
   Json config;                    // canonical, without overrides expanded
@@ -29,8 +33,16 @@ struct CodecPlan {
   std::string skip;               // non-empty: the cell is skipped with this reason
 };
 CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
-// The canonical form with all defaults; throws kUsage for unknown keys (nearest name), wrong types and ranges.
+// The canonical form, {k: {...}, v: {...}, overrides?: [...]} with all defaults: a fixed point of itself. Throws kUsage for
+// unknown keys (nearest name), wrong types and ranges. Overrides are checked for their form here, for their layers, heads
+// and knobs by resolve_codec.
 Json canonical_codec_config(const Json& codec_config);
+// The `cache:` section that the methods ask for when a configuration has none (KIVI's rule), or null. Takes the
+// configuration as written: the canonical form no longer knows its preset.
+Json default_cache_config(const Json& codec_config);
+
+// An untrained codec of the unit, transforms included; train or load it. Throws kUsage with spec.check()'s reason.
+std::unique_ptr<Codec> make_codec(const UnitSpec& spec);
 
 struct TrainedUnit {
   UnitSpec spec;
@@ -46,7 +58,7 @@ class CodecSet {
   const Json& config() const { return config_; }
   const std::string& model_hash() const { return model_hash_; }
   const std::vector<TrainedUnit>& units() const { return units_; }
-  // Index into units().
+  // Index into units(); the head's place in the unit is head - units()[i].spec.unit.first_head.
   int unit_index(int layer, int head, Role role) const;
   // Model-side constants, each shared codec once.
   int64_t constant_bytes() const;
@@ -59,7 +71,7 @@ class CodecSet {
   std::vector<int> index_;        // (layer, role, head) -> unit
 };
 
-// The codec that stores exact values (`exact`, post-RoPE): trains nothing.
-std::shared_ptr<const CodecSet> exact_codec_set(const CacheShape& shape);
+// The codec that stores exact values (`exact`, post-RoPE) in `dtype` (f16, bf16 or f32): trains nothing.
+std::shared_ptr<const CodecSet> exact_codec_set(const CacheShape& shape, DType dtype = DType::kF16);
 
 }  // namespace vqkv

@@ -156,6 +156,4 @@ TEST_CASE("the registry names what is near", "[registry]") {
   CHECK(find_method("rtn").canonical({{"bits", 2.0}}, "codec")["bits"] == 2);
   CHECK_THROWS_AS(find_method("rtn").canonical({{"bits", 2.5}}, "codec"), Error);
   CHECK_THROWS_WITH(find_method("rtn").canonical({{"axis", "chanel"}}, "codec"), Catch::Contains("did you mean 'channel'"));
-  CHECK(default_cache_config("kivi")["residual"] == 128);
-  CHECK(default_cache_config("rtn").is_null());
 }

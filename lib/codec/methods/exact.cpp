@@ -56,7 +56,9 @@ MethodInfo describe_exact() {
   info.family = "dense";
   info.bits = "dtype == f32 ? 32 : 16";
   info.caveat = "float16 saturates at 65504; the yardstick of every table, not a compression";
-  info.presets = {{"default", {{"note", "what inference engines keep"}}}, {"f32", {{"knobs", {{"dtype", "f32"}}}}}};
+  info.presets = {{"default", {{"note", "what inference engines keep"}}},
+                  {"bf16", {{"codec", {{"dtype", "bf16"}}}}},
+                  {"f32", {{"codec", {{"dtype", "f32"}}}, {"note", "golden tests"}}}};
   return info;
 }
 

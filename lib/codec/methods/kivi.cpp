@@ -39,8 +39,8 @@ MethodInfo describe_kivi() {
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "kivi"}, {"residual", 128}};
   info.presets = {{"default", {{"cache", cache}, {"note", "2 bits, G = 32, R = 128: the paper's setting"}}},
-                  {"kivi4", {{"knobs", {{"bits", 4}}}, {"cache", cache}}},
-                  {"g64", {{"knobs", {{"group", 64}}}, {"cache", cache}}},
+                  {"kivi4", {{"codec", {{"bits", 4}}}, {"cache", cache}}},
+                  {"g64", {{"codec", {{"group", 64}}}, {"cache", cache}}},
                   {"r32", {{"cache", {{"sinks", 0}, {"rule", "kivi"}, {"residual", 32}}}, {"note", "the repository's example for Llama-3.1-8B"}}}};
   return info;
 }

@@ -54,11 +54,12 @@ MethodInfo describe_rtn() {
   info.bits = "bits + (scale_type == f32 ? 32 : 16) * (mode == symmetric ? 1 : 2) / (group == 0 ? head_dim : group)";
   info.caveat = "1-bit min-max is worse than sending zeros; below 4 bits tune clip (0.55 to 0.85) and prefer asymmetric";
   info.presets = {{"default", Json::object()},
-                  {"rtn2", {{"knobs", {{"bits", 2}}}}},
-                  {"per_channel", {{"knobs", {{"axis", "channel"}, {"group", 32}, {"bits", 4}}}}},
-                  {"symmetric", {{"knobs", {{"mode", "symmetric"}, {"bits", 8}, {"group", 0}}}}},
-                  {"quarot", {{"knobs", {{"mode", "integer_zero"}, {"clip", 0.95}, {"group", 0}, {"bits", 4}}},
-                              {"note", "add transform: [hadamard]"}}}};
+                  {"rtn2", {{"codec", {{"bits", 2}}}}},
+                  {"per_channel", {{"codec", {{"axis", "channel"}, {"group", 32}, {"bits", 4}}}}},
+                  {"symmetric", {{"codec", {{"mode", "symmetric"}, {"bits", 8}, {"group", 0}}}}},
+                  {"quarot", {{"codec", {{"mode", "integer_zero"}, {"clip", 0.95}, {"group", 0}, {"bits", 4},
+                                           {"transform", {"hadamard"}}}},
+                              {"note", "4-bit cache of QuaRot; the clip is right for 4 bits only"}}}};
   return info;
 }
 

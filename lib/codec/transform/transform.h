@@ -12,17 +12,22 @@ namespace vqkv {
 class Transform {
  public:
   virtual ~Transform() = default;
-  // Learns from rows already transformed by its predecessors (set.x); moments and queries are those of the unit,
-  // carried through the predecessors by `carry`.
+  // Learns from rows already transformed by its predecessors (set.x); moments, queries and W_O are carried through the
+  // predecessors too, so that q'.k' differs from q.k by a constant of the query and W' v' likewise.
   virtual void train(const TrainSet& set, const Rng& rng) = 0;
   // x (n, in) -> y (n, out).
   virtual int out_channels(int in_channels) const { return in_channels; }
   virtual void forward(ConstMatrix x, MutMatrix y) const = 0;
-  // Decode side, affine: x = y * map + bias. Identity parts stay empty. Not called for the token scale.
+  // Decode side, affine: x = y * map + bias. Identity parts stay empty. Not called for the token scale, for which the
+  // chain divides by scales(x) after rounding them to scale_type(); forward is not called for it either.
   virtual void inverse(LinearMap& map, std::vector<float>& bias) const = 0;
   virtual bool is_token_scale() const { return false; }
   virtual int scale_groups() const { return 1; }   // token scale: scalars a token
   virtual void scales(ConstMatrix, MutMatrix) const {}  // token scale: (n, groups), before rounding to storage
+  virtual DType scale_type() const { return DType::kF16; }
+  // Runs of this many channels are mixed by the map; 1: none (diagonal). A token scale behind it must cover whole runs.
+  virtual int mixed_channels() const { return 1; }
+  virtual int64_t encoder_bytes() const { return 0; }   // constants that only encoding needs
   virtual bool commutes_with_rope() const = 0;
   virtual void save(ParameterWriter& out, const std::string& prefix) const = 0;
   virtual void load(const ParameterReader& in, const std::string& prefix) = 0;
@@ -43,11 +48,59 @@ class TransformKind {
   virtual std::unique_ptr<Transform> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
 
+// By name, in the order of transforms.inc. find throws kUsage with the nearest name.
 const std::vector<const TransformKind*>& all_transforms();
 const TransformKind& find_transform(const std::string& name);
+
+// A reason why canonical transforms [{name, ...}] can't be composed for this unit (two token scales, say), or "".
+std::string check_chain(const Json& transforms, const UnitShape& unit);
+
+// Likewise for the codec behind them. A codec that scales tokens itself names that side "token_scale".
+std::string check_inner(const std::vector<std::unique_ptr<Transform>>& chain, const Codec& inner);
 
 // A codec behind a chain of transforms; itself a Codec. An empty chain returns `inner` unchanged.
 std::unique_ptr<Codec> with_transforms(std::vector<std::unique_ptr<Transform>> chain, std::unique_ptr<Codec> inner,
                                        const UnitShape& unit);
+
+// A transform file defines `struct XKnobs { ...; KnobTable table(); }`, its Transform, and ends with
+//   VQKV_DEFINE_TRANSFORM(x, XKnobs, XTransform, describe_x, check_x)
+// where XTransform is constructible from (const XKnobs&, const UnitShape&); transforms.inc holds one line per transform.
+template <class Knobs, class TransformType>
+class TransformOf final : public TransformKind {
+ public:
+  using Describe = TransformInfo (*)();
+  using Check = std::string (*)(const Knobs&, const UnitShape&);
+  TransformOf(Describe describe_transform, Check check_transform) : describe_(describe_transform), check_(check_transform) {}
+  TransformInfo describe() const override { return describe_(); }
+  std::vector<Knob> knobs() const override {
+    static Knobs defaults;  // the knobs' getters point into it
+    return defaults.table().knobs();
+  }
+  Json canonical(const Json& knobs, const std::string& path) const override {
+    Knobs k;
+    KnobTable table = k.table();
+    table.apply(knobs, path);
+    return table.values();
+  }
+  std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
+  std::unique_ptr<Transform> make(const Json& knobs, const UnitShape& unit) const override {
+    return std::make_unique<TransformType>(parse(knobs), unit);
+  }
+
+ private:
+  static Knobs parse(const Json& values) {
+    Knobs k;
+    k.table().apply(values, "transform");
+    return k;
+  }
+  Describe describe_;
+  Check check_;
+};
+
+#define VQKV_DEFINE_TRANSFORM(name, KnobsType, TransformType, describe, check)              \
+  const ::vqkv::TransformKind& vqkv_transform_##name() {                                    \
+    static const ::vqkv::TransformOf<KnobsType, TransformType> kind(describe, check);       \
+    return kind;                                                                            \
+  }
 
 }  // namespace vqkv

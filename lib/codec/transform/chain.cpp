@@ -1,0 +1,314 @@
+// A codec behind a chain of transforms. Encoding runs the transforms; decoding is one plan, into which all of them fold.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codec/transform/linear_map.h"
+#include "codec/transform/transform.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+namespace {
+
+// x = y * map + bias
+struct Affine {
+  LinearMap map;
+  std::vector<float> bias;
+};
+
+std::vector<float> sum_of(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  std::vector<float> out(a.size());
+  for (size_t i = 0; i < a.size(); ++i) out[i] = a[i] + b[i];
+  return out;
+}
+
+// rows (n, channels) of a (possibly block-diagonal) product with `m` transposed: row' = row * m^T, m (out, channels).
+Matrix<float> times_transposed(ConstMatrix rows, const std::vector<double>& m, int out) {
+  Matrix<float> result(rows.rows, out);
+  parallel_for(rows.rows, [&](int64_t r) {
+    for (int i = 0; i < out; ++i) {
+      double sum = 0;
+      for (int64_t c = 0; c < rows.cols; ++c) sum += rows(r, c) * m[static_cast<size_t>(i * rows.cols + c)];
+      result(r, i) = static_cast<float>(sum);
+    }
+  });
+  return result;
+}
+
+// What a chain carries from one transform to the next: the set as the next one sees it.
+struct Carried {
+  TrainSet set;
+  Matrix<float> x, queries, moment, output_weight;
+  std::vector<float> pair_moment;
+};
+
+void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int channels) {
+  if (back.map.identity()) return;
+  // k = k' M + b, so q.k = (q M^T).k' + q.b: queries and moments go through M.
+  const std::vector<double> m = dense_of(back.map, channels, channels);
+  if (c.set.queries.rows > 0) {
+    c.queries = times_transposed(c.set.queries, m, channels);
+    c.set.queries = c.queries;
+  }
+  Matrix<float> metric;
+  if (unit.rope == RopePlacement::kPre && !c.set.query_pair_moment.empty()) {
+    // Pre-RoPE the metric is a weight a pair; under a diagonal map it stays one.
+    const int half = unit.head_dim / 2;
+    if (!back.map.diagonal.empty()) {
+      std::vector<float> pairs(c.set.query_pair_moment.begin(), c.set.query_pair_moment.end());
+      for (size_t p = 0; p < pairs.size(); ++p) {
+        const size_t a = p / static_cast<size_t>(half) * static_cast<size_t>(unit.head_dim) + p % static_cast<size_t>(half);
+        const double da = back.map.diagonal[a], db = back.map.diagonal[a + static_cast<size_t>(half)];
+        pairs[p] = static_cast<float>(pairs[p] * 0.5 * (da * da + db * db));
+      }
+      c.pair_moment = std::move(pairs);
+      c.set.query_pair_moment = c.pair_moment;
+      c.set.query_moment = {};
+      return;
+    }
+    metric = Matrix<float>(channels, channels);
+    for (size_t p = 0; p < c.set.query_pair_moment.size(); ++p) {
+      const auto a = static_cast<int64_t>(p) / half * unit.head_dim + static_cast<int64_t>(p) % half;
+      metric(a, a) = metric(a + half, a + half) = 0.5f * c.set.query_pair_moment[p];
+    }
+    c.set.query_pair_moment = {};
+  } else if (c.set.query_moment.rows > 0) {
+    metric = Matrix<float>(channels, channels);
+    for (int i = 0; i < channels; ++i) std::copy_n(c.set.query_moment.row(i), channels, metric.row(i));
+  } else {
+    return;
+  }
+  // M S M^T
+  const Matrix<float> right = times_transposed(metric, m, channels);
+  Matrix<float> left(channels, channels);
+  for (int i = 0; i < channels; ++i)
+    for (int j = 0; j < channels; ++j) {
+      double sum = 0;
+      for (int l = 0; l < channels; ++l) sum += m[static_cast<size_t>(i * channels + l)] * right(l, j);
+      left(i, j) = static_cast<float>(sum);
+    }
+  c.moment = std::move(left);
+  c.set.query_moment = c.moment;
+}
+
+// W v = (W M_h^T) v' + ...: each query head's slice goes through the block of its KV head. A map that mixes heads leaves
+// no such slices.
+void carry_output_weight(Carried& c, const Affine& back, const Transform& t, const UnitShape& unit, int channels) {
+  if (c.set.output_weight.rows == 0 || back.map.identity()) return;
+  const int d = unit.head_dim;
+  if (d % t.mixed_channels() != 0) {
+    c.set.output_weight = {};
+    return;
+  }
+  const std::vector<double> m = dense_of(back.map, channels, channels);
+  const int64_t slices = c.set.output_weight.cols / d;
+  const int64_t group = slices / unit.heads;
+  Matrix<float> out(c.set.output_weight.rows, c.set.output_weight.cols);
+  parallel_for(out.rows, [&](int64_t r) {
+    for (int64_t s = 0; s < slices; ++s) {
+      const int64_t first = s / group * d;
+      for (int i = 0; i < d; ++i) {
+        double sum = 0;
+        for (int j = 0; j < d; ++j)
+          sum += c.set.output_weight(r, s * d + j) * m[static_cast<size_t>((first + i) * channels + first + j)];
+        out(r, s * d + i) = static_cast<float>(sum);
+      }
+    }
+  });
+  c.output_weight = std::move(out);
+  c.set.output_weight = c.output_weight;
+}
+
+class ChainCodec final : public Codec {
+ public:
+  ChainCodec(std::vector<std::unique_ptr<Transform>> chain, std::unique_ptr<Codec> inner, const UnitShape& unit)
+      : chain_(std::move(chain)), inner_(std::move(inner)), unit_(unit), layout_(inner_->layout()) {
+    for (size_t i = 0; i < chain_.size(); ++i) {
+      VQKV_CHECK(chain_[i]->out_channels(unit.channels()) == unit.channels());
+      if (!chain_[i]->is_token_scale()) continue;
+      VQKV_CHECK(scale_at_ < 0);
+      scale_at_ = static_cast<int>(i);
+      layout_.sides.push_back({"token_scale", chain_[i]->scale_type(), chain_[i]->scale_groups(), true});
+    }
+  }
+
+  int channels() const override { return unit_.channels(); }
+  const CodeLayout& layout() const override { return layout_; }
+  RopePlacement rope() const override { return inner_->rope(); }
+  int levels() const override { return inner_->levels(); }
+
+  TrainReport train(const TrainSet& set, const Rng& rng) override {
+    Carried c;
+    c.set = set;
+    for (size_t i = 0; i < chain_.size(); ++i) {
+      chain_[i]->train(c.set, rng.split(1000 + i));
+      Matrix<float> next(c.set.x.rows, channels());
+      step(i, c.set.x, next, nullptr);
+      c.x = std::move(next);
+      c.set.x = c.x;
+      if (static_cast<int>(i) == scale_at_) continue;
+      const Affine back = inverse_of(i);
+      if (unit_.role == Role::kKey) carry_metric(c, back, unit_, channels());
+      else carry_output_weight(c, back, *chain_[i], unit_, channels());
+    }
+    return inner_->train(c.set, rng);
+  }
+
+  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
+    const bool key = unit_.role == Role::kKey;
+    Matrix<float> own = forward(key ? k : v, nullptr);
+    if (!key) return inner_->fit(k, own, q);
+    Matrix<float> queries(q.rows, q.cols);
+    for (int64_t r = 0; r < q.rows; ++r) std::copy_n(q.row(r), q.cols, queries.row(r));
+    for (size_t i = 0; i < chain_.size(); ++i) {
+      if (static_cast<int>(i) == scale_at_) continue;
+      const Affine back = inverse_of(i);
+      if (!back.map.identity() && q.cols == channels()) queries = times_transposed(queries, dense_of(back.map, channels(), channels()), channels());
+    }
+    return inner_->fit(own, v, queries);
+  }
+
+  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
+    check_encode_input(*this, x);
+    std::vector<float> scales;
+    const Matrix<float> y = forward(x, &scales);
+    inner_->encode(y, out, state);
+    if (scale_at_ >= 0) out.sides.push_back(std::move(scales));
+    for (OverlayEntry& e : out.overlay) undo(e);
+  }
+
+  DecodePlan plan(const PlanQuery& query) const override {
+    DecodePlan plan = inner_->plan(query);
+    const int n = channels();
+    // Behind the inner codec: x' = outer + s (inner_bias + y map). A chain's own token scale splits its maps in two.
+    Affine inside, outside;
+    for (size_t i = chain_.size(); i-- > 0;) {
+      if (static_cast<int>(i) == scale_at_) continue;
+      const Affine back = inverse_of(i);
+      Affine& part = static_cast<int>(i) < scale_at_ ? outside : inside;
+      if (!part.bias.empty()) part.bias = apply(back.map, part.bias, n);
+      part.bias = sum_of(part.bias, back.bias);
+      part.map = compose(part.map, back.map, n, n, n);
+    }
+    if (plan.token_scale_side < 0) {
+      plan.inner_bias = sum_of(plan.inner_bias, plan.outer_bias);
+      plan.outer_bias.clear();
+      if (scale_at_ < 0) std::swap(plan.inner_bias, plan.outer_bias);
+    } else if (scale_at_ >= 0) {
+      fail_usage("a codec with a token scale of its own can't stand behind the token_scale transform");
+    }
+    if (!plan.inner_bias.empty()) plan.inner_bias = apply(inside.map, plan.inner_bias, n);
+    if (!plan.outer_bias.empty()) plan.outer_bias = apply(inside.map, plan.outer_bias, n);
+    (scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias) = sum_of(scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias, inside.bias);
+    plan.map = compose(plan.map, inside.map, plan.code_channels, n, n);
+    if (scale_at_ >= 0) {
+      if (!plan.inner_bias.empty()) plan.inner_bias = apply(outside.map, plan.inner_bias, n);
+      plan.outer_bias = outside.bias;
+      plan.map = compose(plan.map, outside.map, plan.code_channels, n, n);
+      plan.token_scale_side = static_cast<int>(layout_.sides.size()) - 1;
+    }
+    plan.layout = layout_;
+    return plan;
+  }
+
+  int64_t constant_bytes() const override {
+    int64_t bytes = plan({}).constant_bytes() + inner_->constant_bytes() - inner_->plan().constant_bytes();
+    for (const auto& t : chain_) bytes += t->encoder_bytes();
+    return bytes;
+  }
+
+  void save(ParameterWriter& out) const override {
+    for (size_t i = 0; i < chain_.size(); ++i) chain_[i]->save(out, prefix(i));
+    inner_->save(out);
+  }
+  void load(const ParameterReader& in) override {
+    for (size_t i = 0; i < chain_.size(); ++i) chain_[i]->load(in, prefix(i));
+    inner_->load(in);
+  }
+
+ private:
+  static std::string prefix(size_t i) { return fmt::format("transform.{}.", i); }
+
+  Affine inverse_of(size_t i) const {
+    Affine a;
+    chain_[i]->inverse(a.map, a.bias);
+    return a;
+  }
+
+  // x -> y through transform i; the rounded token scales go to `kept` where asked for.
+  void step(size_t i, ConstMatrix x, MutMatrix y, std::vector<float>* kept) const {
+    const Transform& t = *chain_[i];
+    if (static_cast<int>(i) != scale_at_) {
+      t.forward(x, y);
+      return;
+    }
+    const int groups = t.scale_groups();
+    const int64_t width = x.cols / groups;
+    Matrix<float> scales(x.rows, groups);
+    t.scales(x, scales);
+    for (int64_t r = 0; r < x.rows; ++r)
+      for (int g = 0; g < groups; ++g) {
+        float& s = scales(r, g);
+        s = round_scale(t.scale_type(), s);
+        for (int64_t c = g * width; c < (g + 1) * width; ++c) y(r, c) = x(r, c) / s;
+      }
+    if (kept) kept->assign(scales.storage.begin(), scales.storage.end());
+  }
+
+  Matrix<float> forward(ConstMatrix x, std::vector<float>* scales) const {
+    Matrix<float> now, next;
+    for (size_t i = 0; i < chain_.size(); ++i) {
+      next = Matrix<float>(x.rows, channels());
+      step(i, i == 0 ? x : ConstMatrix(now), next, scales);
+      std::swap(now, next);
+    }
+    return now;
+  }
+
+  // Exact exceptions are stated where the codec's input lives. with_transforms refused chains that mix channels.
+  void undo(OverlayEntry& e) const {
+    for (size_t i = chain_.size(); i-- > 0;) {
+      const Affine back = inverse_of(i);
+      if (!back.map.diagonal.empty()) e.value *= back.map.diagonal[static_cast<size_t>(e.channel)];
+      if (!e.add && !back.bias.empty()) e.value += back.bias[static_cast<size_t>(e.channel)];
+    }
+  }
+
+  std::vector<std::unique_ptr<Transform>> chain_;
+  std::unique_ptr<Codec> inner_;
+  UnitShape unit_;
+  CodeLayout layout_;
+  int scale_at_ = -1;  // index of the token scale, or none
+};
+
+}  // namespace
+
+std::unique_ptr<Codec> with_transforms(std::vector<std::unique_ptr<Transform>> chain, std::unique_ptr<Codec> inner,
+                                       const UnitShape& unit) {
+  if (chain.empty()) return inner;
+  const std::string reason = check_inner(chain, *inner);
+  if (!reason.empty()) fail_usage(reason);
+  return std::make_unique<ChainCodec>(std::move(chain), std::move(inner), unit);
+}
+
+std::string check_inner(const std::vector<std::unique_ptr<Transform>>& chain, const Codec& inner) {
+  int mixed = 1;
+  bool scaled = false;
+  for (const auto& t : chain) {
+    mixed = std::max(mixed, t->mixed_channels());
+    scaled = scaled || t->is_token_scale();
+  }
+  if (inner.layout().overlay && (mixed > 1 || scaled))
+    return "exact exceptions of this codec can't stand behind a transform that mixes channels or scales tokens";
+  for (const SideSpec& s : inner.layout().sides) {
+    if (s.name != "token_scale") continue;
+    if (scaled) return "this codec scales tokens itself; drop the token_scale transform";
+    if ((inner.channels() / s.slots) % mixed != 0) return "this codec's token scales cover fewer channels than the transforms mix";
+  }
+  return "";
+}
+
+}  // namespace vqkv

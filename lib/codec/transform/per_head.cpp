@@ -1,0 +1,55 @@
+#include "codec/transform/per_head.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+
+void HeadMatrices::forward(ConstMatrix x, MutMatrix y) const {
+  const int d = head_dim;
+  VQKV_CHECK(x.cols == static_cast<int64_t>(matrix.size()) * d);
+  constexpr int64_t kChunk = 64;
+  parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    for (int64_t r = chunk * kChunk; r < std::min(x.rows, (chunk + 1) * kChunk); ++r)
+      for (size_t h = 0; h < matrix.size(); ++h) {
+        const float* in = x.row(r) + static_cast<int64_t>(h) * d;
+        float* out = y.row(r) + static_cast<int64_t>(h) * d;
+        std::fill_n(out, d, 0.0f);
+        for (int i = 0; i < d; ++i) {  // channels in order: one sum per output, the same at every thread count
+          const float* row = matrix[h].data() + int64_t{i} * d;
+          for (int j = 0; j < d; ++j) out[j] += in[i] * row[j];
+        }
+      }
+  });
+}
+
+LinearMap HeadMatrices::block_diagonal() const {
+  const size_t d = static_cast<size_t>(head_dim), n = d * matrix.size();
+  LinearMap map;
+  map.dense.assign(n * n, 0.0f);
+  for (size_t h = 0; h < matrix.size(); ++h)
+    for (size_t i = 0; i < d; ++i) std::copy_n(matrix[h].data() + i * d, d, map.dense.data() + (h * d + i) * n + h * d);
+  map.stored_bytes = static_cast<int64_t>(matrix.size() * d * d * sizeof(float));  // the zeros between blocks cost nothing
+  return map;
+}
+
+void HeadMatrices::save(ParameterWriter& out, const std::string& name) const {
+  std::vector<float> all;
+  for (const auto& m : matrix) all.insert(all.end(), m.begin(), m.end());
+  out.tensor(name, {static_cast<int64_t>(matrix.size()), head_dim, head_dim}, all.data());
+}
+
+void HeadMatrices::load(const ParameterReader& in, const std::string& name, int heads, int dim) {
+  const AlignedVector<float> all = in.tensor(name, {heads, dim, dim});
+  for (const float v : all)
+    if (!std::isfinite(v)) fail_data(name + ": a map must be finite");
+  head_dim = dim;
+  matrix.clear();
+  const auto size = static_cast<int64_t>(dim) * dim;
+  for (int h = 0; h < heads; ++h) matrix.emplace_back(all.begin() + h * size, all.begin() + (h + 1) * size);
+}
+
+}  // namespace vqkv

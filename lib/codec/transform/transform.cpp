@@ -1,0 +1,54 @@
+#include "codec/transform/transform.h"
+
+#include <fmt/format.h>
+
+#include "core/error.h"
+
+namespace vqkv {
+
+#define VQKV_TRANSFORM(name) const TransformKind& vqkv_transform_##name();
+#include "codec/transform/transforms.inc"
+#undef VQKV_TRANSFORM
+
+const std::vector<const TransformKind*>& all_transforms() {
+  static const std::vector<const TransformKind*> kinds = {
+#define VQKV_TRANSFORM(name) &vqkv_transform_##name(),
+#include "codec/transform/transforms.inc"
+#undef VQKV_TRANSFORM
+  };
+  return kinds;
+}
+
+const TransformKind& find_transform(const std::string& name) {
+  std::vector<std::string> names;
+  for (const TransformKind* kind : all_transforms()) {
+    names.push_back(kind->describe().name);
+    if (names.back() == name) return *kind;
+  }
+  const std::string near = nearest_name(name, names);
+  fail_usage(fmt::format("transform '{}' is not known{}; allowed: {}", name,
+                         near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+}
+
+std::string check_chain(const Json& transforms, const UnitShape& unit) {
+  int mixed = 1;
+  bool scaled = false;
+  for (const Json& t : transforms) {
+    const auto name = t.at("name").get<std::string>();
+    Json knobs = t;
+    knobs.erase("name");
+    const auto made = find_transform(name).make(knobs, unit);
+    if (made->is_token_scale()) {
+      if (scaled) return "a chain holds one token scale at most";
+      scaled = true;
+      const int width = unit.channels() / made->scale_groups();
+      if (width % mixed != 0)
+        return fmt::format("token scales of {} channels can't follow a map that mixes {} channels; scale before it, or per {}", width,
+                           mixed, mixed == unit.head_dim ? "head" : "unit");
+    }
+    mixed = std::max(mixed, made->mixed_channels());
+  }
+  return "";
+}
+
+}  // namespace vqkv
