@@ -1,0 +1,325 @@
+#include "experiment/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "experiment/svg.h"
+#include "io/atomic_file.h"
+#include "metric/statistics.h"
+
+namespace vqkv {
+namespace {
+
+constexpr const char* kReport = "report";  // the documents whose numbers are shown
+constexpr const char* kRankBy = "attention.softmax_kl";
+
+constexpr const char* kStyle = R"(
+:root{color-scheme:light}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1360px;margin:2em auto;padding:0 1.5em;color:#1b1b1b;background:#fff}
+h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{padding:2px 9px;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
+th{background:#f6f6f6;position:sticky;top:0}td:first-child,th:first-child,td.text{text-align:left}
+tr.front td{background:#eef6ff}tr.warn td{color:#8a4b00}
+.figures{display:flex;flex-wrap:wrap;gap:22px;align-items:flex-start}
+figure{margin:0;max-width:640px}figcaption{font-size:12.5px;color:#555}figcaption.title{font-weight:600;color:#1b1b1b;font-size:14px}
+svg{background:#fff;max-width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#333}svg text.label{font-size:12.5px;font-weight:600}
+svg text.name{font-size:10.5px;fill:#111}svg .grid{stroke:#e8e8e8;fill:none}svg .frame{stroke:#999;fill:none}
+.note{color:#555;font-size:13px}.scroll{overflow-x:auto}code{background:#f3f3f3;padding:0 3px}
+)";
+
+// A cell that ran, with what every figure asks of it.
+struct Point {
+  const CellResult* cell = nullptr;
+  std::string method, label;
+  double bits = 0, kl = 0, kl_error = 0;
+  bool front = false;
+};
+
+std::string short_value(const Json& v) { return v.is_string() ? v.get<std::string>() : v.dump(); }
+
+const Json* at_path(const Json& config, const std::string& path) {
+  const Json* here = &config;
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t dot = std::min(path.find('.', begin), path.size());
+    const std::string key = path.substr(begin, dot - begin);
+    if (!here->is_object() || !here->contains(key)) return nullptr;
+    here = &(*here)[key];
+    begin = dot + 1;
+  }
+  return here;
+}
+
+// "rvq" when both roles agree, else "rvq + kivi".
+std::string method_of(const Json& config) {
+  const Json codec = config.value("codec", Json::object());
+  const auto name = [&](const char* role) {
+    const Json* n = at_path(codec, std::string(role) + ".name");
+    if (!n) n = at_path(codec, "name");
+    return n ? short_value(*n) : std::string("?");
+  };
+  const std::string k = name("k"), v = name("v");
+  return k == v ? k : k + " + " + v;
+}
+
+std::string label_of(const Json& cell) {
+  const Json& config = cell.at("config");
+  std::string label = method_of(config);
+  if (cell.contains("axes") && cell["axes"].is_object())
+    for (const auto& [path, value] : cell["axes"].items()) {
+      if (path == "codec" || path.ends_with(".name") || value.is_object()) continue;
+      label += fmt::format(" {}={}", path.substr(path.find_last_of('.') + 1), short_value(value));
+    }
+  return label;
+}
+
+// The front of least KL at bits no greater: ascending bits, strictly falling KL.
+void mark_front(std::vector<Point>& points) {
+  std::vector<Point*> order;
+  for (auto& p : points)
+    if (std::isfinite(p.bits) && std::isfinite(p.kl)) order.push_back(&p);
+  std::stable_sort(order.begin(), order.end(), [](const Point* a, const Point* b) { return a->bits != b->bits ? a->bits < b->bits : a->kl < b->kl; });
+  double best = std::numeric_limits<double>::infinity();
+  for (Point* p : order)
+    if (p->kl < best) {
+      best = p->kl;
+      p->front = true;
+    }
+}
+
+double error_of(const CellResult& c, const std::string& tag) {
+  const Json* m = c.find(kReport, tag);
+  return m && m->contains("stderr") && (*m)["stderr"].is_number() ? (*m)["stderr"].get<double>() : 0;
+}
+
+int64_t documents_of(const CellResult& c) {
+  const Json* m = c.find(kReport, kRankBy);
+  return m ? m->value("n", int64_t{0}) : 0;
+}
+
+Plot pareto(const std::vector<Point>& points, const std::string& tag, const std::string& title, const std::string& y_label, int64_t context,
+            int64_t sequences, const std::string& note) {
+  Plot plot;
+  plot.title = title;
+  plot.x_label = sequences == 0 ? fmt::format("bits per value, resident per sequence at {} tokens", context)
+                                : fmt::format("bits per value at {} tokens, books shared by {} sequence{}", context, sequences, sequences == 1 ? "" : "s");
+  plot.y_label = y_label;
+  plot.log_y = true;
+  std::vector<std::pair<double, double>> all;
+  std::map<std::string, PlotSeries> by_method;
+  std::vector<Point> own = points;
+  for (auto& p : own) {
+    p.front = false;
+    p.bits = p.cell->value("cost", "bits_per_value", context, sequences);
+    p.kl = p.cell->value(kReport, tag);
+    p.kl_error = error_of(*p.cell, tag);
+  }
+  mark_front(own);
+  PlotSeries front{"front", {}, true, true};
+  std::vector<const Point*> order;
+  for (const auto& p : own) {
+    auto& s = by_method[p.method];
+    s.name = p.method;
+    s.points.push_back({p.bits, p.kl, p.kl_error, fmt::format("{}\n{:.3f} bits/value, {:.5g} ± {:.2g}", p.label, p.bits, p.kl, p.kl_error), !p.front, false});
+    if (p.front) order.push_back(&p);
+  }
+  std::sort(order.begin(), order.end(), [](const Point* a, const Point* b) { return a->bits < b->bits; });
+  for (const Point* p : order) front.points.push_back({p->bits, p->kl, 0, "", false, false});
+  for (auto& [name, s] : by_method) plot.series.push_back(std::move(s));
+  plot.series.push_back(std::move(front));
+  plot.caption = note;
+  return plot;
+}
+
+std::string scatter(const std::vector<Point>& points, const std::string& x_tag, const std::string& y_tag, const std::string& note) {
+  Plot plot;
+  plot.title = fmt::format("{} against {}", y_tag, x_tag);
+  plot.x_label = x_tag;
+  plot.y_label = y_tag;
+  plot.log_x = plot.log_y = true;
+  std::map<std::string, PlotSeries> by_method;
+  std::vector<double> xs, ys;
+  for (const auto& p : points) {
+    const double x = p.cell->value(kReport, x_tag), y = p.cell->value(kReport, y_tag);
+    if (!std::isfinite(x) || !std::isfinite(y)) continue;
+    xs.push_back(x);
+    ys.push_back(y);
+    auto& s = by_method[p.method];
+    s.name = p.method;
+    s.points.push_back({x, y, error_of(*p.cell, y_tag), p.label, false, false});
+  }
+  if (xs.size() < 3) return "";
+  for (auto& [name, s] : by_method) plot.series.push_back(std::move(s));
+  plot.caption = fmt::format("Spearman rank correlation {:.3f} over {} cells. {}", spearman(xs, ys), xs.size(), note);
+  return render_plot(plot);
+}
+
+const Json* detail_of(const CellResult& c, const std::string& tag, const std::string& axis) {
+  const Json* m = c.find(kReport, tag);
+  if (!m || !m->contains("details")) return nullptr;
+  for (const auto& d : (*m)["details"])
+    if (d.value("axis", "") == axis) return &d;
+  return nullptr;
+}
+
+std::vector<double> numbers_of(const Json& values) {
+  std::vector<double> out;
+  for (const auto& v : values) out.push_back(v.is_number() ? v.get<double>() : std::nan(""));
+  return out;
+}
+
+std::string heat_map(const Point& p, const std::string& tag) {
+  const Json* d = detail_of(*p.cell, tag, "layer,kv_head");
+  if (!d || d->at("shape").size() != 2) return "";
+  HeatMap m;
+  m.title = p.label;
+  m.caption = fmt::format("{} by layer and KV head, {} report documents, {:.3f} bits/value", tag, documents_of(*p.cell), p.bits);
+  m.row_label = "layer";
+  m.column_label = "KV head";
+  m.rows = d->at("shape")[0].get<int64_t>();
+  m.columns = d->at("shape")[1].get<int64_t>();
+  m.values = numbers_of(d->at("values"));
+  if (m.rows * m.columns != static_cast<int64_t>(m.values.size()) || m.values.empty()) return "";
+  return render_heat_map(m);
+}
+
+// Error against position in 64-token means.
+std::string position_plot(const std::vector<const Point*>& points, const std::string& tag, const std::string& note) {
+  constexpr size_t kBucket = 64;
+  Plot plot;
+  plot.title = fmt::format("{} against position", tag);
+  plot.x_label = "token position in the window";
+  plot.y_label = tag;
+  plot.caption = fmt::format("Means of {} tokens over layers, heads and windows; the coded tokens only. {}", kBucket, note);
+  for (const Point* p : points) {
+    const Json* d = detail_of(*p->cell, tag, "position");
+    if (!d) continue;
+    const auto values = numbers_of(d->at("values"));
+    PlotSeries s{p->label, {}, true, false};
+    for (size_t at = 0; at < values.size(); at += kBucket) {
+      double sum = 0, count = 0;
+      for (size_t i = at; i < std::min(values.size(), at + kBucket); ++i)
+        if (std::isfinite(values[i])) sum += values[i], count += 1;
+      if (count > 0) s.points.push_back({static_cast<double>(at) + 0.5 * kBucket, sum / count, 0, "", false, false});
+    }
+    if (!s.points.empty()) plot.series.push_back(std::move(s));
+  }
+  return plot.series.empty() ? "" : render_plot(plot);
+}
+
+std::string cell_text(double v, const char* format) { return std::isfinite(v) ? fmt::format(fmt::runtime(format), v) : std::string("–"); }
+
+std::string table_of(std::vector<Point> points, const std::vector<int64_t>& contexts, const std::vector<int64_t>& sequences) {
+  std::stable_sort(points.begin(), points.end(), [](const Point& a, const Point& b) { return a.bits < b.bits; });
+  std::string out = "<div class=\"scroll\"><table><tr><th>codec</th>";
+  for (const int64_t c : contexts) {
+    out += fmt::format("<th>bits/value<br>resident, {}</th>", c);
+    for (const int64_t s : sequences) out += fmt::format("<th>with books<br>{} seq, {}</th>", s, c);
+  }
+  out += "<th>softmax KL</th><th>±</th><th>output error<br>after W_O</th><th>logit rms</th><th>key NMSE</th><th>value NMSE</th><th>top-16<br>recall</th>"
+         "<th>train s</th><th>flags</th><th>cell</th></tr>\n";
+  for (const auto& p : points) {
+    std::string flags;
+    if (p.cell->record.contains("flags"))
+      for (const auto& f : p.cell->record["flags"]) flags += (flags.empty() ? "" : ", ") + short_value(f);
+    out += fmt::format("<tr class=\"{}\"><td>{}</td>", p.front ? "front" : flags.empty() ? "" : "warn", escape_html(p.label));
+    for (const int64_t c : contexts) {
+      out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, 0), "{:.3f}") + "</td>";
+      for (const int64_t s : sequences) out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, s), "{:.3f}") + "</td>";
+    }
+    for (const auto& [value, format] : std::initializer_list<std::pair<double, const char*>>{
+             {p.kl, "{:.5f}"}, {p.kl_error, "{:.5f}"}, {p.cell->value(kReport, "output.relative_error_after_wo"), "{:.4f}"},
+             {p.cell->value(kReport, "logit.centred_rms"), "{:.4f}"}, {p.cell->value(kReport, "key.nmse"), "{:.5f}"},
+             {p.cell->value(kReport, "value.nmse"), "{:.5f}"}, {p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}"},
+             {p.cell->value("time", "time.train"), "{:.1f}"}})
+      out += "<td>" + cell_text(value, format) + "</td>";
+    out += fmt::format("<td class=\"text\">{}</td><td class=\"text\"><code>{}</code></td></tr>\n", escape_html(flags), escape_html(p.cell->id()));
+  }
+  return out + "</table></div>\n";
+}
+
+}  // namespace
+
+void write_report(const ResultSet& results, const std::string& out_html) {
+  std::vector<Point> points;
+  std::set<int64_t> context_set, sequence_set;
+  for (const auto& c : results.cells) {
+    if (c.status() != "ok") continue;
+    const Json& config = c.cell.at("config");
+    for (const auto& v : config.value("contexts", Json::array())) context_set.insert(v.get<int64_t>());
+    for (const auto& v : config.value("sequences", Json::array())) sequence_set.insert(v.get<int64_t>());
+    Point p;
+    p.cell = &c;
+    p.method = method_of(config);
+    p.label = label_of(c.cell);
+    points.push_back(std::move(p));
+  }
+  const std::vector<int64_t> contexts(context_set.begin(), context_set.end()), sequences(sequence_set.begin(), sequence_set.end());
+  const int64_t longest = contexts.empty() ? 0 : contexts.back();
+  for (auto& p : points) {
+    p.bits = p.cell->value("cost", "bits_per_value", longest, 0);
+    p.kl = p.cell->value(kReport, kRankBy);
+    p.kl_error = error_of(*p.cell, kRankBy);
+  }
+  mark_front(points);
+
+  const std::string plan = results.plan.value("plan", std::string("?"));
+  const int64_t n = points.empty() ? 0 : documents_of(*points.front().cell);
+  const std::string note = fmt::format("n = {} report documents, bars are standard errors over them; plan {}.", n, plan.substr(0, 12));
+  std::string html = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>vqkv sweep " + escape_html(plan.substr(0, 12)) +
+                     "</title><style>" + kStyle + "</style></head><body>\n<h1>KV-cache codecs: a sweep</h1>\n";
+  html += fmt::format("<p class=\"note\">Plan <code>{}</code>: {} cells, {} ok, {} failed, {} skipped, {} pending. Written {}. Trained, chosen and reported on "
+                      "different documents; the numbers below are of the report documents. Attention is the default ranking: reconstruction error alone can rank codecs the wrong way round.</p>\n",
+                      escape_html(plan), results.cells.size(), results.count("ok"), results.count("failed"), results.count("skipped"), results.count("pending"), utc_now());
+  for (const auto& t : results.plan.value("traces", Json::array())) html += "<p class=\"note\">Trace: <code>" + escape_html(t.dump()) + "</code></p>\n";
+  for (const auto& problem : results.problems) html += "<p class=\"note\">Note: " + escape_html(problem) + "</p>\n";
+
+  if (points.empty()) {
+    html += "<p>No cell has finished yet.</p>";
+  } else {
+    html += "<h2>Bits against attention</h2><div class=\"figures\">\n";
+    html += render_plot(pareto(points, kRankBy, "Softmax KL against resident bits", "softmax KL, nats", longest, 0, note + " Dominated cells are pale."));
+    html += render_plot(pareto(points, "output.relative_error_after_wo", "Attention output error against resident bits", "relative error after W_O", longest, 0, note));
+    for (const int64_t s : sequences)
+      html += render_plot(pareto(points, kRankBy, fmt::format("With codebooks, {} sequence{}", s, s == 1 ? "" : "s"), "softmax KL, nats", longest, s, note));
+    html += "</div>\n<h2>Cells</h2>\n" + table_of(points, contexts, sequences);
+
+    html += "<h2>Which cheap metric can be trusted?</h2><div class=\"figures\">\n";
+    for (const auto& [x, y] : std::initializer_list<std::pair<const char*, const char*>>{{"key.nmse", kRankBy}, {"key.unexplained_variance", kRankBy}, {"logit.centred_rms", kRankBy},
+                                                                                      {"value.nmse", "output.relative_error_v_only"}, {kRankBy, "output.relative_error_after_wo"}})
+      html += scatter(points, x, y, note);
+    html += "</div>\n";
+
+    std::vector<const Point*> front;
+    for (const auto& p : points)
+      if (p.front) front.push_back(&p);
+    std::sort(front.begin(), front.end(), [](const Point* a, const Point* b) { return a->bits < b->bits; });
+    if (front.size() > 6) {  // the ends and four between
+      std::vector<const Point*> some;
+      for (size_t i = 0; i < 6; ++i) some.push_back(front[i * (front.size() - 1) / 5]);
+      front = some;
+    }
+    html += "<h2>Where the error sits</h2><div class=\"figures\">\n";
+    for (const Point* p : front) html += heat_map(*p, kRankBy);
+    html += "</div><div class=\"figures\">\n";
+    html += position_plot(front, "key.nmse", note) + position_plot(front, "value.nmse", note);
+    html += "</div>\n";
+  }
+
+  std::string others;
+  for (const auto& c : results.cells)
+    if (c.status() == "failed" || c.status() == "skipped")
+      others += fmt::format("<tr><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>\n", escape_html(label_of(c.cell)), c.status(), escape_html(c.reason()));
+  if (!others.empty())
+    html += "<h2>Cells that gave no number</h2><div class=\"scroll\"><table><tr><th>codec</th><th>status</th><th>reason</th></tr>\n" + others + "</table></div>\n";
+  html += "</body></html>\n";
+  write_file(out_html, html);
+}
+
+}  // namespace vqkv

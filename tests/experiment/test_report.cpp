@@ -1,0 +1,80 @@
+#include "experiment/report.h"
+
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "experiment/svg.h"
+#include "io/atomic_file.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+
+namespace {
+
+Json measurement(const std::string& role, const std::string& tag, double value, double error = 0) {
+  return {{"role", role}, {"tag", tag}, {"value", value}, {"stderr", error}, {"n", 3}, {"unit", "1"}, {"better", "lower"}, {"exact", false}};
+}
+
+CellResult cell(int i, const std::string& method, double bits, double kl) {
+  CellResult c;
+  c.cell = {{"cell", std::to_string(i)}, {"id", "c" + std::to_string(i)}, {"axes", {{"codec.bits", i}}},
+            {"config", {{"codec", {{"name", method}, {"bits", i}}}, {"contexts", {4096}}, {"sequences", {1, 64}}}}};
+  Json ms = Json::array();
+  Json m = measurement("report", "attention.softmax_kl", kl, kl / 10);
+  m["details"] = Json::array({{{"axis", "layer,kv_head"}, {"shape", {2, 3}}, {"values", {kl, kl / 2, 2 * kl, nullptr, kl, kl}}}});
+  ms.push_back(m);
+  for (const char* tag : {"key.nmse", "value.nmse", "output.relative_error_after_wo", "logit.centred_rms"}) ms.push_back(measurement("report", tag, kl * 0.3));
+  for (const int s : {0, 1, 64}) {
+    Json b = measurement("cost", "bits_per_value", bits + (s > 0 ? 1.0 / s : 0));
+    b["context"] = 4096;
+    if (s > 0) b["sequences"] = s;
+    ms.push_back(b);
+  }
+  c.record = {{"status", "ok"}, {"measurements", ms}, {"flags", Json::array({"extrapolated"})}};
+  return c;
+}
+
+size_t count(const std::string& text, const std::string& what) {
+  size_t n = 0;
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += what.size()) ++n;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("the report is one file that needs no network and names its cells, fronts and losses") {
+  ResultSet r;
+  r.plan = {{"plan", "abcdef0123456789"}, {"traces", Json::array()}};
+  r.cells = {cell(2, "rvq", 2.1, 0.05), cell(3, "rvq", 3.1, 0.01), cell(4, "rtn", 4.5, 0.02), cell(5, "pq<x>", 1.1, 0.3)};
+  CellResult skipped;
+  skipped.cell = r.cells[0].cell;
+  skipped.record = {{"status", "skipped"}, {"reason", "sub-vectors of 3 channels don't divide 64"}};
+  r.cells.push_back(skipped);
+  const auto path = std::filesystem::temp_directory_path() / ("vqkv-report-" + std::to_string(getpid()) + ".html");
+  write_report(r, path.string());
+  const std::string html = read_file(path.string());
+  std::filesystem::remove(path);
+  CHECK(html.find("http") == std::string::npos);
+  CHECK(html.find("<script") == std::string::npos);
+  CHECK(html.find("pq&lt;x&gt;") != std::string::npos);
+  CHECK(html.find("pq<x>") == std::string::npos);
+  CHECK(html.find("sub-vectors of 3 channels") != std::string::npos);
+  CHECK(html.find("abcdef012345") != std::string::npos);
+  CHECK(html.find("Spearman rank correlation 1.000 over 4 cells") != std::string::npos);
+  CHECK(count(html, "<svg") == count(html, "</svg>"));
+  CHECK(count(html, "<svg") >= 8);
+  CHECK(count(html, "class=\"front\"") == 3);  // rtn at 4.5 bits is dominated by rvq at 3.1
+}
+
+TEST_CASE("an axis drops what it can't show and says so") {
+  Plot p;
+  p.title = "t";
+  p.log_y = true;
+  p.series = {{"s", {{1, 0.1, 0, "a"}, {2, 0, 0, "b"}, {3, std::nan(""), 0, "c"}, {4, 10, 0, "d"}}, false, false}};
+  const std::string svg = render_plot(p);
+  CHECK(svg.find("2 points could not be drawn") != std::string::npos);
+  CHECK(svg.find("nan") == std::string::npos);
+  CHECK(svg.find("inf") == std::string::npos);
+}
