@@ -1,0 +1,58 @@
+// Assignment and encoding throughput, one thread. Items are vectors; GF/s counts 2 * entries * width a codeword search.
+#include <benchmark/benchmark.h>
+
+#include <string>
+#include <vector>
+
+#include "codec/train/assign.h"
+#include "core/rng.h"
+#include "core/thread_pool.h"
+
+namespace {
+
+using namespace vqkv;
+
+Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key) {
+  Matrix<float> m(rows, cols);
+  Rng rng(key);
+  for (auto& v : m.storage) v = static_cast<float>(rng.normal());
+  return m;
+}
+
+// Product code: `groups` books of `entries` codewords over d = 128 channels, all groups of a row.
+void product(benchmark::State& state) {
+  const int64_t groups = state.range(0), entries = state.range(1), rows = 4096, width = 128 / groups;
+  set_thread_count(1);
+  const auto x = gaussian(rows, 128, 1);
+  std::vector<Assigner> books;
+  for (int64_t g = 0; g < groups; ++g) books.emplace_back(gaussian(entries, width, 2 + static_cast<uint64_t>(g)));
+  std::vector<int32_t> index(64);
+  for (auto _ : state) {
+    for (int64_t r = 0; r < rows; r += 64)
+      for (int64_t g = 0; g < groups; ++g) {
+        books[static_cast<size_t>(g)].assign_rows(x.view().slice_rows(r, 64).slice_cols(g * width, width), index.data());
+        benchmark::DoNotOptimize(index.data());
+      }
+  }
+  state.SetItemsProcessed(state.iterations() * rows);
+  state.counters["GF/s"] = benchmark::Counter(2e-9 * 128.0 * static_cast<double>(entries * rows),
+                                              benchmark::Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(product)->Args({16, 256})->Args({32, 256})->Args({64, 16})->Unit(benchmark::kMillisecond);
+
+// One codebook over the whole vector, as a residual stage or k-means sees it.
+void full(benchmark::State& state) {
+  const int64_t width = state.range(0), entries = state.range(1), rows = 4096;
+  set_thread_count(1);
+  const auto x = gaussian(rows, width, 1);
+  const Assigner book(gaussian(entries, width, 2));
+  std::vector<int32_t> index(static_cast<size_t>(rows));
+  for (auto _ : state) book.assign(x, index.data());
+  state.SetItemsProcessed(state.iterations() * rows);
+  state.counters["GF/s"] = benchmark::Counter(2e-9 * static_cast<double>(width * entries * rows),
+                                              benchmark::Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(full)->Args({32, 2048})->Args({64, 256})->Args({128, 256})->Args({128, 1024})->Args({512, 1024})
+    ->Args({4864, 256})->Unit(benchmark::kMillisecond);
+
+}  // namespace
