@@ -268,7 +268,7 @@ void Hdf5File::close() {
   if (H5Iis_valid(raw) > 0) fail_h5(shown_, "", "can't be closed");
 }
 
-bool Hdf5File::has_dataset(const std::string& name) const {
+bool Hdf5File::has_object(const std::string& name) const {
   const Guard guard;
   return H5Lexists(id_.get(), name.c_str(), H5P_DEFAULT) > 0;
 }
@@ -365,9 +365,19 @@ int64_t Hdf5File::read_int(const std::string& object, const std::string& name) c
   return value;
 }
 
+namespace {
+// Groups on the way to an object are made with it.
+Hdf5Id with_parents() {
+  Hdf5Id links(H5Pcreate(H5P_LINK_CREATE), close_plist);
+  H5Pset_create_intermediate_group(links.get(), 1);
+  return links;
+}
+}  // namespace
+
 void Hdf5File::create_group(const std::string& path) {
   const Guard guard;
-  const Hdf5Id group(H5Gcreate2(id_.get(), path.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), close_group);
+  const Hdf5Id links = with_parents();
+  const Hdf5Id group(H5Gcreate2(id_.get(), path.c_str(), links.get(), H5P_DEFAULT, H5P_DEFAULT), close_group);
   if (!group) fail_h5(shown_, path, "can't be created");
 }
 
@@ -396,12 +406,13 @@ Hdf5Dataset Hdf5File::create_dataset(const std::string& name, Hdf5Type type, con
     const auto c = to_hsize(chunk);
     H5Pset_chunk(plist.get(), static_cast<int>(c.size()), c.data());
   }
+  const Hdf5Id links = with_parents();
   Hdf5Dataset out;
   out.file_ = shown_;
   out.name_ = name;
   out.type_ = type;
   out.dims_ = dims;
-  out.id_ = Hdf5Id(H5Dcreate2(id_.get(), name.c_str(), library_type(type), space.get(), H5P_DEFAULT, plist.get(), H5P_DEFAULT), close_dataset);
+  out.id_ = Hdf5Id(H5Dcreate2(id_.get(), name.c_str(), library_type(type), space.get(), links.get(), plist.get(), H5P_DEFAULT), close_dataset);
   if (!out.id_) fail_h5(shown_, name, "can't be created");
   return out;
 }

@@ -74,7 +74,7 @@ class Hdf5File {
   bool is_open() const { return static_cast<bool>(id_); }
   const std::string& path() const { return shown_; }
 
-  bool has_dataset(const std::string& name) const;
+  bool has_object(const std::string& name) const;
   bool has_attribute(const std::string& object, const std::string& name) const;
   void write_text(const std::string& object, const std::string& name, std::string_view text);
   void write_int(const std::string& object, const std::string& name, int64_t value);
@@ -82,7 +82,7 @@ class Hdf5File {
   std::string read_text(const std::string& object, const std::string& name) const;
   int64_t read_int(const std::string& object, const std::string& name) const;
 
-  void create_group(const std::string& path);
+  void create_group(const std::string& path);   // with the groups on the way, as create_dataset does
   std::vector<std::string> children(const std::string& group) const;   // by name, ascending
 
   // chunk empty: contiguous. Fill values are never written. Maximal dims = dims.
