@@ -62,6 +62,7 @@ class TraceWriter {
               int64_t max_queries);
   ~TraceWriter();
   void add(const TraceWindowData& window);
+  bool records_output_weight() const;               // info.hidden > 0: every layer's is due before finish()
   void output_weight(int layer, ConstMatrix w_o);   // (hidden, q_heads*d)
   void finish();
   double hash_seconds() const;   // the content hash is timed apart from writing
@@ -97,7 +98,8 @@ class TraceReader {
   void value(int layer, int kv_head, int64_t first, int64_t count, MutMatrix out) const;
   void query(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const;   // pre-RoPE
 
-  // Sums over all positions of one document. (d, d) and (d/2); `positions` is their count of query vectors.
+  // Sums over all positions of one document and the group's query heads: (d, d) and (d/2). moment_count is the number of
+  // query vectors in each sum: tokens of the document times group().
   Matrix<double> query_moment(int layer, int kv_head, int document) const;
   std::vector<double> query_pair_moment(int layer, int kv_head, int document) const;
   int64_t moment_count(int document) const;

@@ -432,6 +432,7 @@ void TraceWriter::finish() {
   m.write_seconds += watch.seconds();
 }
 
+bool TraceWriter::records_output_weight() const { return impl_->info.hidden > 0; }
 double TraceWriter::hash_seconds() const { return impl_->hash_seconds; }
 double TraceWriter::write_seconds() const { return impl_->write_seconds; }
 int64_t TraceWriter::bytes_written() const { return impl_->stored_bytes; }
