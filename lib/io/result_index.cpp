@@ -43,6 +43,18 @@ Json get(const Json& o, const char* key) {
   return it == o.end() ? Json() : *it;
 }
 
+// The configuration's leaves, and the swept paths where canonical form spells them otherwise (codec.bits becomes
+// codec.k.bits and codec.v.bits).
+Json columns_of(const Json& record) {
+  Json flat = flatten_paths(get(record, "config"));
+  for (const char* part : {"axes", "repeat"}) {
+    const Json values = get(record, part);
+    for (const auto& [path, value] : values.items())
+      if (!flat.contains(path)) flat[path] = value;
+  }
+  return flat;
+}
+
 std::string flags_of(const Json& record) {
   std::string out;
   for (const auto& f : record.value("flags", Json::array())) out += (out.empty() ? "" : " ") + plain(f);
@@ -111,7 +123,7 @@ Json flatten_paths(const Json& tree) {
 void write_result_csv(const std::string& path, const std::vector<Json>& records) {
   std::set<std::string> config_columns;
   for (const auto& r : records) {
-    const Json flat = flatten_paths(get(r, "config"));
+    const Json flat = columns_of(r);
     for (const auto& [key, unused] : flat.items()) config_columns.insert(key);
   }
   std::string out = "id,status,reason,flags";
@@ -119,7 +131,7 @@ void write_result_csv(const std::string& path, const std::vector<Json>& records)
   for (const auto& c : config_columns) out += "," + csv(c);
   out += "\n";
   for (const auto& r : records) {
-    const Json flat = flatten_paths(get(r, "config"));
+    const Json flat = columns_of(r);
     std::string tail;
     for (const auto& c : config_columns) tail += "," + csv(plain(get(flat, c.c_str())));
     const std::string head = csv(plain(get(r, "id"))) + "," + csv(plain(get(r, "status"))) + "," + csv(plain(get(r, "reason"))) + "," + csv(flags_of(r));
@@ -155,7 +167,7 @@ void write_result_sqlite(const std::string& path, const std::vector<Json>& recor
     for (const auto& r : records) {
       const Json id = get(r, "cell");
       cell({id, get(r, "id"), get(r, "status"), get(r, "reason"), get(r, "attempt"), flags_of(r), r.dump()});
-      const Json flat = flatten_paths(get(r, "config"));
+      const Json flat = columns_of(r);
       for (const auto& [key, value] : flat.items()) config({id, key, value});
       for (const auto& m : r.value("measurements", Json::array())) {
         std::vector<Json> row{id};

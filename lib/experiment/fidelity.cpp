@@ -1,0 +1,246 @@
+#include "experiment/fidelity.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+namespace {
+
+// Everything of one (window, head) of a layer.
+struct HeadRows {
+  Matrix<float> k, v, k_hat, v_hat;  // keys after RoPE
+  const CodeBlock* key_block = nullptr;
+  const CodeBlock* value_block = nullptr;
+  int64_t coded_k = 0, coded_v = 0;
+};
+
+struct Layer {
+  int windows = 0, heads = 0;
+  std::vector<HeadRows> rows;              // (windows, heads)
+  std::vector<CodeBlock> blocks;           // (windows, units of the layer)
+  HeadRows& at(int w, int h) { return rows[static_cast<size_t>(w * heads + h)]; }
+};
+
+struct Totals {
+  double encode = 0, decode = 0;
+  int64_t values = 0;
+};
+
+// Codes one unit of one window; fills k_hat or v_hat of its heads.
+Totals code_unit(const TraceRows& rows, const TrainedUnit& unit, const EvalWindow& w, Layer& layer, int window, CodeBlock& block) {
+  const UnitShape& u = unit.spec.unit;
+  const Codec& codec = *unit.codec;
+  const CachePolicy policy = rows.config().policy();
+  const bool key = u.role == Role::kKey, pre = key && codec.rope() == RopePlacement::kPre;
+  const int64_t d = u.head_dim, n = w.window.tokens, width = u.channels();
+  const int64_t sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
+  const int64_t coded = policy.codes ? (n - sinks) / step * step : 0;
+
+  Matrix<float> x(n, width);
+  const auto gather = [&](Matrix<float>& to, bool keys, bool unrotated) {
+    for (int h = 0; h < u.heads; ++h) {
+      const HeadRows& from = layer.at(window, u.first_head + h);
+      for (int64_t r = 0; r < n; ++r) std::copy_n((keys ? from.k : from.v).row(r), d, to.row(r) + h * d);
+    }
+    if (unrotated)
+      for (int h = 0; h < u.heads; ++h) {
+        const Matrix<float> k = rows.keys(u.layer, u.first_head + h, w);
+        for (int64_t r = 0; r < n; ++r) std::copy_n(k.row(r), d, to.row(r) + h * d);
+      }
+    round_to(policy.exact_dtype, to.data(), n * width);
+  };
+  gather(x, key, pre);
+  Totals t;
+  Stopwatch watch;
+  // A cache fits on what it holds when a unit first codes (the sinks, the window and one flush); the same rows here.
+  const FlushRule& rule = policy.rule(u.role);
+  const int64_t held = std::min(n, policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1);
+  std::unique_ptr<SequenceState> state;
+  if (coded > 0) {
+    Matrix<float> other(n, width);
+    gather(other, !key, false);
+    const ConstMatrix k = (key ? x : other).view().slice_rows(0, held), v = (key ? other : x).view().slice_rows(0, held);
+    state = codec.fit(k, v, ConstMatrix());
+  }
+  Matrix<float> decoded(coded, width);
+  if (coded > 0) {
+    codec.encode(x.view().slice_rows(sinks, coded), block, state.get());
+    t.encode = watch.seconds();
+    watch.restart();
+    codec.decode(block, decoded, {-1, state.get()});
+    t.decode = watch.seconds();
+    t.values = coded * width;
+  }
+  for (int h = 0; h < u.heads; ++h) {
+    HeadRows& to = layer.at(window, u.first_head + h);
+    Matrix<float>& hat = key ? to.k_hat : to.v_hat;
+    hat = key ? to.k : to.v;
+    for (int64_t r = 0; r < coded; ++r) std::copy_n(decoded.row(r) + h * d, d, hat.row(sinks + r));
+    if (pre && coded > 0) rope_apply(rows.rope(), w.position.data() + sinks, hat.view().slice_rows(sinks, coded));
+    (key ? to.coded_k : to.coded_v) = sinks + coded;
+    if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
+  }
+  return t;
+}
+
+struct MetricSet {
+  std::vector<std::unique_ptr<Metric>> metrics;
+  explicit MetricSet(const std::vector<std::string>& names) {
+    for (const auto& n : names) metrics.push_back(find_metric(n).make());
+  }
+  std::vector<Measurement> finish() {
+    std::vector<Measurement> out;
+    for (auto& m : metrics)
+      for (auto& x : m->finish()) out.push_back(std::move(x));
+    return out;
+  }
+};
+
+using FillLayer = std::function<Totals(int layer, Layer& data)>;
+
+FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill, const std::function<void(int)>& progress) {
+  const auto& windows = rows.windows();
+  const CachePolicy policy = rows.config().policy();
+  const CacheShape& shape = rows.scope().shape;
+  MetricSet sets[2] = {MetricSet(rows.config().metrics), MetricSet(rows.config().metrics)};
+  FidelityResult out;
+  double attended = 0, coded_k = 0, coded_v = 0;
+  for (int l = 0; l < shape.layers; ++l) {
+    progress(l);
+    Layer layer;
+    layer.windows = static_cast<int>(windows.size());
+    layer.heads = shape.kv_heads;
+    layer.rows.resize(windows.size() * static_cast<size_t>(shape.kv_heads));
+    parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
+      const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
+      HeadRows& r = layer.at(w, h);
+      r.k = rows.keys(l, h, windows[static_cast<size_t>(w)]);
+      rope_apply(rows.rope(), windows[static_cast<size_t>(w)].position.data(), r.k);
+      r.v = rows.values(l, h, windows[static_cast<size_t>(w)]);
+    });
+    const Totals t = fill(l, layer);
+    out.encode_seconds += t.encode;
+    out.decode_seconds += t.decode;
+    out.coded_values += t.values;
+
+    const Stopwatch watch;
+    // Windows side by side, heads in turn: a sample's attention rows are computed once for all metrics, so at most one
+    // head's samples are in memory; metrics of one kind of document see them in a fixed order.
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      const Matrix<float> w_o = rows.output_weight(l, h, 1);
+      std::vector<FidelitySample> samples(windows.size());
+      std::vector<Matrix<float>> queries(windows.size());
+      parallel_for(static_cast<int64_t>(windows.size()), [&](int64_t i) {
+        const EvalWindow& w = windows[static_cast<size_t>(i)];
+        HeadRows& r = layer.at(static_cast<int>(i), h);
+        queries[static_cast<size_t>(i)] = rows.queries(l, h, w);
+        FidelitySample& s = samples[static_cast<size_t>(i)];
+        s.layer = rows.scope().layers[static_cast<size_t>(l)];
+        s.kv_head = rows.scope().heads[static_cast<size_t>(h)];
+        s.document = w.window.document;
+        s.k = r.k;
+        s.k_hat = r.k_hat;
+        s.v = r.v;
+        s.v_hat = r.v_hat;
+        s.coded_last_k = r.coded_k;
+        s.coded_last_v = r.coded_v;
+        s.q = queries[static_cast<size_t>(i)];
+        s.group = shape.group();
+        s.query_position = w.query_position;
+        s.sinks = std::min(policy.sinks, w.window.tokens);
+        for (const int64_t p : w.query_position) {
+          s.coded_end_k.push_back(std::min({policy.coded_end(Role::kKey, p), p + 1, r.coded_k}));
+          s.coded_end_v.push_back(std::min({policy.coded_end(Role::kValue, p), p + 1, r.coded_v}));
+        }
+        s.score_scale = shape.score_scale;
+        s.w_o = w_o;
+        if (codecs && r.key_block) {
+          s.key_codes = &r.key_block->fields;
+          s.key_layout = &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kKey))].codec->layout();
+        }
+        if (codecs && r.value_block) {
+          s.value_codes = &r.value_block->fields;
+          s.value_layout = &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kValue))].codec->layout();
+        }
+        if (!s.query_position.empty()) s.rows();
+      });
+      const int64_t kinds = static_cast<int64_t>(rows.config().metrics.size());
+      parallel_for(2 * kinds, [&](int64_t i) {
+        const bool report = i >= kinds;
+        Metric& m = *sets[report ? 1 : 0].metrics[static_cast<size_t>(i % kinds)];
+        for (size_t w = 0; w < windows.size(); ++w)
+          if (windows[w].report == report) m.add(samples[w]);
+      });
+      for (size_t w = 0; w < windows.size(); ++w) {
+        if (!windows[w].report) continue;
+        for (size_t q = 0; q < samples[w].query_position.size(); ++q) {
+          attended += static_cast<double>(samples[w].query_position[q] + 1);
+          coded_k += static_cast<double>(std::max<int64_t>(0, samples[w].coded_end_k[q] - samples[w].sinks));
+          coded_v += static_cast<double>(std::max<int64_t>(0, samples[w].coded_end_v[q] - samples[w].sinks));
+        }
+      }
+    }
+    out.measure_seconds += watch.seconds();
+  }
+  progress(shape.layers);
+  out.select = rows.tokens(false) > 0 ? sets[0].finish() : std::vector<Measurement>();
+  out.report = sets[1].finish();
+  if (attended > 0) {
+    out.coded_share_k = coded_k / attended;
+    out.coded_share_v = coded_v / attended;
+  }
+  return out;
+}
+
+}  // namespace
+
+FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, const std::function<void(int)>& progress) {
+  const auto& windows = rows.windows();
+  return measure(rows, &codecs, [&](int l, Layer& layer) {
+    std::vector<const TrainedUnit*> units;
+    for (const TrainedUnit& u : codecs.units())
+      if (u.spec.unit.layer == l) units.push_back(&u);
+    layer.blocks.resize(units.size() * windows.size());
+    std::vector<Totals> parts(layer.blocks.size());
+    parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+      const int w = static_cast<int>(i) / static_cast<int>(units.size());
+      parts[static_cast<size_t>(i)] = code_unit(rows, *units[static_cast<size_t>(i) % units.size()], windows[static_cast<size_t>(w)], layer, w,
+                                                layer.blocks[static_cast<size_t>(i)]);
+    });
+    Totals t;
+    for (const Totals& p : parts) {
+      t.encode += p.encode;
+      t.decode += p.decode;
+      t.values += p.values;
+    }
+    return t;
+  }, progress);
+}
+
+FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& source, const std::function<void(int)>& progress) {
+  const auto& windows = rows.windows();
+  return measure(rows, nullptr, [&](int l, Layer& layer) {
+    const int64_t sinks = rows.config().policy().sinks;
+    parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
+      const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
+      const EvalWindow& window = windows[static_cast<size_t>(w)];
+      HeadRows& r = layer.at(w, h);
+      const int64_t n = window.window.tokens, first = std::min(sinks, n);
+      r.k_hat = Matrix<float>(n, r.k.cols);
+      r.v_hat = Matrix<float>(n, r.v.cols);
+      source.decoded(l, h, window, r.k_hat, r.v_hat);
+      rope_apply(rows.rope(), window.position.data(), r.k_hat);
+      std::copy_n(r.k.data(), first * r.k.cols, r.k_hat.data());
+      std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
+      r.coded_k = r.coded_v = n;
+    });
+    return Totals{0, 0, 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim}};
+  }, progress);
+}
+
+}  // namespace vqkv

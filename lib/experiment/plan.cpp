@@ -1,0 +1,263 @@
+#include "experiment/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "codec/codec_set.h"
+#include "config/sweep.h"
+#include "core/error.h"
+#include "core/hash.h"
+#include "core/log.h"
+#include "core/version.h"
+#include "io/atomic_file.h"
+#include "io/result_index.h"
+#include "io/store.h"
+#include "io/trace.h"
+
+namespace vqkv {
+namespace {
+
+constexpr size_t kShortId = 8;
+
+struct TraceFacts {
+  CacheShape shape;
+  std::vector<TraceDocument> documents;
+  bool has_output_weight = false;
+  Json json;
+};
+
+TraceFacts read_facts(const std::string& path) {
+  const TraceReader reader(path);
+  const TraceInfo& info = reader.info();
+  TraceFacts f;
+  f.shape = info.shape;
+  f.documents = reader.documents();
+  Json documents = Json::array();
+  for (const auto& d : f.documents) documents.push_back({{"id", d.id}, {"name", d.name}, {"tokens", d.tokens}});
+  f.json = {{"path", path}, {"content_hash", info.content_hash}, {"model_name", info.model_name}, {"model_hash", info.model_hash},
+            {"layers", info.shape.layers}, {"q_heads", info.shape.q_heads}, {"kv_heads", info.shape.kv_heads},
+            {"head_dim", info.shape.head_dim}, {"tokens", reader.tokens()}, {"queries", reader.queries()}, {"documents", documents}};
+  return f;
+}
+
+std::string document_list(const TraceFacts& f) {
+  std::string out;
+  for (size_t i = 0; i < f.documents.size() && i < 12; ++i)
+    out += fmt::format("{}{} {} ({} tokens)", i ? ", " : "", f.documents[i].id, f.documents[i].name, f.documents[i].tokens);
+  if (f.documents.size() > 12) out += fmt::format(", … {} in all", f.documents.size());
+  return out;
+}
+
+void check_against(const Config& config, const CellConfig& c, const TraceFacts& f) {
+  const auto check_documents = [&](const char* role, const std::vector<int64_t>& ids) {
+    for (const int64_t id : ids) {
+      const bool known = std::any_of(f.documents.begin(), f.documents.end(), [&](const TraceDocument& d) { return d.id == id; });
+      if (!known)
+        fail_usage(fmt::format("{}: trace.{}: document {} is not in {}, which has {}", config.where(std::string("trace.") + role), role, id,
+                               c.trace, document_list(f)));
+    }
+  };
+  check_documents("train", c.train);
+  check_documents("select", c.select);
+  check_documents("report", c.report);
+  for (const int64_t l : c.layers)
+    if (l >= f.shape.layers)
+      fail_usage(fmt::format("{}: layers: {} is not in {}, which has layers 0 to {}", config.where("layers"), l, c.trace, f.shape.layers - 1));
+  for (const int64_t h : c.heads)
+    if (h >= f.shape.kv_heads)
+      fail_usage(fmt::format("{}: heads: {} is not in {}, which has KV heads 0 to {}", config.where("heads"), h, c.trace, f.shape.kv_heads - 1));
+}
+
+Json without(Json tree, const std::string& path) {
+  const auto parts = split_path(path);
+  Json* at = &tree;
+  for (size_t i = 0; i + 1 < parts.size(); ++i) {
+    if (!at->is_object() || !at->contains(parts[i])) return tree;
+    at = &(*at)[parts[i]];
+  }
+  if (at->is_object()) at->erase(parts.back());
+  return tree;
+}
+
+std::string identity(const Json& config, const Json& cell) {
+  return config_hash({{"config", without(config, "trace.path")}, {"trace", cell.at("trace")}, {"model", cell.at("model")},
+                      {"versions", cell.at("versions")}});
+}
+
+// A repeated path that canonical form renames is dropped from the group's identity by its own name; both levels exist.
+std::string group_identity(const Json& cell) {
+  Json config = cell.at("config");
+  for (const auto& [path, value] : cell.at("repeat").items()) config = without(config, path);
+  return identity(config, cell);
+}
+
+std::string train_identity(const CellConfig& c, const Json& cell) {
+  return config_hash({{"codec", c.codec}, {"train", c.train}, {"train_tokens", c.train_tokens}, {"layers", c.layers}, {"heads", c.heads},
+                      {"seed", c.seed}, {"exact_dtype", c.cache.at("exact_dtype")}, {"trace", cell.at("trace")},
+                      {"model", cell.at("model")}, {"versions", cell.at("versions")}});
+}
+
+// Short ids as long as needed to tell the cells of this plan apart.
+void assign_ids(std::vector<Json>& cells) {
+  size_t length = kShortId;
+  for (bool unique = false; !unique && length < 64;) {
+    std::set<std::string> seen;
+    unique = true;
+    for (const auto& c : cells) unique = seen.insert(c.at("cell").get<std::string>().substr(0, length)).second && unique;
+    if (!unique) length += 4;
+  }
+  for (auto& c : cells) c["id"] = c.at("cell").get<std::string>().substr(0, length);
+}
+
+std::string plan_hash(const std::vector<Json>& cells) {
+  std::string all;
+  for (const auto& c : cells) all += c.at("cell").get<std::string>() + (c.contains("skip") ? " skip\n" : "\n");
+  return sha256_hex(all);
+}
+
+Json paths_of(const std::vector<SweepPoint>& points, Json SweepPoint::*which) {
+  std::set<std::string> paths;
+  for (const auto& p : points)
+    for (const auto& [path, value] : (p.*which).items()) paths.insert(path);
+  return Json(std::vector<std::string>(paths.begin(), paths.end()));
+}
+
+}  // namespace
+
+Plan make_plan(const Config& config) {
+  Config grouped = config;
+  apply_group(grouped);
+  const Sweep sweep = expand_sweep(grouped);
+  Plan plan;
+  std::map<std::string, TraceFacts> traces;
+  std::map<std::string, std::pair<CodecPlan, std::string>> resolved;  // by canonical codec and trace
+  std::map<std::string, size_t> seen;
+  int64_t duplicates = 0, skipped = 0;
+  Config point;
+  point.marks = sweep.marks;
+  for (const auto& p : sweep.points) {
+    point.tree = p.tree;
+    CellConfig c;
+    try {
+      c = read_cell_config(point);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::kUsage || p.axes.empty()) throw;
+      fail_usage(fmt::format("{}\n  in the cell {}", e.what(), canonical_json(p.axes)));
+    }
+    if (!traces.contains(c.trace)) traces[c.trace] = read_facts(c.trace);
+    const TraceFacts& facts = traces.at(c.trace);
+    check_against(point, c, facts);
+    const std::string key = canonical_json(c.codec) + c.trace;
+    if (!resolved.contains(key)) resolved[key] = {resolve_codec(c.codec, facts.shape), ""};
+    const CodecPlan& codec = resolved.at(key).first;
+    Json versions = Json::object();
+    for (const auto& u : codec.units) versions[u.method] = find_method(u.method).describe().version;
+    Json cell = {{"config", c.canonical()}, {"axes", p.axes}, {"repeat", p.repeat}, {"trace", facts.json.at("content_hash")},
+                 {"model", facts.json.at("model_hash")}, {"versions", versions}};
+    cell["cell"] = identity(cell.at("config"), cell);
+    cell["group"] = group_identity(cell).substr(0, kShortId);
+    cell["train_id"] = train_identity(c, cell);
+    const std::string skip = !p.skip.empty() ? p.skip : codec.skip;
+    if (!skip.empty()) cell["skip"] = skip;
+    if (!seen.emplace(cell.at("cell").get<std::string>(), plan.cells.size()).second) {
+      ++duplicates;
+      continue;
+    }
+    skipped += !skip.empty();
+    cell["index"] = plan.cells.size();
+    plan.cells.push_back(std::move(cell));
+  }
+  if (duplicates > 0) log_info(fmt::format("{} cells resolve to a configuration that is already there and were dropped", duplicates));
+  assign_ids(plan.cells);
+  Json trace_list = Json::array();
+  for (const auto& [path, facts] : traces) trace_list.push_back(facts.json);
+  plan.header = {{"plan_version", kPlanVersion}, {"plan", plan_hash(plan.cells)}, {"tool", version_facts()}, {"cells", plan.cells.size()},
+                 {"skipped", skipped}, {"axes", paths_of(sweep.points, &SweepPoint::axes)}, {"repeats", paths_of(sweep.points, &SweepPoint::repeat)},
+                 {"traces", trace_list}};
+  return plan;
+}
+
+std::string plan_text(const Plan& plan) {
+  std::string out = plan.header.dump() + "\n";
+  for (const auto& c : plan.cells) out += c.dump() + "\n";
+  return out;
+}
+
+void write_plan(const Plan& plan, const std::string& path) { write_file(path, plan_text(plan)); }
+
+Plan read_plan(const std::string& path) {
+  const JsonlRead file = parse_jsonl(read_file(path), path);
+  if (!file.torn.empty()) fail_data(fmt::format("{}; a plan must be complete", file.torn));
+  if (file.records.empty() || !file.records[0].contains("plan_version"))
+    fail_data(fmt::format("{}: not a plan; `vqkv-sweep plan sweep.yaml -o plan.jsonl` writes one", path));
+  Plan plan;
+  plan.header = file.records[0];
+  if (plan.header["plan_version"] != kPlanVersion)
+    fail_data(fmt::format("{}: plan version {}; this tool reads version {}", path, plan.header["plan_version"].dump(), kPlanVersion));
+  try {
+    for (size_t i = 1; i < file.records.size(); ++i) {
+      const Json& c = file.records[i];
+      const auto bad = [&](const std::string& what) { fail_data(fmt::format("{} line {}: {}", path, i + 1, what)); };
+      if (identity(c.at("config"), c) != c.at("cell").get<std::string>()) bad("the configuration is not the one that was planned; plan again instead of editing");
+      if (!c.at("cell").get<std::string>().starts_with(c.at("id").get<std::string>()) || c.at("id").get<std::string>().size() < kShortId) bad("id is not the beginning of cell");
+      if (group_identity(c).substr(0, kShortId) != c.at("group") || train_identity(config_of(c), c) != c.at("train_id")) bad("group or train_id does not belong to the configuration");
+      if (c.at("index") != i - 1) bad("index is out of order");
+      if (!c.at("axes").is_object() || !c.at("repeat").is_object()) bad("axes and repeat must be maps");
+      if (c.contains("skip") && !c.at("skip").is_string()) bad("skip must be a text");
+      plan.cells.push_back(c);
+    }
+    if (plan.header.at("plan") != plan_hash(plan.cells)) fail_data(fmt::format("{}: cells were added or removed after planning", path));
+    for (const auto& t : plan.header.at("traces")) (void)t.at("path").get_ref<const std::string&>();
+  } catch (const Json::exception& e) {
+    fail_data(fmt::format("{}: a field of the plan is missing or mistyped: {}", path, e.what()));
+  }
+  return plan;
+}
+
+CellConfig config_of(const Json& cell) {
+  Config config;
+  config.tree = cell.at("config");
+  config.marks[""] = {"plan", 0, 0};
+  try {
+    return read_cell_config(config);
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kUsage) throw;
+    fail_data(fmt::format("a planned configuration is not valid: {}", e.what()));
+  }
+}
+
+std::string plan_difference(const Plan& have, const Plan& want, int limit) {
+  std::map<std::string, const Json*> old;
+  for (const auto& c : have.cells) old[c.at("cell").get<std::string>()] = &c;
+  std::set<std::string> kept;
+  std::vector<const Json*> added, removed;
+  for (const auto& c : want.cells) {
+    if (old.contains(c.at("cell").get<std::string>())) kept.insert(c.at("cell").get<std::string>());
+    else added.push_back(&c);
+  }
+  for (const auto& c : have.cells)
+    if (!kept.contains(c.at("cell").get<std::string>())) removed.push_back(&c);
+  std::string out = fmt::format("{} cells in both, {} only in the store's plan, {} only in the new one", kept.size(), removed.size(), added.size());
+  // The paths that tell the first removed from the first added cell say what was changed.
+  if (!added.empty() && !removed.empty()) {
+    const Json a = flatten_paths(removed[0]->at("config")), b = flatten_paths(added[0]->at("config"));
+    std::set<std::string> paths;
+    for (const auto& [p, v] : a.items()) paths.insert(p);
+    for (const auto& [p, v] : b.items()) paths.insert(p);
+    int lines = 0;
+    const auto shown = [](const Json& flat, const std::string& p) { return flat.contains(p) ? flat[p].dump() : std::string("absent"); };
+    for (const auto& p : paths) {
+      if (shown(a, p) == shown(b, p)) continue;
+      if (++lines > limit) break;
+      out += fmt::format("\n  {}: {} in the store, {} in the new plan", p, shown(a, p), shown(b, p));
+    }
+    for (const char* key : {"trace", "model", "versions"})
+      if (removed[0]->at(key) != added[0]->at(key))
+        out += fmt::format("\n  {}: {} in the store, {} in the new plan", key, removed[0]->at(key).dump(), added[0]->at(key).dump());
+  }
+  return out;
+}
+
+}  // namespace vqkv

@@ -1,0 +1,41 @@
+// Plan: a sweep frozen. `plan` expands a configuration into cells, one JSON line each; `run` reads nothing else.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "core/json.h"
+#include "experiment/cell_config.h"
+
+namespace vqkv {
+
+// One line of plan.jsonl:
+//   {cell, id, index, config, axes, repeat, group, train_id, trace, model, versions, skip?}
+// cell: SHA-256 over (configuration without trace.path, content hash of the trace, model hash, method versions): what
+// decides the numbers, and nothing else, so that a moved trace keeps its results.
+// group: the same without the repeated paths; cells of one group are one point with a spread.
+// train_id: over what decides the trained parameters alone; cells that share it share codecs/<train_id>.codec.h5.
+struct Plan {
+  Json header;              // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...]}
+  std::vector<Json> cells;
+  std::string hash() const { return header.at("plan").get<std::string>(); }
+};
+
+inline constexpr int kPlanVersion = 1;
+
+// Expands, checks every cell against its trace and codec, drops duplicates. Opens each trace once.
+Plan make_plan(const Config& config);
+
+std::string plan_text(const Plan& plan);
+void write_plan(const Plan& plan, const std::string& path);
+// Checks every line's identity against its configuration: an edited plan is refused (kBadData).
+Plan read_plan(const std::string& path);
+
+// The typed configuration of a cell line.
+CellConfig config_of(const Json& cell);
+
+// What differs between two plans, for the message when a store holds another one. At most `limit` lines.
+std::string plan_difference(const Plan& have, const Plan& want, int limit = 12);
+
+}  // namespace vqkv

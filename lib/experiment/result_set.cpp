@@ -1,0 +1,87 @@
+#include "experiment/result_set.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <map>
+
+#include "core/error.h"
+#include "experiment/plan.h"
+#include "io/store.h"
+
+namespace vqkv {
+
+std::string CellResult::id() const { return cell.at("id").get<std::string>(); }
+std::string CellResult::status() const { return record.is_null() ? "pending" : record.value("status", std::string("pending")); }
+std::string CellResult::reason() const { return record.is_null() ? "" : record.value("reason", std::string()); }
+
+bool CellResult::flagged(const std::string& flag) const {
+  if (!record.is_object() || !record.contains("flags")) return false;
+  const Json& flags = record["flags"];
+  return std::find(flags.begin(), flags.end(), Json(flag)) != flags.end();
+}
+
+const Json* CellResult::find(const std::string& role, const std::string& tag, int64_t context, int64_t sequences) const {
+  if (!record.is_object() || !record.contains("measurements")) return nullptr;
+  for (const auto& m : record["measurements"]) {
+    if (m.value("role", "") != role || m.value("tag", "") != tag) continue;
+    if (context != 0 && m.value("context", int64_t{0}) != context) continue;
+    if (sequences != 0 && m.value("sequences", int64_t{0}) != sequences) continue;
+    return &m;
+  }
+  return nullptr;
+}
+
+double CellResult::value(const std::string& role, const std::string& tag, int64_t context, int64_t sequences) const {
+  const Json* m = find(role, tag, context, sequences);
+  return m && m->contains("value") && (*m)["value"].is_number() ? (*m)["value"].get<double>() : std::numeric_limits<double>::quiet_NaN();
+}
+
+int64_t ResultSet::count(const std::string& status) const {
+  return std::count_if(cells.begin(), cells.end(), [&](const CellResult& c) { return c.status() == status; });
+}
+
+ResultSet load_results(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code ec;
+  if (!fs::exists(fs::path(folder) / "plan.jsonl", ec))
+    fail_usage(fmt::format("{} is not a result folder: it has no plan.jsonl; `vqkv-sweep run plan.jsonl -o {}` makes one", folder, folder));
+  const Plan plan = read_plan((fs::path(folder) / "plan.jsonl").string());
+  ResultSet out;
+  out.folder = folder;
+  out.plan = plan.header;
+  std::map<std::string, size_t> index;
+  for (const auto& c : plan.cells) {
+    index[c.at("cell").get<std::string>()] = out.cells.size();
+    out.cells.push_back({c, Json()});
+  }
+  std::vector<std::string> files;
+  if (fs::is_directory(fs::path(folder) / "results", ec))
+    for (const auto& f : fs::directory_iterator(fs::path(folder) / "results"))
+      if (f.path().extension() == ".jsonl") files.push_back(f.path().string());
+  std::sort(files.begin(), files.end());
+  int64_t strangers = 0;
+  for (const auto& file : files) {
+    JsonlRead read = read_jsonl(file);
+    if (!read.torn.empty()) out.problems.push_back(read.torn + " was left out; that cell runs again");
+    for (auto& r : read.records) {
+      const auto it = r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
+      if (it == index.end() || !r.contains("status") || !r["status"].is_string()) {
+        ++strangers;
+        continue;
+      }
+      Json& have = out.cells[it->second].record;
+      const auto rank = [](const Json& x) { return x.value("status", std::string()) == "ok" ? 1 : 0; };
+      const auto attempt = [](const Json& x) { return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0; };
+      const bool newer = have.is_null() || rank(r) > rank(have) || (rank(r) == rank(have) && attempt(r) > attempt(have));
+      if (newer) have = std::move(r);
+    }
+  }
+  if (strangers > 0) out.problems.push_back(fmt::format("{} records belong to no cell of the plan and were left out", strangers));
+  return out;
+}
+
+}  // namespace vqkv

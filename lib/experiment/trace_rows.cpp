@@ -1,0 +1,277 @@
+#include "experiment/trace_rows.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+// A sample of the queries is enough for what codecs do with them, and bounds memory on long traces.
+constexpr int64_t kMaxTrainQueries = 8192;
+
+// `keep` of n indices, evenly spaced, the last one included; all of them for keep <= 0 or keep >= n.
+std::vector<int64_t> evenly(int64_t n, int64_t keep) {
+  std::vector<int64_t> out;
+  if (keep <= 0 || keep >= n) {
+    out.resize(static_cast<size_t>(n));
+    std::iota(out.begin(), out.end(), int64_t{0});
+    return out;
+  }
+  for (int64_t i = 0; i < keep; ++i) out.push_back((i + 1) * n / keep - 1);
+  return out;
+}
+
+bool contains(const std::vector<int64_t>& v, int64_t x) { return std::binary_search(v.begin(), v.end(), x); }
+
+std::vector<int> chosen(const std::vector<int64_t>& wanted, int n) {
+  std::vector<int> out;
+  if (wanted.empty()) {
+    out.resize(static_cast<size_t>(n));
+    std::iota(out.begin(), out.end(), 0);
+  } else {
+    for (const int64_t i : wanted) out.push_back(static_cast<int>(i));
+  }
+  return out;
+}
+
+}  // namespace
+
+Scope scope_of(const CellConfig& config, const CacheShape& full) {
+  Scope s;
+  s.layers = chosen(config.layers, full.layers);
+  s.heads = chosen(config.heads, full.kv_heads);
+  s.subsampled = static_cast<int>(s.layers.size()) != full.layers || static_cast<int>(s.heads.size()) != full.kv_heads;
+  s.shape = full;
+  s.shape.layers = static_cast<int>(s.layers.size());
+  s.shape.kv_heads = static_cast<int>(s.heads.size());
+  s.shape.q_heads = s.shape.kv_heads * full.group();
+  return s;
+}
+
+CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope) {
+  if (!scope.subsampled || !plan.skip.empty()) return plan;
+  CodecPlan out;
+  out.config = plan.config;
+  for (const UnitSpec& unit : plan.units) {
+    const auto layer = std::find(scope.layers.begin(), scope.layers.end(), unit.unit.layer);
+    if (layer == scope.layers.end()) continue;
+    std::vector<int> places;
+    for (int h = unit.unit.first_head; h < unit.unit.first_head + unit.unit.heads; ++h) {
+      const auto at = std::find(scope.heads.begin(), scope.heads.end(), h);
+      if (at != scope.heads.end()) places.push_back(static_cast<int>(at - scope.heads.begin()));
+    }
+    if (places.empty()) continue;
+    if (static_cast<int>(places.size()) != unit.unit.heads) {
+      out.skip = fmt::format("heads: the chosen heads cut the unit of heads {} to {}", unit.unit.first_head, unit.unit.first_head + unit.unit.heads - 1);
+      return out;
+    }
+    UnitSpec spec = unit;
+    spec.unit.layer = static_cast<int>(layer - scope.layers.begin());
+    spec.unit.first_head = places[0];
+    out.units.push_back(std::move(spec));
+  }
+  return out;
+}
+
+TrainSet UnitTraining::set() const {
+  TrainSet s;
+  s.x = x;
+  s.position = position;
+  s.document = document;
+  s.received_mass = received_mass;
+  s.received_mass2 = received_mass2;
+  s.queries = queries;
+  s.query_moment = query_moment;
+  s.query_pair_moment = query_pair_moment;
+  s.output_weight = output_weight;
+  s.other_role = other_role;
+  s.head_dim = head_dim;
+  s.heads = heads;
+  return s;
+}
+
+TraceRows::TraceRows(const TraceReader& reader, const CellConfig& config)
+    : reader_(reader), config_(config), scope_(scope_of(config, reader.info().shape)), rope_(reader.info().shape.rope) {
+  const int64_t sinks = config_.policy().sinks;
+  int32_t trained_to = -1, tested_to = -1;
+  std::vector<std::pair<size_t, int64_t>> all;  // (train window, row)
+  for (const TraceWindow& w : reader.windows()) {
+    const auto first = reader.position().begin() + w.first_token;
+    const bool report = contains(config_.report, w.document), select = contains(config_.select, w.document);
+    if (contains(config_.train, w.document)) {
+      train_windows_.push_back({w, {}});
+      for (int64_t i = sinks; i < w.tokens; ++i) all.emplace_back(train_windows_.size() - 1, i);
+    }
+    if (!report && !select) continue;
+    EvalWindow e;
+    e.window = w;
+    e.report = report;
+    e.position.assign(first, first + w.tokens);
+    for (const int64_t q : evenly(w.queries, config_.queries)) {
+      e.query_row.push_back(w.first_query + q);
+      e.query_position.push_back(reader.query_token()[static_cast<size_t>(w.first_query + q)] - w.first_token);
+    }
+    for (const int32_t p : e.position) tested_to = std::max(tested_to, p);
+    windows_.push_back(std::move(e));
+  }
+  for (const int64_t i : evenly(static_cast<int64_t>(all.size()), config_.train_tokens)) {
+    const auto [window, row] = all[static_cast<size_t>(i)];
+    TrainWindow& t = train_windows_[window];
+    t.rows.push_back(row);
+    train_.push_back(t.window.first_token + row);
+    trained_to = std::max(trained_to, reader.position()[static_cast<size_t>(train_.back())]);
+  }
+  extrapolated_ = !train_.empty() && trained_to < tested_to;
+}
+
+int64_t TraceRows::tokens(bool report) const {
+  int64_t n = 0;
+  for (const auto& w : windows_) n += w.report == report ? w.window.tokens : 0;
+  return n;
+}
+
+int64_t TraceRows::queries(bool report) const {
+  int64_t n = 0;
+  for (const auto& w : windows_) n += w.report == report ? static_cast<int64_t>(w.query_row.size()) : 0;
+  return n;
+}
+
+Matrix<float> TraceRows::keys(int layer, int head, const EvalWindow& w) const {
+  const CacheShape& s = reader_.info().shape;
+  Matrix<float> k(w.window.tokens, s.head_dim);
+  reader_.key(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)), w.window.first_token, w.window.tokens, k);
+  if (!reader_.info().keys_pre_rope) rope_apply(rope_, w.position.data(), k, true);
+  return k;
+}
+
+Matrix<float> TraceRows::values(int layer, int head, const EvalWindow& w) const {
+  Matrix<float> v(w.window.tokens, reader_.info().shape.head_dim);
+  reader_.value(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)), w.window.first_token, w.window.tokens, v);
+  return v;
+}
+
+Matrix<float> TraceRows::queries(int layer, int head, const EvalWindow& w) const {
+  const CacheShape& s = reader_.info().shape;
+  const int64_t n = static_cast<int64_t>(w.query_row.size()), d = s.head_dim, group = s.group();
+  Matrix<float> out(n * group, d), one(w.window.queries, d);
+  std::vector<int32_t> position;
+  for (const int64_t p : w.query_position) position.push_back(w.position[static_cast<size_t>(p)]);
+  for (int64_t g = 0; g < group; ++g) {
+    const int q_head = static_cast<int>(scope_.heads.at(static_cast<size_t>(head)) * group + g);
+    reader_.query(scope_.layers.at(static_cast<size_t>(layer)), q_head, w.window.first_query, w.window.queries, one);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t from = w.query_row[static_cast<size_t>(i)] - w.window.first_query;
+      std::copy_n(one.row(from), d, out.row(i * group + g));
+      rope_apply(rope_, &position[static_cast<size_t>(i)], out.view().slice_rows(i * group + g, 1));
+    }
+  }
+  return out;
+}
+
+Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) const {
+  if (!reader_.has_output_weight()) return {};
+  const int64_t width = int64_t{reader_.info().shape.group()} * reader_.info().shape.head_dim;
+  const Matrix<float> all = reader_.output_weight(scope_.layers.at(static_cast<size_t>(layer)));
+  Matrix<float> out(all.rows, heads * width);
+  for (int h = 0; h < heads; ++h) {
+    const int64_t from = scope_.heads.at(static_cast<size_t>(first_head + h)) * width;
+    for (int64_t r = 0; r < all.rows; ++r) std::copy_n(all.row(r) + from, width, out.row(r) + h * width);
+  }
+  return out;
+}
+
+UnitTraining TraceRows::training(const UnitShape& unit) const {
+  const CacheShape& shape = reader_.info().shape;
+  const int64_t d = shape.head_dim, n = train_rows(), width = d * unit.heads, group = shape.group();
+  const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
+  const DType exact = config_.policy().exact_dtype;
+  UnitTraining t;
+  t.head_dim = static_cast<int>(d);
+  t.heads = unit.heads;
+  t.x = Matrix<float>(n, width);
+  t.other_role = Matrix<float>(n, width);
+  t.received_mass.assign(static_cast<size_t>(n), 0);
+  t.received_mass2.assign(static_cast<size_t>(n), 0);
+  for (const int64_t row : train_) {
+    t.position.push_back(reader_.position()[static_cast<size_t>(row)]);
+    t.document.push_back(reader_.document_of()[static_cast<size_t>(row)]);
+  }
+  // Keys as the unit sees them; as the other role of a value they are rotated.
+  const bool rotated = unit.role == Role::kValue || unit.rope == RopePlacement::kPost;
+  for (int h = 0; h < unit.heads; ++h) {
+    const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
+    int64_t at = 0;
+    for (const TrainWindow& w : train_windows_) {
+      const int64_t rows = w.window.tokens;
+      Matrix<float> k(rows, d), v(rows, d);
+      reader_.key(layer, head, w.window.first_token, rows, k);
+      reader_.value(layer, head, w.window.first_token, rows, v);
+      const int32_t* position = reader_.position().data() + w.window.first_token;
+      if (rotated == reader_.info().keys_pre_rope) rope_apply(rope_, position, k, !rotated);
+      round_to(exact, k.data(), k.rows * d);
+      round_to(exact, v.data(), v.rows * d);
+      const auto mass = reader_.received_mass(layer, head, w.window.first_token, rows);
+      const auto mass2 = reader_.received_mass2(layer, head, w.window.first_token, rows);
+      for (const int64_t r : w.rows) {
+        std::copy_n((unit.role == Role::kKey ? k : v).row(r), d, t.x.row(at) + h * d);
+        std::copy_n((unit.role == Role::kKey ? v : k).row(r), d, t.other_role.row(at) + h * d);
+        t.received_mass[static_cast<size_t>(at)] += mass[static_cast<size_t>(r)];
+        t.received_mass2[static_cast<size_t>(at)] += mass2[static_cast<size_t>(r)];
+        ++at;
+      }
+    }
+  }
+  t.output_weight = output_weight(unit.layer, unit.first_head, unit.heads);
+
+  std::vector<int64_t> query_rows;  // of the trace's query axis
+  for (const TrainWindow& w : train_windows_)
+    for (int64_t q = 0; q < w.window.queries; ++q) query_rows.push_back(w.window.first_query + q);
+  const std::vector<int64_t> kept = evenly(static_cast<int64_t>(query_rows.size()), kMaxTrainQueries / group);
+  t.queries = Matrix<float>(static_cast<int64_t>(kept.size()) * group, width);
+  for (int h = 0; h < unit.heads; ++h) {
+    for (int64_t g = 0; g < group; ++g) {
+      const int q_head = static_cast<int>(scope_.heads.at(static_cast<size_t>(unit.first_head + h)) * group + g);
+      Matrix<float> all(reader_.queries(), d);
+      reader_.query(layer, q_head, 0, reader_.queries(), all);
+      for (size_t i = 0; i < kept.size(); ++i) {
+        const int64_t row = query_rows[static_cast<size_t>(kept[i])];
+        const MutMatrix to = t.queries.view().slice_rows(static_cast<int64_t>(i) * group + g, 1).slice_cols(h * d, d);
+        std::copy_n(all.row(row), d, to.row(0));
+        rope_apply(rope_, &reader_.position()[static_cast<size_t>(reader_.query_token()[static_cast<size_t>(row)])], to);
+      }
+    }
+  }
+
+  if (unit.role == Role::kKey) {
+    t.query_moment = Matrix<float>(width, width);
+    t.query_pair_moment.assign(static_cast<size_t>(width / 2), 0);
+    for (int h = 0; h < unit.heads; ++h) {
+      const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
+      Matrix<double> moment(d, d);
+      std::vector<double> pairs(static_cast<size_t>(d / 2), 0.0);
+      double positions = 0;
+      for (const int64_t document : config_.train) {
+        // Documents are addressed by place, named by id.
+        const auto& list = reader_.documents();
+        const auto it = std::find_if(list.begin(), list.end(), [&](const TraceDocument& x) { return x.id == document; });
+        const int place = static_cast<int>(it - list.begin());
+        const Matrix<double> m = reader_.query_moment(layer, head, place);
+        const std::vector<double> p = reader_.query_pair_moment(layer, head, place);
+        for (int64_t i = 0; i < d * d; ++i) moment.data()[i] += m.data()[i];
+        for (size_t i = 0; i < pairs.size(); ++i) pairs[i] += p[i];
+        positions += static_cast<double>(reader_.moment_count(place)) / static_cast<double>(group);
+      }
+      if (positions == 0) continue;
+      for (int64_t i = 0; i < d; ++i)
+        for (int64_t j = 0; j < d; ++j) t.query_moment(h * d + i, h * d + j) = static_cast<float>(moment(i, j) / positions);
+      for (int64_t i = 0; i < d / 2; ++i) t.query_pair_moment[static_cast<size_t>(h * d / 2 + i)] = static_cast<float>(pairs[static_cast<size_t>(i)] / positions);
+    }
+  }
+  return t;
+}
+
+}  // namespace vqkv

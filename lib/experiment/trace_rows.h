@@ -1,0 +1,84 @@
+// Which rows of a trace a cell trains on and measures, and their reading in a codec's domain.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "codec/codec_set.h"
+#include "core/rope.h"
+#include "experiment/cell_config.h"
+#include "io/trace.h"
+
+namespace vqkv {
+
+// The layers and KV heads of a cell. Inside a scope they are numbered from 0; `layers` and `heads` give the trace's own.
+struct Scope {
+  CacheShape shape;
+  std::vector<int> layers, heads;
+  bool subsampled = false;
+};
+Scope scope_of(const CellConfig& config, const CacheShape& full);
+// The units of `plan` (resolved against the full shape) that lie in the scope, renumbered. `skip` says when the chosen
+// heads cut a unit.
+CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope);
+
+// What one unit learns from; set() views it.
+struct UnitTraining {
+  Matrix<float> x, other_role, queries, query_moment, output_weight;
+  std::vector<float> query_pair_moment, received_mass, received_mass2;
+  std::vector<int32_t> position, document;
+  int head_dim = 0, heads = 1;
+  TrainSet set() const;
+};
+
+// One window of a select or report document.
+struct EvalWindow {
+  TraceWindow window;
+  bool report = false;
+  std::vector<int32_t> position;        // (tokens), as recorded
+  std::vector<int64_t> query_row;       // rows of the trace's query axis in use
+  std::vector<int64_t> query_position;  // the same as token index within the window
+};
+
+class TraceRows {
+ public:
+  TraceRows(const TraceReader& reader, const CellConfig& config);
+
+  const TraceReader& reader() const { return reader_; }
+  const Scope& scope() const { return scope_; }
+  const CellConfig& config() const { return config_; }
+  const std::vector<EvalWindow>& windows() const { return windows_; }
+  int64_t train_rows() const { return static_cast<int64_t>(train_.size()); }
+  int64_t tokens(bool report) const;
+  int64_t queries(bool report) const;
+  // Positions of select and report rows lie beyond those trained on.
+  bool extrapolated() const { return extrapolated_; }
+
+  // Rows of the train documents in order, without each window's sinks (they are never coded), evenly thinned to
+  // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
+  UnitTraining training(const UnitShape& unit) const;
+
+  // Keys of one head of a window before RoPE, values, and queries after RoPE ((queries * group, head_dim), query-major).
+  Matrix<float> keys(int layer, int head, const EvalWindow& w) const;
+  Matrix<float> values(int layer, int head, const EvalWindow& w) const;
+  Matrix<float> queries(int layer, int head, const EvalWindow& w) const;
+  // W_O columns of a KV head's query heads, or empty.
+  Matrix<float> output_weight(int layer, int first_head, int heads) const;
+  const RopeTable& rope() const { return rope_; }
+
+ private:
+  struct TrainWindow {
+    TraceWindow window;
+    std::vector<int64_t> rows;  // within the window
+  };
+  const TraceReader& reader_;
+  CellConfig config_;
+  Scope scope_;
+  RopeTable rope_;
+  std::vector<EvalWindow> windows_;
+  std::vector<TrainWindow> train_windows_;
+  std::vector<int64_t> train_;
+  bool extrapolated_ = false;
+};
+
+}  // namespace vqkv
