@@ -99,6 +99,7 @@ std::string Config::where(const std::string& path) const {
 
 std::string Config::annotate(const std::string& message) const {
   const ConfigMark* best = nullptr;
+  std::string best_path;
   size_t length = 0;
   for (const auto& [path, mark] : marks) {
     if (path.size() <= length) continue;
@@ -109,9 +110,17 @@ std::string Config::annotate(const std::string& message) const {
                         (message[end] == '.' && (end + 1 == message.size() || message[end + 1] == ' '));
       if (!starts || !ends) continue;
       best = &mark;
+      best_path = path;
       length = path.size();
       break;
     }
+  }
+  // "codec: unknown key 'bitz'" means the key's own line.
+  constexpr std::string_view kUnknown = "unknown key '";
+  if (const size_t at = message.find(kUnknown); best && at != std::string::npos) {
+    const size_t begin = at + kUnknown.size();
+    const auto it = marks.find(best_path + "." + message.substr(begin, message.find('\'', begin) - begin));
+    if (it != marks.end()) best = &it->second;
   }
   return best ? best->text() + ": " + message : message;
 }

@@ -66,8 +66,9 @@ constexpr const char* kMeasurementKeys[] = {"role", "tag", "context", "sequences
 struct Database {
   sqlite3* db = nullptr;
   std::string path;
+  // In memory: AtomicFile holds a lock on the file that SQLite would not share.
   explicit Database(const std::string& p) : path(p) {
-    if (sqlite3_open_v2(p.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) {
+    if (sqlite3_open_v2(":memory:", &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) {
       const std::string why = db ? sqlite3_errmsg(db) : "out of memory";
       sqlite3_close(db);
       fail_data(fmt::format("{}: SQLite: {}", p, why));
@@ -147,11 +148,8 @@ void write_result_csv(const std::string& path, const std::vector<Json>& records)
 }
 
 void write_result_sqlite(const std::string& path, const std::vector<Json>& records, const Json& plan_header) {
-  AtomicFile file(path);
-  {
-    const Database db(file.partial_path());
-    // Not the truth and not shared: built in one go under another name, so no journal is needed.
-    db.exec("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;");
+  const Database db(path);
+  {  // statements end before the copy
     db.exec(
         "BEGIN;"
         "CREATE TABLE plan(key TEXT PRIMARY KEY, value TEXT);"
@@ -177,7 +175,10 @@ void write_result_sqlite(const std::string& path, const std::vector<Json>& recor
     }
     db.exec("CREATE INDEX by_tag ON measurement(tag, role); CREATE INDEX by_path ON config(path, value); COMMIT;");
   }
-  file.commit();
+  sqlite3_int64 size = 0;
+  const std::unique_ptr<unsigned char, void (*)(void*)> bytes(sqlite3_serialize(db.db, "main", &size, 0), sqlite3_free);
+  if (!bytes) fail_data(fmt::format("{}: SQLite: out of memory", path));
+  write_file(path, std::string_view(reinterpret_cast<const char*>(bytes.get()), static_cast<size_t>(size)));
 }
 
 }  // namespace vqkv

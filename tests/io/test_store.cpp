@@ -1,0 +1,115 @@
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <fstream>
+#include <functional>
+
+#include "core/error.h"
+#include "io/atomic_file.h"
+#include "io/result_index.h"
+#include "io/store.h"
+#include "support/catch.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+
+namespace {
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+}  // namespace
+
+TEST_CASE("JSON lines: torn ends are tolerated, torn middles are not", "[store]") {
+  CHECK(parse_jsonl("", "f").records.empty());
+  const JsonlRead whole = parse_jsonl("{\"a\":1}\n\n{\"a\":2}\n", "f");
+  CHECK(whole.records.size() == 2);
+  CHECK(whole.torn.empty());
+  CHECK(parse_jsonl("{\"a\":1}\n{\"a\":2}", "f").records.size() == 2);  // only the newline is missing
+  const JsonlRead torn = parse_jsonl("{\"a\":1}\n{\"a\":2,\"b", "f");
+  CHECK(torn.records.size() == 1);
+  CHECK(torn.torn == "f line 2: 9 bytes of an unfinished record");
+  CHECK(error_of([] { parse_jsonl("{\"a\":1}\n{\"a\":\n{\"a\":2}\n", "f"); }).find("f line 2") == 0);
+  CHECK(error_of([] { parse_jsonl("[1]\n", "f"); }) == "f line 1: a JSON object is expected");
+  CHECK(error_of([] { parse_jsonl("{\"a\":1,\"a\":2}\n", "f"); }).find("stands twice") != std::string::npos);
+}
+
+TEST_CASE("a writer continues after a torn line and excludes a second one", "[store]") {
+  const TestFolder dir;
+  const std::string path = dir / "results/main.jsonl";
+  {
+    JsonlWriter w(path);
+    w.append({{"n", 1}});
+    w.append({{"n", 2}});
+    CHECK(error_of([&] { JsonlWriter second(path); }).find("another run is writing") != std::string::npos);
+  }
+  for (const std::string& tail : {std::string("{\"n\":3,\"text\":\"unfin"), std::string("\0\0\0\0", 4), std::string("{")}) {
+    std::ofstream(path, std::ios::app | std::ios::binary) << tail;
+    CHECK(read_jsonl(path).records.size() == 2);
+    CHECK_FALSE(read_jsonl(path).torn.empty());
+    JsonlWriter w(path);
+    CHECK(read_jsonl(path).torn.empty());
+  }
+  std::ofstream(path, std::ios::app) << "{\"n\":3}";  // complete but for its newline: kept
+  {
+    JsonlWriter w(path);
+    w.append({{"n", 4}});
+  }
+  const auto records = read_jsonl(path).records;
+  REQUIRE(records.size() == 4);
+  CHECK(records[2]["n"] == 3);
+  CHECK(records[3]["n"] == 4);
+  std::ofstream(path, std::ios::app) << std::string(300'000, 'x');  // a long unfinished line
+  JsonlWriter w(path);
+  CHECK(read_jsonl(path).records.size() == 4);
+}
+
+TEST_CASE("a full disk leaves whole lines", "[store]") {
+  // A file size limit stands in for a full disk: the write is cut short in the same way.
+  const TestFolder dir;
+  const std::string path = dir / "r.jsonl";
+  const pid_t child = fork();
+  if (child == 0) {
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit limit { 1000, 1000 };
+    setrlimit(RLIMIT_FSIZE, &limit);
+    try {
+      JsonlWriter w(path);
+      for (int i = 0; i < 100; ++i) w.append({{"n", i}, {"text", std::string(90, 'x')}});
+    } catch (const Error& e) {
+      _exit(e.kind() == ErrorKind::kBadData ? 7 : 8);
+    }
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WEXITSTATUS(status) == 7);
+  const JsonlRead read = read_jsonl(path);
+  CHECK(read.torn.empty());
+  CHECK(read.records.size() >= 8);
+}
+
+TEST_CASE("the result index in long form", "[store]") {
+  const TestFolder dir;
+  const std::vector<Json> records = {
+      Json::parse(R"({"cell":"aa","id":"a","status":"ok","flags":["extrapolated"],"config":{"codec":{"k":{"bits":4},"name":"x, \"y\""},"list":[1,2]},"axes":{"codec.bits":4},
+                      "measurements":[{"role":"report","tag":"key.nmse","value":0.5,"unit":"1","stderr":0.1,"n":3,"better":"lower","exact":false},
+                                      {"role":"cost","tag":"bytes","context":4096,"sequences":64,"value":10}]})"),
+      Json::parse(R"({"cell":"bb","id":"b","status":"skipped","reason":"3 does not divide 16","config":{"codec":{"k":{"bits":3}}}})")};
+  write_result_csv(dir / "r.csv", records);
+  CHECK(read_file(dir / "r.csv") ==
+        "id,status,reason,flags,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec.k.bits,codec.name,list\n"
+        "a,ok,,extrapolated,report,key.nmse,,,0.5,1,0.1,3,lower,false,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
+        "a,ok,,extrapolated,cost,bytes,4096,64,10,,,,,,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
+        "b,skipped,3 does not divide 16,,,,,,,,,,,,,3,,\n");
+  write_result_sqlite(dir / "r.sqlite", records, {{"plan", "p"}});
+  write_result_sqlite(dir / "r.sqlite", records, {{"plan", "p"}});  // rebuilt in place
+  CHECK(std::filesystem::file_size(dir / "r.sqlite") > 4096);
+  CHECK_FALSE(std::filesystem::exists(dir / "r.sqlite.partial"));
+}

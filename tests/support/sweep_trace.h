@@ -1,0 +1,99 @@
+// A small trace with structure, for tests of the sweep: correlated channels, one outlier channel, attention sinks of
+// another size, queries that look along the keys, so that codecs differ and coarser is worse.
+#pragma once
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <string>
+
+#include "core/rng.h"
+#include "io/trace.h"
+
+namespace vqkv {
+
+struct TestFolder {
+  std::filesystem::path path;
+  TestFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "vqkv-test-XXXXXX").string();
+    path = mkdtemp(name.data());
+  }
+  ~TestFolder() { std::filesystem::remove_all(path); }
+  TestFolder(const TestFolder&) = delete;
+  TestFolder& operator=(const TestFolder&) = delete;
+  std::string operator/(const std::string& name) const { return (path / name).string(); }
+};
+
+inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2, int kv_heads = 2,
+                              int head_dim = 16, uint64_t seed = 1) {
+  TraceInfo info;
+  CacheShape& s = info.shape;
+  s.layers = layers;
+  s.kv_heads = kv_heads;
+  s.q_heads = 2 * kv_heads;
+  s.head_dim = head_dim;
+  s.rope = RopeFacts::plain(head_dim, head_dim, 10000.0);
+  s.score_scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  info.hidden = 24;
+  info.stored = DType::kBF16;
+  info.model_name = "synthetic";
+  info.model_hash = std::string(64, 'b');
+  info.model = {{"architecture", "synthetic"}};
+  info.provenance = {{"tool", "test"}};
+  std::vector<std::string> names;
+  for (int i = 0; i < documents; ++i) names.push_back("doc" + std::to_string(i) + ".txt");
+  const int64_t every = 8, queries = tokens / every;
+  TraceWriter writer(path, info, names, documents * tokens, documents * queries);
+  const Rng root(seed);
+  const auto fill = [&](Matrix<float>& m, Rng rng, Rng shape, double outlier) {
+    // Channel scales and a shared direction a head are drawn once (`shape`), rows from `rng`.
+    std::vector<double> scale, direction;
+    for (int64_t c = 0; c < m.cols; ++c) {
+      scale.push_back(0.3 + shape.uniform());
+      direction.push_back(shape.normal());
+    }
+    scale[1] *= outlier;
+    for (int64_t r = 0; r < m.rows; ++r) {
+      const double common = rng.normal();
+      for (int64_t c = 0; c < m.cols; ++c)
+        m(r, c) = static_cast<float>(scale[static_cast<size_t>(c)] * rng.normal() + common * direction[static_cast<size_t>(c)]);
+    }
+  };
+  for (int doc = 0; doc < documents; ++doc) {
+    TraceWindowData w;
+    w.document = doc;
+    Rng ids = root.split(900 + static_cast<uint64_t>(doc));
+    for (int64_t t = 0; t < tokens; ++t) {
+      w.token_id.push_back(static_cast<int32_t>(ids.below(1000)));
+      w.position.push_back(static_cast<int32_t>(t));
+    }
+    for (int64_t q = 0; q < queries; ++q) w.query_token.push_back(static_cast<int32_t>(q * every + every - 1));
+    for (int l = 0; l < layers; ++l) {
+      const Rng rng = root.split(1000 + static_cast<uint64_t>(doc) * 100 + static_cast<uint64_t>(l));
+      const Rng shape = root.split(static_cast<uint64_t>(l));
+      w.key.emplace_back(tokens, kv_heads * head_dim);
+      w.value.emplace_back(tokens, kv_heads * head_dim);
+      w.query.emplace_back(queries, s.q_heads * head_dim);
+      fill(w.key.back(), rng.split(0), shape.split(0), 8);
+      fill(w.value.back(), rng.split(1), shape.split(1), 1);
+      fill(w.query.back(), rng.split(2), shape.split(2), 1);
+      std::vector<double> moment(static_cast<size_t>(kv_heads * head_dim * head_dim), 0.0), pairs(static_cast<size_t>(kv_heads * head_dim / 2), 1.0);
+      for (int h = 0; h < kv_heads; ++h)
+        for (int c = 0; c < head_dim; ++c) moment[static_cast<size_t>((h * head_dim + c) * head_dim + c)] = 1.0 + c;
+      w.query_moment.push_back(moment);
+      w.query_pair_moment.push_back(pairs);
+      w.received_mass.emplace_back(static_cast<size_t>(kv_heads * tokens), 0.5f);
+      w.received_mass2.emplace_back(static_cast<size_t>(kv_heads * tokens), 0.25f);
+    }
+    writer.add(w);
+  }
+  for (int l = 0; l < layers; ++l) {
+    Matrix<float> w_o(info.hidden, s.q_heads * head_dim);
+    Rng rng = root.split(5000 + static_cast<uint64_t>(l));
+    for (auto& v : w_o.storage) v = static_cast<float>(rng.normal());
+    writer.output_weight(l, w_o);
+  }
+  writer.finish();
+}
+
+}  // namespace vqkv
