@@ -24,11 +24,13 @@ class SentencePieceTokenizer final : public Tokenizer {
     if (special_.eos < 0) special_.eos = processor_.eos_id();
     if (special_.add_bos && special_.bos < 0) fail_data(path + ": the tokenizer adds a BOS token, but the model has none");
     if (special_.stop.empty() && special_.eos >= 0) special_.stop.push_back(special_.eos);
+    for (const int32_t id : special_.stop) require_id(id);
+    if (special_.bos >= 0) require_id(special_.bos);
     for (int32_t id = 0; id < processor_.GetPieceSize(); ++id) {
       const std::string& piece = processor_.IdToPiece(id);
       if (processor_.IsControl(id) && !piece.empty() && piece.size() <= TokenMatcher::kLongest) control_.add(piece, id);
     }
-    // <s> is often written with a model of another name for it; the probe tells whether a space goes in front of text.
+    // The model's add_dummy_prefix is not in the library's interface; what it does to a letter shows it.
     const std::vector<int> probe = processor_.EncodeAsIds("x");
     add_space_prefix_ = !probe.empty() && processor_.IdToPiece(probe[0]).starts_with("\xe2\x96\x81");
   }
@@ -41,7 +43,8 @@ class SentencePieceTokenizer final : public Tokenizer {
     std::vector<int32_t> out;
     const auto plain = [&](std::string_view stretch) {
       std::vector<int> ids;
-      const auto status = processor_.Encode(absl_view(stretch), &ids);
+      // A string, since the library's own view type differs between its versions.
+      const auto status = processor_.Encode(std::string(stretch), &ids);
       if (!status.ok()) fail_data(fmt::format("{}: {}", where_, status.ToString()));
       out.insert(out.end(), ids.begin(), ids.end());
     };
@@ -54,9 +57,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   std::string piece(int32_t id) const override {
-    if (id < 0 || id >= size()) {
-      fail_data(fmt::format("token id {} is outside the vocabulary of {} tokens ({})", id, size(), where_));
-    }
+    require_id(id);
     const std::string& token = processor_.IdToPiece(id);
     if (processor_.IsControl(id) || processor_.IsUnknown(id)) return token;
     if (processor_.IsByte(id)) return std::string(1, static_cast<char>(std::stoi(token.substr(3, 2), nullptr, 16)));
@@ -88,8 +89,11 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
  private:
-  // The library's own string view type differs between its versions; all of them convert from this.
-  static std::string absl_view(std::string_view s) { return std::string(s); }
+  void require_id(int32_t id) const {
+    if (id < 0 || id >= size()) {
+      fail_data(fmt::format("token id {} is outside the vocabulary of {} tokens ({})", id, size(), where_));
+    }
+  }
 
   std::string where_;
   sentencepiece::SentencePieceProcessor processor_;

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "model/chat_template.h"
 #include "model/tokenizer.h"
 #include "support/catch.h"
 #include "support/token_goldens.h"
@@ -55,4 +56,18 @@ TEST_CASE("SmolLM2: special tokens", "[tokens]") {
   CHECK_THROWS_AS(tokenizer->piece(49152), Error);
   CHECK_THROWS_AS(tokenizer->decode({-1}), Error);
   CHECK_THROWS_AS(tokenizer->encode("a\xff"), Error);
+}
+
+TEST_CASE("SmolLM2: its chat template is recognised", "[tokens][chat]") {
+  const auto tokenizer = load_tokenizer(kModel);
+  CHECK(chat_template_name(tokenizer->chat_template()) == "smollm2");
+  const std::vector<ChatMessage> messages{{"user", "Hello"}};
+  const std::string text = render_chat(*tokenizer, messages, true);
+  CHECK(text ==
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n");
+  const std::vector<int32_t> ids = encode_chat(*tokenizer, messages, true);
+  CHECK(std::count(ids.begin(), ids.end(), 1) == 3);
+  CHECK(std::count(ids.begin(), ids.end(), 2) == 2);
+  CHECK(tokenizer->decode(ids) == text);
 }

@@ -1,0 +1,209 @@
+// Tokenizer files that are not what they claim, folders, and words of a megabyte.
+#include <chrono>
+#include <filesystem>
+#include <limits>
+
+#include "core/error.h"
+#include "core/rng.h"
+#include "model/pre_tokenizer.h"
+#include "model/tokenizer_data.h"
+#include "support/catch.h"
+#include "support/token_goldens.h"
+
+using namespace vqkv;
+using namespace vqkv::testing;
+using Catch::Contains;
+namespace fs = std::filesystem;
+
+namespace {
+
+// Bytes a and b, their merge, and a special token.
+Json tiny() {
+  return Json::parse(R"({
+    "added_tokens": [{"id": 3, "content": "<end>", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": true}],
+    "normalizer": null,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+    "post_processor": null,
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+              "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+              "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}})");
+}
+
+std::unique_ptr<Tokenizer> make(const Json& json) { return make_bpe_tokenizer(parse_tokenizer_json(json.dump(), "t.json")); }
+
+void refuses(const std::string& pointer, const Json& value, const std::string& message) {
+  Json json = tiny();
+  json[Json::json_pointer(pointer)] = value;
+  INFO(pointer << " = " << value.dump());
+  try {
+    make(json);
+    FAIL("accepted");
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kBadData);
+    CHECK_THAT(e.what(), Contains("t.json") && Contains(message));
+  }
+}
+
+struct Folder {
+  fs::path path = fs::temp_directory_path() / ("vqkv-tokenizer-" + std::to_string(std::chrono::steady_clock::now().time_since_epoch().count()));
+  Folder() { fs::create_directories(path); }
+  ~Folder() { fs::remove_all(path); }
+  void write(const std::string& name, const std::string& text) const { write_file((path / name).string(), text); }
+};
+
+}  // namespace
+
+TEST_CASE("a minimal tokenizer.json", "[tokenizer]") {
+  const auto tokenizer = make(tiny());
+  CHECK(tokenizer->encode("ab") == std::vector<int32_t>{2});
+  CHECK(tokenizer->encode("aab<end>ba", true) == std::vector<int32_t>{0, 2, 3, 1, 0});
+  CHECK(tokenizer->encode("ab<end>") == std::vector<int32_t>{2});   // bytes without a token are left out
+  Json pairs = tiny();
+  pairs["model"]["merges"] = Json::parse(R"([["a", "b"]])");
+  CHECK(make(pairs)->encode("ab") == std::vector<int32_t>{2});
+  Json user = tiny();
+  user["added_tokens"][0]["special"] = false;
+  CHECK(make(user)->encode("a<end>b") == std::vector<int32_t>{0, 3, 1});
+  Json unknown = tiny();
+  unknown["model"]["unk_token"] = "<end>";
+  CHECK(make(unknown)->encode("axx") == std::vector<int32_t>{0, 3, 3});
+  unknown["model"]["fuse_unk"] = true;
+  CHECK(make(unknown)->encode("axxa") == std::vector<int32_t>{0, 3, 0});
+}
+
+TEST_CASE("malformed tokenizer.json is refused by name and place", "[tokenizer]") {
+  refuses("/model/merges/0", "a c", "\"c\" is not in the vocabulary");
+  refuses("/model/merges/0", "b a", "\"ba\" is not in the vocabulary");
+  refuses("/model/merges/0", "ab", "merges: [0] is \"ab\"");
+  refuses("/model/merges/0", "a  b", "wanted");
+  refuses("/model/merges/0", 7, "[0] is 7");
+  refuses("/model/merges", Json::array({"a b", "a b"}), "stands twice");
+  refuses("/model/merges", Json::array(), "without merges");
+  refuses("/model/merges", nullptr, "is missing");
+  refuses("/model/vocab/b", 0, "taken twice");
+  refuses("/model/vocab/b", 5, "allowed are 0 to 3");
+  refuses("/model/vocab/b", -1, "allowed are 0 to 3");
+  refuses("/model/vocab/b", 1.5, "wanted an integer");
+  refuses("/model/vocab/b", uint64_t{18446744073709551615u}, "allowed are 0 to 3");
+  refuses("/model/vocab", nullptr, "wanted an object");
+  refuses("/added_tokens/0/id", 2, "taken twice");
+  refuses("/added_tokens/0/content", "a", "has id 3 here and 0");
+  refuses("/added_tokens/0/content", "", "0 bytes");
+  refuses("/added_tokens/0/content", std::string(2000, 'x'), "2000 bytes");
+  refuses("/added_tokens/0/rstrip", true, "rstrip is on");
+  refuses("/model/type", "Unigram", "type Unigram");
+  refuses("/model/byte_fallback", true, "byte_fallback");
+  refuses("/model/dropout", 0.1, "dropout");
+  refuses("/model/unk_token", "?", "\"?\" is not in the vocabulary");
+  refuses("/model/end_of_word_suffix", "</w>", "is set");
+  refuses("/normalizer", Json{{"type", "Lowercase"}}, "normalizer Lowercase");
+  refuses("/pre_tokenizer", nullptr, "pre-tokenizer null");
+  refuses("/pre_tokenizer", Json{{"type", "Metaspace"}}, "pre-tokenizer Metaspace");
+  refuses("/pre_tokenizer/add_prefix_space", true, "add_prefix_space");
+  refuses("/pre_tokenizer", Json::parse(R"({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{L}+"}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]})"), "\\p{L}+");
+  refuses("/post_processor", Json{{"type", "BertProcessing"}}, "BertProcessing");
+  for (const char* text : {"", "[]", "{", "null", "{\"model\": []}", "{\"model\": {\"type\": \"BPE\"}}", "{\"a\": 1, \"a\": 2}"}) {
+    CHECK_THROWS_AS(parse_tokenizer_json(text, "t.json"), Error);
+  }
+}
+
+TEST_CASE("a Hugging Face folder: special tokens from all its files", "[tokenizer]") {
+  Folder folder;
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("neither tokenizer.json nor tokenizer.model"));
+  CHECK_THROWS_WITH(load_tokenizer((folder.path / "none").string()), Contains("no such file"));
+  folder.write("tokenizer.json", tiny().dump());
+  folder.write("tokenizer_config.json", R"({"bos_token": null, "eos_token": {"content": "<end>"}, "chat_template": [
+    {"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}]})");
+  folder.write("generation_config.json", R"({"eos_token_id": [1, 3]})");
+  const auto tokenizer = load_tokenizer(folder.path.string());
+  CHECK(tokenizer->special().eos == 3);
+  CHECK(tokenizer->special().bos == -1);
+  CHECK(tokenizer->special().stop == std::vector<int32_t>{1, 3});
+  CHECK(tokenizer->chat_template() == "y");
+  folder.write("tokenizer_config.json", R"({"eos_token": "<no>"})");
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("tokenizer_config.json: eos_token: \"<no>\""));
+  folder.write("tokenizer_config.json", R"({"add_bos_token": true})");
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("BOS"));
+  folder.write("tokenizer_config.json", "{}");
+  folder.write("generation_config.json", R"({"eos_token_id": 9})");
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("eos_token_id: is 9"));
+}
+
+TEST_CASE("a Hugging Face folder with tokenizer.model", "[tokenizer]") {
+  Folder folder;
+  folder.write("tokenizer.model", read_file(token_golden_path("spm.model")));
+  folder.write("tokenizer_config.json", R"({"bos_token": "<s>", "eos_token": "</s>"})");
+  const auto tokenizer = load_tokenizer(folder.path.string());
+  CHECK(tokenizer->kind() == "sentencepiece");
+  CHECK(tokenizer->special().add_bos);
+  CHECK(tokenizer->special().bos == 1);
+  CHECK(tokenizer->special().stop == std::vector<int32_t>{2});
+  folder.write("generation_config.json", R"({"eos_token_id": 1200})");
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("1200"));
+  folder.write("tokenizer.model", "not a model");
+  CHECK_THROWS_AS(load_tokenizer(folder.path.string()), Error);
+  folder.write("tokenizer.model", "");
+  CHECK_THROWS_AS(load_tokenizer(folder.path.string()), Error);
+}
+
+TEST_CASE("a TemplateProcessing that starts with a token adds BOS", "[tokenizer]") {
+  Json json = tiny();
+  json["post_processor"] = Json::parse(R"({"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<end>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": {}}]})");
+  const TokenizerData data = parse_tokenizer_json(json.dump(), "t.json");
+  CHECK(data.special.add_bos);
+  CHECK(data.special.bos == 3);
+}
+
+// A quadratic merge of these takes minutes; the bound is far above what n log n takes, with sanitizers too.
+TEST_CASE("words of a megabyte", "[tokenizer]") {
+  const std::string path = token_golden_path("llama-bpe.tokenizer.json");
+  const auto bpe = make_bpe_tokenizer(parse_tokenizer_json(read_file(path), path));
+  const auto start = std::chrono::steady_clock::now();
+  std::string random;
+  Rng rng(1);
+  while (random.size() < 1'000'000) random += static_cast<char>('a' + rng.below(26));
+  std::string newlines;
+  while (newlines.size() < 1'000'000) newlines += " \n";
+  for (const std::string& text : {random, std::string(1'000'000, 'a'), std::string(1'000'000, ' '), newlines, std::string(1'000'000, '!')}) {
+    CHECK(bpe->decode(bpe->encode(text)) == text);
+  }
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(60));
+}
+
+TEST_CASE("SentencePiece vocabularies: unused pieces, missing bytes, bad scores", "[tokenizer]") {
+  TokenizerData data;
+  data.where = "g.gguf";
+  data.tokens = {"<unk>", "a", "b", "ab", "abb"};
+  data.types = {TokenType::kUnknown, TokenType::kNormal, TokenType::kNormal, TokenType::kUnused, TokenType::kNormal};
+  data.scores = {0, -5, -6, -1, -2};
+  data.add_space_prefix = false;
+  CHECK(make_spm_tokenizer(data)->encode("abb") == std::vector<int32_t>{4});        // built through the unused piece
+  CHECK(make_spm_tokenizer(data)->encode("ab") == std::vector<int32_t>{1, 2});      // which is taken apart again
+  CHECK(make_spm_tokenizer(data)->encode("a?") == std::vector<int32_t>{1, 0});
+  TokenizerData none = data;
+  none.types[0] = TokenType::kControl;
+  CHECK_THROWS_WITH(make_spm_tokenizer(none), Contains("no byte token <0x00>"));
+  TokenizerData bad = data;
+  bad.scores[2] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_THROWS_WITH(make_spm_tokenizer(bad), Contains("score of token 2"));
+  bad = data;
+  bad.scores.pop_back();
+  CHECK_THROWS_WITH(make_spm_tokenizer(bad), Contains("4 scores for 5 tokens"));
+  bad = data;
+  bad.tokens[2] = "a";
+  CHECK_THROWS_WITH(make_spm_tokenizer(bad), Contains("stands twice"));
+  bad = data;
+  bad.types[2] = TokenType::kByte;
+  CHECK_THROWS_WITH(make_spm_tokenizer(bad), Contains("<0x00> to <0xFF>"));
+}
+
+TEST_CASE("text that is not UTF-8 is refused with the offset", "[tokenizer]") {
+  const auto tokenizer = make(tiny());
+  for (const char* text : {"ab\x80", "ab\xc0\xaf", "ab\xed\xa0\x80", "ab\xf4\x90\x80\x80", "ab\xe2\x82", "ab\xff"}) {
+    CHECK_THROWS_WITH(tokenizer->encode(text), Contains("offset 2"));
+  }
+}
