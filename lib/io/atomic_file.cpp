@@ -67,7 +67,7 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), partial_(path
     if (same_file(fd_, partial_)) break;
     ::close(fd_);  // its writer committed between our open and our lock: this is the finished file, leave it alone
   }
-  if (::ftruncate(fd_, 0) != 0) {
+  if (::ftruncate(fd_, 0) != 0 && errno != EINVAL) {  // EINVAL: a device, which has no length
     const int error = errno;
     ::close(fd_);
     fd_ = -1;

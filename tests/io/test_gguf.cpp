@@ -1,7 +1,10 @@
 #include "io/gguf.h"
 
+#include <cmath>
 #include <functional>
+#include <limits>
 
+#include "core/error.h"
 #include "support/catch.h"
 #include "support/model_writers.h"
 

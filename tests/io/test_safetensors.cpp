@@ -1,5 +1,6 @@
 #include "io/safetensors.h"
 
+#include "core/error.h"
 #include "support/catch.h"
 #include "support/model_writers.h"
 

@@ -82,8 +82,8 @@ struct GgufBuilder {
   }
 
   std::string build() const {
-    std::string out = "GGUF" + raw(version) + raw(tensor_count < 0 ? int64_t(tensors.size()) : tensor_count) +
-                      raw(value_count < 0 ? int64_t(values.size()) : value_count);
+    std::string out = "GGUF" + raw(version) + raw(tensor_count == -1 ? int64_t(tensors.size()) : tensor_count) +
+                      raw(value_count == -1 ? int64_t(values.size()) : value_count);
     for (const auto& v : values) out += gguf_text(v.key) + raw(v.type) + v.payload;
     const auto padded = [&](size_t n) { return (n + size_t(alignment) - 1) / size_t(alignment) * size_t(alignment); };
     size_t offset = 0;

@@ -1,0 +1,312 @@
+// Small models of every family, as GGUF and as a Hugging Face folder, and what is refused.
+#include "model/model_files.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "support/catch.h"
+#include "support/model_writers.h"
+
+using namespace vqkv;
+using namespace vqkv::testing;
+
+namespace {
+
+constexpr int kLayers = 2, kHidden = 12, kQ = 4, kKv = 2, kDim = 6, kFfn = 20, kVocab = 11;
+
+// The value of element i of tensor `seed`: distinct, exact in fp32.
+std::vector<float> values(int64_t n, int seed) {
+  std::vector<float> v(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) v[static_cast<size_t>(i)] = static_cast<float>(seed * 1000 + i) / 64;
+  return v;
+}
+
+// As ggml's llama files store query and key rows: (head, pair, half) from (head, half, pair).
+std::vector<float> interleave(const std::vector<float>& v, int heads, int64_t cols) {
+  std::vector<float> out(v.size());
+  for (int h = 0; h < heads; ++h)
+    for (int s = 0; s < 2; ++s)
+      for (int i = 0; i < kDim / 2; ++i)
+        for (int64_t c = 0; c < cols; ++c)
+          out[static_cast<size_t>((h * kDim + 2 * i + s) * cols + c)] = v[static_cast<size_t>((h * kDim + s * (kDim / 2) + i) * cols + c)];
+  return out;
+}
+
+struct Named { const char *gguf, *hf; int rows, cols; bool q, k; };
+std::vector<Named> layer_tensors(const std::string& family) {
+  std::vector<Named> t{{"attn_norm.weight", "input_layernorm.weight", 1, kHidden, false, false},
+                       {"attn_q.weight", "self_attn.q_proj.weight", kQ * kDim, kHidden, true, false},
+                       {"attn_k.weight", "self_attn.k_proj.weight", kKv * kDim, kHidden, false, true},
+                       {"attn_v.weight", "self_attn.v_proj.weight", kKv * kDim, kHidden, false, false},
+                       {"attn_output.weight", "self_attn.o_proj.weight", kHidden, kQ * kDim, false, false},
+                       {"ffn_norm.weight", "post_attention_layernorm.weight", 1, kHidden, false, false},
+                       {"ffn_gate.weight", "mlp.gate_proj.weight", kFfn, kHidden, false, false},
+                       {"ffn_up.weight", "mlp.up_proj.weight", kFfn, kHidden, false, false},
+                       {"ffn_down.weight", "mlp.down_proj.weight", kHidden, kFfn, false, false}};
+  if (family == "qwen2" || family == "llama+bias") {
+    t.push_back({"attn_q.bias", "self_attn.q_proj.bias", 1, kQ * kDim, true, false});
+    t.push_back({"attn_k.bias", "self_attn.k_proj.bias", 1, kKv * kDim, false, true});
+    t.push_back({"attn_v.bias", "self_attn.v_proj.bias", 1, kKv * kDim, false, false});
+  }
+  if (family == "qwen3") {
+    t.push_back({"attn_q_norm.weight", "self_attn.q_norm.weight", 1, kDim, false, false});
+    t.push_back({"attn_k_norm.weight", "self_attn.k_norm.weight", 1, kDim, false, false});
+  }
+  return t;
+}
+
+std::vector<int64_t> shape(const Named& t) { return t.rows == 1 ? std::vector<int64_t>{t.cols} : std::vector<int64_t>{t.rows, t.cols}; }
+
+GgufBuilder gguf_model(const std::string& family, bool tied) {
+  const bool llama = family.starts_with("llama");
+  const std::string arch = llama ? "llama" : family;
+  GgufBuilder b;
+  b.text("general.architecture", arch).text("general.name", "tiny");
+  b.u32(arch + ".block_count", kLayers).u32(arch + ".embedding_length", kHidden).u32(arch + ".feed_forward_length", kFfn);
+  b.u32(arch + ".attention.head_count", kQ).u32(arch + ".attention.head_count_kv", kKv).u32(arch + ".context_length", 256);
+  b.u32(arch + ".attention.key_length", kDim).u32(arch + ".attention.value_length", kDim);
+  b.f32(arch + ".attention.layer_norm_rms_epsilon", 1e-6f).f32(arch + ".rope.freq_base", 50000);
+  b.tensor("token_embd.weight", {kVocab, kHidden}, values(kVocab * kHidden, 1));
+  b.tensor("output_norm.weight", {kHidden}, values(kHidden, 2));
+  if (!tied) b.tensor("output.weight", {kVocab, kHidden}, values(kVocab * kHidden, 3));
+  for (int layer = 0; layer < kLayers; ++layer) {
+    int seed = 10 + 20 * layer;
+    for (const Named& t : layer_tensors(family)) {
+      std::vector<float> v = values(t.rows * t.cols, seed++);
+      if (llama && (t.q || t.k)) v = interleave(v, t.q ? kQ : kKv, t.rows == 1 ? 1 : t.cols);
+      b.tensor("blk." + std::to_string(layer) + "." + t.gguf, shape(t), v);
+    }
+  }
+  return b;
+}
+
+struct HfModel {
+  Json config;
+  SafetensorsBuilder weights;
+};
+HfModel hf_model(const std::string& family, bool tied) {
+  HfModel m;
+  m.config = {{"model_type", family}, {"num_hidden_layers", kLayers}, {"hidden_size", kHidden}, {"intermediate_size", kFfn},
+              {"num_attention_heads", kQ}, {"num_key_value_heads", kKv}, {"head_dim", kDim}, {"vocab_size", kVocab},
+              {"max_position_embeddings", 256}, {"rms_norm_eps", 1e-6}, {"rope_theta", 50000.0}, {"hidden_act", "silu"},
+              {"tie_word_embeddings", tied}, {"sliding_window", nullptr}};
+  m.weights.tensor("model.embed_tokens.weight", {kVocab, kHidden}, values(kVocab * kHidden, 1));
+  m.weights.tensor("model.norm.weight", {kHidden}, values(kHidden, 2));
+  if (!tied) m.weights.tensor("lm_head.weight", {kVocab, kHidden}, values(kVocab * kHidden, 3));
+  for (int layer = 0; layer < kLayers; ++layer) {
+    int seed = 10 + 20 * layer;
+    for (const Named& t : layer_tensors(family))
+      m.weights.tensor("model.layers." + std::to_string(layer) + "." + t.hf, shape(t), values(t.rows * t.cols, seed++));
+  }
+  return m;
+}
+
+std::unique_ptr<ModelWeights> open_hf(const TempFolder& folder, const HfModel& m) {
+  folder.write("config.json", m.config.dump());
+  folder.write("model.safetensors", m.weights.build());
+  return ModelWeights::open(folder.path());
+}
+
+std::string refusal(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kBadData);
+    return e.what();
+  }
+  return "";
+}
+std::string gguf_refusal(const std::string& family, const std::function<void(GgufBuilder&)>& change) {
+  const TempFolder folder;
+  GgufBuilder b = gguf_model(family, true);
+  change(b);
+  const std::string path = folder.write("m.gguf", b.build());
+  return refusal([&] { ModelWeights::open(path); });
+}
+std::string hf_refusal(const std::string& family, const std::function<void(HfModel&)>& change) {
+  const TempFolder folder;
+  HfModel m = hf_model(family, true);
+  change(m);
+  return refusal([&] { open_hf(folder, m); });
+}
+void check_says(const std::string& message, std::initializer_list<const char*> parts) {
+  INFO("message: " << message);
+  CHECK_FALSE(message.empty());
+  for (const char* part : parts) CHECK(message.find(part) != std::string::npos);
+}
+
+constexpr Weight kAll[] = {Weight::kEmbedding, Weight::kHead, Weight::kFinalNorm, Weight::kAttentionNorm, Weight::kQ, Weight::kK,
+                           Weight::kV, Weight::kO, Weight::kQBias, Weight::kKBias, Weight::kVBias, Weight::kQNorm, Weight::kKNorm,
+                           Weight::kFfnNorm, Weight::kGate, Weight::kUp, Weight::kDown};
+
+}  // namespace
+
+TEST_CASE("a GGUF and a Hugging Face folder of one model give the same facts and the same weights in every bit") {
+  for (const std::string family : {"llama", "qwen2", "qwen3"}) {
+    for (const bool tied : {true, false}) {
+      INFO(family << (tied ? " tied" : ""));
+      const TempFolder folder, hf_folder;
+      const auto gguf = ModelWeights::open(folder.write("m.gguf", gguf_model(family, tied).build()));
+      const auto hf = open_hf(hf_folder, hf_model(family, tied));
+      ModelFacts a = gguf->facts(), b = hf->facts();
+      CHECK(a.source == "gguf");
+      CHECK(b.source == "hf");
+      CHECK(a.hash != b.hash);
+      CHECK(a.name == "tiny");
+      b.source = a.source, b.hash = a.hash, b.name = a.name;
+      CHECK(a.to_json() == b.to_json());
+      CHECK(a.qkv_bias == (family == "qwen2"));
+      CHECK(a.qk_norm == (family == "qwen3"));
+      CHECK(a.tied_head == tied);
+      for (const Weight w : kAll) {
+        REQUIRE(gguf->has(w) == hf->has(w));
+        if (!gguf->has(w)) continue;
+        for (int layer = 0; layer < kLayers; ++layer) {
+          const Matrix<float> x = gguf->read(w, layer), y = hf->read(w, layer);
+          CHECK(x.rows == gguf->rows(w));
+          CHECK(x.cols == gguf->cols(w));
+          CHECK(x.storage == y.storage);
+        }
+      }
+      CHECK(gguf->read(Weight::kHead)(0, 0) == (tied ? values(1, 1) : values(1, 3))[0]);
+      CHECK(gguf->read(Weight::kQ, 1)(5, 3) == values(100, 31)[5 * kHidden + 3]);
+    }
+  }
+}
+
+TEST_CASE("biases of llama GGUF files are put back in half-split order too, and rows can be read apart") {
+  const TempFolder folder;
+  const auto weights = ModelWeights::open(folder.write("m.gguf", gguf_model("llama+bias", true).build()));
+  CHECK(weights->facts().qkv_bias);
+  const Matrix<float> bias = weights->read(Weight::kQBias, 0);
+  const std::vector<float> expected = values(kQ * kDim, 19);
+  CHECK(std::equal(expected.begin(), expected.end(), bias.data()));
+  const Matrix<float> whole = weights->read(Weight::kK, 1);
+  Matrix<float> wide(3, kHidden + 5, -1.0f);
+  weights->read_rows(Weight::kK, 1, 4, 3, wide.view().slice_cols(2, kHidden));
+  for (int r = 0; r < 3; ++r) {
+    for (int c = 0; c < kHidden; ++c) CHECK(wide(r, c + 2) == whole(r + 4, c));
+    CHECK(wide(r, 1) == -1.0f);
+    CHECK(wide(r, kHidden + 2) == -1.0f);
+  }
+}
+
+TEST_CASE("the identity of a model follows its content, not its name") {
+  const TempFolder folder;
+  GgufBuilder b = gguf_model("llama", true);
+  const std::string one = ModelWeights::open(folder.write("one.gguf", b.build()))->facts().hash;
+  CHECK(ModelWeights::open(folder.write("two.gguf", b.build()))->facts().hash == one);
+  b.at("blk.1.ffn_down.weight").data.back() ^= 1;
+  CHECK(ModelWeights::open(folder.write("one.gguf", b.build()))->facts().hash != one);
+}
+
+TEST_CASE("RoPE of the model files") {
+  const TempFolder folder;
+  GgufBuilder b = gguf_model("llama", true);
+  b.tensor("rope_freqs.weight", {kDim / 2}, {1, 2, 8});
+  const RopeFacts factors = ModelWeights::open(folder.write("m.gguf", b.build()))->facts().rope;
+  const RopeFacts plain = RopeFacts::plain(kDim, kDim, 50000);
+  CHECK(factors.scaling == "factors");
+  for (size_t p = 0; p < 3; ++p) CHECK(factors.inverse_frequency[p] == plain.inverse_frequency[p] / (p == 0 ? 1 : p == 1 ? 2 : 8));
+  b = gguf_model("qwen2", true);
+  b.text("qwen2.rope.scaling.type", "linear").f32("qwen2.rope.scaling.factor", 4);
+  CHECK(ModelWeights::open(folder.write("m.gguf", b.build()))->facts().rope.inverse_frequency[1] == plain.inverse_frequency[1] / 4);
+
+  HfModel m = hf_model("llama", true);
+  const Json llama3{{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+                    {"original_max_position_embeddings", 64}};
+  RopeFacts expected = plain;
+  expected.apply_llama3(8, 1, 4, 64);
+  m.config["rope_scaling"] = llama3;
+  CHECK(open_hf(folder, m)->facts().rope.inverse_frequency == expected.inverse_frequency);
+  m.config["rope_scaling"] = nullptr;
+  m.config["rope_parameters"] = llama3;
+  m.config["rope_parameters"]["rope_theta"] = 50000.0;
+  m.config.erase("rope_theta");
+  CHECK(open_hf(folder, m)->facts().rope.inverse_frequency == expected.inverse_frequency);
+  m.config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 50000.0}};
+  CHECK(open_hf(folder, m)->facts().rope.inverse_frequency == plain.inverse_frequency);
+}
+
+TEST_CASE("GGUF models that would compute something else are refused by name") {
+  CHECK(gguf_refusal("llama", [](auto&) {}).empty());
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("general.architecture").payload = gguf_text("gemma2"); }), {"\"gemma2\"", "llama, qwen2, qwen3"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.expert_count", 8); }), {"8 experts"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 128); }), {"sliding window of 128"});
+  CHECK(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 256); }).empty());
+  check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "yarn"); }), {"\"yarn\""});
+  check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "linear"); }), {"rope.scale_linear", "missing"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.rope.dimension_count", 4); }), {"RoPE on 4 of 6"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.f32("llama.logit_scale", 2); }), {"llama.logit_scale"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.u32("split.count", 3); }), {"3 files"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("rope_freqs.weight", {2}, {1, 2}); }), {"rope_freqs.weight", "(2)", "(3)"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("rope_freqs.weight", {3}, {1, 0, 2}); }), {"rope_freqs.weight", "0"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.0.attn_output.bias", {kHidden}, values(kHidden, 5)); }), {"blk.0.attn_output.bias"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.1.attn_norm.bias", {kHidden}, values(kHidden, 5)); }), {"blk.1.attn_norm.bias"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.drop("blk.1.ffn_up.weight"); }), {"blk.1.ffn_up.weight is missing"});
+  check_says(gguf_refusal("qwen3", [](auto& b) { b.drop("blk.1.attn_q_norm.weight"); }), {"blk.1.attn_q_norm.weight is missing"});
+  check_says(gguf_refusal("qwen2", [](auto& b) { b.drop("blk.1.attn_v.bias"); }), {"blk.1.attn_v.bias is missing"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.at("blk.0.attn_k.weight").shape = {6, 24}; }), {"blk.0.attn_k.weight", "(6, 24)", "(12, 12) expected"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(uint32_t{3}); }), {"blk.2.attn_norm.weight is missing"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(uint32_t{1}); }), {"blk.1.", "not part"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(~uint32_t{0}); }), {"llama.block_count", "1 to 1024"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.attention.head_count_kv").payload = raw(uint32_t{3}); }), {"4 query heads", "3 KV heads"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.attention.layer_norm_rms_epsilon").payload = raw(-1.0f); }), {"epsilon"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.rope.freq_base").payload = raw(0.0f); }), {"freq_base"});
+  check_says(gguf_refusal("llama", [](auto& b) {
+               b.drop("llama.attention.layer_norm_rms_epsilon");
+               b.f32("llama.attention.layer_norm_epsilon", 1e-5f);
+             }),
+             {"LayerNorm"});
+}
+
+TEST_CASE("Hugging Face models that would compute something else are refused by name") {
+  CHECK(hf_refusal("llama", [](auto&) {}).empty());
+  CHECK(hf_refusal("mistral", [](auto&) {}).empty());
+  const auto with = [](const char* family, const char* key, const Json& value) {
+    return hf_refusal(family, [&](auto& m) { m.config[key] = value; });
+  };
+  check_says(with("llama", "model_type", "mixtral"), {"config.json", "\"mixtral\"", "mistral"});
+  check_says(with("llama", "rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}), {"\"yarn\""});
+  check_says(with("llama", "rope_scaling", {{"type", "dynamic"}, {"factor", 4.0}}), {"\"dynamic\""});
+  check_says(with("llama", "rope_scaling", {{"rope_type", "llama3"}, {"factor", 4.0}}), {"low_freq_factor", "missing"});
+  check_says(with("llama", "rope_scaling", 3), {"rope_scaling", "an object"});
+  check_says(with("llama", "attention_bias", true), {"attention_bias"});
+  check_says(with("llama", "mlp_bias", true), {"mlp_bias"});
+  check_says(with("llama", "hidden_act", "gelu"), {"hidden_act", "silu"});
+  check_says(with("llama", "quantization_config", {{"bits", 4}}), {"quantization_config"});
+  check_says(with("llama", "hidden_size", "12"), {"hidden_size", "an integer"});
+  check_says(with("llama", "hidden_size", 12.5), {"hidden_size", "12.5"});
+  check_says(with("llama", "hidden_size", -12), {"hidden_size", "-12"});
+  check_says(with("llama", "hidden_size", 18446744073709551615u), {"hidden_size", "18446744073709551615"});
+  check_says(with("llama", "hidden_size", 14), {"shape (11, 12), (11, 14) expected"});
+  check_says(with("llama", "num_hidden_layers", 3), {"model.layers.2.", "missing"});
+  check_says(with("llama", "head_dim", 5), {"head_dim is 5", "even"});
+  check_says(with("llama", "vocab_size", nullptr), {"vocab_size", "missing"});
+  check_says(with("llama", "tie_word_embeddings", false), {"lm_head.weight is missing", "tie_word_embeddings"});
+  check_says(with("llama", "rms_norm_eps", 0), {"rms_norm_eps"});
+  // The sliding window, by each family's rule.
+  check_says(with("mistral", "sliding_window", 64), {"sliding window of 64"});
+  CHECK(with("mistral", "sliding_window", 256).empty());
+  check_says(hf_refusal("mistral", [](auto& m) { m.config.erase("sliding_window"); m.config["max_position_embeddings"] = 32768; }), {"sliding window of 4096"});
+  CHECK(with("qwen2", "sliding_window", 64).empty());  // use_sliding_window is off by default
+  check_says(hf_refusal("qwen2", [](auto& m) { m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 1}}); }), {"sliding window of 64"});
+  CHECK(hf_refusal("qwen2", [](auto& m) { m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 2}}); }).empty());
+  check_says(with("qwen3", "layer_types", {"full_attention", "sliding_attention"}), {"layer_types"});
+  CHECK(with("qwen3", "layer_types", {"full_attention", "full_attention"}).empty());
+  // Tensors.
+  check_says(hf_refusal("llama", [](auto& m) { m.weights.tensor("model.layers.0.self_attn.o_proj.bias", {kHidden}, values(kHidden, 5)); }), {"o_proj.bias"});
+  CHECK(hf_refusal("llama", [](auto& m) { m.weights.tensor("model.layers.0.self_attn.rotary_emb.inv_freq", {3}, {1, 2, 3}); }).empty());
+  check_says(hf_refusal("llama", [](auto& m) { m.weights.header["model.norm.weight"]["dtype"] = "I32"; }), {"model.norm.weight", "I32"});
+  // Files.
+  const TempFolder folder;
+  check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"no config.json"});
+  check_says(refusal([&] { ModelWeights::open(folder.file("nothing")); }), {"nothing", "no such"});
+  folder.write("config.json", "[1]");
+  folder.write("model.safetensors", hf_model("llama", true).weights.build());
+  check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"config.json", "not a JSON object"});
+  folder.write("config.json", "{\"model_type\": \"llama\", \"model_type\": \"llama\"}");
+  check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"config.json", "stands twice"});
+}
