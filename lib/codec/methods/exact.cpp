@@ -55,6 +55,7 @@ MethodInfo describe_exact() {
   info.title = "values as the model made them, rounded to a storage type";
   info.family = "dense";
   info.bits = "dtype == f32 ? 32 : 16";
+  info.trained = false;
   info.caveat = "float16 saturates at 65504; the yardstick of every table, not a compression";
   info.presets = {{"default", {{"note", "what inference engines keep"}}},
                   {"bf16", {{"codec", {{"dtype", "bf16"}}}}},

@@ -35,6 +35,7 @@ MethodInfo describe_kivi() {
   info.bibtex = "liu2024kivi";
   info.family = "levels";
   info.bits = "bits + 32 / group";
+  info.trained = false;
   info.caveat = "needs its residual window (cache rule kivi); in the paper prompts are attended exactly, replay mode prefill-exact";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "kivi"}, {"residual", 128}};

@@ -52,6 +52,7 @@ MethodInfo describe_rtn() {
   info.bibtex = "ashkboos2024quarot";
   info.family = "levels";
   info.bits = "bits + (scale_type == f32 ? 32 : 16) * (mode == symmetric ? 1 : 2) / (group == 0 ? head_dim : group)";
+  info.trained = false;
   info.caveat = "1-bit min-max is worse than sending zeros; below 4 bits tune clip (0.55 to 0.85) and prefer asymmetric";
   info.presets = {{"default", Json::object()},
                   {"rtn2", {{"codec", {{"bits", 2}}}}},

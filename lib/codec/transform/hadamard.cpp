@@ -81,7 +81,7 @@ class Hadamard final : public Transform {
 
 TransformInfo describe_hadamard() {
   return {"hadamard", "orthonormal Walsh-Hadamard rotation of each head", "QuaRot (Ashkboos et al., NeurIPS 2024, arXiv 2404.00456), section on the KV cache",
-          "spreads outlier channels, which also flattens the structure that per-channel codes and codebooks use", "0"};
+          "spreads outlier channels, which also flattens the structure that per-channel codes and codebooks use", "0", false};
 }
 std::string check_hadamard(const HadamardKnobs& k, const UnitShape& unit) {
   const int block = block_of(k, unit);

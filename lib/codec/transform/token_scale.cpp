@@ -64,7 +64,7 @@ class TokenScale final : public Transform {
 TransformInfo describe_token_scale() {
   return {"token_scale", "divides each token by its magnitude, which is stored with the codes", "",
           "nearly redundant after q/k normalisation; at head_dim 64 a scale a head costs 0.25 bits a value",
-          "(type == f32 ? 32 : 16) / (per == unit ? channels : per == head ? head_dim : width)"};
+          "(type == f32 ? 32 : 16) / (per == unit ? channels : per == head ? head_dim : width)", false};
 }
 std::string check_token_scale(const TokenScaleKnobs& k, const UnitShape& unit) {
   if (k.per == "channels" && unit.channels() % k.width != 0)

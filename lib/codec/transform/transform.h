@@ -35,7 +35,8 @@ class Transform {
 
 struct TransformInfo {
   std::string name, title, paper, caveat;
-  std::string side_bits;  // formula; "0" for affine ones
+  std::string side_bits;  // formula (see MethodInfo::bits); "0" for affine ones
+  bool trained = true;    // false: learns nothing
 };
 
 class TransformKind {

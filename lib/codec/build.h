@@ -1,0 +1,44 @@
+// Trains every codec of a plan. Where the data come from is the caller's: traces, or rows made up by a test.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "codec/codec_set.h"
+
+namespace vqkv {
+
+// What one unit learns from, owned; set() is the view that a codec takes. Fields as in TrainSet.
+struct TrainData {
+  Matrix<float> x, queries, query_moment, output_weight, other_role;
+  std::vector<int32_t> position, document;
+  std::vector<float> weight, received_mass, received_mass2, query_pair_moment;
+
+  TrainSet set(const UnitShape& unit) const;
+};
+
+class TrainSource {
+ public:
+  virtual ~TrainSource() = default;
+  // Rows of the train documents in order, keys in unit.rope's domain. Called from several threads at once, once a unit,
+  // and not at all for a unit that learns nothing.
+  virtual TrainData unit(const UnitShape& unit) const = 0;
+};
+
+struct TrainOptions {
+  std::string cell;         // names the random streams, with layer, head and role: the same cell gives the same codecs
+  std::string model_hash;
+  // After each trained codec, from one thread at a time. May throw to stop: what has begun is finished and dropped.
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+
+// True where the unit's method or one of its transforms learns from data.
+bool needs_training(const UnitSpec& spec);
+
+// One codec a unit; units that share (`share: heads` within a layer, `layers` over all of them) and agree in everything
+// else get one codec trained on all their rows, thinned evenly to at most 2^20. Bit-identical at any thread count.
+// Throws kUsage with plan.skip where it is set.
+std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape, const TrainSource& source,
+                                                const TrainOptions& options);
+
+}  // namespace vqkv

@@ -1,0 +1,378 @@
+#include "codec/transform/transform.h"
+
+#include <cmath>
+
+#include "codec/codec_set.h"
+#include "codec/transform/linear_map.h"
+#include "core/error.h"
+#include "core/rng.h"
+#include "support/catch.h"
+#include "support/dummy_codecs.h"
+#include "support/memory_parameters.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+UnitShape unit_of(int head_dim, int heads, Role role = Role::kKey, RopePlacement rope = RopePlacement::kPost) {
+  UnitShape unit;
+  unit.role = role;
+  unit.head_dim = head_dim;
+  unit.heads = heads;
+  unit.rope = rope;
+  return unit;
+}
+
+// Correlated channels with means and an outlier channel, as keys have them.
+Matrix<float> keys(int64_t rows, int64_t cols, uint64_t seed) {
+  Rng rng(seed);
+  Matrix<float> x(rows, cols);
+  for (int64_t r = 0; r < rows; ++r) {
+    double previous = 0;
+    for (int64_t c = 0; c < cols; ++c) {
+      previous = 0.6 * previous + rng.normal() * (1.0 + 0.1 * static_cast<double>(c));
+      x(r, c) = static_cast<float>(previous + (c == 3 ? 6.0 : 0.2 * static_cast<double>(c)));
+    }
+  }
+  return x;
+}
+
+// (channels, channels) second moment of `queries`, one block a head.
+Matrix<float> moment_of(const Matrix<float>& queries, int head_dim) {
+  Matrix<float> m(queries.cols, queries.cols);
+  for (int64_t i = 0; i < m.rows; ++i)
+    for (int64_t j = 0; j < m.cols; ++j) {
+      double sum = 0;
+      for (int64_t r = 0; r < queries.rows; ++r) sum += double{queries(r, i)} * queries(r, j);
+      m(i, j) = i / head_dim == j / head_dim ? static_cast<float>(sum) : 0.0f;
+    }
+  return m;
+}
+
+struct Data {
+  Matrix<float> x, queries, moment;
+  std::vector<float> pairs;
+  TrainSet set;
+  Data(const UnitShape& unit, uint64_t seed) : x(keys(600, unit.channels(), seed)), queries(keys(300, unit.channels(), seed + 1)), moment(moment_of(queries, unit.head_dim)) {
+    const int half = unit.head_dim / 2;
+    for (int h = 0; h < unit.heads; ++h)
+      for (int p = 0; p < half; ++p) {
+        const int a = h * unit.head_dim + p;
+        pairs.push_back(moment(a, a) + moment(a + half, a + half));
+      }
+    set.x = x;
+    set.queries = queries;
+    set.query_moment = moment;
+    set.query_pair_moment = pairs;
+    set.head_dim = unit.head_dim;
+    set.heads = unit.heads;
+  }
+};
+
+std::unique_ptr<Transform> trained(const std::string& name, const Json& knobs, const UnitShape& unit, const TrainSet& set) {
+  const TransformKind& kind = find_transform(name);
+  REQUIRE(kind.check(knobs, unit) == "");
+  auto t = kind.make(kind.canonical(knobs, name), unit);
+  t->train(set, Rng(1));
+  return t;
+}
+
+}  // namespace
+
+TEST_CASE("every affine transform is undone by its own map and bias", "[transform]") {
+  for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
+    for (const TransformKind* kind : all_transforms()) {
+      const UnitShape unit = unit_of(16, 2, Role::kKey, rope);
+      const Data data(unit, 3);
+      CAPTURE(kind->describe().name);
+      const auto t = trained(kind->describe().name, Json::object(), unit, data.set);
+      if (t->is_token_scale()) continue;
+      Matrix<float> y(data.x.rows, data.x.cols);
+      t->forward(data.x, y);
+      LinearMap map;
+      std::vector<float> bias;
+      t->inverse(map, bias);
+      for (int64_t r = 0; r < 50; ++r) {
+        std::vector<float> row(y.row(r), y.row(r) + y.cols);
+        row = apply(map, row, 32);
+        for (size_t c = 0; c < 32; ++c) REQUIRE(row[c] + (bias.empty() ? 0.0f : bias[c]) == Approx(data.x(r, static_cast<int64_t>(c))).margin(2e-3));
+      }
+      // The declared mixing width holds: nothing outside its block.
+      if (!map.dense.empty())
+        for (int i = 0; i < 32; ++i)
+          for (int j = 0; j < 32; ++j)
+            if (i / t->mixed_channels() != j / t->mixed_channels()) REQUIRE(map.dense[static_cast<size_t>(i * 32 + j)] == 0.0f);
+    }
+}
+
+TEST_CASE("Hadamard is orthonormal and keeps dot products", "[transform][golden]") {
+  const UnitShape unit = unit_of(16, 1);
+  const auto t = find_transform("hadamard").make({{"signs", true}, {"seed", 4}}, unit);
+  const Matrix<float> x = keys(20, 16, 8);
+  Matrix<float> y(20, 16);
+  t->forward(x, y);
+  for (int64_t a = 0; a < 20; ++a) {
+    double before = 0, after = 0;
+    for (int64_t c = 0; c < 16; ++c) {
+      before += double{x(a, c)} * x(0, c);
+      after += double{y(a, c)} * y(0, c);
+    }
+    CHECK(after == Approx(before).epsilon(1e-5));
+  }
+  // H_4 / 2 of a unit vector
+  const auto plain = find_transform("hadamard").make({{"block", 4}}, unit_of(4, 1));
+  Matrix<float> e(1, 4), h(1, 4);
+  e(0, 1) = 1;
+  plain->forward(e, h);
+  CHECK(h.storage == AlignedVector<float>{.5f, -.5f, .5f, -.5f});
+  CHECK(find_transform("hadamard").check({{"block", 0}}, unit_of(96, 1)) == "");  // blocks of 32
+  CHECK_THAT(find_transform("hadamard").check({{"block", 12}}, unit_of(96, 1)), Catch::Contains("power of two"));
+  CHECK_THAT(find_transform("hadamard").check({{"block", 64}}, unit_of(96, 1)), Catch::Contains("divide"));
+}
+
+TEST_CASE("PCA decorrelates, strongest axis first", "[transform]") {
+  const UnitShape unit = unit_of(16, 1);
+  const Data data(unit, 5);
+  const auto t = trained("rotation", Json::object(), unit, data.set);
+  Matrix<float> y(data.x.rows, 16);
+  t->forward(data.x, y);
+  std::vector<double> mean(16, 0), variance(16, 0);
+  for (int64_t r = 0; r < y.rows; ++r)
+    for (size_t c = 0; c < 16; ++c) mean[c] += y(r, static_cast<int64_t>(c)) / static_cast<double>(y.rows);
+  double cross = 0;
+  for (int64_t r = 0; r < y.rows; ++r) {
+    for (size_t c = 0; c < 16; ++c) variance[c] += std::pow(y(r, static_cast<int64_t>(c)) - mean[c], 2);
+    cross += (y(r, 0) - mean[0]) * (y(r, 1) - mean[1]);
+  }
+  for (size_t c = 1; c < 16; ++c) CHECK(variance[c] <= variance[c - 1] * 1.0001);
+  CHECK(std::abs(cross) < 1e-3 * variance[1]);
+}
+
+// vq-methods r.9.8
+TEST_CASE("squared error in the query metric is the expected squared score error", "[transform][golden]") {
+  const UnitShape unit = unit_of(16, 2);
+  const Data data(unit, 9);
+  for (const bool axes : {true, false}) {
+    const auto t = trained("query_metric", {{"ridge", 0.0}, {"axes", axes}}, unit, data.set);
+    double trace = 0;
+    for (int64_t c = 0; c < 32; ++c) trace += data.moment(c, c);
+    const Matrix<float> errors = keys(10, 32, 77);
+    Matrix<float> moved(10, 32);
+    t->forward(errors, moved);  // linear: no bias
+    for (int64_t r = 0; r < 10; ++r)
+      for (int h = 0; h < 2; ++h) {
+        double score = 0, norm = 0;
+        for (int64_t q = 0; q < data.queries.rows; ++q) {
+          double dot = 0;
+          for (int64_t c = h * 16; c < (h + 1) * 16; ++c) dot += double{data.queries(q, c)} * errors(r, c);
+          score += dot * dot;
+        }
+        for (int64_t c = h * 16; c < (h + 1) * 16; ++c) norm += double{moved(r, c)} * moved(r, c);
+        CHECK(norm == Approx(score * 32 / trace).epsilon(1e-3));
+      }
+  }
+}
+
+TEST_CASE("before RoPE the query metric is a weight a pair", "[transform]") {
+  const UnitShape unit = unit_of(16, 1, Role::kKey, RopePlacement::kPre);
+  const Data data(unit, 10);
+  const auto t = trained("query_metric", Json::object(), unit, data.set);
+  CHECK(t->commutes_with_rope());
+  LinearMap map;
+  std::vector<float> bias;
+  t->inverse(map, bias);
+  REQUIRE(map.diagonal.size() == 16);
+  for (size_t p = 0; p < 8; ++p) {
+    CHECK(map.diagonal[p] == map.diagonal[p + 8]);
+    CHECK(map.diagonal[0] / map.diagonal[p] == Approx(std::sqrt(data.pairs[p] / data.pairs[0])).epsilon(1e-4));
+  }
+}
+
+TEST_CASE("a metric without moments is refused, not guessed", "[transform]") {
+  for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre}) {
+    const UnitShape unit = unit_of(16, 1, Role::kKey, rope);
+    const Data data(unit, 11);
+    TrainSet bare = data.set;
+    bare.query_moment = {};
+    bare.query_pair_moment = {};
+    const auto t = find_transform("query_metric").make(Json::object(), unit);
+    CHECK_THROWS_AS(t->train(bare, Rng(1)), Error);
+  }
+}
+
+TEST_CASE("a chain decodes through one plan what its transforms would undo one by one", "[transform][chain]") {
+  const char* chains[][4] = {{"center", "", "", ""},
+                             {"center", "token_scale", "", ""},
+                             {"center", "channel_scale", "token_scale", "hadamard"},
+                             {"token_scale", "center", "rotation", ""},
+                             {"hadamard", "center", "token_scale", "channel_scale"},
+                             {"center", "query_metric", "hadamard", "identity"}};
+  for (const auto& names : chains)
+    for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre}) {
+      const UnitShape unit = unit_of(16, 2, Role::kKey, rope);
+      const Data data(unit, 21);
+      UnitSpec spec;
+      spec.unit = unit;
+      spec.method = "exact";
+      spec.knobs = {{"dtype", "f32"}};
+      spec.transforms = Json::array();
+      for (const char* name : names)
+        if (*name) spec.transforms.push_back({{"name", name}});
+      CAPTURE(spec.transforms.dump());
+      REQUIRE(spec.check() == "");
+      const auto codec = make_codec(spec);
+      codec->train(data.set, Rng(2));
+      CodeBlock block;
+      codec->encode(data.x, block);
+      Matrix<float> y(data.x.rows, 32);
+      codec->decode(block, y);
+      for (size_t i = 0; i < y.storage.size(); ++i) REQUIRE(y.storage[i] == Approx(data.x.storage[i]).margin(2e-3));
+      CHECK(codec->plan().layout.sides.size() == codec->layout().sides.size());
+
+      MemoryParameters saved;
+      codec->save(saved);
+      const auto loaded = make_codec(spec);
+      loaded->load(saved);
+      MemoryParameters again;
+      loaded->save(again);
+      CHECK(saved == again);
+      CodeBlock other;
+      loaded->encode(data.x, other);
+      CHECK(other.sides == block.sides);
+    }
+}
+
+TEST_CASE("token scales take their groups and storage", "[transform][chain]") {
+  const UnitShape unit = unit_of(16, 2, Role::kValue);
+  for (const auto& [knobs, slots] : {std::pair{Json{{"per", "unit"}}, 1}, {Json{{"per", "head"}}, 2}, {Json{{"per", "channels"}, {"width", 8}}, 4}})
+    for (const char* by : {"rms", "absmax", "l2"}) {
+      UnitSpec spec;
+      spec.unit = unit;
+      spec.method = "exact";
+      spec.knobs = {{"dtype", "f32"}};
+      Json t = knobs;
+      t["name"] = "token_scale";
+      t["by"] = by;
+      spec.transforms = {t};
+      const auto codec = make_codec(spec);
+      CHECK(codec->layout().sides.back().slots == slots);
+      CHECK(codec->layout().bits_per_token() == 32 * 32 + 16 * slots);
+      const Matrix<float> x = keys(5, 32, 31);
+      CodeBlock block;
+      codec->encode(x, block);
+      const int width = 32 / slots;
+      for (int64_t r = 0; r < 5; ++r)
+        for (int g = 0; g < slots; ++g) {
+          double expected = 0;
+          for (int c = g * width; c < (g + 1) * width; ++c)
+            expected = *by == 'a' ? std::max(expected, std::abs(double{x(r, c)})) : expected + double{x(r, c)} * x(r, c);
+          if (*by == 'r') expected /= width;
+          if (*by != 'a') expected = std::sqrt(expected);
+          CHECK(block.sides.back()[static_cast<size_t>(r * slots + g)] == Approx(expected).epsilon(1e-3));
+        }
+    }
+}
+
+TEST_CASE("moments and queries follow the keys through a chain", "[transform][chain]") {
+  // A recorder as the inner codec sees what it is trained on.
+  struct Recorder final : DummyCodec {
+    Recorder(const UnitShape& unit, Matrix<float>* x, Matrix<float>* q, Matrix<float>* m) : DummyCodec(unit), x_(x), q_(q), m_(m) {
+      layout_.sides = {{"x", DType::kF32, channels(), true}};
+    }
+    TrainReport train(const TrainSet& s, const Rng&) override {
+      for (const auto& [from, to] : {std::pair{s.x, x_}, {s.queries, q_}, {s.query_moment, m_}}) {
+        *to = Matrix<float>(from.rows, from.cols);
+        for (int64_t r = 0; r < from.rows; ++r) std::copy_n(from.row(r), from.cols, to->row(r));
+      }
+      return {};
+    }
+    void encode(ConstMatrix, CodeBlock&, const SequenceState*) const override {}
+    DecodePlan plan(const PlanQuery&) const override { return empty_plan(); }
+    Matrix<float>*x_, *q_, *m_;
+  };
+  const UnitShape unit = unit_of(16, 1);
+  const Data data(unit, 41);
+  std::vector<std::unique_ptr<Transform>> chain;
+  for (const char* name : {"center", "channel_scale", "rotation", "hadamard"}) chain.push_back(find_transform(name).make(Json::object(), unit));
+  Matrix<float> x, q, m;
+  with_transforms(std::move(chain), std::make_unique<Recorder>(unit, &x, &q, &m), unit)->train(data.set, Rng(1));
+  for (int64_t r = 0; r < 20; ++r) {
+    // q'.(k'_a - k'_b) = q.(k_a - k_b): centring shifts all scores of a query alike
+    double before = 0, after = 0;
+    for (int64_t c = 0; c < 16; ++c) {
+      before += double{data.queries(r, c)} * (data.x(r, c) - data.x(r + 1, c));
+      after += double{q(r, c)} * (x(r, c) - x(r + 1, c));
+    }
+    CHECK(after == Approx(before).epsilon(1e-3).margin(1e-2));
+  }
+  const Matrix<float> expected = moment_of(q, 16);
+  for (size_t i = 0; i < expected.storage.size(); ++i) CHECK(m.storage[i] == Approx(expected.storage[i]).epsilon(1e-2).margin(1.0));
+}
+
+TEST_CASE("exceptions pass through diagonal chains and are refused behind others", "[transform][chain][overlay]") {
+  const UnitShape unit = unit_of(16, 1, Role::kValue);
+  const Data data(unit, 51);
+  const auto chain_of = [&](std::initializer_list<const char*> names) {
+    std::vector<std::unique_ptr<Transform>> chain;
+    for (const char* name : names) chain.push_back(find_transform(name).make(Json::object(), unit));
+    return chain;
+  };
+  for (const bool add : {false, true}) {
+    const auto codec = with_transforms(chain_of({"center", "channel_scale"}), std::make_unique<SparseDummy>(unit, 2, add), unit);
+    codec->train(data.set, Rng(1));
+    CodeBlock block;
+    codec->encode(data.x, block);
+    Matrix<float> y(data.x.rows, 16);
+    codec->decode(block, y);
+    REQUIRE(block.overlay.size() == 1200);
+    for (const OverlayEntry& e : block.overlay) CHECK(y(e.token, e.channel) == Approx(data.x(e.token, e.channel)).epsilon(5e-3).margin(2e-2));
+  }
+  CHECK_THROWS_AS(with_transforms(chain_of({"hadamard"}), std::make_unique<SparseDummy>(unit, 2, false), unit), Error);
+  CHECK_THROWS_AS(with_transforms(chain_of({"token_scale"}), std::make_unique<TableDummy>(unit, TableDummy::Options{}), unit), Error);
+  CHECK_NOTHROW(with_transforms(chain_of({"hadamard"}), std::make_unique<TableDummy>(unit, TableDummy::Options{}), unit));
+}
+
+TEST_CASE("a codec with its own token scale composes behind a map", "[transform][chain]") {
+  const UnitShape unit = unit_of(16, 1);
+  const Data data(unit, 61);
+  std::vector<std::unique_ptr<Transform>> chain;
+  chain.push_back(find_transform("center").make(Json::object(), unit));
+  chain.push_back(find_transform("hadamard").make(Json::object(), unit));
+  auto inner = std::make_unique<TableDummy>(unit, TableDummy::Options{});
+  const Codec* raw = inner.get();
+  const auto codec = with_transforms(std::move(chain), std::move(inner), unit);
+  codec->train(data.set, Rng(1));
+  CodeBlock block;
+  codec->encode(data.x, block);
+  Matrix<float> direct(data.x.rows, 16), rotated(data.x.rows, 16), back(data.x.rows, 16);
+  codec->decode(block, direct);
+  raw->decode(block, rotated);  // what the inner codec says, still rotated
+  find_transform("hadamard").make(Json::object(), unit)->forward(rotated, back);  // its own inverse
+  std::vector<double> mean(16, 0);
+  for (int64_t r = 0; r < data.x.rows; ++r)
+    for (size_t c = 0; c < 16; ++c) mean[c] += data.x(r, static_cast<int64_t>(c)) / static_cast<double>(data.x.rows);
+  for (int64_t r = 0; r < data.x.rows; ++r)
+    for (int64_t c = 0; c < 16; ++c) REQUIRE(direct(r, c) == Approx(back(r, c) + mean[static_cast<size_t>(c)]).margin(1e-4));
+}
+
+TEST_CASE("block codecs stand behind transforms", "[transform][chain][block]") {
+  const UnitShape unit = unit_of(16, 1);
+  const Data data(unit, 71);
+  std::vector<std::unique_ptr<Transform>> chain;
+  chain.push_back(find_transform("token_scale").make(Json::object(), unit));
+  chain.push_back(find_transform("rotation").make(Json::object(), unit));
+  const auto codec = with_transforms(std::move(chain), std::make_unique<BlockDummy>(unit, 12, 4, 8), unit);
+  codec->train(data.set, Rng(1));
+  CodeBlock block;
+  codec->encode(data.x, block);
+  CHECK(block.sides.back().size() == 600);
+  Matrix<float> y(data.x.rows, 16);
+  codec->decode(block, y);
+  double error = 0, power = 0;
+  for (size_t i = 0; i < y.storage.size(); ++i) {
+    error += std::pow(double{y.storage[i]} - data.x.storage[i], 2);
+    power += std::pow(double{data.x.storage[i]}, 2);
+  }
+  CHECK(error / power < 1e-3);
+}
