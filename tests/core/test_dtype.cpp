@@ -41,3 +41,13 @@ TEST_CASE("rounding to half and bfloat is to nearest even") {
     if (!std::isnan(to_float(b))) REQUIRE(to_bf16(to_float(b)).bits == i);
   }
 }
+
+TEST_CASE("rounding to f8e5m2 is to nearest even and fills the upper byte of a half") {
+  float v[] = {1.0f, 1.125f, 1.126f, 1.375f, -3.3f, 57344.0f, 61440.0f, 0x1p-16f, 0x1p-17f, 0x1.8p-17f, 0.0f};
+  const float expected[] = {1.0f, 1.0f, 1.25f, 1.5f, -3.5f, 57344.0f, HUGE_VALF, 0x1p-16f, 0.0f, 0x1p-16f, 0.0f};
+  round_to(DType::kF8E5M2, v, 11);
+  for (int i = 0; i < 11; ++i) {
+    CHECK(v[i] == expected[i]);
+    CHECK((to_f16(v[i]).bits & 0xff) == 0);
+  }
+}

@@ -21,7 +21,7 @@ struct PqKnobs {
         .choice("grouping", &grouping, {"contiguous", "strided", "rope_pair", "variance"},
                 "which channels make a sub-vector; variance deals them out by rank, so that every sub-vector spans the spectrum")
         .choice("weight", &weight, {"none", "mass", "mass2"}, "training weight of a token: the attention mass it received, or its square")
-        .choice("stored_as", &stored_as, {"f16", "bf16", "f32"}, "storage of codewords")
+        .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
         .integer("iterations", &iterations, 1, 1000, "k-means iterations")
         .integer("points", &points, 1, 1 << 20, "training vectors a codeword at most; more are sampled");
   }

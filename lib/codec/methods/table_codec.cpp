@@ -42,7 +42,9 @@ void TableCodec::gather(ConstMatrix x, MutMatrix out, float* scales) const {
       mean /= n;
       for (int c = 0; c < n; ++c) sum += (row[s * n + c] - mean) * (row[s * n + c] - mean);
       const double deviation = n > 1 ? std::sqrt(sum / (n - 1)) : 0.0;
-      const float scale = deviation > 0 ? round_scale(shape_.scale_type, static_cast<float>(std::min(deviation, 3e38))) : 1.0f;
+      const bool narrow = shape_.scale_type == DType::kF8E5M2;  // its finite normal numbers
+      const double bounded = std::clamp(deviation, narrow ? 0x1p-14 : 0.0, narrow ? 57344.0 : 3e38);
+      const float scale = deviation > 0 ? round_scale(shape_.scale_type, static_cast<float>(bounded)) : 1.0f;
       inverse[static_cast<size_t>(s)] = scale;
       if (scales) scales[r * slots + s] = scale;
     }
