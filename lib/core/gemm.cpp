@@ -1,9 +1,14 @@
 #include "core/gemm.h"
 
+#include <fmt/format.h>
 #include <omp.h>
 
+#include <algorithm>
+#include <map>
 #include <oneapi/dnnl/dnnl.hpp>
 
+#include "core/cpu.h"
+#include "core/panel.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -12,42 +17,112 @@ namespace {
 using dnnl::memory;
 
 const dnnl::engine& cpu_engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  static const dnnl::engine engine = [] {
+    // VQKV_CPU lowers our own kernels; oneDNN follows, so that a lowered run is lowered throughout.
+    if (!cpu_features().avx512) dnnl::set_max_cpu_isa(cpu_features().avx2 ? dnnl::cpu_isa::avx2 : dnnl::cpu_isa::sse41);
+    return dnnl::engine(dnnl::engine::kind::cpu, 0);
+  }();
   return engine;
 }
 
-memory::desc strided(int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride, memory::data_type type) {
-  return memory::desc({rows, cols}, type, memory::dims{row_stride, col_stride});
-}
+// oneDNN reads its thread count from the OpenMP setting of the calling thread. Ours is always one; what other users of
+// OpenMP had set comes back.
+class OneThread {
+ public:
+  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
 
-dnnl::primitive_attr attributes(bool accumulate) {
-  dnnl::primitive_attr attr;
-  attr.set_scratchpad_mode(dnnl::scratchpad_mode::library);
-  if (accumulate) {
-    dnnl::post_ops ops;
-    ops.append_sum(1.0f);
-    attr.set_post_ops(ops);
-  }
-  return attr;
-}
-
-// oneDNN takes its thread count from OpenMP's setting of the calling thread.
-void share_threads() { omp_set_num_threads(inside_parallel() ? 1 : thread_count()); }
+ private:
+  int before_;
+};
 
 template <class Body>
 void guarded(Body&& body) {
   try {
+    const OneThread one;
     body();
   } catch (const dnnl::error& e) {
-    fail_internal(std::string("oneDNN: ") + e.what());
+    fail_internal(fmt::format("oneDNN: {} (status {})", e.what(), static_cast<int>(e.status)));
   }
 }
 
-void run_matmul(const memory& a, const memory& b, const memory& c, bool accumulate) {
-  const dnnl::matmul::primitive_desc pd({a.get_desc(), b.get_desc(), c.get_desc()}, attributes(accumulate), cpu_engine());
-  dnnl::stream stream(cpu_engine());
-  dnnl::matmul(pd).execute(stream, {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}});
+memory::desc strided(int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
+  return memory::desc({rows, cols}, memory::data_type::f32, memory::dims{row_stride, col_stride});
+}
+
+// Everything that a compiled product depends on.
+struct Product {
+  int64_t m, n, k, a_stride, b_row_stride, b_col_stride, c_stride;
+  bool accumulate;
+  auto operator<=>(const Product&) const = default;
+};
+
+struct Compiled {
+  memory::desc a, b, c, scratch;
+  dnnl::matmul primitive;
+};
+
+Compiled compile(const Product& p) {
+  Compiled r;
+  r.a = strided(p.m, p.k, p.a_stride, 1);
+  r.b = strided(p.k, p.n, p.b_row_stride, p.b_col_stride);
+  r.c = strided(p.m, p.n, p.c_stride, 1);
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (p.accumulate) {
+    dnnl::post_ops ops;
+    ops.append_sum(1.0f);
+    attr.set_post_ops(ops);
+  }
+  const dnnl::matmul::primitive_desc pd({r.a, r.b, r.c}, attr, cpu_engine());
+  r.scratch = pd.scratchpad_desc();
+  r.primitive = dnnl::matmul(pd);
+  return r;
+}
+
+// Making a primitive costs as much as a small product, so each thread keeps its own.
+void run(const Product& p, const float* a, const float* b, float* c) {
+  constexpr size_t kKept = 256;
+  thread_local std::map<Product, Compiled> kept;
+  thread_local AlignedVector<std::byte> scratch;
+  auto it = kept.find(p);
+  if (it == kept.end()) {
+    if (kept.size() >= kKept) kept.clear();
+    it = kept.emplace(p, compile(p)).first;
+  }
+  const Compiled& f = it->second;
+  if (scratch.size() < f.scratch.get_size()) scratch.resize(f.scratch.get_size());
+  thread_local dnnl::stream stream(cpu_engine());
+  f.primitive.execute(stream, {{DNNL_ARG_SRC, memory(f.a, cpu_engine(), const_cast<float*>(a))},
+                               {DNNL_ARG_WEIGHTS, memory(f.b, cpu_engine(), const_cast<float*>(b))},
+                               {DNNL_ARG_DST, memory(f.c, cpu_engine(), c)},
+                               {DNNL_ARG_SCRATCHPAD, memory(f.scratch, cpu_engine(), scratch.data())}});
   stream.wait();
+}
+
+int64_t round_up(int64_t v, int64_t unit) { return (v + unit - 1) / unit * unit; }
+
+// Equal parts of at most `most`, each a multiple of `unit` but the last.
+struct Cut {
+  int64_t total, size, count;
+  Cut(int64_t n, int64_t most, int64_t unit) : total(n) {
+    const int64_t parts = (n + most - 1) / most;
+    size = round_up((n + parts - 1) / parts, unit);
+    count = (n + size - 1) / size;
+  }
+  int64_t first(int64_t i) const { return i * size; }
+  int64_t length(int64_t i) const { return std::min(size, total - i * size); }
+};
+
+// body(row, rows, col, cols) over a grid of tiles that the shape alone decides.
+template <class Body>
+void for_tiles(const Cut& rows, const Cut& cols, Body&& body) {
+  parallel_for(rows.count * cols.count, [&](int64_t i) {
+    const int64_t r = i / cols.count, c = i % cols.count;
+    guarded([&] { body(rows.first(r), rows.length(r), cols.first(c), cols.length(c)); });
+  });
 }
 
 }  // namespace
@@ -56,63 +131,87 @@ void gemm(ConstMatrix a, ConstMatrix b, bool transpose_b, MutMatrix c, bool accu
   const int64_t m = a.rows, k = a.cols, n = transpose_b ? b.rows : b.cols;
   VQKV_CHECK(k == (transpose_b ? b.cols : b.rows) && c.rows == m && c.cols == n);
   if (m == 0 || n == 0) return;
-  share_threads();
-  guarded([&] {
-    const auto f32 = memory::data_type::f32;
-    const memory ma(strided(m, k, a.stride, 1, f32), cpu_engine(), const_cast<float*>(a.data));
-    const memory mb(strided(k, n, transpose_b ? 1 : b.stride, transpose_b ? b.stride : 1, f32), cpu_engine(),
-                    const_cast<float*>(b.data));
-    const memory mc(strided(m, n, c.stride, 1, f32), cpu_engine(), c.data);
-    run_matmul(ma, mb, mc, accumulate);
+  const int64_t row_stride = transpose_b ? 1 : b.stride, col_stride = transpose_b ? b.stride : 1;
+  // b is repacked inside every tile: tall tiles keep that below one part in a hundred of the work.
+  for_tiles(Cut(m, 256, 32), Cut(n, 1024, 64), [&](int64_t row, int64_t rows, int64_t col, int64_t cols) {
+    run({rows, cols, k, a.stride, row_stride, col_stride, c.stride, accumulate}, a.row(row),
+        b.data + col * col_stride, c.row(row) + col);
   });
 }
 
 struct PackedWeights::Impl {
   int64_t in = 0, out = 0;
-  DType storage = DType::kF32;
-  memory packed;
+  DType type = DType::kF32;
+  AlignedVector<std::byte> bytes;  // panels, one after the other
+  int64_t panels() const { return (out + kPanelWidth - 1) / kPanelWidth; }
+  const std::byte* panel(int64_t p) const {
+    return bytes.data() + p * in * kPanelWidth * static_cast<int64_t>(dtype_size(type));
+  }
+  template <class T, class Narrow>
+  void pack(ConstMatrix w, int64_t first, Narrow&& narrow);
 };
 
-PackedWeights::PackedWeights(ConstMatrix weights, DType storage) {
-  VQKV_CHECK(storage == DType::kF32 || storage == DType::kBF16);
-  auto impl = std::make_shared<Impl>();
-  impl->out = weights.rows;
-  impl->in = weights.cols;
-  impl->storage = storage;
-  guarded([&] {
-    // One plain (out, in) copy.
-    const auto type = storage == DType::kF32 ? memory::data_type::f32 : memory::data_type::bf16;
-    memory plain(strided(impl->in, impl->out, 1, weights.stride, memory::data_type::f32), cpu_engine(),
-                       const_cast<float*>(weights.data));
-    impl->packed = memory(strided(impl->in, impl->out, 1, impl->in, type), cpu_engine());
-    dnnl::stream stream(cpu_engine());
-    dnnl::reorder(plain, impl->packed).execute(stream, plain, impl->packed);
-    stream.wait();
+// Rows of w become columns [first, first + w.rows).
+template <class T, class Narrow>
+void PackedWeights::Impl::pack(ConstMatrix w, int64_t first, Narrow&& narrow) {
+  T* all = reinterpret_cast<T*>(bytes.data());
+  parallel_for((w.rows + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
+    for (int64_t r = chunk * kPanelWidth; r < std::min(w.rows, (chunk + 1) * kPanelWidth); ++r) {
+      const int64_t column = first + r;
+      T* to = all + column / kPanelWidth * in * kPanelWidth + column % kPanelWidth;
+      for (int64_t k = 0; k < in; ++k) to[k * kPanelWidth] = narrow(w(r, k));
+    }
   });
+}
+
+PackedWeights::PackedWeights(ConstMatrix weights, DType storage)
+    : PackedWeights(std::span<const ConstMatrix>(&weights, 1), storage) {}
+
+PackedWeights::PackedWeights(std::span<const ConstMatrix> stacked, DType storage) {
+  VQKV_CHECK(!stacked.empty() && (storage == DType::kF32 || storage == DType::kBF16));
+  auto impl = std::make_shared<Impl>();
+  impl->in = stacked[0].cols;
+  impl->type = storage;
+  for (const ConstMatrix& w : stacked) {
+    VQKV_CHECK(w.cols == impl->in);
+    impl->out += w.rows;
+  }
+  VQKV_CHECK(impl->in > 0 && impl->out > 0);
+  impl->bytes.resize(static_cast<size_t>(impl->panels() * kPanelWidth * impl->in) * dtype_size(storage));
+  int64_t first = 0;
+  for (const ConstMatrix& w : stacked) {
+    if (storage == DType::kF32) impl->pack<float>(w, first, [](float v) { return v; });
+    else impl->pack<bf16>(w, first, [](float v) { return to_bf16(v); });
+    first += w.rows;
+  }
   impl_ = std::move(impl);
 }
 
 void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
   VQKV_CHECK(impl_ && x.cols == impl_->in && y.cols == impl_->out && x.rows == y.rows);
   if (x.rows == 0) return;
-  share_threads();
-  guarded([&] {
-    memory mx(strided(x.rows, x.cols, x.stride, 1, memory::data_type::f32), cpu_engine(), const_cast<float*>(x.data));
-    const memory my(strided(y.rows, y.cols, y.stride, 1, memory::data_type::f32), cpu_engine(), y.data);
-    if (impl_->storage == DType::kF32) {
-      run_matmul(mx, impl_->packed, my, accumulate);
-      return;
-    }
-    memory narrow(strided(x.rows, x.cols, x.cols, 1, memory::data_type::bf16), cpu_engine());
-    dnnl::stream stream(cpu_engine());
-    dnnl::reorder(mx, narrow).execute(stream, mx, narrow);
-    stream.wait();
-    run_matmul(narrow, impl_->packed, my, accumulate);
+  const Impl& w = *impl_;
+  // Up to 192 rows share one pass over a panel; a panel is a task, so that even 576 outputs are nine of them.
+  const Cut rows(x.rows, 192, 6);
+  parallel_for(rows.count * w.panels(), [&](int64_t i) {
+    const int64_t tile = i / w.panels(), panel = i % w.panels(), row = rows.first(tile), col = panel * kPanelWidth;
+    multiply_panel({.panel = w.panel(panel), .type = w.type, .depth = w.in, .x = x.row(row), .x_stride = x.stride,
+                    .rows = rows.length(tile), .y = y.row(row) + col, .y_stride = y.stride,
+                    .cols = std::min(kPanelWidth, w.out - col), .accumulate = accumulate});
   });
+}
+
+void PackedWeights::copy_row(int64_t r, float* out) const {
+  VQKV_CHECK(impl_ && r >= 0 && r < impl_->out);
+  const std::byte* panel = impl_->panel(r / kPanelWidth);
+  const int64_t lane = r % kPanelWidth;
+  for (int64_t k = 0; k < impl_->in; ++k)
+    out[k] = impl_->type == DType::kF32 ? reinterpret_cast<const float*>(panel)[k * kPanelWidth + lane]
+                                        : to_float(reinterpret_cast<const bf16*>(panel)[k * kPanelWidth + lane]);
 }
 
 int64_t PackedWeights::out_features() const { return impl_ ? impl_->out : 0; }
 int64_t PackedWeights::in_features() const { return impl_ ? impl_->in : 0; }
-int64_t PackedWeights::bytes() const { return impl_ ? static_cast<int64_t>(impl_->packed.get_desc().get_size()) : 0; }
+int64_t PackedWeights::bytes() const { return impl_ ? static_cast<int64_t>(impl_->bytes.size()) : 0; }
 
 }  // namespace vqkv

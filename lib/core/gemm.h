@@ -1,23 +1,33 @@
-// The one seam to a matrix product on the CPU (oneDNN's matmul primitive, which gives the same bits at every thread
-// count; its sgemm call does not).
+// The one seam to a matrix product on the CPU. Any two matrices go through oneDNN's matmul primitive, one thread a tile:
+// the tiles are cut by the shape alone and spread over our own pool, so the bits do not depend on the thread count, and
+// no OpenMP team spins beside the pool. Weights, packed once, go through our own kernel, for one row (decode, at memory
+// bandwidth) and for blocks (97 % of what oneDNN reaches): its packed layouts refuse strided outputs, and with one order
+// of summation for every number of rows a block has the same bits as its tokens one at a time.
 #pragma once
+#include <memory>
+#include <span>
+
 #include "core/dtype.h"
 #include "core/view.h"
 
 namespace vqkv {
 
 // c (m, n) = a (m, k) * op(b) [+ c when accumulate]; b is (n, k) when transpose_b, else (k, n). fp32 accumulation.
-// Rows may be strided. Uses thread_count() threads, or one when called inside parallel_for.
+// Rows may be strided. Uses thread_count() threads, or one when called inside parallel_for; the bits are the same.
 void gemm(ConstMatrix a, ConstMatrix b, bool transpose_b, MutMatrix c, bool accumulate = false);
 
-// A weight matrix (out, in), packed once into the layout that the product likes.
+// A weight matrix (out, in), packed once into panels of 64 outputs (core/panel.h); the only copy that is kept.
 class PackedWeights {
  public:
   PackedWeights() = default;
-  // f32 or bf16 storage; bf16 rounds the weights to nearest even and the inputs too (as the instructions do).
+  // f32 or bf16 storage. bf16 rounds the weights to nearest even; inputs and sums stay fp32.
   PackedWeights(ConstMatrix weights, DType storage);
-  // y (m, out) = x (m, in) * W^T [+ y when accumulate]
+  // Several matrices of equal in-features stacked: rows of the first, then of the second, ...
+  PackedWeights(std::span<const ConstMatrix> stacked, DType storage);
+  // y (m, out) = x (m, in) * W^T [+ y when accumulate]. A row has the same bits alone and in any block.
   void apply(ConstMatrix x, MutMatrix y, bool accumulate = false) const;
+  // Row r of W, widened, into out (in). Exact.
+  void copy_row(int64_t r, float* out) const;
   int64_t out_features() const;
   int64_t in_features() const;
   int64_t bytes() const;
