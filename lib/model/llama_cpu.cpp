@@ -1,0 +1,187 @@
+#include "model/llama_cpu.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/thread_pool.h"
+#include "model/kernels.h"
+
+namespace vqkv {
+namespace {
+
+constexpr int64_t kRowsPerTask = 16;   // element-wise work: a few hundred microseconds a task at most
+constexpr int64_t kMlpTile = 512;      // bounds the widest activation (tile, 2*ffn), however long the block
+
+template <class Body>
+void for_rows(int64_t rows, Body&& body) {
+  parallel_for((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); ++r) body(r);
+  });
+}
+
+std::vector<float> read_vector(const ModelWeights& weights, Weight w, int layer) {
+  const Matrix<float> m = weights.read(w, layer);
+  return {m.storage.begin(), m.storage.end()};
+}
+
+PackedWeights read_packed(const ModelWeights& weights, std::initializer_list<Weight> parts, int layer, DType storage) {
+  std::vector<Matrix<float>> plain;
+  std::vector<ConstMatrix> views;
+  for (const Weight w : parts) plain.push_back(weights.read(w, layer));
+  for (const Matrix<float>& m : plain) views.push_back(m.view());
+  return PackedWeights(views, storage);
+}
+
+MutMatrix shaped(AlignedVector<float>& buffer, int64_t rows, int64_t cols) {
+  if (buffer.size() < static_cast<size_t>(rows * cols)) buffer.resize(static_cast<size_t>(rows * cols));
+  return {buffer.data(), rows, cols};
+}
+
+void norm_rows(ConstMatrix x, const std::vector<float>& weight, double eps, MutMatrix out) {
+  for_rows(x.rows, [&](int64_t r) { rms_norm(x.row(r), weight.data(), eps, out.row(r), x.cols); });
+}
+
+}  // namespace
+
+LlamaCpu::LlamaCpu(const ModelWeights& weights, DType storage, std::string tokenizer_path)
+    : facts_(weights.facts()), tokenizer_path_(std::move(tokenizer_path)) {
+  plain_out_.resize(static_cast<size_t>(facts_.layers));
+  for (int l = 0; l < facts_.layers; ++l) {
+    Layer& layer = layers_.emplace_back();
+    layer.attention_norm = read_vector(weights, Weight::kAttentionNorm, l);
+    layer.ffn_norm = read_vector(weights, Weight::kFfnNorm, l);
+    if (facts_.qkv_bias)
+      for (const Weight w : {Weight::kQBias, Weight::kKBias, Weight::kVBias}) {
+        const std::vector<float> part = read_vector(weights, w, l);
+        layer.qkv_bias.insert(layer.qkv_bias.end(), part.begin(), part.end());
+      }
+    if (facts_.qk_norm) {
+      layer.q_norm = read_vector(weights, Weight::kQNorm, l);
+      layer.k_norm = read_vector(weights, Weight::kKNorm, l);
+    }
+    layer.qkv = read_packed(weights, {Weight::kQ, Weight::kK, Weight::kV}, l, storage);
+    layer.out = read_packed(weights, {Weight::kO}, l, storage);
+    layer.gate_up = read_packed(weights, {Weight::kGate, Weight::kUp}, l, storage);
+    layer.down = read_packed(weights, {Weight::kDown}, l, storage);
+  }
+  final_norm_ = read_vector(weights, Weight::kFinalNorm, 0);
+  embedding_ = read_packed(weights, {Weight::kEmbedding}, 0, storage);
+  head_ = facts_.tied_head ? embedding_ : read_packed(weights, {Weight::kHead}, 0, storage);
+}
+
+LlamaCpu::~LlamaCpu() = default;
+
+const Tokenizer& LlamaCpu::tokenizer() const {
+  const std::lock_guard lock(lazy_);
+  if (!tokenizer_) tokenizer_ = load_tokenizer(tokenizer_path_);
+  return *tokenizer_;
+}
+
+ConstMatrix LlamaCpu::output_weight(int layer) const {
+  VQKV_CHECK(layer >= 0 && layer < facts_.layers);
+  const std::lock_guard lock(lazy_);
+  Matrix<float>& plain = plain_out_[static_cast<size_t>(layer)];
+  if (plain.rows == 0) {
+    const PackedWeights& packed = layers_[static_cast<size_t>(layer)].out;
+    plain = Matrix<float>(packed.out_features(), packed.in_features());
+    for (int64_t r = 0; r < plain.rows; ++r) packed.copy_row(r, plain.row(r));
+  }
+  return plain.view();
+}
+
+int64_t LlamaCpu::weight_bytes() const {
+  int64_t total = embedding_.bytes() + (facts_.tied_head ? 0 : head_.bytes());
+  for (const Layer& l : layers_) total += l.qkv.bytes() + l.out.bytes() + l.gate_up.bytes() + l.down.bytes();
+  return total;
+}
+
+// Bias and q/k norm after the product; what a tap and the cache see.
+void LlamaCpu::attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv) {
+  layer.qkv.apply(x, qkv);
+  if (layer.qkv_bias.empty() && layer.q_norm.empty()) return;
+  const int64_t d = facts_.head_dim;
+  for_rows(qkv.rows, [&](int64_t r) {
+    float* row = qkv.row(r);
+    if (!layer.qkv_bias.empty()) add_bias(row, layer.qkv_bias.data(), qkv.cols);
+    if (layer.q_norm.empty()) return;
+    for (int64_t h = 0; h < facts_.q_heads + facts_.kv_heads; ++h)
+      rms_norm(row + h * d, (h < facts_.q_heads ? layer.q_norm : layer.k_norm).data(), facts_.norm_eps, row + h * d, d);
+  });
+}
+
+// x += down(silu(gate(norm(x))) * up(norm(x)))
+void LlamaCpu::mlp(const Layer& layer, MutMatrix x) {
+  const int64_t ffn = facts_.ffn;
+  for (int64_t first = 0; first < x.rows; first += kMlpTile) {
+    const int64_t rows = std::min(kMlpTile, x.rows - first);
+    const MutMatrix part = x.slice_rows(first, rows);
+    const MutMatrix normed = shaped(act_.normed, rows, x.cols);
+    const MutMatrix wide = shaped(act_.wide, rows, 2 * ffn);
+    norm_rows(part, layer.ffn_norm, facts_.norm_eps, normed);
+    layer.gate_up.apply(normed, wide);
+    for_rows(rows, [&](int64_t r) { swiglu(wide.row(r), wide.row(r) + ffn, ffn); });
+    layer.down.apply(wide.slice_cols(0, ffn), part, true);
+  }
+}
+
+void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, const Attend& attend, LogitRows rows,
+                   MutMatrix logits, ModelTap* tap) {
+  const int64_t n = static_cast<int64_t>(tokens.size()), hidden = facts_.hidden;
+  const int64_t q_cols = int64_t{facts_.q_heads} * facts_.head_dim, kv_cols = int64_t{facts_.kv_heads} * facts_.head_dim;
+  const int64_t wanted = rows == LogitRows::kAll ? n : rows == LogitRows::kLast ? 1 : 0;
+  if (n == 0) return;
+  VQKV_CHECK(wanted == 0 || (logits.rows == wanted && logits.cols == facts_.vocab));
+  for (const int32_t t : tokens)
+    if (t < 0 || t >= facts_.vocab)
+      fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", t, facts_.name, facts_.vocab - 1));
+
+  const std::lock_guard lock(running_);
+  MutMatrix x = shaped(act_.stream, n, hidden);
+  for_rows(n, [&](int64_t r) { embedding_.copy_row(tokens[static_cast<size_t>(r)], x.row(r)); });
+  const MutMatrix qkv = shaped(act_.qkv, n, q_cols + 2 * kv_cols);
+  MutMatrix attended = shaped(act_.attended, n, q_cols);
+  for (int l = 0; l < facts_.layers; ++l) {
+    const Layer& layer = layers_[static_cast<size_t>(l)];
+    const MutMatrix normed = shaped(act_.normed, n, hidden);
+    norm_rows(x, layer.attention_norm, facts_.norm_eps, normed);
+    attention_inputs(layer, normed, qkv);
+    const ConstMatrix q = qkv.slice_cols(0, q_cols), k = qkv.slice_cols(q_cols, kv_cols),
+                      v = qkv.slice_cols(q_cols + kv_cols, kv_cols);
+    if (tap) tap->on_qkv(l, first_position, q, k, v);
+    attend(l, q, k, v, attended);
+    if (l + 1 == facts_.layers) {
+      // After the last attention only the rows whose logits are wanted go on.
+      if (wanted == 0) return;
+      x = x.slice_rows(n - wanted, wanted);
+      attended = attended.slice_rows(n - wanted, wanted);
+    }
+    layer.out.apply(attended, x, true);
+    mlp(layer, x);
+  }
+  const MutMatrix normed = shaped(act_.normed, wanted, hidden);
+  norm_rows(x, final_norm_, facts_.norm_eps, normed);
+  head_.apply(normed, logits);
+}
+
+void LlamaCpu::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
+                       Visibility visibility, ModelTap* tap) {
+  if (tokens.empty()) return;
+  const CacheShape& shape = kv.cache().shape();
+  VQKV_CHECK(shape.layers == facts_.layers && shape.q_heads == facts_.q_heads && shape.kv_heads == facts_.kv_heads &&
+             shape.head_dim == facts_.head_dim);
+  const int64_t first = kv.cache().length();
+  kv.begin_block(static_cast<int64_t>(tokens.size()), visibility);
+  run(tokens, first,
+      [&](int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) { kv.attend(layer, q, k, v, out); }, rows,
+      logits, tap);
+  kv.end_block();
+}
+
+std::unique_ptr<ModelRuntime> load_model(const std::string& path, const RuntimeOptions& options) {
+  if (options.weights != DType::kF32 && options.weights != DType::kBF16)
+    fail_usage(fmt::format("weights can't be held as {}; allowed: f32, bf16", dtype_name(options.weights)));
+  return std::make_unique<LlamaCpu>(*ModelWeights::open(path), options.weights, path);
+}
+
+}  // namespace vqkv
