@@ -68,13 +68,23 @@ std::string method_of(const Json& config) {
   return k == v ? k : k + " + " + v;
 }
 
+// The scalars of a map as written: "codebooks=4 bits=8 k(rope=pre)".
+std::string knobs_text(const Json& map) {
+  std::string out;
+  for (const auto& [key, value] : map.items()) {
+    if (key == "name") continue;
+    out += (out.empty() ? "" : " ") + (value.is_object() ? key + "(" + knobs_text(value) + ")" : key + "=" + short_value(value));
+  }
+  return out;
+}
+
 std::string label_of(const Json& cell) {
-  const Json& config = cell.at("config");
-  std::string label = method_of(config);
+  std::string label = method_of(cell.at("config"));
   if (cell.contains("axes") && cell["axes"].is_object())
     for (const auto& [path, value] : cell["axes"].items()) {
-      if (path == "codec" || path.ends_with(".name") || value.is_object()) continue;
-      label += fmt::format(" {}={}", path.substr(path.find_last_of('.') + 1), short_value(value));
+      if (path.ends_with(".name")) continue;
+      if (value.is_object()) label += " " + knobs_text(value);
+      else label += fmt::format(" {}={}", path.substr(path.find_last_of('.') + 1), short_value(value));
     }
   return label;
 }
