@@ -9,12 +9,15 @@ namespace vqkv {
 
 class TokenMatcher {
  public:
-  static constexpr size_t kLongest = 1024;   // bytes; the longest special token of known checkpoints has under 100
+  static constexpr size_t kLongest = 1024;  // bytes; the longest special token of known checkpoints has under 100
   bool empty() const { return nodes_ == 1; }
   // text is 1 to kLongest bytes. The same text twice keeps the first id.
   void add(std::string_view text, int32_t id);
   // The longest token that `text` starts with: its id and length, or {-1, 0}.
-  struct Match { int32_t id = -1; size_t length = 0; };
+  struct Match {
+    int32_t id = -1;
+    size_t length = 0;
+  };
   Match at_start(std::string_view text) const;
 
   // Calls plain(stretch) for text without tokens (never empty) and token(id) for each token, in order.
@@ -23,7 +26,10 @@ class TokenMatcher {
     size_t begin = 0;
     for (size_t i = 0; i < text.size();) {
       const Match match = at_start(text.substr(i));
-      if (match.length == 0) { ++i; continue; }
+      if (match.length == 0) {
+        ++i;
+        continue;
+      }
       if (i > begin) plain(text.substr(begin, i - begin));
       token(match.id);
       begin = i += match.length;

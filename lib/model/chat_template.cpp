@@ -16,7 +16,7 @@ constexpr size_t kMaxTemplate = 1 << 20;
 
 struct Known {
   std::string_view name;
-  std::string_view sha256;   // of the normal form
+  std::string_view sha256;  // of the normal form
 };
 
 // Normal forms of the templates in the checkpoints named. Llama 3.2's is left out: it prints today's date.
@@ -41,19 +41,33 @@ std::string normal_expression(std::string_view text) {
   bool gap = false;
   for (size_t i = 0; i < text.size();) {
     const char c = text[i];
-    if (is_space(c)) { gap = true; ++i; continue; }
+    if (is_space(c)) {
+      gap = true;
+      ++i;
+      continue;
+    }
     if (gap && !out.empty() && is_word(out.back()) && is_word(c)) out += ' ';
     gap = false;
-    if (c != '\'' && c != '"') { out += c; ++i; continue; }
+    if (c != '\'' && c != '"') {
+      out += c;
+      ++i;
+      continue;
+    }
     out += '"';
     for (++i; i < text.size() && text[i] != c; ++i) {
       char literal = text[i];
       if (literal == '\\' && i + 1 < text.size()) {
         const char escaped = text[++i];
-        if (escaped == 'n') literal = '\n';
-        else if (escaped == 't') literal = '\t';
-        else if (escaped == '\\' || escaped == '\'' || escaped == '"') literal = escaped;
-        else { out += "\\?"; literal = escaped; }   // another escape: kept apart from what it might mean
+        if (escaped == 'n')
+          literal = '\n';
+        else if (escaped == 't')
+          literal = '\t';
+        else if (escaped == '\\' || escaped == '\'' || escaped == '"')
+          literal = escaped;
+        else {
+          out += "\\?";
+          literal = escaped;
+        }  // another escape: kept apart from what it might mean
       }
       if (literal == '"' || literal == '\\') out += '\\';
       out += literal;
@@ -71,11 +85,16 @@ size_t tag_end(std::string_view text, size_t begin) {
   char quote = 0;
   for (size_t i = begin + 2; i + 1 < text.size(); ++i) {
     if (kind != '#' && quote) {
-      if (text[i] == '\\') ++i;
-      else if (text[i] == quote) quote = 0;
+      if (text[i] == '\\')
+        ++i;
+      else if (text[i] == quote)
+        quote = 0;
       continue;
     }
-    if (kind != '#' && (text[i] == '\'' || text[i] == '"')) { quote = text[i]; continue; }
+    if (kind != '#' && (text[i] == '\'' || text[i] == '"')) {
+      quote = text[i];
+      continue;
+    }
     if (text[i] == close && text[i + 1] == '}') return i + 2;
   }
   return std::string_view::npos;
@@ -83,17 +102,47 @@ size_t tag_end(std::string_view text, size_t begin) {
 
 // Python's str.strip: white space of Unicode, and the four separators U+001C to U+001F.
 std::string strip(const std::string& text) {
-  static const std::vector<std::string_view> kSpaces{
-      " ", "\t", "\n", "\v", "\f", "\r", "\x1c", "\x1d", "\x1e", "\x1f", "\xc2\x85", "\xc2\xa0", "\xe1\x9a\x80",
-      "\xe2\x80\x80", "\xe2\x80\x81", "\xe2\x80\x82", "\xe2\x80\x83", "\xe2\x80\x84", "\xe2\x80\x85", "\xe2\x80\x86",
-      "\xe2\x80\x87", "\xe2\x80\x88", "\xe2\x80\x89", "\xe2\x80\x8a", "\xe2\x80\xa8", "\xe2\x80\xa9", "\xe2\x80\xaf",
-      "\xe2\x81\x9f", "\xe3\x80\x80"};
+  static const std::vector<std::string_view> kSpaces{" ",
+                                                     "\t",
+                                                     "\n",
+                                                     "\v",
+                                                     "\f",
+                                                     "\r",
+                                                     "\x1c",
+                                                     "\x1d",
+                                                     "\x1e",
+                                                     "\x1f",
+                                                     "\xc2\x85",
+                                                     "\xc2\xa0",
+                                                     "\xe1\x9a\x80",
+                                                     "\xe2\x80\x80",
+                                                     "\xe2\x80\x81",
+                                                     "\xe2\x80\x82",
+                                                     "\xe2\x80\x83",
+                                                     "\xe2\x80\x84",
+                                                     "\xe2\x80\x85",
+                                                     "\xe2\x80\x86",
+                                                     "\xe2\x80\x87",
+                                                     "\xe2\x80\x88",
+                                                     "\xe2\x80\x89",
+                                                     "\xe2\x80\x8a",
+                                                     "\xe2\x80\xa8",
+                                                     "\xe2\x80\xa9",
+                                                     "\xe2\x80\xaf",
+                                                     "\xe2\x81\x9f",
+                                                     "\xe3\x80\x80"};
   std::string_view rest = text;
   for (bool again = true; again;) {
     again = false;
     for (const std::string_view space : kSpaces) {
-      if (rest.starts_with(space)) { rest.remove_prefix(space.size()); again = true; }
-      if (rest.ends_with(space)) { rest.remove_suffix(space.size()); again = true; }
+      if (rest.starts_with(space)) {
+        rest.remove_prefix(space.size());
+        again = true;
+      }
+      if (rest.ends_with(space)) {
+        rest.remove_suffix(space.size());
+        again = true;
+      }
     }
   }
   return std::string(rest);
@@ -103,7 +152,8 @@ std::string strip(const std::string& text) {
   fail_usage(fmt::format("chat template {}: message {} has role \"{}\"; {}", name, at, message.role, wanted));
 }
 
-std::string chatml(std::string_view name, const std::vector<ChatMessage>& messages, bool prompt, std::string_view system) {
+std::string chatml(std::string_view name, const std::vector<ChatMessage>& messages, bool prompt,
+                   std::string_view system) {
   std::string out;
   if (!system.empty() && messages[0].role != "system") out = fmt::format("<|im_start|>system\n{}<|im_end|>\n", system);
   for (size_t i = 0; i < messages.size(); ++i) {
@@ -139,13 +189,15 @@ std::string llama3(const std::vector<ChatMessage>& messages, bool prompt, const 
 }
 
 // Llama 2 and Mistral: users and assistants take turns; the template itself ends where the answer begins.
-std::string instruct(std::string_view name, const std::vector<ChatMessage>& messages, const std::string& bos, const std::string& eos) {
+std::string instruct(std::string_view name, const std::vector<ChatMessage>& messages, const std::string& bos,
+                     const std::string& eos) {
   const bool llama = name == "llama2";
   const bool system = llama && messages[0].role == "system";
   std::string out = llama ? "" : bos;
   for (size_t i = system ? 1 : 0; i < messages.size(); ++i) {
     const bool user = (i - (system ? 1 : 0)) % 2 == 0;
-    if (messages[i].role != (user ? "user" : "assistant")) fail_role(name, i, messages[i], user ? "wanted user" : "wanted assistant");
+    if (messages[i].role != (user ? "user" : "assistant"))
+      fail_role(name, i, messages[i], user ? "wanted user" : "wanted assistant");
     std::string content = messages[i].content;
     if (system && i == 1) content = fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n{}", messages[0].content, content);
     if (llama) content = strip(content);
@@ -172,9 +224,10 @@ std::string chat_template_normal_form(std::string_view text) {
     if (!plain.empty()) out += fmt::format("{{>{}<}}", plain);
     plain.clear();
   };
-  if (text.ends_with('\n')) text.remove_suffix(1);   // Jinja drops one
+  if (text.ends_with('\n')) text.remove_suffix(1);  // Jinja drops one
   for (size_t i = 0; i < text.size();) {
-    const bool opens = text[i] == '{' && i + 1 < text.size() && (text[i + 1] == '{' || text[i + 1] == '%' || text[i + 1] == '#');
+    const bool opens =
+        text[i] == '{' && i + 1 < text.size() && (text[i + 1] == '{' || text[i + 1] == '%' || text[i + 1] == '#');
     const size_t end = opens ? tag_end(text, i) : std::string_view::npos;
     if (end == std::string_view::npos) {
       plain += text[i++];
@@ -230,11 +283,13 @@ std::string render_chat(std::string_view name, const std::vector<ChatMessage>& m
   if (messages.empty()) fail_usage("a chat needs at least one message");
   if (name == "chatml") return chatml(name, messages, add_generation_prompt, "");
   if (name == "smollm2") {
-    return chatml(name, messages, add_generation_prompt, "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
+    return chatml(name, messages, add_generation_prompt,
+                  "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
   }
   if (name == "qwen2") return chatml(name, messages, add_generation_prompt, "You are a helpful assistant.");
   if (name == "qwen2.5") {
-    return chatml(name, messages, add_generation_prompt, "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
+    return chatml(name, messages, add_generation_prompt,
+                  "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
   }
   if (name == "llama3") return llama3(messages, add_generation_prompt, bos, false);
   if (name == "llama3.1") return llama3(messages, add_generation_prompt, bos, true);
@@ -242,21 +297,25 @@ std::string render_chat(std::string_view name, const std::vector<ChatMessage>& m
   fail_usage(fmt::format("no chat template \"{}\"; known: {}", name, fmt::join(chat_template_names(), ", ")));
 }
 
-std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, bool add_generation_prompt) {
+std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,
+                        bool add_generation_prompt) {
   if (tokenizer.chat_template().empty()) {
     fail_data("this model has no chat template; give the prompt as raw text, without --chat");
   }
   const std::string_view name = chat_template_name(tokenizer.chat_template());
   if (name.empty()) {
-    fail_data(fmt::format("the model's chat template (sha256 {}) is not one of: {}; write the whole prompt with its special "
-                          "tokens yourself and give it as raw text, without --chat",
-                          sha256_hex(tokenizer.chat_template()), fmt::join(chat_template_names(), ", ")));
+    fail_data(
+        fmt::format("the model's chat template (sha256 {}) is not one of: {}; write the whole prompt with its special "
+                    "tokens yourself and give it as raw text, without --chat",
+                    sha256_hex(tokenizer.chat_template()), fmt::join(chat_template_names(), ", ")));
   }
   const SpecialTokens& special = tokenizer.special();
-  return render_chat(name, messages, add_generation_prompt, text_of(tokenizer, special.bos), text_of(tokenizer, special.eos));
+  return render_chat(name, messages, add_generation_prompt, text_of(tokenizer, special.bos),
+                     text_of(tokenizer, special.eos));
 }
 
-std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, bool add_generation_prompt) {
+std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,
+                                 bool add_generation_prompt) {
   std::vector<int32_t> ids = tokenizer.encode(render_chat(tokenizer, messages, add_generation_prompt), true);
   const SpecialTokens& special = tokenizer.special();
   if (special.add_bos && (ids.empty() || ids[0] != special.bos)) ids.insert(ids.begin(), special.bos);

@@ -11,7 +11,7 @@
 namespace vqkv {
 
 struct ChatMessage {
-  std::string role;      // "system", "user", "assistant"; ChatML templates take any
+  std::string role;  // "system", "user", "assistant"; ChatML templates take any
   std::string content;
 };
 
@@ -20,12 +20,13 @@ struct ChatMessage {
 std::string_view chat_template_name(std::string_view chat_template);
 std::vector<std::string_view> chat_template_names();
 
-// What the named template renders without tools; `bos` and `eos` are the texts of those tokens. kUsage: an unknown name,
-// no messages, roles that the template does not take or not in this order.
+// What the named template renders without tools; `bos` and `eos` are the texts of those tokens. kUsage: an unknown
+// name, no messages, roles that the template does not take or not in this order.
 std::string render_chat(std::string_view name, const std::vector<ChatMessage>& messages, bool add_generation_prompt,
                         const std::string& bos, const std::string& eos);
 // With the tokenizer's own template; kBadData when it has none or an unknown one.
-std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, bool add_generation_prompt);
+std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,
+                        bool add_generation_prompt);
 // The ids of the above, special tokens recognised (also in the messages, as Hugging Face does), with exactly one BOS
 // where the template or the tokenizer adds one.
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,

@@ -11,15 +11,15 @@
 namespace vqkv {
 namespace {
 
-constexpr std::string_view kGpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+)"
+    R"(|\s+(?!\S)|\s+)";
 
-// PCRE2's \s also takes U+180E, which lost the White_Space property in Unicode 6.3; the published tokenizers use engines
-// that follow the property. So \s is spelled out.
+// PCRE2's \s also takes U+180E, which lost the White_Space property in Unicode 6.3; the published tokenizers use
+// engines that follow the property. So \s is spelled out.
 constexpr std::string_view kSpaces =
     R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 
@@ -45,10 +45,18 @@ std::string spell_out_spaces(std::string_view pattern) {
   return out;
 }
 
-struct CodeFree { void operator()(pcre2_code* p) const { pcre2_code_free(p); } };
-struct MatchDataFree { void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); } };
-struct ContextFree { void operator()(pcre2_match_context* p) const { pcre2_match_context_free(p); } };
-struct StackFree { void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); } };
+struct CodeFree {
+  void operator()(pcre2_code* p) const { pcre2_code_free(p); }
+};
+struct MatchDataFree {
+  void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
+};
+struct ContextFree {
+  void operator()(pcre2_match_context* p) const { pcre2_match_context_free(p); }
+};
+struct StackFree {
+  void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
+};
 using Code = std::unique_ptr<pcre2_code, CodeFree>;
 
 Code compile(std::string_view pattern) {
@@ -77,7 +85,8 @@ struct Matcher {
     if (!data || !context || !stack) throw std::bad_alloc();
     pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
     // Each of the expressions walks back over a run at most once, so this is far above any honest text.
-    pcre2_set_match_limit(context.get(), static_cast<uint32_t>(std::min<size_t>(1'000'000 + 64 * text_bytes, 4'000'000'000)));
+    pcre2_set_match_limit(context.get(),
+                          static_cast<uint32_t>(std::min<size_t>(1'000'000 + 64 * text_bytes, 4'000'000'000)));
   }
 
   // [first, second) of the next match at or after `from`; {size, size} when there is none.
@@ -97,7 +106,7 @@ struct Matcher {
     size_t done = 0;
     while (done < text.size()) {
       const auto [begin, end] = next(text, done);
-      if (begin > done) word(text.substr(done, begin - done));   // what no alternative takes is a word of its own
+      if (begin > done) word(text.substr(done, begin - done));  // what no alternative takes is a word of its own
       if (end > begin) word(text.substr(begin, end - begin));
       done = std::max(end, begin);
     }
@@ -108,7 +117,7 @@ struct Matcher {
 
 struct PreTokenizer::Impl {
   Code words;
-  Code digits;   // smollm: every numeric character is cut out first
+  Code digits;  // smollm: every numeric character is cut out first
 };
 
 PreTokenizer::PreTokenizer(const std::string& name) : impl_(std::make_unique<Impl>()) {

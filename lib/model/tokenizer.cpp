@@ -14,15 +14,19 @@ namespace vqkv {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr int64_t kMaxJson = int64_t{256} << 20;   // the largest tokenizer.json of the supported families has 17 MB
+constexpr int64_t kMaxJson = int64_t{256} << 20;  // the largest tokenizer.json of the supported families has 17 MB
 
-std::string read_if_there(const fs::path& path) { return fs::exists(path) ? read_file(path.string(), kMaxJson) : std::string(); }
+std::string read_if_there(const fs::path& path) {
+  return fs::exists(path) ? read_file(path.string(), kMaxJson) : std::string();
+}
 
 void apply_settings(TokenizerData& data, const fs::path& folder) {
   const fs::path config = folder / "tokenizer_config.json";
-  if (const std::string text = read_if_there(config); !text.empty()) apply_tokenizer_config(data, text, config.string());
+  if (const std::string text = read_if_there(config); !text.empty())
+    apply_tokenizer_config(data, text, config.string());
   // Newer checkpoints keep the template in a file of its own, which goes first.
-  if (std::string text = read_if_there(folder / "chat_template.jinja"); !text.empty()) data.chat_template = std::move(text);
+  if (std::string text = read_if_there(folder / "chat_template.jinja"); !text.empty())
+    data.chat_template = std::move(text);
   for (const char* name : {"generation_config.json", "config.json"}) {
     const fs::path path = folder / name;
     if (const std::string text = read_if_there(path); !text.empty()) {
@@ -35,7 +39,8 @@ void apply_settings(TokenizerData& data, const fs::path& folder) {
 std::unique_ptr<Tokenizer> load_folder(const fs::path& folder) {
   const fs::path json = folder / "tokenizer.json", model = folder / "tokenizer.model";
   // A SentencePiece checkpoint has both files; its own library reads the original. Files of that name that hold another
-  // format (Llama 3's is a list of base64 lines) stand beside a byte-level tokenizer.json, or are refused by the library.
+  // format (Llama 3's is a list of base64 lines) stand beside a byte-level tokenizer.json, or are refused by the
+  // library.
   bool byte_level = false;
   std::string text;
   if (fs::exists(json)) {
@@ -44,7 +49,7 @@ std::unique_ptr<Tokenizer> load_folder(const fs::path& folder) {
   }
   if (fs::exists(model) && !byte_level) {
     TokenizerData data;
-    data.special.add_bos = true;   // what Llama's tokenizer class does unless its configuration says otherwise
+    data.special.add_bos = true;  // what Llama's tokenizer class does unless its configuration says otherwise
     apply_settings(data, folder);
     std::sort(data.special.stop.begin(), data.special.stop.end());
     return make_sentencepiece_tokenizer(model.string(), std::move(data));
@@ -53,7 +58,8 @@ std::unique_ptr<Tokenizer> load_folder(const fs::path& folder) {
   TokenizerData data = parse_tokenizer_json(text, json.string());
   apply_settings(data, folder);
   complete_stop_tokens(data);
-  if (data.special.add_bos && data.special.bos < 0) fail_data(json.string() + ": the tokenizer adds a BOS token, but no file names one");
+  if (data.special.add_bos && data.special.bos < 0)
+    fail_data(json.string() + ": the tokenizer adds a BOS token, but no file names one");
   return make_bpe_tokenizer(std::move(data));
 }
 

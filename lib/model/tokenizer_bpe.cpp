@@ -22,7 +22,7 @@ namespace {
 // GPT-2's byte alphabet: printable bytes of Latin-1 stand for themselves, the other 68 for U+0100 and up, in order.
 struct ByteAlphabet {
   std::array<uint32_t, 256> code_point{};
-  std::array<int, 512> byte{};   // of a code point below 512; -1: not in the alphabet
+  std::array<int, 512> byte{};  // of a code point below 512; -1: not in the alphabet
   ByteAlphabet() {
     byte.fill(-1);
     uint32_t next = 256;
@@ -55,9 +55,9 @@ std::string token_bytes(const std::string& token) {
 
 std::string to_nfc(std::string_view text) {
   utf8proc_uint8_t* out = nullptr;
-  const utf8proc_ssize_t n = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                                          static_cast<utf8proc_ssize_t>(text.size()), &out,
-                                          static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const utf8proc_ssize_t n =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   if (n < 0) fail_data(fmt::format("text cannot be normalised to NFC: {}", utf8proc_errmsg(n)));
   std::string result(reinterpret_cast<const char*>(out), static_cast<size_t>(n));
   std::free(out);
@@ -67,8 +67,13 @@ std::string to_nfc(std::string_view text) {
 class BpeTokenizer final : public Tokenizer {
  public:
   explicit BpeTokenizer(TokenizerData data)
-      : pre_(data.pre), pre_tokenizer_(data.pre), nfc_(data.nfc), ignore_merges_(data.ignore_merges),
-        unknown_(data.unknown), fuse_unknown_(data.fuse_unknown), where_(data.where) {
+      : pre_(data.pre),
+        pre_tokenizer_(data.pre),
+        nfc_(data.nfc),
+        ignore_merges_(data.ignore_merges),
+        unknown_(data.unknown),
+        fuse_unknown_(data.fuse_unknown),
+        where_(data.where) {
     special_ = std::move(data.special);
     chat_template_ = std::move(data.chat_template);
     index_tokens(data);
@@ -102,16 +107,26 @@ class BpeTokenizer final : public Tokenizer {
     };
     const auto token = [&](int32_t id) { out.push_back(id); };
     const Added& added = added_[parse_special ? 1 : 0];
-    added.as_written.cut(text, [&](std::string_view stretch) {
-      if (!nfc_) { words(stretch); return; }
-      added.normalized.cut(to_nfc(stretch), words, token);
-    }, token);
+    added.as_written.cut(
+        text,
+        [&](std::string_view stretch) {
+          if (!nfc_) {
+            words(stretch);
+            return;
+          }
+          added.normalized.cut(to_nfc(stretch), words, token);
+        },
+        token);
     return out;
   }
 
  private:
-  struct Added { TokenMatcher as_written, normalized; };
-  struct Merge { int32_t rank, result; };
+  struct Added {
+    TokenMatcher as_written, normalized;
+  };
+  struct Merge {
+    int32_t rank, result;
+  };
 
   static uint64_t pair_key(int32_t left, int32_t right) {
     return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
@@ -188,7 +203,9 @@ class BpeTokenizer final : public Tokenizer {
       }
     }
     // A linked list of symbols and a heap of candidate merges: n log n, also for a word of a megabyte.
-    struct Symbol { int32_t id, previous, next; };
+    struct Symbol {
+      int32_t id, previous, next;
+    };
     struct Candidate {
       int32_t rank, at, result;
       bool operator<(const Candidate& o) const { return rank != o.rank ? rank > o.rank : at > o.at; }
@@ -217,7 +234,8 @@ class BpeTokenizer final : public Tokenizer {
     const auto consider = [&](int32_t at) {
       const int32_t next = at < 0 ? -1 : symbols[static_cast<size_t>(at)].next;
       if (next < 0) return;
-      const auto it = merges_.find(pair_key(symbols[static_cast<size_t>(at)].id, symbols[static_cast<size_t>(next)].id));
+      const auto it =
+          merges_.find(pair_key(symbols[static_cast<size_t>(at)].id, symbols[static_cast<size_t>(next)].id));
       if (it != merges_.end()) heap.push({it->second.rank, at, it->second.result});
     };
     for (size_t i = 0; i + 1 < symbols.size(); ++i) consider(static_cast<int32_t>(i));
@@ -225,10 +243,10 @@ class BpeTokenizer final : public Tokenizer {
       const Candidate best = heap.top();
       heap.pop();
       Symbol& left = symbols[static_cast<size_t>(best.at)];
-      if (left.id < 0 || left.next < 0) continue;   // merged away since
+      if (left.id < 0 || left.next < 0) continue;  // merged away since
       const Symbol right = symbols[static_cast<size_t>(left.next)];
       const auto it = merges_.find(pair_key(left.id, right.id));
-      if (it == merges_.end() || it->second.result != best.result) continue;   // the pair is another one by now
+      if (it == merges_.end() || it->second.result != best.result) continue;  // the pair is another one by now
       symbols[static_cast<size_t>(left.next)].id = -1;
       left.id = best.result;
       left.next = right.next;
@@ -241,8 +259,8 @@ class BpeTokenizer final : public Tokenizer {
     }
   }
 
-  // Small vocabularies lack some bytes (SmolLM2's lacks 21, all of them rare); the published tokenizers leave them out of
-  // the ids without a word. So do we, but not silently.
+  // Small vocabularies lack some bytes (SmolLM2's lacks 21, all of them rare); the published tokenizers leave them out
+  // of the ids without a word. So do we, but not silently.
   void warn_missing(uint8_t byte) const {
     if (warned_.exchange(true)) return;
     log_warning(fmt::format("{}: the vocabulary has no token for byte 0x{:02x}; it is {} (said once)", where_, byte,
@@ -260,16 +278,21 @@ class BpeTokenizer final : public Tokenizer {
   std::unordered_map<std::string, int32_t> id_of_;
   std::unordered_map<uint64_t, Merge> merges_;
   std::array<int32_t, 256> byte_token_{};
-  std::array<Added, 2> added_;   // without and with control tokens
+  std::array<Added, 2> added_;  // without and with control tokens
   mutable std::atomic<bool> warned_{false};
 };
 
 }  // namespace
 
 std::string_view known_pre_tokenizer(std::string_view gguf_pre) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kNames{{
-      {"gpt-2", "gpt2"}, {"gpt2", "gpt2"}, {"smollm", "smollm"}, {"qwen2", "qwen2"}, {"deepseek-r1-qwen", "qwen2"},
-      {"llama-bpe", "llama-bpe"}, {"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"}}};
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kNames{{{"gpt-2", "gpt2"},
+                                                                                 {"gpt2", "gpt2"},
+                                                                                 {"smollm", "smollm"},
+                                                                                 {"qwen2", "qwen2"},
+                                                                                 {"deepseek-r1-qwen", "qwen2"},
+                                                                                 {"llama-bpe", "llama-bpe"},
+                                                                                 {"llama3", "llama-bpe"},
+                                                                                 {"llama-v3", "llama-bpe"}}};
   for (const auto& [name, own] : kNames) {
     if (name == gguf_pre) return own;
   }

@@ -41,7 +41,10 @@ void require_utf8(std::string_view text, const std::string& what) {
   }
   for (size_t i = 0; i < text.size();) {
     const uint8_t b = static_cast<uint8_t>(text[i]);
-    if (b < 0x80) { ++i; continue; }
+    if (b < 0x80) {
+      ++i;
+      continue;
+    }
     // Unicode's table 3-7: overlong forms, surrogates and what lies above U+10FFFF are not well formed.
     const size_t n = b >= 0xc2 && b < 0xe0 ? 2 : b >= 0xe0 && b < 0xf0 ? 3 : b >= 0xf0 && b < 0xf5 ? 4 : 0;
     bool good = n != 0 && i + n <= text.size();
@@ -58,8 +61,9 @@ void require_utf8(std::string_view text, const std::string& what) {
 
 void complete_stop_tokens(TokenizerData& data) {
   // What published checkpoints end a turn or a text with; taken where the vocabulary marks it as a control token.
-  constexpr std::array<std::string_view, 9> kEnds{"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>",
-                                                  "<|end|>", "<end_of_turn>", "<|eot|>", "</s>"};
+  constexpr std::array<std::string_view, 9> kEnds{"<|im_end|>",      "<|eot_id|>",    "<|eom_id|>",
+                                                  "<|end_of_text|>", "<|endoftext|>", "<|end|>",
+                                                  "<end_of_turn>",   "<|eot|>",       "</s>"};
   std::vector<int32_t>& stop = data.special.stop;
   if (data.special.eos >= 0) stop.push_back(data.special.eos);
   for (size_t i = 0; i < data.tokens.size(); ++i) {

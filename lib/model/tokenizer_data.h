@@ -1,4 +1,5 @@
-// What a tokenizer is made of, whatever file it came from; and the tokenizers made of it. Private to lib/model and tests.
+// What a tokenizer is made of, whatever file it came from; and the tokenizers made of it. Private to lib/model and
+// tests.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,18 +16,18 @@ namespace vqkv {
 enum class TokenType : uint8_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
 struct TokenizerData {
-  std::string where;                  // the file, for messages
-  std::vector<std::string> tokens;    // as the file writes them: in the byte alphabet (BPE) or with U+2581 (SPM)
-  std::vector<TokenType> types;       // one a token
-  std::vector<float> scores;          // one a token; SPM only
-  std::vector<std::pair<std::string, std::string>> merges;   // in rank order; BPE only
-  std::string pre;                    // "gpt2", "smollm", "qwen2" or "llama-bpe"; BPE only
-  bool ignore_merges = false;         // a word that is a token is taken whole (Llama 3)
-  bool nfc = false;                   // text is brought to Unicode's form C first (Qwen2)
-  bool add_space_prefix = true;       // SPM only
-  int32_t unknown = -1;               // stands for what the vocabulary cannot express; -1: it is left out (BPE)
-  bool fuse_unknown = false;          // a run of unknown bytes is one unknown token
-  std::vector<bool> after_normalizer; // BPE: this added token is looked for after NFC; empty: none is
+  std::string where;                // the file, for messages
+  std::vector<std::string> tokens;  // as the file writes them: in the byte alphabet (BPE) or with U+2581 (SPM)
+  std::vector<TokenType> types;     // one a token
+  std::vector<float> scores;        // one a token; SPM only
+  std::vector<std::pair<std::string, std::string>> merges;  // in rank order; BPE only
+  std::string pre;                                          // "gpt2", "smollm", "qwen2" or "llama-bpe"; BPE only
+  bool ignore_merges = false;                               // a word that is a token is taken whole (Llama 3)
+  bool nfc = false;                                         // text is brought to Unicode's form C first (Qwen2)
+  bool add_space_prefix = true;                             // SPM only
+  int32_t unknown = -1;                // stands for what the vocabulary cannot express; -1: it is left out (BPE)
+  bool fuse_unknown = false;           // a run of unknown bytes is one unknown token
+  std::vector<bool> after_normalizer;  // BPE: this added token is looked for after NFC; empty: none is
   SpecialTokens special;
   std::string chat_template;
 };

@@ -37,7 +37,8 @@ void read_merges(const GgufFile& file, TokenizerData& data) {
 TokenizerData tokenizer_data_from_gguf(const GgufFile& file) {
   TokenizerData data;
   data.where = file.path();
-  if (!file.has("tokenizer.ggml.model")) fail_data(data.where + ": no tokenizer in this GGUF (tokenizer.ggml.model is missing)");
+  if (!file.has("tokenizer.ggml.model"))
+    fail_data(data.where + ": no tokenizer in this GGUF (tokenizer.ggml.model is missing)");
   const std::string model(file.string("tokenizer.ggml.model"));
   if (model != "gpt2" && model != "llama") {
     fail_data(fmt::format("{}: tokenizer.ggml.model is \"{}\"; supported: gpt2 (byte-level BPE), llama (SentencePiece)",
@@ -45,15 +46,18 @@ TokenizerData tokenizer_data_from_gguf(const GgufFile& file) {
   }
   const auto tokens = file.strings("tokenizer.ggml.tokens");
   if (tokens.empty() || static_cast<int64_t>(tokens.size()) > kMaxTokens) {
-    fail_data(fmt::format("{}: tokenizer.ggml.tokens has {} entries; allowed are 1 to {}", data.where, tokens.size(), kMaxTokens));
+    fail_data(fmt::format("{}: tokenizer.ggml.tokens has {} entries; allowed are 1 to {}", data.where, tokens.size(),
+                          kMaxTokens));
   }
   data.tokens.assign(tokens.begin(), tokens.end());
-  for (size_t i = 0; i < tokens.size(); ++i) require_utf8(tokens[i], fmt::format("{}: tokenizer.ggml.tokens[{}]", data.where, i));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    require_utf8(tokens[i], fmt::format("{}: tokenizer.ggml.tokens[{}]", data.where, i));
   data.types.assign(tokens.size(), TokenType::kNormal);
   if (file.has("tokenizer.ggml.token_type")) {
     const auto types = file.integers("tokenizer.ggml.token_type");
     if (types.size() != tokens.size()) {
-      fail_data(fmt::format("{}: tokenizer.ggml.token_type has {} entries for {} tokens", data.where, types.size(), tokens.size()));
+      fail_data(fmt::format("{}: tokenizer.ggml.token_type has {} entries for {} tokens", data.where, types.size(),
+                            tokens.size()));
     }
     for (size_t i = 0; i < types.size(); ++i) {
       if (types[i] < 1 || types[i] > 6) {
@@ -71,11 +75,14 @@ TokenizerData tokenizer_data_from_gguf(const GgufFile& file) {
   complete_stop_tokens(data);
   if (model == "llama") {
     // What these two would change is not implemented; no Llama-2 or Mistral file has them.
-    if (file.boolean_or("tokenizer.ggml.remove_extra_whitespaces", false) || file.has("tokenizer.ggml.precompiled_charsmap")) {
-      fail_data(data.where + ": this SentencePiece vocabulary normalises its text (remove_extra_whitespaces or "
+    if (file.boolean_or("tokenizer.ggml.remove_extra_whitespaces", false) ||
+        file.has("tokenizer.ggml.precompiled_charsmap")) {
+      fail_data(data.where +
+                ": this SentencePiece vocabulary normalises its text (remove_extra_whitespaces or "
                 "precompiled_charsmap), which is not supported");
     }
-    if (!file.has("tokenizer.ggml.scores")) fail_data(data.where + ": tokenizer.ggml.scores is missing; a SentencePiece vocabulary needs it");
+    if (!file.has("tokenizer.ggml.scores"))
+      fail_data(data.where + ": tokenizer.ggml.scores is missing; a SentencePiece vocabulary needs it");
     data.scores = file.floats("tokenizer.ggml.scores");
     data.add_space_prefix = file.boolean_or("tokenizer.ggml.add_space_prefix", true);
     data.unknown = token_id(file, "tokenizer.ggml.unknown_token_id", tokens.size());
@@ -84,8 +91,9 @@ TokenizerData tokenizer_data_from_gguf(const GgufFile& file) {
     const std::string pre(file.string_or("tokenizer.ggml.pre", ""));
     data.pre = known_pre_tokenizer(pre);
     if (data.pre.empty()) {
-      fail_data(fmt::format("{}: pre-tokenizer \"{}\" (tokenizer.ggml.pre) is not supported; supported: gpt-2, smollm, qwen2, llama-bpe",
-                            data.where, pre));
+      fail_data(fmt::format(
+          "{}: pre-tokenizer \"{}\" (tokenizer.ggml.pre) is not supported; supported: gpt-2, smollm, qwen2, llama-bpe",
+          data.where, pre));
     }
     data.ignore_merges = data.pre == "llama-bpe";
     data.nfc = data.pre == "qwen2";

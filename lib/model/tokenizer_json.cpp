@@ -88,7 +88,8 @@ void read_pre_tokenizer(const Node& root, TokenizerData& data) {
     data.pre = "gpt2";
     return;
   }
-  if (is({"Digits", "ByteLevel"}) && parts[0].at("individual_digits").boolean_or(false) && parts[1].at("use_regex").boolean_or(true)) {
+  if (is({"Digits", "ByteLevel"}) && parts[0].at("individual_digits").boolean_or(false) &&
+      parts[1].at("use_regex").boolean_or(true)) {
     require_plain_byte_level(parts[1]);
     data.pre = "smollm";
     return;
@@ -151,7 +152,8 @@ void read_vocabulary(const Node& root, TokenizerData& data) {
     }
     place(entry, content, id);
     for (const char* flag : {"single_word", "lstrip", "rstrip"}) {
-      if (entry.at(flag).boolean_or(false)) entry.fail(fmt::format("added token \"{}\": {} is on, which is not supported", content, flag));
+      if (entry.at(flag).boolean_or(false))
+        entry.fail(fmt::format("added token \"{}\": {} is on, which is not supported", content, flag));
     }
     data.types[id] = entry.at("special").boolean_or(false) ? TokenType::kControl : TokenType::kUserDefined;
     normalized[id] = entry.at("normalized").boolean_or(false);
@@ -180,8 +182,10 @@ void read_merges(const Node& root, TokenizerData& data) {
     }
     const std::string text = merge.is_string() ? merge.get<std::string>() : std::string();
     const size_t space = text.find(' ');
-    if (space == std::string::npos || space == 0 || space + 1 == text.size() || text.find(' ', space + 1) != std::string::npos) {
-      list.fail(fmt::format("[{}] is {}; wanted \"left right\" or [\"left\", \"right\"]", rank, merge.dump().substr(0, 80)));
+    if (space == std::string::npos || space == 0 || space + 1 == text.size() ||
+        text.find(' ', space + 1) != std::string::npos) {
+      list.fail(
+          fmt::format("[{}] is {}; wanted \"left right\" or [\"left\", \"right\"]", rank, merge.dump().substr(0, 80)));
     }
     data.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
   }
@@ -224,12 +228,13 @@ TokenizerData parse_tokenizer_json(std::string_view text, const std::string& whe
   TokenizerData data;
   data.where = where;
   const Node model = root.at("model");
-  const std::string type = model.at("type").is_null() ? "BPE" : model.at("type").text();   // early files name none
+  const std::string type = model.at("type").is_null() ? "BPE" : model.at("type").text();  // early files name none
   if (type != "BPE") model.fail(fmt::format("type {} is not supported; supported: BPE", type));
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!model.at(key).text_or_empty().empty()) model.at(key).fail("is set, which byte-level BPE does not know");
   }
-  if (!model.at("dropout").is_null() && !(model.at("dropout").json().is_number() && model.at("dropout").json().get<double>() == 0)) {
+  if (!model.at("dropout").is_null() &&
+      !(model.at("dropout").json().is_number() && model.at("dropout").json().get<double>() == 0)) {
     model.at("dropout").fail("is set: the ids would be random");
   }
   if (model.at("byte_fallback").boolean_or(false)) {

@@ -10,7 +10,7 @@
 namespace vqkv {
 namespace {
 
-constexpr int64_t kMaxModelBytes = int64_t{64} << 20;   // Mistral's, the largest of the supported families, has 0.6 MB
+constexpr int64_t kMaxModelBytes = int64_t{64} << 20;  // Mistral's, the largest of the supported families, has 0.6 MB
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
@@ -22,7 +22,8 @@ class SentencePieceTokenizer final : public Tokenizer {
     chat_template_ = std::move(data.chat_template);
     if (special_.bos < 0) special_.bos = processor_.bos_id();
     if (special_.eos < 0) special_.eos = processor_.eos_id();
-    if (special_.add_bos && special_.bos < 0) fail_data(path + ": the tokenizer adds a BOS token, but the model has none");
+    if (special_.add_bos && special_.bos < 0)
+      fail_data(path + ": the tokenizer adds a BOS token, but the model has none");
     if (special_.stop.empty() && special_.eos >= 0) special_.stop.push_back(special_.eos);
     for (const int32_t id : special_.stop) require_id(id);
     if (special_.bos >= 0) require_id(special_.bos);
@@ -75,7 +76,7 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   std::string decode(const std::vector<int32_t>& ids, bool skip_special) const override {
     std::string out;
-    bool first = true;   // the space in front of the first piece is the one that encode put there
+    bool first = true;  // the space in front of the first piece is the one that encode put there
     for (const int32_t id : ids) {
       const std::string text = piece(id);
       if (processor_.IsControl(id)) {

@@ -1,6 +1,6 @@
-// SentencePiece's BPE model from a vocabulary with scores: the adjacent pair whose joined piece has the highest score is
-// merged first, the leftmost on ties; what is no piece in the end is spelled in byte tokens. Judged by libsentencepiece
-// (tests/golden/test_tokenizers.cpp).
+// SentencePiece's BPE model from a vocabulary with scores: the adjacent pair whose joined piece has the highest score
+// is merged first, the leftmost on ties; what is no piece in the end is spelled in byte tokens. Judged by
+// libsentencepiece (tests/golden/test_tokenizers.cpp).
 #include <fmt/format.h>
 
 #include <array>
@@ -16,13 +16,16 @@
 namespace vqkv {
 namespace {
 
-constexpr std::string_view kSpace = "\xe2\x96\x81";   // U+2581 stands for a space
+constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581 stands for a space
 
 std::string escape_spaces(std::string_view text, bool prefix) {
   std::string out(prefix ? kSpace : "");
   out.reserve(text.size() + 16);
   for (const char c : text) {
-    if (c == ' ') out += kSpace; else out += c;
+    if (c == ' ')
+      out += kSpace;
+    else
+      out += c;
   }
   return out;
 }
@@ -43,8 +46,12 @@ std::string unescape_spaces(std::string_view text) {
 class SpmTokenizer final : public Tokenizer {
  public:
   explicit SpmTokenizer(TokenizerData data)
-      : add_space_prefix_(data.add_space_prefix), unknown_(data.unknown), where_(std::move(data.where)),
-        tokens_(std::move(data.tokens)), types_(std::move(data.types)), scores_(std::move(data.scores)) {
+      : add_space_prefix_(data.add_space_prefix),
+        unknown_(data.unknown),
+        where_(std::move(data.where)),
+        tokens_(std::move(data.tokens)),
+        types_(std::move(data.types)),
+        scores_(std::move(data.scores)) {
     special_ = std::move(data.special);
     chat_template_ = std::move(data.chat_template);
     if (scores_.size() != tokens_.size()) {
@@ -54,7 +61,8 @@ class SpmTokenizer final : public Tokenizer {
     for (size_t i = 0; i < tokens_.size(); ++i) index_token(static_cast<int32_t>(i));
     for (size_t b = 0; b < 256; ++b) {
       if (byte_token_[b] < 0 && unknown_ < 0) {
-        fail_data(fmt::format("{}: no byte token <0x{:02X}> and no unknown token: some text would have no ids", where_, b));
+        fail_data(
+            fmt::format("{}: no byte token <0x{:02X}> and no unknown token: some text would have no ids", where_, b));
       }
     }
   }
@@ -74,7 +82,7 @@ class SpmTokenizer final : public Tokenizer {
 
   std::string decode(const std::vector<int32_t>& ids, bool skip_special) const override {
     std::string out;
-    bool first = true;   // the space in front of the first piece is the one that encode put there
+    bool first = true;  // the space in front of the first piece is the one that encode put there
     for (const int32_t id : ids) {
       const std::string text = piece(id);
       const TokenType type = types_[static_cast<size_t>(id)];
@@ -101,18 +109,22 @@ class SpmTokenizer final : public Tokenizer {
   }
 
  private:
-  struct Symbol { std::string_view text; int32_t previous, next; bool frozen; };
+  struct Symbol {
+    std::string_view text;
+    int32_t previous, next;
+    bool frozen;
+  };
   struct Candidate {
     float score;
     int32_t left, right;
-    size_t bytes;   // of both, when the candidate was made
+    size_t bytes;  // of both, when the candidate was made
     bool operator<(const Candidate& o) const { return score != o.score ? score < o.score : left > o.left; }
   };
   struct Hash {
     using is_transparent = void;
     size_t operator()(std::string_view s) const { return std::hash<std::string_view>()(s); }
   };
-  using Splits = std::unordered_map<std::string_view, size_t>;   // merged unused piece -> length of its left part
+  using Splits = std::unordered_map<std::string_view, size_t>;  // merged unused piece -> length of its left part
 
   // The byte of "<0xNN>", or -1.
   static int byte_of(std::string_view token) {
@@ -127,15 +139,16 @@ class SpmTokenizer final : public Tokenizer {
     const std::string& token = tokens_[i];
     const auto require_length = [&] {
       if (token.empty() || token.size() > TokenMatcher::kLongest) {
-        fail_data(fmt::format("{}: the special token with id {} has {} bytes; allowed are 1 to {}", where_, id, token.size(),
-                              TokenMatcher::kLongest));
+        fail_data(fmt::format("{}: the special token with id {} has {} bytes; allowed are 1 to {}", where_, id,
+                              token.size(), TokenMatcher::kLongest));
       }
     };
     switch (types_[i]) {
       case TokenType::kByte: {
         const int byte = byte_of(token);
         if (byte < 0) fail_data(fmt::format("{}: byte token {} is \"{}\"; wanted <0x00> to <0xFF>", where_, id, token));
-        if (byte_token_[static_cast<size_t>(byte)] >= 0) fail_data(fmt::format("{}: byte token \"{}\" stands twice", where_, token));
+        if (byte_token_[static_cast<size_t>(byte)] >= 0)
+          fail_data(fmt::format("{}: byte token \"{}\" stands twice", where_, token));
         byte_token_[static_cast<size_t>(byte)] = id;
         return;
       }
@@ -150,12 +163,17 @@ class SpmTokenizer final : public Tokenizer {
         require_length();
         user_.add(token, id);
         break;
-      case TokenType::kUnused: has_unused_ = true; break;
-      case TokenType::kNormal: break;
+      case TokenType::kUnused:
+        has_unused_ = true;
+        break;
+      case TokenType::kNormal:
+        break;
     }
-    if (!std::isfinite(scores_[i])) fail_data(fmt::format("{}: the score of token {} is not a finite number", where_, id));
+    if (!std::isfinite(scores_[i]))
+      fail_data(fmt::format("{}: the score of token {} is not a finite number", where_, id));
     if (const auto [it, fresh] = pieces_.emplace(token, id); !fresh) {
-      fail_data(fmt::format("{}: piece \"{}\" stands twice in the vocabulary: ids {} and {}", where_, token, it->second, id));
+      fail_data(
+          fmt::format("{}: piece \"{}\" stands twice in the vocabulary: ids {} and {}", where_, token, it->second, id));
     }
     longest_ = std::max(longest_, token.size());
   }
@@ -201,7 +219,8 @@ class SpmTokenizer final : public Tokenizer {
       consider(left.previous, best.left);
       consider(best.left, left.next);
     }
-    for (int32_t at = 0; at >= 0; at = symbols[static_cast<size_t>(at)].next) emit(symbols[static_cast<size_t>(at)].text, splits, out);
+    for (int32_t at = 0; at >= 0; at = symbols[static_cast<size_t>(at)].next)
+      emit(symbols[static_cast<size_t>(at)].text, splits, out);
   }
 
   void emit(std::string_view text, const Splits& splits, std::vector<int32_t>& out) const {
@@ -216,7 +235,7 @@ class SpmTokenizer final : public Tokenizer {
       emit(text.substr(split->second), splits, out);
       return;
     }
-    if (it != pieces_.end()) {   // an unused single character
+    if (it != pieces_.end()) {  // an unused single character
       out.push_back(it->second);
       return;
     }

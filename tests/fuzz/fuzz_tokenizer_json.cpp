@@ -24,7 +24,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto tokenizer = vqkv::make_bpe_tokenizer(std::move(parsed));
     (void)tokenizer->decode(tokenizer->encode(text, true), true);
     (void)tokenizer->encode(text, false);
-  } catch (const vqkv::Error&) {
-  }
+  } catch (const vqkv::Error&) {}
   return 0;
 }

@@ -48,14 +48,17 @@ TEST_CASE("the normal form ignores formatting and nothing else", "[chat]") {
   CHECK(form("{{ 'it\\'s' }}") == form("{{ \"it's\" }}"));
   CHECK(form("{{ '\\x41' }}") != form("{{ 'x41' }}"));
   CHECK(form("{{ '}}' }}") != form("{{ '' }}"));
-  for (const char* broken : {"{{", "{%", "{#", "{{ 'a", "{% x", "{%-%}", "{{-}}", "{##}", "{%%}", "'\\"}) CHECK_NOTHROW(form(broken));
+  for (const char* broken : {"{{", "{%", "{#", "{{ 'a", "{% x", "{%-%}", "{{-}}", "{##}", "{%%}", "'\\"})
+    CHECK_NOTHROW(form(broken));
 }
 
 TEST_CASE("unknown templates, names and roles are refused", "[chat]") {
   CHECK(chat_template_name("{{ messages }}").empty());
   CHECK(chat_template_name("").empty());
-  CHECK(chat_template_name("{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-                           "'<|im_end|>' + '\\n' }}\n{% endfor %}").empty());
+  CHECK(chat_template_name(
+            "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+            "'<|im_end|>' + '\\n' }}\n{% endfor %}")
+            .empty());
   CHECK_THROWS_WITH(render_chat("vicuna", {{"user", "x"}}, true, "", ""), Catch::Contains("known: smollm2"));
   CHECK_THROWS_AS(render_chat("chatml", {}, true, "", ""), Error);
   CHECK_THROWS_WITH(render_chat("llama2", {{"assistant", "x"}}, true, "", ""), Catch::Contains("wanted user"));

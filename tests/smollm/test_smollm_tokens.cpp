@@ -71,3 +71,14 @@ TEST_CASE("SmolLM2: its chat template is recognised", "[tokens][chat]") {
   CHECK(std::count(ids.begin(), ids.end(), 2) == 2);
   CHECK(tokenizer->decode(ids) == text);
 }
+
+TEST_CASE("SmolLM2: every committed text fills four windows of 2,048 tokens", "[tokens]") {
+  const auto tokenizer = load_tokenizer(kModel);
+  for (const char* name : {"jargon-0", "jargon-1", "jargon-2", "jargon-3", "kjv-0", "kjv-1", "kjv-2"}) {
+    const std::string text = read_file(VQKV_SOURCE_DIR "/data/" + std::string(name) + ".txt");
+    const std::vector<int32_t> ids = tokenizer->encode(text);
+    INFO(name);
+    CHECK(ids.size() >= 8192);
+    CHECK(tokenizer->decode(ids) == text);
+  }
+}

@@ -19,12 +19,13 @@ inline Json token_golden(const std::string& name) {
 
 struct TokenComparison {
   int strings = 0, with_special = 0;
-  std::vector<std::string> differences;   // one line each
+  std::vector<std::string> differences;  // one line each
 };
 
 inline std::string printed_ids(const std::vector<int32_t>& ids) { return Json(ids).dump().substr(0, 200); }
 
-// Every string of strings.json, plain, and once more with special tokens recognised where the file says that it matters.
+// Every string of strings.json, plain, and once more with special tokens recognised where the file says that it
+// matters.
 inline TokenComparison compare_tokens(const Tokenizer& tokenizer, const std::string& name, bool round_trip) {
   const Json strings = token_golden("strings.json"), golden = token_golden(name + ".ids.json");
   TokenComparison result;
@@ -41,7 +42,8 @@ inline TokenComparison compare_tokens(const Tokenizer& tokenizer, const std::str
     ++result.strings;
     const std::string key = std::to_string(i);
     const bool differs = golden["special"].contains(key);
-    check(tokenizer.encode(text, true), (differs ? golden["special"][key] : golden["ids"][i]).get<std::vector<int32_t>>(), "special");
+    check(tokenizer.encode(text, true),
+          (differs ? golden["special"][key] : golden["ids"][i]).get<std::vector<int32_t>>(), "special");
     result.with_special += differs;
     if (round_trip && tokenizer.decode(plain) != text) result.differences.push_back(key + " does not decode to itself");
   }
