@@ -2,45 +2,46 @@
 // the block and every query head of the group; no more than a tile per thread is ever dequantized.
 //
 // Tiles and chunks of tiles are cut at absolute token positions, whatever form the tokens have, and every sum runs in
-// token order (kernels.h). So an identity codec gives the bits of the exact cache, a block of queries those of single
-// steps, and the thread count changes nothing.
+// token order (cache/kernels.h). So an identity codec gives the bits of the exact cache, a block of queries those of
+// single steps, and the thread count changes nothing.
+#include "attention/tiled.h"
+
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "attention/backends.h"
-#include "attention/kernels.h"
-#include "cache/impl.h"
+#include "cache/kernels.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 namespace {
 
-constexpr int64_t kTile = 128;         // tokens; K^T and V tiles of 32 KiB at head_dim 64 stay in L2
-constexpr int64_t kChunkTiles = 2;     // tiles a partial state: enough pieces for every thread at 1k tokens
-constexpr int64_t kQueryBlock = 256;   // queries that share one decoding of a tile; bounds the partial states
-constexpr int64_t kRowBatch = 24;      // rows scored at once: 12 KiB of scores stay in L1
-constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-
-int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
-
-// Softmax states of all rows of one (chunk, kv head).
-struct Partial {
-  AlignedVector<float> top, sum, coded, out;  // (rows), (rows), (rows), (rows, width)
-};
+constexpr int64_t kChunkTiles = 2;    // tiles a partial state: pieces for every thread already at 1k tokens
+constexpr int64_t kQueryBlock = 256;  // queries that share one decoding of a tile; bounds the partial states
+constexpr int64_t kRowBatch = 24;     // rows scored at once: 12 KiB of scores stay in L1
 
 struct Scratch {
-  AlignedVector<float> keys, values, scores;
+  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale;
 };
 Scratch& scratch() {
   thread_local Scratch s;
   return s;
 }
 
-void ensure(AlignedVector<float>& v, int64_t n) {
+float* ensure(AlignedVector<float>& v, int64_t n) {
   if (static_cast<int64_t>(v.size()) < n) v.assign(static_cast<size_t>(n), 0.0f);
+  return v.data();
 }
+
+// Both forms of the tokens of one tile for one role: the main form holds what all queries see alike, the other form the
+// codes of tokens that only the later queries see coded, or all codes when they are decoded in their own domain.
+struct TileForms {
+  float* main = nullptr;
+  float* other = nullptr;
+  int64_t other_begin = 0, other_end = 0;  // columns (tokens within the tile) that `other` holds
+  bool folded = false;
+};
 
 class ReconstructBackend final : public AttentionBackend {
  public:
@@ -48,134 +49,250 @@ class ReconstructBackend final : public AttentionBackend {
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
 
   void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
-    for (int64_t first = 0; first < q.rows; first += kQueryBlock) {
-      const int64_t n = std::min(kQueryBlock, q.rows - first);
+    const int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
+    for (int64_t first = 0; first < q.rows; first += step) {
+      const int64_t n = std::min(step, q.rows - first);
       attend_block(cache, layer, cache.length() + first, q.slice_rows(first, n), out.slice_rows(first, n), stats, tap);
     }
   }
 
  private:
-  struct Call {
-    const CompressedCache* cache;
-    const CompressedCache::Impl* impl;
-    int layer;
-    int64_t first, queries, tokens;      // first position, number of queries, tokens seen by the last of them
-    int64_t d, width, group, rows;       // width: d padded; rows = queries * group, row = query * group + head in group
-    std::vector<int64_t> k_end, v_end;   // (queries): end of the coded body
-    const AlignedVector<float>* q;       // (kv_heads): scaled queries, rows x d
-  };
-
   void attend_block(const CompressedCache& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out, AttendStats* stats,
                     AttentionTap* tap) {
-    const CacheShape& shape = cache.shape();
-    Call call;
-    call.cache = &cache;
-    call.impl = &cache.impl();
-    call.layer = layer;
-    call.first = first;
-    call.queries = q.rows;
-    call.tokens = first + q.rows;
-    call.d = shape.head_dim;
-    call.width = padded(shape.head_dim);
-    call.group = shape.group();
-    call.rows = call.queries * call.group;
-    for (int64_t i = 0; i < q.rows; ++i) {
-      call.k_end.push_back(cache.coded_end(Role::kKey, first + i));
-      call.v_end.push_back(cache.coded_end(Role::kValue, first + i));
-    }
-    queries_.resize(static_cast<size_t>(shape.kv_heads));
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      AlignedVector<float>& qh = queries_[static_cast<size_t>(h)];
-      qh.resize(static_cast<size_t>(call.rows * call.d));
-      for (int64_t i = 0; i < q.rows; ++i) {
-        const float* from = q.row(i) + h * call.group * call.d;
-        for (int64_t j = 0; j < call.group * call.d; ++j) qh[static_cast<size_t>(i * call.group * call.d + j)] = from[j] * shape.score_scale;
-      }
-    }
-    call.q = queries_.data();
+    TiledCall call(cache, layer, first, q.rows, rotation_);
+    const int64_t heads = cache.shape().kv_heads;
     const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
-    partials_.resize(static_cast<size_t>(chunks * shape.kv_heads));
-    parallel_for(chunks * shape.kv_heads, [&](int64_t item) {
-      const int64_t head = item % shape.kv_heads, chunk = item / shape.kv_heads;
-      run_chunk(call, static_cast<int>(head), chunk * kChunkTiles, std::min(tiles, (chunk + 1) * kChunkTiles),
-                partials_[static_cast<size_t>(item)]);
-    });
-    (void)tap;
-    merge(call, chunks, out, stats);
+    queries_.resize(static_cast<size_t>(heads));
+    call.heads = queries_.data();
+    parallel_for(heads, [&](int64_t h) { queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q); });
+    if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
+    partials_.resize(static_cast<size_t>(chunks * heads));
+    const auto each = [&](auto&& body) {
+      parallel_for(chunks * heads, [&](int64_t item) {
+        const int64_t head = item % heads, chunk = item / heads;
+        body(static_cast<int>(head), chunk * kChunkTiles, std::min(tiles, (chunk + 1) * kChunkTiles), static_cast<size_t>(item));
+      });
+    };
+    // A score map needs the extremes of the whole coded segment before any probability.
+    bool mapped = false;
+    for (int h = 0; h < heads; ++h) mapped = mapped || call.score_map(h).kind != ScoreMap::Kind::kNone;
+    if (mapped) {
+      ranges_.resize(static_cast<size_t>(chunks * heads));
+      each([&](int head, int64_t begin, int64_t end, size_t item) { find_range(call, head, begin, end, ranges_[item]); });
+      for (int h = 0; h < heads; ++h) queries_[static_cast<size_t>(h)].set_score_map(call, call.score_map(h), ranges_, chunks, heads, h);
+    }
+    each([&](int head, int64_t begin, int64_t end, size_t item) { run_chunk(call, head, begin, end, partials_[item], tap != nullptr); });
+    merge_partials(call, partials_, chunks, out, stats);
+    if (tap) report(call, layer, *tap);
   }
 
-  static void run_chunk(const Call& call, int head, int64_t tile_begin, int64_t tile_end, Partial& p) {
-    p.top.assign(static_cast<size_t>(call.rows), kNegativeInfinity);
-    p.sum.assign(static_cast<size_t>(call.rows), 0.0f);
-    p.coded.assign(static_cast<size_t>(call.rows), 0.0f);
-    p.out.assign(static_cast<size_t>(call.rows * call.width), 0.0f);
+  // The K tile of one head, transposed (channels x kTile).
+  static TileForms load_keys(const TiledCall& call, int head, int64_t begin, int64_t count, Scratch& s) {
+    TileForms f;
+    const int64_t d = call.d;
+    const RoleExtent e = call.extent(Role::kKey, begin, count);
+    f.main = ensure(s.keys, d * kTile);
+    f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kKey).folded();
+    const int64_t shared_end = f.folded ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
+    if (e.coded_begin > 0) call.impl->load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
+    if (e.all_coded_end < count)
+      call.impl->load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end, kTile);
+    f.other_begin = shared_end;
+    f.other_end = e.any_coded_end;
+    if (!e.any_coded()) return f;
+    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+    const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
+    const int64_t body = begin - call.sinks;
+    if (shared_end > e.coded_begin)
+      decoder.keys(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
+    if (f.other_end > f.other_begin) {
+      f.other = ensure(s.other_keys, decoder.width() * kTile);
+      decoder.keys(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
+    }
+    if (!call.impl->keys_post_rope(call.layer, head)) {
+      call.rotate(f.main, begin, 0, count);
+      if (f.other) call.rotate(f.other, begin, f.other_begin, f.other_end);
+    }
+    return f;
+  }
+
+  static TileForms load_values(const TiledCall& call, int head, int64_t begin, int64_t count, Scratch& s) {
+    TileForms f;
+    const RoleExtent e = call.extent(Role::kValue, begin, count);
+    f.main = ensure(s.values, kTile * call.width);
+    f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kValue).folded();
+    const int64_t shared_end = f.folded ? e.coded_begin : e.all_coded_end;
+    if (e.coded_begin > 0) call.impl->load_values(call.layer, head, begin, e.coded_begin, f.main, call.width);
+    if (e.all_coded_end < count)
+      call.impl->load_values(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end,
+                             f.main + e.all_coded_end * call.width, call.width);
+    f.other_begin = shared_end;
+    f.other_end = e.any_coded_end;
+    if (!e.any_coded()) return f;
+    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
+    const UnitStore& store = call.impl->store(call.layer, head, Role::kValue);
+    const int64_t body = begin - call.sinks;
+    if (shared_end > e.coded_begin)
+      decoder.values(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width, call.width);
+    if (f.other_end > f.other_begin) {
+      const int64_t wide = padded(decoder.width());
+      f.other = ensure(s.other_values, kTile * wide);
+      decoder.values(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
+      if (f.folded && decoder.has_token_scale()) {
+        ensure(s.scale, 2 * kTile);
+        decoder.token_scale(store, body + f.other_begin, f.other_end - f.other_begin, s.scale.data() + kTile + f.other_begin);
+      }
+    }
+    return f;
+  }
+
+  // Logits of `batch` rows against a tile, each token in the form that the row's query sees; -inf where it sees nothing.
+  static void score(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row, int64_t batch,
+                    Scratch& s) {
+    const HeadQueries& q = call.heads[head];
+    const int64_t columns = padded(count);
+    float* scores = s.scores.data();
+    kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
+    if (k.other) {
+      const int64_t low = k.other_begin / kernels::kLane * kernels::kLane, high = padded(k.other_end);
+      float* others = ensure(s.other_scores, kRowBatch * kTile);
+      if (k.folded)
+        kernels::multiply(q.y.data() + row * q.y_stride, q.y_stride, k.other + low, kTile, others + low, kTile, batch,
+                          q.y_width, high - low, false);
+      else
+        kernels::multiply(q.x.data() + row * call.d, call.d, k.other + low, kTile, others + low, kTile, batch, call.d, high - low, false);
+      for (int64_t r = 0; r < batch; ++r) {
+        const int64_t end = std::min(k.other_end, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
+        float* from = others + r * kTile;
+        if (k.folded) q.unfold_scores(row + r, s.scale.data(), k.other_begin, end, from);
+        if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
+      }
+    }
+    for (int64_t r = 0; r < batch; ++r) {
+      const int64_t query = (row + r) / call.group;
+      float* line = scores + r * kTile;
+      std::fill(line + std::min(count, call.first + query + 1 - begin), line + columns, kNegativeInfinity);
+      call.mask_evicted(head, begin, count, line);
+    }
+  }
+
+  static void load_key_scale(const TiledCall& call, int head, const TileForms& k, int64_t begin, Scratch& s) {
+    if (!k.folded || !k.other) return;
+    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+    if (!decoder.has_token_scale()) return;
+    ensure(s.scale, 2 * kTile);
+    decoder.token_scale(call.impl->store(call.layer, head, Role::kKey), begin - call.sinks + k.other_begin,
+                        k.other_end - k.other_begin, s.scale.data() + k.other_begin);
+  }
+
+  void run_chunk(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, Partial& p, bool keep_logits) {
+    const HeadQueries& q = call.heads[head];
+    p.reset(call, head);
     Scratch& s = scratch();
-    ensure(s.keys, call.d * kTile);
-    ensure(s.values, kTile * call.width);
     ensure(s.scores, kRowBatch * kTile);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin), columns = padded(count);
-      call.impl->load_keys(call.layer, head, begin, count, s.keys.data(), kTile);
-      call.impl->load_values(call.layer, head, begin, count, s.values.data(), call.width);
       // Queries before the tile see nothing of it.
-      for (int64_t row = std::max<int64_t>(0, begin - call.first) * call.group; row < call.rows; row += kRowBatch) {
+      const int64_t first_row = std::max<int64_t>(0, begin - call.first) * call.group;
+      const TileForms k = load_keys(call, head, begin, count, s);
+      load_key_scale(call, head, k, begin, s);
+      const TileForms v = load_values(call, head, begin, count, s);
+      for (int64_t row = first_row; row < call.rows; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, call.rows - row);
-        kernels::multiply(call.q[head].data() + row * call.d, call.d, s.keys.data(), kTile, s.scores.data(), kTile, batch,
-                          call.d, columns, false);
+        score(call, head, k, begin, count, row, batch, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const int64_t query = (row + r) / call.group;
+          const int64_t end = std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, count);
+          const int64_t coded = std::clamp<int64_t>(call.sinks - begin, 0, end);
           float* line = s.scores.data() + r * kTile;
-          std::fill(line + std::min(count, call.first + query + 1 - begin), line + columns, kNegativeInfinity);
-          update_row(call, p, row + r, line, columns);
+          q.map_scores(row + r, coded, end, line);
+          if (keep_logits) std::copy_n(line, count, logits_.data() + (head * call.rows + row + r) * call.tokens + begin);
+          p.absorb(row + r, line, columns, coded, end);
         }
-        kernels::multiply(s.scores.data(), kTile, s.values.data(), call.width, p.out.data() + row * call.width, call.width,
-                          batch, count, call.width, true);
+        accumulate(call, v, p, begin, count, row, batch, s);
       }
     }
+    p.unfold(call, head);
   }
 
-  // Logits of a tile become probabilities relative to the row's running maximum.
-  static void update_row(const Call& call, Partial& p, int64_t row, float* line, int64_t columns) {
-    float& top = p.top[static_cast<size_t>(row)];
-    const float higher = std::max(top, kernels::row_max(line, columns));
-    if (higher == kNegativeInfinity) {
-      std::fill(line, line + columns, 0.0f);
+  // out += p * v, in token order whatever the forms.
+  static void accumulate(const TiledCall& call, const TileForms& v, Partial& p, int64_t begin, int64_t count, int64_t row,
+                         int64_t batch, Scratch& s) {
+    const auto add_main = [&](int64_t r, int64_t n, int64_t from, int64_t to) {
+      if (to > from)
+        kernels::multiply(s.scores.data() + r * kTile + from, kTile, v.main + from * call.width, call.width,
+                          p.out.data() + (row + r) * call.width, call.width, n, to - from, call.width, true);
+    };
+    if (!v.other) {
+      add_main(0, batch, 0, count);
       return;
     }
-    if (higher > top && top != kNegativeInfinity) {
-      const float f = std::exp(top - higher);
-      p.sum[static_cast<size_t>(row)] *= f;
-      kernels::scale_row(p.out.data() + row * call.width, call.width, f);
+    add_main(0, batch, 0, v.other_begin);
+    for (int64_t r = 0; r < batch;) {
+      // Rows that see the same boundary go together.
+      const auto boundary = [&](int64_t i) {
+        return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, v.other_end);
+      };
+      const int64_t end = boundary(r);
+      int64_t n = 1;
+      while (r + n < batch && boundary(r + n) == end) ++n;
+      if (end > v.other_begin) {
+        if (v.folded) {
+          for (int64_t i = r; i < r + n; ++i) p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, end, s.scale.data() + kTile);
+          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride, p.y_stride,
+                            p.y.data() + (row + r) * p.y_stride, p.y_stride, n, end - v.other_begin, p.y_stride, true);
+        } else {
+          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * call.width, call.width,
+                            p.out.data() + (row + r) * call.width, call.width, n, end - v.other_begin, call.width, true);
+        }
+      }
+      add_main(r, n, end, v.other_end);
+      r += n;
     }
-    top = higher;
-    p.sum[static_cast<size_t>(row)] += kernels::exp_row(line, columns, higher);
+    add_main(0, batch, v.other_end, count);
   }
 
-  void merge(const Call& call, int64_t chunks, MutMatrix out, AttendStats* stats) {
-    const int64_t heads = call.impl->shape.kv_heads;
-    for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t row = 0; row < call.rows; ++row) {
-        const size_t r = static_cast<size_t>(row);
-        float top = kNegativeInfinity;
-        for (int64_t c = 0; c < chunks; ++c) top = std::max(top, partials_[static_cast<size_t>(c * heads + h)].top[r]);
-        float* to = out.row(row / call.group) + (h * call.group + row % call.group) * call.d;
-        std::fill(to, to + call.d, 0.0f);
-        float sum = 0;
-        for (int64_t c = 0; c < chunks; ++c) {
-          const Partial& p = partials_[static_cast<size_t>(c * heads + h)];
-          if (p.top[r] == kNegativeInfinity) continue;
-          const float f = std::exp(p.top[r] - top);
-          sum += f * p.sum[r];
-          kernels::add_scaled(p.out.data() + row * call.width, call.d, f, to);
+  static void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) {
+    range.low.assign(static_cast<size_t>(call.rows), -kNegativeInfinity);
+    range.high.assign(static_cast<size_t>(call.rows), kNegativeInfinity);
+    Scratch& s = scratch();
+    ensure(s.scores, kRowBatch * kTile);
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
+      if (!call.extent(Role::kKey, begin, count).any_coded()) continue;
+      const TileForms k = load_keys(call, head, begin, count, s);
+      load_key_scale(call, head, k, begin, s);
+      for (int64_t row = std::max<int64_t>(0, begin - call.first) * call.group; row < call.rows; row += kRowBatch) {
+        const int64_t batch = std::min(kRowBatch, call.rows - row);
+        score(call, head, k, begin, count, row, batch, s);
+        for (int64_t r = 0; r < batch; ++r) {
+          const int64_t end = std::min(count, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
+          range.add(row + r, s.scores.data() + r * kTile, std::max<int64_t>(0, call.sinks - begin), end);
         }
-        kernels::scale_row(to, call.d, 1.0f / sum);
-        if (stats) stats->total_mass += 1.0;
       }
     }
   }
 
-  std::vector<AlignedVector<float>> queries_;
+  void report(const TiledCall& call, int layer, AttentionTap& tap) const {
+    Matrix<float> p(call.queries, call.tokens);
+    for (int64_t h = 0; h < call.impl->shape.kv_heads; ++h) {
+      for (int64_t g = 0; g < call.group; ++g) {
+        for (int64_t i = 0; i < call.queries; ++i) {
+          const float* line = logits_.data() + (h * call.rows + i * call.group + g) * call.tokens;
+          const float top = *std::max_element(line, line + call.tokens);
+          double sum = 0;
+          for (int64_t t = 0; t < call.tokens; ++t) sum += p(i, t) = top == kNegativeInfinity ? 0.0f : std::exp(line[t] - top);
+          for (int64_t t = 0; t < call.tokens; ++t) p(i, t) = sum > 0 ? static_cast<float>(p(i, t) / sum) : 0.0f;
+        }
+        tap.on_probabilities(layer, static_cast<int>(h * call.group + g), call.first, p);
+      }
+    }
+  }
+
+  RotationTiles rotation_;
+  std::vector<HeadQueries> queries_;
   std::vector<Partial> partials_;
+  std::vector<ScoreRange> ranges_;
+  AlignedVector<float> logits_;
 };
 
 }  // namespace

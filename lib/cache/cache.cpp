@@ -122,7 +122,9 @@ ByteLedger CompressedCache::bytes() const {
   const Impl& c = *impl_;
   ByteLedger b;
   const int64_t sinks = c.policy.sinks, total = c.length + c.pending, row = c.row_bytes();
-  b.index += static_cast<int64_t>(c.roles.capacity() * sizeof(RoleStore) + c.stores.capacity() * sizeof(UnitStore));
+  b.index += static_cast<int64_t>(c.roles.capacity() * sizeof(RoleStore) + c.stores.capacity() * sizeof(UnitStore) +
+                                  c.evicted.capacity() * sizeof(EvictedSet));
+  for (const EvictedSet& e : c.evicted) b.index += e.count * static_cast<int64_t>(sizeof(uint64_t));
   for (const RoleStore& s : c.roles) {
     if (s.sinks) {
       b.sinks += std::min(sinks, total) * row;

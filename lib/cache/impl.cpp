@@ -15,10 +15,15 @@ namespace vqkv {
 
 using Impl = CompressedCache::Impl;
 
+void UnitFacts::prepare(int head_dim) {
+  decoders.clear();
+  for (int h = 0; h < heads; ++h) decoders.emplace_back(plan, pages, role, h, head_dim);
+}
+
 Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<const CodecSet> codecs_in,
            std::pmr::memory_resource* memory_in)
     : shape(shape_in), policy(policy_in), codecs(std::move(codecs_in)), memory(memory_in),
-      rope(std::make_shared<RopeTable>(shape_in.rope)), roles(memory_in), stores(memory_in) {
+      rope(std::make_shared<RopeTable>(shape_in.rope)), roles(memory_in), stores(memory_in), evicted(memory_in) {
   VQKV_CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.q_heads % shape.kv_heads == 0);
   VQKV_CHECK(policy.sinks >= 0 && policy.k.flush >= 1 && policy.v.flush >= 1 && policy.k.window >= 0 && policy.v.window >= 0);
   unit_index.assign(static_cast<size_t>(2 * shape.layers * shape.kv_heads), -1);
@@ -53,6 +58,7 @@ Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<co
         VQKV_CHECK(index < 0);
         index = static_cast<int>(units.size());
       }
+      facts.prepare(shape.head_dim);
       units.push_back(std::move(facts));
     }
     if (!units.empty())
@@ -65,6 +71,8 @@ Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<co
     s.exact_begin = s.coded_end = policy.sinks;
     roles.push_back(s);
   }
+  evicted.reserve(static_cast<size_t>(shape.layers * shape.kv_heads));
+  evicted.resize(static_cast<size_t>(shape.layers * shape.kv_heads));
   if (!units.empty()) {
     stores.reserve(units.size());
     stores.resize(units.size());
@@ -76,6 +84,7 @@ Impl::~Impl() {
     release(s.sinks, policy.sinks * row_bytes());
     free_table(s.chunks, kChunkTokens * row_bytes());
   }
+  for (const EvictedSet& e : evicted) release(e.words, e.count * static_cast<int64_t>(sizeof(uint64_t)));
   for (size_t u = 0; u < stores.size(); ++u) {
     free_table(stores[u].pages, units[u].pages->bytes());
     release(stores[u].overlay, stores[u].overlay_capacity * static_cast<int64_t>(sizeof(StoredOverlay)));
@@ -176,6 +185,30 @@ void for_each_run(const RoleStore& store, int64_t sinks, int64_t first, int64_t 
 
 }  // namespace
 
+namespace {
+
+void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
+  for (const PlanTerm& term : plan.terms) {
+    int field = -1;
+    size_t entries = 0;
+    if (const auto* table = std::get_if<TableTerm>(&term)) {
+      // Other slots of the field may have books of their own; their terms check them.
+      const size_t slots = static_cast<size_t>(plan.layout.fields[static_cast<size_t>(table->field)].slots);
+      const std::vector<uint16_t>& all = codes.fields[static_cast<size_t>(table->field)];
+      for (size_t t = 0; t < all.size(); t += slots)
+        for (int s = table->first_slot; s < table->first_slot + table->slots; ++s)
+          VQKV_CHECK(all[t + static_cast<size_t>(s)] < table->entries);
+    } else if (const auto* levels = std::get_if<LevelsTerm>(&term); levels && !levels->levels.empty()) {
+      field = levels->field;
+      entries = levels->levels.size();
+    }
+    if (field >= 0)
+      for (const uint16_t c : codes.fields[static_cast<size_t>(field)]) VQKV_CHECK(c < entries);
+  }
+}
+
+}  // namespace
+
 void Impl::store_exact(int layer, Role role, ConstMatrix rows, int64_t first_token) {
   const int64_t d = shape.head_dim;
   for_each_run(role_store(layer, role), policy.sinks, first_token, rows.rows,
@@ -232,7 +265,7 @@ void Impl::fit_unit(size_t unit, int64_t tokens) {
   u.state = u.codec->fit(k, v, ConstMatrix());
   if (!u.state) return;
   u.plan = u.codec->plan({-1, u.state.get()});
-  ++u.version;
+  u.prepare(shape.head_dim);
 }
 
 void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
@@ -253,6 +286,7 @@ void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
   u.codec->encode(x, codes, u.state.get());
   const int64_t block = u.pages->layout().block_tokens;
   VQKV_CHECK(codes.blocks == n / block);
+  check_codes(u.plan, codes);  // table lookups trust what is stored
   UnitStore& s = stores[unit];
   for (int64_t done = 0; done < codes.blocks;) {
     const int64_t at = (from - policy.sinks) / block + done;

@@ -8,6 +8,7 @@
 
 #include "cache/cache.h"
 #include "cache/layout.h"
+#include "cache/tile_decoder.h"
 
 namespace vqkv {
 
@@ -38,6 +39,15 @@ struct StoredOverlay {
   f16 value{};
 };
 
+// Tokens of one (layer, head) that a policy took out: a bit a position. No words: nothing was evicted.
+struct EvictedSet {
+  uint64_t* words = nullptr;
+  int64_t count = 0;  // words
+  bool contains(int64_t position) const {
+    return position / 64 < count && (words[position / 64] >> (position % 64) & 1) != 0;
+  }
+};
+
 // Coded tokens of one unit.
 struct UnitStore {
   BlockTable pages;
@@ -55,7 +65,8 @@ struct UnitFacts {
   DecodePlan plan;                            // of the fitted state once there is one
   std::shared_ptr<const PageLayout> pages;
   std::unique_ptr<SequenceState> state;
-  int version = 0;                            // rises when `plan` changes
+  std::vector<TileDecoder> decoders;          // one a head
+  void prepare(int head_dim);                 // decoders from `plan`
 };
 
 struct CompressedCache::Impl {
@@ -67,6 +78,9 @@ struct CompressedCache::Impl {
   // One (layer, role, head): unit index or -1 in a cache without codecs.
   int unit_of(int layer, int head, Role role) const { return unit_index[slot(layer, role) * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(head)]; }
   size_t slot(int layer, Role role) const { return static_cast<size_t>(2 * layer + (role == Role::kValue)); }
+  const EvictedSet& evicted_set(int layer, int head) const {
+    return evicted[static_cast<size_t>(layer * shape.kv_heads + head)];
+  }
   const RoleStore& role_store(int layer, Role role) const { return roles[slot(layer, role)]; }
   bool keys_post_rope(int layer, int head) const {
     const int u = unit_of(layer, head, Role::kKey);
@@ -75,6 +89,13 @@ struct CompressedCache::Impl {
 
   int64_t element() const { return static_cast<int64_t>(dtype_size(policy.exact_dtype)); }
   int64_t row_bytes() const { return int64_t{shape.kv_heads} * shape.head_dim * element(); }
+
+  // Decoder and store of a head's codes; only in a cache with codecs.
+  const TileDecoder& decoder(int layer, int head, Role role) const {
+    const UnitFacts& u = units[static_cast<size_t>(unit_of(layer, head, role))];
+    return u.decoders[static_cast<size_t>(head - u.first_head)];
+  }
+  const UnitStore& store(int layer, int head, Role role) const { return stores[static_cast<size_t>(unit_of(layer, head, role))]; }
 
   // Exact rows of a head, tokens [first, first + count), none of them coded away. Keys come transposed:
   // out[channel * stride + i]; values as rows: out[i * stride + channel]. fp32.
@@ -107,6 +128,7 @@ struct CompressedCache::Impl {
 
   std::pmr::vector<RoleStore> roles;      // (layers * 2)
   std::pmr::vector<UnitStore> stores;     // (units)
+  std::pmr::vector<EvictedSet> evicted;   // (layers * kv_heads)
   int64_t length = 0;
   int64_t pending = 0;                    // tokens of the open block
   int appended = 0;                       // layers of the open block that have theirs

@@ -1,10 +1,10 @@
-#include "attention/kernels.h"
+#include "cache/kernels.h"
 
 #include <algorithm>
 #include <limits>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "attention/kernels.cpp"
+#define HWY_TARGET_INCLUDE "cache/kernels.cpp"
 #include <hwy/foreach_target.h>  // compiles this file once per target
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
@@ -119,11 +119,76 @@ void AddScaled(const float* x, int64_t n, float f, float* y) {
   for (; i < n; ++i) y[i] += f * x[i];
 }
 
+template <class Tag>
+HWY_INLINE void lookup_fixed(Tag tag, const float* words, int64_t word_stride, const uint16_t* codes, int64_t count,
+                             int64_t width, float* rows, int64_t row_stride, bool add) {
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(tag));
+  for (int64_t t = 0; t < count; ++t) {
+    const float* word = words + int64_t{codes[t]} * word_stride;
+    float* row = rows + t * row_stride;
+    if (add)
+      for (int64_t i = 0; i < width; i += lanes) hn::StoreU(hn::Add(hn::LoadU(tag, row + i), hn::LoadU(tag, word + i)), tag, row + i);
+    else
+      for (int64_t i = 0; i < width; i += lanes) hn::StoreU(hn::LoadU(tag, word + i), tag, row + i);
+  }
+}
+
+void LookupRows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width, float* rows,
+                int64_t row_stride, bool add) {
+  const D d;
+  const hn::CappedTag<float, 8> d8;
+  const hn::CappedTag<float, 4> d4;
+  if (width % static_cast<int64_t>(hn::Lanes(d)) == 0) {
+    lookup_fixed(d, words, word_stride, codes, count, width, rows, row_stride, add);
+  } else if (width % static_cast<int64_t>(hn::Lanes(d8)) == 0) {
+    lookup_fixed(d8, words, word_stride, codes, count, width, rows, row_stride, add);
+  } else if (width % static_cast<int64_t>(hn::Lanes(d4)) == 0) {
+    lookup_fixed(d4, words, word_stride, codes, count, width, rows, row_stride, add);
+  } else {
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t i = 0; i < width; ++i) {
+        const float w = words[int64_t{codes[t]} * word_stride + i];
+        rows[t * row_stride + i] = add ? rows[t * row_stride + i] + w : w;
+      }
+  }
+}
+
+void DecodeLevels(const uint16_t* codes, int64_t count, const float* levels, float offset, const float* scale,
+                  const float* zero, float* out, bool add) {
+  const D d;
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToSigned<D> di;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t t = 0;
+  for (; t + lanes <= count; t += lanes) {
+    const auto code = hn::PromoteTo(di, hn::LoadU(d16, codes + t));
+    V v = levels ? hn::GatherIndex(d, levels, code) : hn::Sub(hn::ConvertTo(d, code), hn::Set(d, offset));
+    if (scale && zero) v = hn::MulAdd(hn::LoadU(d, scale + t), v, hn::LoadU(d, zero + t));
+    else if (scale) v = hn::Mul(hn::LoadU(d, scale + t), v);
+    else if (zero) v = hn::Add(v, hn::LoadU(d, zero + t));
+    hn::StoreU(add ? hn::Add(v, hn::LoadU(d, out + t)) : v, d, out + t);
+  }
+  for (; t < count; ++t) {
+    // One lane at a time by the same operations, so that a value does not depend on where its tile was cut.
+    const hn::CappedTag<float, 1> d1;
+    const float level = levels ? levels[codes[t]] : static_cast<float>(codes[t]) - offset;
+    auto v = hn::Set(d1, level);
+    if (scale && zero) v = hn::MulAdd(hn::Set(d1, scale[t]), v, hn::Set(d1, zero[t]));
+    else if (scale) v = hn::Mul(hn::Set(d1, scale[t]), v);
+    else if (zero) v = hn::Add(v, hn::Set(d1, zero[t]));
+    out[t] = add ? out[t] + hn::GetLane(v) : hn::GetLane(v);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace vqkv::kernels
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <immintrin.h>
+
+#include "core/cpu.h"
+
 namespace vqkv::kernels {
 
 HWY_EXPORT(Multiply);
@@ -132,6 +197,8 @@ HWY_EXPORT(ExpRow);
 HWY_EXPORT(RangeSum);
 HWY_EXPORT(ScaleRow);
 HWY_EXPORT(AddScaled);
+HWY_EXPORT(LookupRows);
+HWY_EXPORT(DecodeLevels);
 
 void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t k,
               int64_t n, bool accumulate) {
@@ -142,6 +209,59 @@ float exp_row(float* s, int64_t n, float top) { return HWY_DYNAMIC_DISPATCH(ExpR
 float range_sum(const float* s, int64_t first, int64_t last) { return HWY_DYNAMIC_DISPATCH(RangeSum)(s, first, last); }
 void scale_row(float* x, int64_t n, float f) { HWY_DYNAMIC_DISPATCH(ScaleRow)(x, n, f); }
 void add_scaled(const float* x, int64_t n, float f, float* y) { HWY_DYNAMIC_DISPATCH(AddScaled)(x, n, f, y); }
+void lookup_rows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width, float* rows,
+                 int64_t row_stride, bool add) {
+  HWY_DYNAMIC_DISPATCH(LookupRows)(words, word_stride, codes, count, width, rows, row_stride, add);
+}
+void decode_levels(const uint16_t* codes, int64_t count, const float* levels, float offset, const float* scale,
+                   const float* zero, float* out, bool add) {
+  HWY_DYNAMIC_DISPATCH(DecodeLevels)(codes, count, levels, offset, scale, zero, out, add);
+}
+
+namespace {
+
+// One 8 x 8 block in registers; `add` sums into what is there.
+__attribute__((target("avx2"))) void transpose_8x8(const float* in, int64_t in_stride, float* out, int64_t out_stride, bool add) {
+  __m256 r[8], s[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    s[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    s[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    float* to = out + i * out_stride;
+    _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), s[i]) : s[i]);
+  }
+}
+
+}  // namespace
+
+void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride, bool add) {
+  const bool fast = cpu_features().avx2;
+  for (int64_t r = 0; r < rows; r += 8) {
+    for (int64_t c = 0; c < columns; c += 8) {
+      if (fast && r + 8 <= rows && c + 8 <= columns) {
+        transpose_8x8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride, add);
+        continue;
+      }
+      for (int64_t i = r; i < std::min(rows, r + 8); ++i)
+        for (int64_t j = c; j < std::min(columns, c + 8); ++j) {
+          float& to = out[j * out_stride + i];
+          to = add ? to + in[i * in_stride + j] : in[i * in_stride + j];
+        }
+    }
+  }
+}
 
 }  // namespace vqkv::kernels
 #endif

@@ -1,0 +1,258 @@
+#include "attention/tiled.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+namespace {
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+}  // namespace
+
+void RotationTiles::grow(const RopeTable& rope, int64_t tiles) {
+  if (rope.facts().inverse_frequency != frequencies_) {  // another model
+    tiles_.clear();
+    frequencies_ = rope.facts().inverse_frequency;
+    half_ = rope.facts().rotary_dim / 2;
+  }
+  while (static_cast<int64_t>(tiles_.size()) < tiles) {
+    const int64_t first = static_cast<int64_t>(tiles_.size()) * kTile;
+    AlignedVector<float> tile(at(2 * half_ * kTile));
+    for (int64_t t = 0; t < kTile; ++t) {
+      const float* row = rope.row(first + t);
+      for (int64_t p = 0; p < 2 * half_; ++p) tile[at(p * kTile + t)] = row[p];
+    }
+    tiles_.push_back(std::move(tile));
+  }
+}
+
+void RotationTiles::rotate(float* keys, int64_t tile, int64_t from, int64_t to) const {
+  const float* cosine = tiles_[at(tile)].data();
+  const float* sine = cosine + half_ * kTile;
+  for (int64_t p = 0; p < half_; ++p) {
+    float* __restrict low = keys + p * kTile;
+    float* __restrict high = keys + (p + half_) * kTile;
+    const float* c = cosine + p * kTile;
+    const float* s = sine + p * kTile;
+    for (int64_t t = from; t < to; ++t) {
+      const float a = low[t], b = high[t];
+      low[t] = a * c[t] - b * s[t];
+      high[t] = a * s[t] + b * c[t];
+    }
+  }
+}
+
+TiledCall::TiledCall(const CompressedCache& cache, int layer_in, int64_t first_in, int64_t queries_in, RotationTiles& rotation_in)
+    : impl(&cache.impl()), rotation(&rotation_in), layer(layer_in), first(first_in), queries(queries_in),
+      tokens(first_in + queries_in), sinks(cache.policy().sinks), d(cache.shape().head_dim), width(padded(d)),
+      group(cache.shape().group()), rows(queries_in * group) {
+  VQKV_CHECK(impl->open && layer < impl->appended && tokens <= impl->length + impl->pending);
+  for (int64_t i = 0; i < queries; ++i) {
+    k_end.push_back(cache.coded_end(Role::kKey, first + i));
+    v_end.push_back(cache.coded_end(Role::kValue, first + i));
+  }
+  // A query whose whole past is coded does not care for boundaries beyond itself: one boundary for all keeps rows together.
+  for (std::vector<int64_t>* end : {&k_end, &v_end})
+    for (int64_t i = 0; i < queries; ++i)
+      if ((*end)[at(i)] == first + i + 1) (*end)[at(i)] = end->back();
+  bool pre = false;
+  for (int h = 0; h < cache.shape().kv_heads; ++h) pre = pre || !impl->keys_post_rope(layer, h);
+  if (pre) rotation_in.grow(*impl->rope, (tokens + kTile - 1) / kTile);
+}
+
+RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
+  const std::vector<int64_t>& ends = role == Role::kKey ? k_end : v_end;
+  RoleExtent e;
+  e.coded_begin = std::clamp<int64_t>(sinks - begin, 0, count);
+  e.all_coded_end = std::clamp(ends[at(std::clamp<int64_t>(begin - first, 0, queries - 1))] - begin, e.coded_begin, count);
+  e.any_coded_end = std::clamp(ends.back() - begin, e.coded_begin, count);
+  return e;
+}
+
+const ScoreMap& TiledCall::score_map(int head) const {
+  static const ScoreMap none;
+  const int unit = impl->unit_of(layer, head, Role::kKey);
+  return unit < 0 ? none : impl->units[at(unit)].plan.score;
+}
+
+void TiledCall::mask_evicted(int head, int64_t begin, int64_t count, float* line) const {
+  const EvictedSet& set = impl->evicted_set(layer, head);
+  if (set.words == nullptr) return;
+  for (int64_t t = 0; t < count; ++t)
+    if (set.contains(begin + t)) line[t] = kNegativeInfinity;
+}
+
+void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
+    if (line[t] == kNegativeInfinity) continue;
+    low[at(row)] = std::min(low[at(row)], line[t]);
+    high[at(row)] = std::max(high[at(row)], line[t]);
+  }
+}
+
+void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q) {
+  const float scale = call.impl->shape.score_scale;
+  x.resize(at(call.rows * call.d));
+  const int64_t span = call.group * call.d;
+  for (int64_t i = 0; i < call.queries; ++i) {
+    const float* from = q.row(i) + head * span;
+    for (int64_t j = 0; j < span; ++j) x[at(i * span + j)] = from[j] * scale;
+  }
+  y_width = y_stride = 0;
+  inner.clear();
+  outer.clear();
+  from_.clear();
+  token_scale = false;
+  if (call.impl->unit_of(call.layer, head, Role::kKey) < 0) return;
+  const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+  if (!decoder.folded()) return;
+  y_width = decoder.code_width();
+  y_stride = padded(y_width);
+  token_scale = decoder.has_token_scale();
+  y.resize(at(call.rows * y_stride));
+  kernels::multiply(x.data(), call.d, decoder.map_transposed().data(), y_stride, y.data(), y_stride, call.rows, call.d, y_stride, false);
+  const auto project = [&](const std::vector<float>& bias, std::vector<float>& out) {
+    out.assign(at(call.rows), 0.0f);
+    if (bias.empty()) return;
+    for (int64_t r = 0; r < call.rows; ++r)
+      for (int64_t c = 0; c < call.d; ++c) out[at(r)] += x[at(r * call.d + c)] * bias[at(c)];
+  };
+  project(decoder.inner_bias(), inner);
+  project(decoder.outer_bias(), outer);
+}
+
+void HeadQueries::unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const {
+  const float in = inner[at(row)], out = outer[at(row)];
+  if (token_scale)
+    for (int64_t t = begin; t < end; ++t) line[t] = (line[t] + in) * scale[t] + out;
+  else
+    for (int64_t t = begin; t < end; ++t) line[t] = line[t] + in + out;
+}
+
+void HeadQueries::set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges, int64_t chunks,
+                                int64_t kv_heads, int head) {
+  from_.clear();
+  if (map.kind == ScoreMap::Kind::kNone) return;
+  from_.assign(at(call.rows), 0.0f);
+  to_.assign(at(call.rows), 0.0f);
+  factor_.assign(at(call.rows), 1.0f);
+  for (int64_t r = 0; r < call.rows; ++r) {
+    float low = -kNegativeInfinity, high = kNegativeInfinity;
+    for (int64_t c = 0; c < chunks; ++c) {
+      low = std::min(low, ranges[at(c * kv_heads + head)].low[at(r)]);
+      high = std::max(high, ranges[at(c * kv_heads + head)].high[at(r)]);
+    }
+    if (!(high > low)) continue;  // nothing coded, or one value: left alone
+    from_[at(r)] = low;
+    to_[at(r)] = low + map.low_shift;
+    factor_[at(r)] = (high - map.high_shift - to_[at(r)]) / (high - low);
+  }
+}
+
+void HeadQueries::map_scores(int64_t row, int64_t begin, int64_t end, float* line) const {
+  if (from_.empty()) return;
+  for (int64_t t = begin; t < end; ++t)
+    if (line[t] != kNegativeInfinity) line[t] = to_[at(row)] + (line[t] - from_[at(row)]) * factor_[at(row)];
+}
+
+void Partial::reset(const TiledCall& call, int head) {
+  const size_t rows = at(call.rows);
+  width = call.width;
+  top.assign(rows, kNegativeInfinity);
+  sum.assign(rows, 0.0f);
+  coded.assign(rows, 0.0f);
+  out.assign(rows * at(width), 0.0f);
+  folded = false;
+  if (call.impl->unit_of(call.layer, head, Role::kValue) < 0) return;
+  const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
+  if (!decoder.folded()) return;
+  folded = true;
+  token_scale = decoder.has_token_scale();
+  y_width = decoder.code_width();
+  y_stride = padded(y_width);
+  y.assign(rows * at(y_stride), 0.0f);
+  mass.assign(rows, 0.0f);
+  scaled.assign(rows, 0.0f);
+}
+
+void Partial::absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end) {
+  const size_t r = at(row);
+  const float higher = std::max(top[r], kernels::row_max(line, columns));
+  if (higher == kNegativeInfinity) {
+    std::fill(line, line + columns, 0.0f);
+    return;
+  }
+  if (higher > top[r] && top[r] != kNegativeInfinity) {
+    const float f = std::exp(top[r] - higher);
+    sum[r] *= f;
+    coded[r] *= f;
+    kernels::scale_row(out.data() + row * width, width, f);
+    if (folded) {
+      mass[r] *= f;
+      scaled[r] *= f;
+      kernels::scale_row(y.data() + row * y_stride, y_stride, f);
+    }
+  }
+  top[r] = higher;
+  sum[r] += kernels::exp_row(line, columns, higher);
+  if (end > begin) coded[r] += kernels::range_sum(line, begin, end);
+}
+
+void Partial::weigh(int64_t row, float* line, int64_t begin, int64_t end, const float* scale) {
+  const float m = kernels::range_sum(line, begin, end);
+  mass[at(row)] += m;
+  if (!token_scale) {
+    scaled[at(row)] += m;
+    return;
+  }
+  for (int64_t t = begin; t < end; ++t) line[t] *= scale[t];
+  scaled[at(row)] += kernels::range_sum(line, begin, end);
+}
+
+void Partial::unfold(const TiledCall& call, int head) {
+  if (!folded) return;
+  const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
+  kernels::multiply(y.data(), y_stride, decoder.map().data(), width, out.data(), width, call.rows, y_width, width, true);
+  for (int64_t r = 0; r < call.rows; ++r) {
+    float* to = out.data() + r * width;
+    if (!decoder.inner_bias().empty()) kernels::add_scaled(decoder.inner_bias().data(), call.d, scaled[at(r)], to);
+    if (!decoder.outer_bias().empty()) kernels::add_scaled(decoder.outer_bias().data(), call.d, mass[at(r)], to);
+  }
+}
+
+void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out, AttendStats* stats) {
+  const int64_t heads = call.impl->shape.kv_heads;
+  std::vector<float> share(at(heads * call.rows), 0.0f);
+  constexpr int64_t kPiece = 64;
+  const int64_t pieces = (call.rows + kPiece - 1) / kPiece;
+  parallel_for(heads * pieces, [&](int64_t item) {
+    const int64_t h = item / pieces;
+    for (int64_t row = item % pieces * kPiece; row < std::min(call.rows, (item % pieces + 1) * kPiece); ++row) {
+      float top = kNegativeInfinity;
+      for (int64_t c = 0; c < chunks; ++c) top = std::max(top, partials[at(c * heads + h)].top[at(row)]);
+      float* to = out.row(row / call.group) + (h * call.group + row % call.group) * call.d;
+      std::fill(to, to + call.d, 0.0f);
+      if (top == kNegativeInfinity) continue;  // every token evicted: nothing to attend to
+      float sum = 0, coded = 0;
+      for (int64_t c = 0; c < chunks; ++c) {
+        const Partial& p = partials[at(c * heads + h)];
+        if (p.top[at(row)] == kNegativeInfinity) continue;
+        const float f = std::exp(p.top[at(row)] - top);
+        sum += f * p.sum[at(row)];
+        coded += f * p.coded[at(row)];
+        kernels::add_scaled(p.out.data() + row * p.width, call.d, f, to);
+      }
+      kernels::scale_row(to, call.d, 1.0f / sum);
+      share[at(h * call.rows + row)] = coded / sum;
+    }
+  });
+  if (!stats) return;
+  for (const float s : share) {
+    stats->coded_mass += s;
+    stats->total_mass += 1.0;
+  }
+}
+
+}  // namespace vqkv

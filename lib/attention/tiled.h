@@ -1,0 +1,105 @@
+// Parts shared by the tiled CPU backends: what a call sees of the cache, folded queries, partial softmax states.
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "attention/attention.h"
+#include "cache/impl.h"
+#include "cache/kernels.h"
+
+namespace vqkv {
+
+constexpr int64_t kTile = 128;  // tokens; K^T and V tiles of 32 KiB at head_dim 64 stay in L2
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+
+inline int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
+
+// cos and sin of a tile's positions, transposed to (pair, token), shared by layers and heads.
+class RotationTiles {
+ public:
+  void grow(const RopeTable& rope, int64_t tiles);  // not thread-safe
+  // Rotates columns [from, to) of a K^T tile (channels x kTile) whose first column is position tile * kTile.
+  void rotate(float* keys, int64_t tile, int64_t from, int64_t to) const;
+
+ private:
+  int64_t half_ = 0;
+  std::vector<double> frequencies_;
+  std::vector<AlignedVector<float>> tiles_;  // (half, kTile) cos, then sin
+};
+
+// Columns of a tile for one role: [0, coded_begin) exact; [coded_begin, all_coded_end) coded for every query that sees the
+// tile; [all_coded_end, any_coded_end) coded for the later queries and exact for the earlier; the rest exact.
+struct RoleExtent {
+  int64_t coded_begin = 0, all_coded_end = 0, any_coded_end = 0;
+  bool any_coded() const { return any_coded_end > coded_begin; }
+};
+
+class HeadQueries;
+
+// One attend call on at most a block of queries. Row = query * group + query head within the group.
+struct TiledCall {
+  TiledCall(const CompressedCache& cache, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
+  RoleExtent extent(Role role, int64_t begin, int64_t count) const;
+  const ScoreMap& score_map(int head) const;
+  void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const { rotation->rotate(keys, begin / kTile, from, to); }
+  // -inf for tokens that the head's policy evicted.
+  void mask_evicted(int head, int64_t begin, int64_t count, float* line) const;
+
+  const CompressedCache::Impl* impl = nullptr;
+  const RotationTiles* rotation = nullptr;
+  const HeadQueries* heads = nullptr;
+  int layer = 0;
+  int64_t first = 0, queries = 0, tokens = 0;  // first position, queries, tokens that the last one sees
+  int64_t sinks = 0;
+  int64_t d = 0, width = 0;                    // head_dim, and padded
+  int64_t group = 0, rows = 0;
+  std::vector<int64_t> k_end, v_end;           // (queries): end of the coded body
+};
+
+// Lowest and highest coded logit of each row within one chunk.
+struct ScoreRange {
+  std::vector<float> low, high;
+  void add(int64_t row, const float* line, int64_t begin, int64_t end);
+};
+
+// Scaled queries of one KV head, and what folds the map of its key codec into them.
+class HeadQueries {
+ public:
+  void prepare(const TiledCall& call, int head, ConstMatrix q);
+  // line = (line + q.inner) * scale + q.outer on columns [begin, end); scale is indexed by column, or ignored.
+  void unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const;
+  void set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges, int64_t chunks,
+                     int64_t kv_heads, int head);
+  void map_scores(int64_t row, int64_t begin, int64_t end, float* line) const;
+
+  AlignedVector<float> x;                 // (rows, d)
+  AlignedVector<float> y;                 // (rows, y_stride): x * map^T, when folded
+  int64_t y_width = 0, y_stride = 0;
+  std::vector<float> inner, outer;        // (rows): q . bias
+  bool token_scale = false;
+
+ private:
+  std::vector<float> from_, to_, factor_;  // (rows) of the score map; empty without one
+};
+
+// Softmax states of the rows of one (chunk of tiles, kv head).
+struct Partial {
+  void reset(const TiledCall& call, int head);
+  // Turns a row's logits (columns padded with -inf) into probabilities relative to the running maximum; [begin, end) are coded.
+  void absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end);
+  // Folded values: notes the mass on coded columns and multiplies it by the token scale.
+  void weigh(int64_t row, float* line, int64_t begin, int64_t end, const float* scale);
+  // Adds the folded sums to `out`: once a chunk.
+  void unfold(const TiledCall& call, int head);
+
+  AlignedVector<float> top, sum, coded, out;   // (rows), (rows), (rows), (rows, width)
+  AlignedVector<float> y, mass, scaled;        // folded values: (rows, y_stride), (rows), (rows)
+  int64_t width = 0, y_width = 0, y_stride = 0;
+  bool folded = false, token_scale = false;
+};
+
+// out = softmax-weighted sums over all chunks, in chunk order. partials: (chunks, kv_heads).
+void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out, AttendStats* stats);
+
+}  // namespace vqkv

@@ -1,0 +1,314 @@
+#include "cache/tile_decoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cache/impl.h"
+#include "cache/kernels.h"
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+constexpr int64_t kTileTokens = 128;
+
+int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+// i * Z on pairs stored as [x..., y...].
+std::shared_ptr<const AlignedVector<float>> rotated(const TableTerm& t) {
+  auto out = std::make_shared<AlignedVector<float>>(*t.codewords);
+  const int half = t.width / 2;
+  for (int64_t w = 0; w < int64_t{t.books} * t.entries; ++w) {
+    const float* from = t.codewords->data() + w * t.width;
+    float* to = out->data() + w * t.width;
+    for (int i = 0; i < half; ++i) {
+      to[i] = -from[i + half];
+      to[i + half] = from[i];
+    }
+  }
+  return out;
+}
+
+struct Buffers {
+  AlignedVector<float> rows, columns, mapped;
+};
+Buffers& buffers() {
+  thread_local Buffers b;
+  return b;
+}
+float* ensure(AlignedVector<float>& v, int64_t n) {
+  if (static_cast<int64_t>(v.size()) < n) v.assign(at(n), 0.0f);
+  return v.data();
+}
+
+}  // namespace
+
+TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head, int head_dim)
+    : pages_(std::move(pages)), head_dim_(head_dim), low_(int64_t{head} * head_dim) {
+  dense_map_ = !plan.map.dense.empty();
+  VQKV_CHECK(dense_map_ || plan.code_channels == plan.channels);
+  // Through a dense map every code channel reaches the head; otherwise only its own slice.
+  const int64_t code_low = dense_map_ ? 0 : low_;
+  code_width_ = dense_map_ ? plan.code_channels : head_dim;
+  overlay_ = plan.layout.overlay;
+  const auto slice = [&](const std::vector<float>& all) {
+    return all.empty() ? std::vector<float>() : std::vector<float>(all.begin() + low_, all.begin() + low_ + head_dim);
+  };
+  diagonal_ = slice(plan.map.diagonal);
+  inner_ = slice(plan.inner_bias);
+  outer_ = slice(plan.outer_bias);
+  if (plan.token_scale_side >= 0) {
+    scale_side_ = plan.token_scale_side;
+    const int groups = plan.layout.sides[at(scale_side_)].slots;
+    VQKV_CHECK(plan.channels % groups == 0);
+    scale_width_ = plan.channels / groups;
+    scale_slot_ = static_cast<int>(low_ / scale_width_);
+    scale_slots_ = static_cast<int>((low_ + head_dim - 1) / scale_width_) - scale_slot_ + 1;
+  }
+  folded_ = dense_map_ && !overlay_ && scale_slots_ <= 1 && (role == Role::kValue || plan.rope == RopePlacement::kPost);
+  if (dense_map_) {
+    map_.assign(at(code_width_ * padded(head_dim)), 0.0f);
+    map_t_.assign(at(head_dim * padded(code_width_)), 0.0f);
+    for (int64_t j = 0; j < code_width_; ++j)
+      for (int64_t c = 0; c < head_dim; ++c) {
+        const float v = plan.map.dense[at(j * plan.channels + low_ + c)];
+        map_[at(j * padded(head_dim) + c)] = v;
+        map_t_[at(c * padded(code_width_) + j)] = v;
+      }
+  }
+
+  bool mixed = false;
+  {
+    bool tables = false, others = false;
+    for (const PlanTerm& term : plan.terms) (std::holds_alternative<TableTerm>(term) ? tables : others) = true;
+    mixed = tables && others;
+  }
+  std::vector<bool> written(at(code_width_), false);
+  const auto first_writer = [&](const std::vector<int32_t>& channels) {
+    bool fresh = !mixed;
+    for (const int32_t c : channels) fresh = fresh && !written[at(c)];
+    for (const int32_t c : channels) {
+      // A slot that covers a channel twice has to add.
+      if (written[at(c)] && fresh && std::count(channels.begin(), channels.end(), c) > 1) fresh = false;
+      written[at(c)] = true;
+    }
+    return fresh;
+  };
+  for (const PlanTerm& term : plan.terms) {
+    if (const auto* t = std::get_if<TableTerm>(&term)) {
+      books_.push_back(t->op == TableTerm::Op::kRotate90 ? rotated(*t) : t->codewords);
+      for (int s = 0; s < t->slots; ++s) {
+        Slot slot;
+        slot.field = t->field;
+        slot.slot = t->first_slot + s;
+        slot.entries = t->entries;
+        slot.stride = t->width;
+        std::vector<int32_t> element, channel;
+        for (int i = 0; i < t->width; ++i) {
+          const int64_t c = t->channel[at(int64_t{s} * t->width + i)] - code_low;
+          if (c < 0 || c >= code_width_) continue;
+          element.push_back(i);
+          channel.push_back(static_cast<int32_t>(c));
+        }
+        if (channel.empty()) continue;
+        slot.width = static_cast<int>(channel.size());
+        for (size_t i = 1; i < channel.size(); ++i)
+          slot.contiguous = slot.contiguous && channel[i] == channel[i - 1] + 1 && element[i] == element[i - 1] + 1;
+        slot.begin = channel[0];
+        slot.words = books_.back()->data() + int64_t{t->book_of_slot[at(s)]} * t->entries * t->width;
+        if (slot.contiguous) slot.words += element[0];
+        slot.store = first_writer(channel);
+        if (!slot.contiguous) {
+          slot.element = std::move(element);
+          slot.channel = std::move(channel);
+        }
+        slots_.push_back(std::move(slot));
+      }
+    } else if (const auto* l = std::get_if<LevelsTerm>(&term)) {
+      for (int64_t c = 0; c < code_width_; ++c) {
+        Levels levels;
+        levels.field = l->field;
+        levels.channel = static_cast<int>(c);
+        levels.slot = static_cast<int>(code_low + c);
+        levels.term = *l;
+        levels.store = first_writer({static_cast<int32_t>(c)});
+        levels_.push_back(std::move(levels));
+      }
+    } else {
+      const auto& dense = std::get<DenseTerm>(term);
+      for (size_t i = 0; i < dense.channel.size(); ++i) {
+        const int64_t c = dense.channel[i] - code_low;
+        if (c < 0 || c >= code_width_) continue;
+        dense_.push_back({dense.side, static_cast<int>(i), static_cast<int>(c), first_writer({static_cast<int32_t>(c)})});
+      }
+    }
+  }
+  const bool all = !mixed && std::all_of(written.begin(), written.end(), [](bool w) { return w; });
+  const bool others = !levels_.empty() || !dense_.empty();
+  zero_rows_ = !all && (!slots_.empty() || !others);
+  zero_columns_ = !all && others;
+}
+
+void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const {
+  uint16_t codes[kTileTokens];
+  for (const Slot& s : slots_) {
+    pages_->codes(page, s.field, s.slot, first, count, codes);
+    if (s.contiguous) {
+      kernels::lookup_rows(s.words, s.stride, codes, count, s.width, rows + s.begin, stride, !s.store);
+    } else {
+      const int32_t* element = s.element.data();
+      const int32_t* channel = s.channel.data();
+      for (int64_t t = 0; t < count; ++t) {
+        const float* word = s.words + int64_t{codes[t]} * s.stride;
+        float* row = rows + t * stride;
+        if (s.store)
+          for (int i = 0; i < s.width; ++i) row[channel[i]] = word[element[i]];
+        else
+          for (int i = 0; i < s.width; ++i) row[channel[i]] += word[element[i]];
+      }
+    }
+  }
+}
+
+void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const {
+  uint16_t codes[kTileTokens];
+  float scale[kTileTokens], zero[kTileTokens], value[kTileTokens];
+  const CodeLayout& layout = pages_->layout();
+  // Metadata of a group, spread over tokens.
+  const auto group_values = [&](const Levels& l, int side, float* out) {
+    const SideSpec& spec = layout.sides[at(side)];
+    const int group = l.slot / l.term.group_channels;
+    if (spec.per_token) {
+      pages_->side(page, side, group, first, count, out);
+      return;
+    }
+    const int groups = spec.slots / (layout.block_tokens / l.term.group_tokens);
+    for (int64_t t = 0; t < count;) {
+      const int64_t block = (first + t) / layout.block_tokens, within = (first + t) % layout.block_tokens;
+      const int64_t n = std::min(count - t, l.term.group_tokens - within % l.term.group_tokens);
+      float v;
+      pages_->side(page, side, static_cast<int>(within / l.term.group_tokens) * groups + group, block, 1, &v);
+      std::fill_n(out + t, n, v);
+      t += n;
+    }
+  };
+  int scale_group = -1, zero_group = -1;
+  const LevelsTerm* scale_term = nullptr;
+  for (const Levels& l : levels_) {
+    pages_->codes(page, l.field, l.slot, first, count, codes);
+    // Neighbouring channels of a group share their metadata.
+    const int group = l.slot / l.term.group_channels;
+    if (l.term.scale_side >= 0 && (group != scale_group || scale_term == nullptr)) group_values(l, l.term.scale_side, scale);
+    if (l.term.zero_side >= 0 && (group != zero_group || scale_term == nullptr)) group_values(l, l.term.zero_side, zero);
+    scale_group = zero_group = group;
+    scale_term = &l.term;
+    kernels::decode_levels(codes, count, l.term.levels.empty() ? nullptr : l.term.levels.data(), l.term.offset,
+                           l.term.scale_side >= 0 ? scale : nullptr, l.term.zero_side >= 0 ? zero : nullptr,
+                           columns + l.channel * stride, !l.store);
+    if (&l != &levels_.back() && (&l)[1].field != l.field) scale_term = nullptr;
+  }
+  for (const Dense& d : dense_) {
+    float* to = columns + d.channel * stride;
+    if (d.store) {
+      pages_->side(page, d.side, d.slot, first, count, to);
+    } else {
+      pages_->side(page, d.side, d.slot, first, count, value);
+      for (int64_t t = 0; t < count; ++t) to[t] += value[t];
+    }
+  }
+}
+
+void TileDecoder::token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const {
+  for (int64_t t = 0; t < count;) {
+    const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
+    const int64_t n = std::min(count - t, pages_->tokens() - within);
+    pages_->side(store.pages.at(page), scale_side_, scale_slot_, within, n, out + t);
+    t += n;
+  }
+}
+
+void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const {
+  const StoredOverlay* begin = store.overlay;
+  const StoredOverlay* end = begin + store.overlay_count;
+  const StoredOverlay* e = std::lower_bound(begin, end, first, [](const StoredOverlay& o, int64_t t) { return o.token < t; });
+  for (; e != end && e->token < first + count; ++e) {
+    const int64_t channel = (e->channel & 0x7fff) - low_;
+    if (channel < 0 || channel >= head_dim_) continue;
+    float& to = transposed ? out[channel * stride + e->token - first] : out[(e->token - first) * stride + channel];
+    to = (e->channel & 0x8000) ? to + to_float(e->value) : to_float(e->value);
+  }
+}
+
+void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const {
+  VQKV_CHECK(count <= kTileTokens);
+  Buffers& b = buffers();
+  const bool tables = !slots_.empty(), others = !levels_.empty() || !dense_.empty();
+  const bool rebuild_map = dense_map_ && !folded_;
+  // y goes where it is wanted: tables write rows, levels and dense channels write columns of tokens.
+  const bool want_rows = !transposed || rebuild_map;
+  const int64_t y_stride = rebuild_map ? padded(code_width_) : stride;
+  float* y = rebuild_map ? ensure(b.mapped, kTileTokens * y_stride) : out;
+  float* rows = want_rows ? y : ensure(b.rows, kTileTokens * padded(code_width_));
+  const int64_t row_stride = want_rows ? y_stride : padded(code_width_);
+  float* columns = want_rows ? ensure(b.columns, code_width_ * kTileTokens) : y;
+  const int64_t column_stride = want_rows ? kTileTokens : y_stride;
+  if (zero_rows_)
+    for (int64_t t = 0; t < count; ++t) std::fill_n(rows + t * row_stride, code_width_, 0.0f);
+  if (zero_columns_)
+    for (int64_t c = 0; c < code_width_; ++c) std::fill_n(columns + c * column_stride, count, 0.0f);
+  for (int64_t t = 0; t < count;) {
+    const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
+    const int64_t n = std::min(count - t, pages_->tokens() - within);
+    if (tables) decode_tables(store.pages.at(page), within, n, rows + t * row_stride, row_stride);
+    if (others) decode_columns(store.pages.at(page), within, n, columns + t, column_stride);
+    t += n;
+  }
+  if (want_rows && others) kernels::transpose(columns, column_stride, code_width_, count, rows, row_stride, tables);
+  if (!want_rows && tables) kernels::transpose(rows, row_stride, count, code_width_, columns, column_stride, others);
+  if (folded_) return;
+  if (rebuild_map) {
+    const int64_t wide = padded(head_dim_);
+    float* x = ensure(b.rows, kTileTokens * wide);
+    kernels::multiply(y, y_stride, map_.data(), wide, x, wide, count, code_width_, wide, false);
+    if (transposed) {
+      kernels::transpose(x, wide, count, head_dim_, out, stride, false);
+    } else {
+      for (int64_t t = 0; t < count; ++t) std::copy_n(x + t * wide, head_dim_, out + t * stride);
+    }
+  }
+  if (!diagonal_.empty() || !inner_.empty() || !outer_.empty() || scale_side_ >= 0) {
+    float scale[kTileTokens];
+    const auto element = [&](int64_t t, int64_t c) -> float& { return transposed ? out[c * stride + t] : out[t * stride + c]; };
+    for (int64_t c = 0; c < head_dim_;) {
+      // Channels of one scale group.
+      const int64_t end = scale_side_ >= 0 ? std::min<int64_t>(head_dim_, ((low_ + c) / scale_width_ + 1) * scale_width_ - low_) : head_dim_;
+      if (scale_side_ >= 0) {
+        for (int64_t t = 0; t < count;) {
+          const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
+          const int64_t n = std::min(count - t, pages_->tokens() - within);
+          pages_->side(store.pages.at(page), scale_side_, static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
+          t += n;
+        }
+      }
+      for (; c < end; ++c) {
+        const float g = diagonal_.empty() ? 1.0f : diagonal_[at(c)], in = inner_.empty() ? 0.0f : inner_[at(c)],
+                    add = outer_.empty() ? 0.0f : outer_[at(c)];
+        for (int64_t t = 0; t < count; ++t) {
+          float& v = element(t, c);
+          v = add + (scale_side_ >= 0 ? scale[t] : 1.0f) * (in + v * g);
+        }
+      }
+    }
+  }
+  if (overlay_) apply_overlay(store, first, count, transposed, out, stride);
+}
+
+void TileDecoder::keys(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const {
+  decode(store, first, count, true, out, stride);
+}
+void TileDecoder::values(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const {
+  decode(store, first, count, false, out, stride);
+}
+
+}  // namespace vqkv

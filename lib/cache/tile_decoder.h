@@ -1,0 +1,90 @@
+// Codes of one head of one unit brought to fp32, a tile at a time: what every CPU backend decodes with. Prepared once
+// from the plan; reads pages where they lie.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cache/layout.h"
+#include "codec/codec.h"
+#include "core/view.h"
+
+namespace vqkv {
+
+struct UnitStore;
+
+class TileDecoder {
+ public:
+  TileDecoder() = default;
+  // `head` counts within the unit.
+  TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head, int head_dim);
+
+  // Folded: decode gives y of the code domain, and the caller applies x = outer + s * (inner + y * map) to queries or
+  // sums. Otherwise decode gives x itself. Folded when the map is dense and nothing has to be done to x token by token
+  // (no RoPE, no overlay, one scale a head): one product a query instead of one a token.
+  bool folded() const { return folded_; }
+  int64_t width() const { return folded_ ? code_width_ : head_dim_; }       // channels that decode gives
+  int64_t code_width() const { return code_width_; }
+  const AlignedVector<float>& map() const { return map_; }                   // (code_width, padded head_dim)
+  const AlignedVector<float>& map_transposed() const { return map_t_; }      // (head_dim, padded code_width)
+  const std::vector<float>& inner_bias() const { return inner_; }            // (head_dim) or empty
+  const std::vector<float>& outer_bias() const { return outer_; }
+  bool has_token_scale() const { return scale_side_ >= 0; }
+
+  // Tokens [first, first + count) of the coded body, count <= 128. Keys: out[channel * stride + i]; values:
+  // out[i * stride + channel], where columns up to the padded width may be written.
+  void keys(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
+  void values(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
+  // The token scale of this head; only when folded() and has_token_scale().
+  void token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const;
+
+  // A table slot as this head sees it.
+  struct Slot {
+    int field = 0, slot = 0;       // of the layout
+    int entries = 0, stride = 0;   // codewords and floats from one to the next
+    const float* words = nullptr;  // first element of codeword 0 that lands in this head
+    int begin = 0;                 // first channel, when contiguous
+    int width = 0;                 // channels it gives
+    bool contiguous = true;
+    bool store = false;            // nothing was written to these channels before
+    std::vector<int32_t> element, channel;  // when not contiguous
+  };
+  const std::vector<Slot>& slots() const { return slots_; }
+  bool tables_only() const { return levels_.empty() && dense_.empty(); }
+  const PageLayout& pages() const { return *pages_; }
+  int scale_side() const { return scale_side_; }
+  int scale_slot() const { return scale_slot_; }
+
+ private:
+  struct Levels {
+    int field = 0, channel = 0, slot = 0;  // slot: code channel in the unit
+    LevelsTerm term;
+    bool store = false;
+  };
+  struct Dense {
+    int side = 0, slot = 0, channel = 0;
+    bool store = false;
+  };
+
+  void decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
+  void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
+  void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
+  void apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
+
+  std::shared_ptr<const PageLayout> pages_;
+  int head_dim_ = 0;
+  int64_t low_ = 0;             // first channel of this head in the unit
+  int64_t code_width_ = 0;
+  bool folded_ = false, dense_map_ = false, overlay_ = false;
+  bool zero_rows_ = false, zero_columns_ = false;  // some channels are written by nobody
+  std::vector<Slot> slots_;
+  std::vector<Levels> levels_;
+  std::vector<Dense> dense_;
+  std::vector<std::shared_ptr<const AlignedVector<float>>> books_;  // keeps `words` alive
+  AlignedVector<float> map_, map_t_;
+  std::vector<float> diagonal_, inner_, outer_;
+  int scale_side_ = -1, scale_slot_ = 0;
+  int scale_slots_ = 0, scale_width_ = 0;  // scale groups inside this head, when more than one
+};
+
+}  // namespace vqkv
