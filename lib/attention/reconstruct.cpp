@@ -99,15 +99,16 @@ class ReconstructBackend final : public AttentionBackend {
       call.impl->load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end, kTile);
     f.other_begin = shared_end;
     f.other_end = e.any_coded_end;
-    if (!e.any_coded()) return f;
-    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
-    const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
-    const int64_t body = begin - call.sinks;
-    if (shared_end > e.coded_begin)
-      decoder.keys(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
-    if (f.other_end > f.other_begin) {
-      f.other = ensure(s.other_keys, decoder.width() * kTile);
-      decoder.keys(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
+    if (e.any_coded()) {
+      const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+      const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
+      const int64_t body = begin - call.sinks;
+      if (shared_end > e.coded_begin)
+        decoder.keys(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
+      if (f.other_end > f.other_begin) {
+        f.other = ensure(s.other_keys, decoder.width() * kTile);
+        decoder.keys(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
+      }
     }
     if (!call.impl->keys_post_rope(call.layer, head)) {
       call.rotate(f.main, begin, 0, count);

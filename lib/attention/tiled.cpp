@@ -53,10 +53,10 @@ TiledCall::TiledCall(const CompressedCache& cache, int layer_in, int64_t first_i
     k_end.push_back(cache.coded_end(Role::kKey, first + i));
     v_end.push_back(cache.coded_end(Role::kValue, first + i));
   }
-  // A query whose whole past is coded does not care for boundaries beyond itself: one boundary for all keeps rows together.
+  // A query that sees nothing exact past its boundary takes the next query's: rows with one boundary go together.
   for (std::vector<int64_t>* end : {&k_end, &v_end})
-    for (int64_t i = 0; i < queries; ++i)
-      if ((*end)[at(i)] == first + i + 1) (*end)[at(i)] = end->back();
+    for (int64_t i = queries - 2; i >= 0; --i)
+      if ((*end)[at(i)] == first + i + 1) (*end)[at(i)] = (*end)[at(i + 1)];
   bool pre = false;
   for (int h = 0; h < cache.shape().kv_heads; ++h) pre = pre || !impl->keys_post_rope(layer, h);
   if (pre) rotation_in.grow(*impl->rope, (tokens + kTile - 1) / kTile);

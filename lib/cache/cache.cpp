@@ -116,6 +116,12 @@ void CompressedCache::truncate(int64_t n) {
       fail_internal(fmt::format("truncate to {} tokens: {} are coded; only exact tokens can be rolled back", n, s.coded_end));
   c.length = n;
   for (RoleStore& s : c.roles) c.drop_exact(s, s.exact_begin, n);
+  c.forget_evictions(n);
+}
+
+void CompressedCache::evict(int layer, int kv_head, std::span<const int64_t> positions) {
+  VQKV_CHECK(!impl_->open && layer >= 0 && layer < impl_->shape.layers && kv_head >= 0 && kv_head < impl_->shape.kv_heads);
+  if (!positions.empty()) impl_->evict(layer, kv_head, positions);
 }
 
 ByteLedger CompressedCache::bytes() const {
@@ -139,13 +145,52 @@ ByteLedger CompressedCache::bytes() const {
     const UnitStore& s = c.stores[u];
     const PageLayout& pages = *c.units[u].pages;
     const int64_t coded = std::max<int64_t>(0, c.roles[c.slot(c.units[u].layer, c.units[u].role)].coded_end - sinks);
-    b.codes += pages.code_bytes(coded);
-    b.side += pages.side_bytes(coded) + s.state_bytes;
-    b.padding += s.pages.count * pages.bytes() - pages.code_bytes(coded) - pages.side_bytes(coded);
+    const int64_t codes = pages.code_bytes(coded) - s.dead_pages * pages.code_bytes(pages.tokens());
+    const int64_t side = pages.side_bytes(coded) - s.dead_pages * pages.side_bytes(pages.tokens());
+    b.codes += codes;
+    b.side += side + s.state_bytes;
+    b.padding += (s.pages.count - s.dead_pages) * pages.bytes() - codes - side;
     b.index += s.pages.capacity * static_cast<int64_t>(sizeof(std::byte*));
     b.overlay += s.overlay_count * static_cast<int64_t>(sizeof(StoredOverlay));
     b.padding += (s.overlay_capacity - s.overlay_count) * static_cast<int64_t>(sizeof(StoredOverlay));
   }
+  if (c.codecs && c.codebook_bytes < 0) c.codebook_bytes = c.codecs->constant_bytes();
+  b.codebooks = std::max<int64_t>(0, c.codebook_bytes);
+  return b;
+}
+
+ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens) {
+  VQKV_CHECK(tokens >= 0);
+  const CacheShape& shape = codecs.shape();
+  const int64_t row = int64_t{shape.kv_heads} * shape.head_dim * static_cast<int64_t>(dtype_size(policy.exact_dtype));
+  const int64_t pointer = sizeof(std::byte*), units = static_cast<int64_t>(codecs.units().size());
+  // What a role has coded and the index of the chunk that holds its first exact token, both counted after the sinks.
+  const auto coded_of = [&](Role role) {
+    return policy.codes ? std::max<int64_t>(0, std::min(tokens, policy.coded_end(role, tokens)) - policy.sinks) : 0;
+  };
+  ByteLedger b;
+  b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleStore)) + units * static_cast<int64_t>(sizeof(UnitStore)) +
+            int64_t{shape.layers} * shape.kv_heads * static_cast<int64_t>(sizeof(EvictedSet));
+  const int64_t past = std::max<int64_t>(0, tokens - policy.sinks);
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const int64_t coded = coded_of(role), held = past - coded;
+    const int64_t chunks = held == 0 ? 0 : (past + kChunkTokens - 1) / kChunkTokens - coded / kChunkTokens;
+    b.window += shape.layers * held * row;
+    b.padding += shape.layers * (chunks * kChunkTokens - held) * row;
+    b.index += shape.layers * BlockTable::capacity_for(chunks) * pointer;
+    if (tokens == 0) continue;
+    b.sinks += shape.layers * std::min(policy.sinks, tokens) * row;
+    b.padding += shape.layers * (policy.sinks - std::min(policy.sinks, tokens)) * row;
+  }
+  for (const TrainedUnit& u : codecs.units()) {
+    const PageLayout pages(u.codec->layout());
+    const int64_t coded = coded_of(u.spec.unit.role), count = (coded + pages.tokens() - 1) / pages.tokens();
+    b.codes += pages.code_bytes(coded);
+    b.side += pages.side_bytes(coded);
+    b.padding += count * pages.bytes() - pages.code_bytes(coded) - pages.side_bytes(coded);
+    b.index += BlockTable::capacity_for(count) * pointer;
+  }
+  b.codebooks = codecs.constant_bytes();
   return b;
 }
 

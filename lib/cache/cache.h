@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <memory_resource>
+#include <span>
 #include <vector>
 
 #include "cache/ledger.h"
@@ -45,6 +46,10 @@ class CompressedCache {
   void end_exact_prefill();             // codes what the policy says, drops the exact prompt
   // Rolls back to n tokens; only into the exact window (kInternal otherwise). Speculative decoding.
   void truncate(int64_t n);
+
+  // Takes positions out of one head's sight, between blocks. Twice the same is fine. A full page of codes whose tokens all
+  // heads of its unit have lost is freed; exact rows are freed as the window moves on.
+  void evict(int layer, int kv_head, std::span<const int64_t> positions);
 
   // First coded and last coded token for a query, honouring the block's visibility.
   int64_t coded_begin(Role role) const;                      // = sinks

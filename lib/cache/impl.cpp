@@ -152,7 +152,8 @@ int64_t place(Role role, int64_t head, int64_t channel, int64_t token, int64_t h
 
 void put(DType type, std::byte* base, int64_t index, float v) {
   switch (type) {
-    case DType::kF16: reinterpret_cast<f16*>(base)[index] = to_f16(v); return;
+    // Saturated, as the codec `exact` does: an infinity would poison every query.
+    case DType::kF16: reinterpret_cast<f16*>(base)[index] = to_f16(std::clamp(v, -65504.0f, 65504.0f)); return;
     case DType::kBF16: reinterpret_cast<bf16*>(base)[index] = to_bf16(v); return;
     default: reinterpret_cast<float*>(base)[index] = v; return;
   }
@@ -243,12 +244,12 @@ int64_t Impl::whole_blocks(Role role, int64_t end) const {
   return policy.sinks + std::max<int64_t>(0, end - policy.sinks) / block * block;
 }
 
-// How many tokens the prompt's parameters are fitted on. In replay: those that exist when the first token is coded token
-// by token, so that block and step replay fit the same; after an exact prompt: the whole prompt.
-int64_t Impl::fit_tokens(Role role, int64_t held) const {
+// How many tokens the prompt's parameters of a layer are fitted on: in replay those that exist when its first token is
+// coded token by token, so that block and step replay fit the same; after an exact prompt the whole prompt.
+int64_t Impl::fit_tokens(int64_t held) const {
   if (exact_prompt || visibility == Visibility::kAllCoded) return held;
-  const FlushRule& rule = policy.rule(role);
-  return std::min(held, policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1);
+  const auto first = [&](const FlushRule& rule) { return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1; };
+  return std::min({held, first(policy.k), first(policy.v)});
 }
 
 void Impl::fit_unit(size_t unit, int64_t tokens) {
@@ -311,6 +312,64 @@ void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
                                     static_cast<uint16_t>(e.channel | (e.add ? 0x8000 : 0)), to_f16(e.value)};
 }
 
+CodeBlock Impl::fetch_codes(size_t unit) const {
+  const UnitFacts& u = units[unit];
+  const UnitStore& s = stores[unit];
+  const int64_t blocks = (role_store(u.layer, u.role).coded_end - policy.sinks) / u.pages->layout().block_tokens;
+  CodeBlock out;
+  out.resize(u.pages->layout(), blocks);
+  for (int64_t at = 0; at < blocks; at += u.pages->blocks()) {
+    const std::byte* page = s.pages.at(at / u.pages->blocks());
+    if (page) u.pages->fetch(page, 0, out, at, std::min(u.pages->blocks(), blocks - at));
+  }
+  for (int64_t i = 0; i < s.overlay_count; ++i) {
+    const StoredOverlay& o = s.overlay[i];
+    out.overlay.push_back({o.token, o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
+  }
+  return out;
+}
+
+void Impl::evict(int layer, int head, std::span<const int64_t> positions) {
+  EvictedSet& set = evicted[static_cast<size_t>(layer * shape.kv_heads + head)];
+  int64_t words = set.count;
+  for (const int64_t p : positions) {
+    VQKV_CHECK(p >= 0 && p < length);
+    words = std::max(words, p / 64 + 1);
+  }
+  if (words > set.count) {
+    auto* grown = reinterpret_cast<uint64_t*>(allocate(words * static_cast<int64_t>(sizeof(uint64_t))));
+    std::fill_n(std::copy_n(set.words, set.count, grown), words - set.count, 0);
+    release(set.words, set.count * static_cast<int64_t>(sizeof(uint64_t)));
+    set.words = grown;
+    set.count = words;
+  }
+  for (const int64_t p : positions) set.words[p / 64] |= uint64_t{1} << (p % 64);
+
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const int index = unit_of(layer, head, role);
+    if (index < 0) continue;
+    const UnitFacts& u = units[static_cast<size_t>(index)];
+    UnitStore& s = stores[static_cast<size_t>(index)];
+    const int64_t tokens = u.pages->tokens(), full = (role_store(layer, role).coded_end - policy.sinks) / tokens;
+    for (int64_t page = 0; page < full; ++page) {
+      std::byte*& at = s.pages.blocks[page];
+      bool dead = at != nullptr;
+      for (int h = u.first_head; dead && h < u.first_head + u.heads; ++h)
+        for (int64_t t = 0; dead && t < tokens; ++t) dead = evicted_set(layer, h).contains(policy.sinks + page * tokens + t);
+      if (!dead) continue;
+      release(at, u.pages->bytes());
+      at = nullptr;
+      ++s.dead_pages;
+    }
+  }
+}
+
+void Impl::forget_evictions(int64_t from) {
+  for (EvictedSet& set : evicted)
+    for (int64_t w = from / 64; w < set.count; ++w)
+      set.words[w] &= w > from / 64 ? 0 : (uint64_t{1} << (from % 64)) - 1;
+}
+
 void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64_t k_end, int64_t v_end) {
   struct Task { size_t unit; int64_t from, to; };
   std::vector<Task> tasks;
@@ -323,6 +382,19 @@ void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64
     }
   }
   if (tasks.empty()) return;
+  // Parameters of the prompt: for both roles when the first of them codes, since a codec may look at either.
+  std::vector<size_t> fits;
+  for (const int layer : layers)
+    if (role_store(layer, Role::kKey).coded_end == policy.sinks && role_store(layer, Role::kValue).coded_end == policy.sinks &&
+        (k_end > policy.sinks || v_end > policy.sinks))
+      for (const size_t u : layer_units[static_cast<size_t>(layer)])
+        if (!units[u].state) fits.push_back(u);
+  parallel_for(static_cast<int64_t>(fits.size()), [&](int64_t i) { fit_unit(fits[static_cast<size_t>(i)], fit_tokens(tokens)); });
+  for (const size_t u : fits) {
+    if (!units[u].state) continue;
+    stores[u].state_bytes = units[u].state->bytes();
+    stores[u].state_charge = allocate(stores[u].state_bytes);
+  }
   // Allocation first and alone: the order of blocks in memory does not depend on threads.
   for (const Task& task : tasks) {
     UnitStore& s = stores[task.unit];
@@ -337,16 +409,10 @@ void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64
   }
   parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const Task& task = tasks[static_cast<size_t>(i)];
-    if (task.from == policy.sinks && !units[task.unit].state) fit_unit(task.unit, fit_tokens(units[task.unit].role, tokens));
     encode_unit(task.unit, task.from, task.to);
   });
   for (const Task& task : tasks) {
-    UnitStore& s = stores[task.unit];
     const UnitFacts& u = units[task.unit];
-    if (u.state && !s.state_charge) {
-      s.state_bytes = u.state->bytes();
-      s.state_charge = allocate(s.state_bytes);
-    }
     roles[slot(u.layer, u.role)].coded_end = task.to;
   }
   encode_seconds += watch.seconds();

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <memory_resource>
+#include <span>
 #include <vector>
 
 #include "cache/cache.h"
@@ -50,7 +51,8 @@ struct EvictedSet {
 
 // Coded tokens of one unit.
 struct UnitStore {
-  BlockTable pages;
+  BlockTable pages;                   // null where a page died of eviction
+  int64_t dead_pages = 0;
   StoredOverlay* overlay = nullptr;
   int64_t overlay_count = 0, overlay_capacity = 0;
   std::byte* state_charge = nullptr;  // the bytes of `state`, drawn from the resource so that they are counted
@@ -102,14 +104,19 @@ struct CompressedCache::Impl {
   void load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const;
   void load_values(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const;
 
+  // All coded tokens of a unit, unpacked: for the reference backend and for judging, never on a fast path.
+  CodeBlock fetch_codes(size_t unit) const;
+
   // Coding and upkeep.
+  void evict(int layer, int head, std::span<const int64_t> positions);
+  void forget_evictions(int64_t from);
   void store_exact(int layer, Role role, ConstMatrix rows, int64_t first_token);
   void grow_chunks(RoleStore& store, int64_t tokens);
   void drop_exact(RoleStore& store, int64_t begin, int64_t tokens);
   void code_role_units(const std::vector<int>& layers, int64_t tokens, int64_t k_end, int64_t v_end);
   void encode_unit(size_t unit, int64_t from, int64_t to);
   void fit_unit(size_t unit, int64_t tokens);
-  int64_t fit_tokens(Role role, int64_t held) const;
+  int64_t fit_tokens(int64_t held) const;
   int64_t whole_blocks(Role role, int64_t end) const;
   void resize_table(BlockTable& table, int64_t live);
   void free_table(BlockTable& table, int64_t block_bytes);
@@ -134,6 +141,7 @@ struct CompressedCache::Impl {
   int appended = 0;                       // layers of the open block that have theirs
   bool open = false, exact_prompt = false;
   Visibility visibility = Visibility::kReplay;
+  mutable int64_t codebook_bytes = -1;    // constants of the codecs, asked for once
   double encode_seconds = 0;
   std::vector<float> staging;             // rotated keys of one append; freed by end_block
 };

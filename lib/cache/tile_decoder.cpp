@@ -219,11 +219,16 @@ void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t c
   }
 }
 
+void TileDecoder::scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const {
+  if (page) pages_->side(page, scale_side_, slot, first, count, out);
+  else std::fill_n(out, count, 0.0f);
+}
+
 void TileDecoder::token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const {
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    pages_->side(store.pages.at(page), scale_side_, scale_slot_, within, n, out + t);
+    scale_run(store.pages.at(page), scale_slot_, within, n, out + t);
     t += n;
   }
 }
@@ -260,8 +265,13 @@ void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, b
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    if (tables) decode_tables(store.pages.at(page), within, n, rows + t * row_stride, row_stride);
-    if (others) decode_columns(store.pages.at(page), within, n, columns + t, column_stride);
+    if (const std::byte* bytes = store.pages.at(page)) {
+      if (tables) decode_tables(bytes, within, n, rows + t * row_stride, row_stride);
+      if (others) decode_columns(bytes, within, n, columns + t, column_stride);
+    } else {  // a page lost to eviction: nobody looks at it, but sums multiply it by zero
+      for (int64_t i = t; tables && i < t + n; ++i) std::fill_n(rows + i * row_stride, code_width_, 0.0f);
+      for (int64_t c = 0; others && c < code_width_; ++c) std::fill_n(columns + c * column_stride + t, n, 0.0f);
+    }
     t += n;
   }
   if (want_rows && others) kernels::transpose(columns, column_stride, code_width_, count, rows, row_stride, tables);
@@ -287,7 +297,7 @@ void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, b
         for (int64_t t = 0; t < count;) {
           const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
           const int64_t n = std::min(count - t, pages_->tokens() - within);
-          pages_->side(store.pages.at(page), scale_side_, static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
+          scale_run(store.pages.at(page), static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
           t += n;
         }
       }

@@ -69,6 +69,7 @@ class TileDecoder {
   void decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
+  void scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const;
   void apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
 
   std::shared_ptr<const PageLayout> pages_;

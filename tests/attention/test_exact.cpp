@@ -1,32 +1,10 @@
 #include <cmath>
 
-#include "attention/attention.h"
-#include "core/rng.h"
+#include "attention/plan_codec.h"
 #include "support/catch.h"
 
 using namespace vqkv;
-
-namespace {
-
-CacheShape make_shape(int layers, int group, int kv_heads, int d) {
-  CacheShape s;
-  s.layers = layers;
-  s.kv_heads = kv_heads;
-  s.q_heads = group * kv_heads;
-  s.head_dim = d;
-  s.rope = RopeFacts::plain(d, d, 10000.0);
-  s.score_scale = static_cast<float>(1.0 / std::sqrt(d));
-  return s;
-}
-
-Matrix<float> random_matrix(int64_t rows, int64_t cols, uint64_t key) {
-  Rng rng(key);
-  Matrix<float> m(rows, cols);
-  for (float& v : m.storage) v = static_cast<float>(rng.normal());
-  return m;
-}
-
-}  // namespace
+using namespace vqkv::test;
 
 TEST_CASE("Attention over the exact cache equals a plain softmax in double", "[exact]") {
   const int group = GENERATE(1, 3, 4, 7);
@@ -98,7 +76,7 @@ TEST_CASE("Blocks of any size give the bits of single steps", "[exact]") {
     return out.storage;
   };
   const auto steps = run(1);
-  CHECK(run(64) == steps);
-  CHECK(run(300) == steps);
-  CHECK(run(7) == steps);
+  CHECK((run(64) == steps));
+  CHECK((run(300) == steps));
+  CHECK((run(7) == steps));
 }

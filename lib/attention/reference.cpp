@@ -1,0 +1,135 @@
+// reference: the naive definition in double. Decodes the whole coded body through decode_plan, holds everything, and is
+// what the fast backends are judged by.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "attention/backends.h"
+#include "cache/impl.h"
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+class ReferenceBackend final : public AttentionBackend {
+ public:
+  std::string name() const override { return "reference"; }
+  std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
+
+  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
+    const CompressedCache::Impl& impl = cache.impl();
+    const CacheShape& shape = cache.shape();
+    const int64_t d = shape.head_dim, tokens = cache.length() + q.rows;
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      Forms forms;
+      load(impl, layer, h, Role::kKey, tokens, forms.exact_k, forms.coded_k);
+      load(impl, layer, h, Role::kValue, tokens, forms.exact_v, forms.coded_v);
+      for (int g = 0; g < shape.group(); ++g) {
+        const int head = h * shape.group() + g;
+        Matrix<float> probabilities(tap ? q.rows : 0, tokens);
+        for (int64_t i = 0; i < q.rows; ++i) {
+          const std::vector<double> p = softmax(cache, layer, h, cache.length() + i, q.row(i) + head * d, forms);
+          const int64_t k_end = cache.coded_end(Role::kKey, cache.length() + i), v_end = cache.coded_end(Role::kValue, cache.length() + i);
+          std::vector<double> sum(static_cast<size_t>(d), 0.0);
+          double coded = 0;
+          for (size_t t = 0; t < p.size(); ++t) {
+            const int64_t token = static_cast<int64_t>(t);
+            const Matrix<float>& v = token >= impl.policy.sinks && token < v_end ? forms.coded_v : forms.exact_v;
+            if (p[t] != 0)  // an evicted token may have no form left
+              for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += p[t] * v(token, c);
+            if (token >= impl.policy.sinks && token < k_end) coded += p[t];
+            if (tap) probabilities(i, token) = static_cast<float>(p[t]);
+          }
+          for (int64_t c = 0; c < d; ++c) out(i, head * d + c) = static_cast<float>(sum[static_cast<size_t>(c)]);
+          if (stats) {
+            stats->coded_mass += coded;
+            stats->total_mass += 1.0;
+          }
+        }
+        if (tap) tap->on_probabilities(layer, head, cache.length(), probabilities);
+      }
+    }
+  }
+
+ private:
+  struct Forms {
+    Matrix<float> exact_k, coded_k, exact_v, coded_v;  // (tokens, head_dim); rows of the other form are unset
+  };
+
+  static void load(const CompressedCache::Impl& impl, int layer, int head, Role role, int64_t tokens, Matrix<float>& exact, Matrix<float>& coded) {
+    const int64_t d = impl.shape.head_dim;
+    const RoleStore& store = impl.role_store(layer, role);
+    exact = Matrix<float>(tokens, d);
+    coded = Matrix<float>(tokens, d);
+    const auto load_exact = [&](int64_t first, int64_t count) {
+      if (count <= 0) return;
+      if (role == Role::kValue) {
+        impl.load_values(layer, head, first, count, exact.row(first), d);
+        return;
+      }
+      Matrix<float> transposed(d, count);
+      impl.load_keys(layer, head, first, count, transposed.data(), count);
+      for (int64_t t = 0; t < count; ++t)
+        for (int64_t c = 0; c < d; ++c) exact(first + t, c) = transposed(c, t);
+    };
+    load_exact(0, std::min(impl.policy.sinks, tokens));
+    load_exact(store.exact_begin, tokens - store.exact_begin);
+    const int unit = impl.unit_of(layer, head, role);
+    if (unit >= 0 && store.coded_end > impl.policy.sinks) {
+      const UnitFacts& u = impl.units[static_cast<size_t>(unit)];
+      Matrix<float> x(store.coded_end - impl.policy.sinks, u.heads * d);
+      decode_plan(u.plan, impl.fetch_codes(static_cast<size_t>(unit)), x);
+      for (int64_t t = 0; t < x.rows; ++t) std::copy_n(x.row(t) + (head - u.first_head) * d, d, coded.row(impl.policy.sinks + t));
+    }
+    if (role == Role::kValue || impl.keys_post_rope(layer, head)) return;
+    for (Matrix<float>* m : {&exact, &coded})
+      for (int64_t t = 0; t < tokens; ++t) {
+        const auto position = static_cast<int32_t>(t);
+        rope_apply(*impl.rope, &position, m->view().slice_rows(t, 1));
+      }
+  }
+
+  static std::vector<double> softmax(const CompressedCache& cache, int layer, int head, int64_t position, const float* q, const Forms& forms) {
+    const CompressedCache::Impl& impl = cache.impl();
+    const int64_t d = impl.shape.head_dim, sinks = impl.policy.sinks, end = cache.coded_end(Role::kKey, position);
+    std::vector<double> s(static_cast<size_t>(position + 1), -std::numeric_limits<double>::infinity());
+    const EvictedSet& evicted = impl.evicted_set(layer, head);
+    for (int64_t t = 0; t <= position; ++t) {
+      if (evicted.contains(t)) continue;
+      const Matrix<float>& k = t >= sinks && t < end ? forms.coded_k : forms.exact_k;
+      double sum = 0;
+      for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(q[c]) * k(t, c);
+      s[static_cast<size_t>(t)] = sum * impl.shape.score_scale;
+    }
+    const int unit = impl.unit_of(layer, head, Role::kKey);
+    if (unit >= 0) map_scores(impl.units[static_cast<size_t>(unit)].plan.score, sinks, end, s);
+    const double top = *std::max_element(s.begin(), s.end());
+    double sum = 0;
+    for (double& v : s) sum += v = std::isinf(v) ? 0.0 : std::exp(v - top);
+    for (double& v : s) v = sum > 0 ? v / sum : 0.0;
+    return s;
+  }
+
+  static void map_scores(const ScoreMap& map, int64_t begin, int64_t end, std::vector<double>& s) {
+    if (map.kind == ScoreMap::Kind::kNone) return;
+    double low = std::numeric_limits<double>::infinity(), high = -low;
+    for (int64_t t = begin; t < end; ++t) {
+      const double v = s[static_cast<size_t>(t)];
+      if (std::isinf(v)) continue;
+      low = std::min(low, v);
+      high = std::max(high, v);
+    }
+    if (!(high > low)) return;
+    const double to = low + map.low_shift, factor = (high - map.high_shift - to) / (high - low);
+    for (int64_t t = begin; t < end; ++t) {
+      double& v = s[static_cast<size_t>(t)];
+      if (!std::isinf(v)) v = to + (v - low) * factor;
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionBackend> make_reference_backend() { return std::make_unique<ReferenceBackend>(); }
+
+}  // namespace vqkv

@@ -1,0 +1,340 @@
+#include "attention/plan_codec.h"
+#include "cache/impl.h"
+#include "cache/policies/keep_policy.h"
+#include "codec/codec_set.h"
+#include "core/json.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
+  CachePolicy p;
+  p.sinks = sinks;
+  p.k = k;
+  p.v = v;
+  return p;
+}
+
+void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t n, Visibility visibility = Visibility::kReplay) {
+  cache.begin_block(n, visibility);
+  for (int layer = 0; layer < cache.shape().layers; ++layer)
+    cache.append(layer, x.k.view().slice_rows(first, n), x.v.view().slice_rows(first, n));
+  cache.end_block();
+}
+
+std::shared_ptr<const CodecSet> pq_set(const CacheShape& shape, int heads, int bits = 8, int block = 1, int overlay = 0) {
+  return make_set(shape, heads, [&](Role role, int channels) {
+    DecodePlan p = empty_plan(channels, block);
+    if (role == Role::kKey) add_table(p, bits, 4);
+    else add_levels(p, bits > 8 ? 8 : bits, 8, block, block == 1);
+    return std::make_shared<PlanCodec>(p, overlay);
+  });
+}
+
+bool same(const ByteLedger& a, const ByteLedger& b) { return canonical_json(a.to_json()) == canonical_json(b.to_json()); }
+
+}  // namespace
+
+TEST_CASE("The ledger equals the memory resource and the formula at every length", "[ledger]") {
+  const CacheShape shape = make_shape(2, 2, 2, 16);
+  const Tokens x(shape, 700, 1);
+  const std::vector<CachePolicy> policies = {policy_of(4, {128, 64}, {128, 64}), policy_of(0, {1, 64}, {65, 64}),
+                                             policy_of(3, {0, 64}, {10, 64}), policy_of(130, {32, 64}, {32, 64})};
+  for (const int heads : {1, 2})
+    for (const int bits : {2, 5, 8, 10})
+      for (const int block : {1, 32}) {
+        const auto set = pq_set(shape, heads, bits, block);
+        for (const CachePolicy& policy : policies)
+          for (const int64_t step : {1, 29, 200}) {
+            if (step == 1 && (bits != 5 || heads != 2)) continue;
+            CountingResource memory;
+            {
+              CompressedCache cache(set, policy, &memory);
+              CHECK(cache.bytes().total_sequence() == memory.live());
+              for (int64_t t = 0; t < 650; t += step) {
+                feed(cache, x, t, std::min<int64_t>(step, 650 - t));
+                if (cache.bytes().total_sequence() != memory.live() || !same(cache.bytes(), ledger_at(*set, policy, cache.length()))) {
+                  FAIL("length " << cache.length() << ": " << cache.bytes().to_json() << " live " << memory.live() << " formula "
+                                 << ledger_at(*set, policy, cache.length()).to_json());
+                }
+              }
+            }
+            CHECK(memory.live() == 0);
+          }
+      }
+}
+
+TEST_CASE("Ledger kinds follow the layout", "[ledger]") {
+  // 2 layers x 1 head x 64: keys 16 codes of 8 bits a token, values in f16 exact sides.
+  const CacheShape shape = make_shape(2, 1, 1, 64);
+  const auto set = make_set(shape, 1, [](Role role, int channels) {
+    DecodePlan p = empty_plan(channels);
+    if (role == Role::kKey) add_table(p, 8, 4);
+    else add_dense(p, [] { std::vector<int32_t> c; for (int i = 0; i < 64; ++i) c.push_back(i); return c; }());
+    return std::make_shared<PlanCodec>(p);
+  });
+  CompressedCache cache(set, policy_of(4, {128, 64}, {128, 64}));
+  feed(cache, Tokens(shape, 4 + 192 + 127, 2), 0, 4 + 192 + 127);
+  const ByteLedger b = cache.bytes();
+  CHECK(b.codes == 2 * 192 * 16);
+  CHECK(b.side == 2 * 192 * 64 * 2);
+  CHECK(b.sinks == 2 * 2 * 4 * 64 * 2);
+  CHECK(b.window == 2 * 2 * 127 * 64 * 2);
+  CHECK(b.padding == 2 * 2 * 1 * 64 * 2);  // 127 rows in 4 chunks of 32
+  CHECK(b.overlay == 0);
+  CHECK(b.codebooks == set->constant_bytes());
+  CHECK(cache.bits_held() == 8 * b.total_sequence());
+}
+
+TEST_CASE("Flush rules of a window and of KIVI", "[policy]") {
+  const FlushRule window{128, 64}, keys{1, 128}, values{129, 1};
+  CHECK(window.coded_end(4, 4 + 190) == 4);
+  CHECK(window.coded_end(4, 4 + 191) == 4 + 64);
+  // KIVI: |tail| < R after the step, the newest R values exact besides the step's own.
+  for (int64_t i = 0; i < 700; ++i) {
+    CHECK(keys.coded_end(0, i) == i / 128 * 128);
+    CHECK(values.coded_end(0, i) == std::max<int64_t>(0, i - 128));
+  }
+  const CacheShape shape = make_shape(1, 1, 1, 16);
+  CompressedCache cache(pq_set(shape, 1), policy_of(0, keys, values));
+  const Tokens x(shape, 300, 3);
+  for (int64_t t = 0; t < 300; ++t) {
+    feed(cache, x, t, 1);
+    const RoleStore& k = cache.impl().role_store(0, Role::kKey);
+    const RoleStore& v = cache.impl().role_store(0, Role::kValue);
+    REQUIRE(cache.length() - k.coded_end < 128);
+    REQUIRE(k.coded_end % 128 == 0);
+    REQUIRE(cache.length() - v.coded_end == std::min<int64_t>(cache.length(), 128));
+  }
+}
+
+TEST_CASE("Policies from configurations", "[policy]") {
+  const CachePolicy p = CachePolicy::from_json(parse_json(R"({"window": 96, "k": {"flush": 32}, "exact_dtype": "bf16"})", "test"));
+  CHECK(p.sinks == 4);
+  CHECK(p.k.window == 96);
+  CHECK(p.k.flush == 32);
+  CHECK(p.v.flush == 64);
+  CHECK(p.exact_dtype == DType::kBF16);
+  const CachePolicy kivi = CachePolicy::from_json(parse_json(R"({"rule": "kivi", "residual": 32, "sinks": 0})", "test"));
+  CHECK(kivi.k.window == 1);
+  CHECK(kivi.k.flush == 32);
+  CHECK(kivi.v.window == 33);
+  CHECK(kivi.v.flush == 1);
+  CHECK_FALSE(CachePolicy::from_json(parse_json(R"({"rule": "none"})", "test")).codes);
+  // Canonical: what is written out or left to the default is one identity.
+  CHECK(canonical_json(canonical_cache_config(Json())) ==
+        canonical_json(canonical_cache_config(parse_json(R"({"sinks": 4.0, "window": 128, "v": {"flush": 64}})", "test"))));
+  const Json once = canonical_cache_config(parse_json(R"({"rule": "kivi"})", "test"));
+  CHECK(canonical_json(canonical_cache_config(once)) == canonical_json(once));
+  const auto message = [](const char* text) {
+    try {
+      CachePolicy::from_json(parse_json(text, "test"));
+    } catch (const Error& e) {
+      CHECK(e.kind() == ErrorKind::kUsage);
+      return std::string(e.what());
+    }
+    return std::string("accepted");
+  };
+  CHECK(message(R"({"windw": 3})").find("did you mean 'window'") != std::string::npos);
+  CHECK(message(R"({"k": {"rule": "kivy"}})").find("did you mean 'kivi'") != std::string::npos);
+  CHECK(message(R"({"flush": 0})").find("cache.flush: 0") != std::string::npos);
+  CHECK(message(R"({"sinks": 1.5})").find("cache.sinks: 1.5") != std::string::npos);
+  CHECK(message(R"({"sinks": 99999999999})").find("cache.sinks") != std::string::npos);
+  CHECK(message(R"({"exact_dtype": "fp16"})").find("did you mean 'f16'") != std::string::npos);
+  CHECK(message(R"({"k": {"rule": "none"}})").find("both roles") != std::string::npos);
+  CHECK(message(R"([1])").find("expected a mapping") != std::string::npos);
+}
+
+TEST_CASE("A flush must hold whole codec blocks", "[policy]") {
+  const CacheShape shape = make_shape(1, 1, 1, 16);
+  try {
+    CompressedCache cache(pq_set(shape, 1, 4, 32), policy_of(0, {128, 48}, {128, 32}));
+    FAIL("accepted");
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kUsage);
+    CHECK(std::string(e.what()).find("cache.k: flush 48 is not a multiple of the 32 tokens") != std::string::npos);
+  }
+}
+
+TEST_CASE("Tokens are coded once, from the stored exact value, whatever the block", "[cache]") {
+  const CacheShape shape = make_shape(1, 1, 2, 16);
+  const auto set = pq_set(shape, 2, 8, 32);
+  const Tokens x(shape, 400, 5);
+  const auto codes = [&](int64_t step, Visibility visibility) {
+    CompressedCache cache(set, policy_of(4, {64, 32}, {64, 32}));
+    for (int64_t t = 0; t < 400; t += step) feed(cache, x, t, std::min<int64_t>(step, 400 - t), visibility);
+    cache.end_exact_prefill();
+    std::vector<uint16_t> all;
+    for (size_t u = 0; u < 2; ++u)
+      for (const auto& f : cache.impl().fetch_codes(u).fields) all.insert(all.end(), f.begin(), f.end());
+    return all;
+  };
+  const auto steps = codes(1, Visibility::kReplay);
+  CHECK(steps.size() == 10 * 32 * (8 + 32));
+  CHECK((codes(57, Visibility::kReplay) == steps));
+  CHECK((codes(400, Visibility::kReplay) == steps));
+  CHECK((codes(400, Visibility::kExactPrefill) == steps));
+}
+
+TEST_CASE("Rolling back inside the window, and no further", "[cache]") {
+  const CacheShape shape = make_shape(2, 1, 1, 16);
+  const auto set = pq_set(shape, 1);
+  const Tokens x(shape, 300, 7);
+  const CachePolicy policy = policy_of(4, {64, 32}, {64, 32});
+  CountingResource memory, other_memory;
+  CompressedCache cache(set, policy, &memory), straight(set, policy, &other_memory);
+  feed(cache, x, 0, 200);
+  feed(straight, x, 0, 200);
+  feed(cache, x, 210, 20);  // drafted tokens that are taken back
+  cache.truncate(200);
+  CHECK(cache.length() == 200);
+  CHECK(cache.bytes().total_sequence() == memory.live());
+  feed(cache, x, 200, 100);
+  feed(straight, x, 200, 100);
+  CHECK(same(cache.bytes(), straight.bytes()));
+  for (size_t u = 0; u < set->units().size(); ++u) CHECK((cache.impl().fetch_codes(u).fields == straight.impl().fetch_codes(u).fields));
+  CHECK_THROWS_AS(cache.truncate(100), Error);
+}
+
+TEST_CASE("Overlays are stored, counted and found", "[cache]") {
+  const CacheShape shape = make_shape(1, 1, 1, 16);
+  const auto set = pq_set(shape, 1, 8, 1, 4);
+  const Tokens x(shape, 300, 9);
+  CountingResource memory;
+  CompressedCache cache(set, policy_of(4, {32, 16}, {32, 16}), &memory);
+  for (int64_t t = 0; t < 300; t += 20) {
+    feed(cache, x, t, 20);
+    CHECK(cache.bytes().total_sequence() == memory.live());
+  }
+  const CodeBlock codes = cache.impl().fetch_codes(0);
+  CHECK(codes.overlay.size() > 30);
+  CHECK(std::is_sorted(codes.overlay.begin(), codes.overlay.end(), [](const auto& a, const auto& b) { return a.token < b.token; }));
+  CHECK(cache.bytes().overlay == 8 * static_cast<int64_t>(codes.overlay.size() + cache.impl().fetch_codes(1).overlay.size()));
+}
+
+namespace {
+
+// Scales by the largest key of the prompt: one f32 a sequence.
+class PromptCodec final : public Codec {
+ public:
+  struct State final : SequenceState {
+    float largest = 1;
+    int64_t tokens = 0;
+    int64_t bytes() const override { return 4; }
+  };
+  explicit PromptCodec(int channels) {
+    plan_ = empty_plan(channels);
+    std::vector<int32_t> all;
+    for (int c = 0; c < channels; ++c) all.push_back(c);
+    add_dense(plan_, all, DType::kBF16);
+  }
+  int channels() const override { return plan_.channels; }
+  const CodeLayout& layout() const override { return plan_.layout; }
+  RopePlacement rope() const override { return RopePlacement::kPost; }
+  TrainReport train(const TrainSet&, const Rng&) override { return {}; }
+  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix, ConstMatrix) const override {
+    auto s = std::make_unique<State>();
+    s->tokens = k.rows;
+    for (int64_t t = 0; t < k.rows; ++t)
+      for (int64_t c = 0; c < k.cols; ++c) s->largest = std::max(s->largest, std::abs(k(t, c)));
+    return s;
+  }
+  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
+    REQUIRE(state != nullptr);
+    out.resize(plan_.layout, x.rows);
+    for (int64_t i = 0; i < x.size(); ++i)
+      out.sides[0][static_cast<size_t>(i)] = round_to_bf16(x.data[i] / static_cast<const State*>(state)->largest);
+  }
+  DecodePlan plan(const PlanQuery& query) const override {
+    DecodePlan p = plan_;
+    if (query.state) p.map.diagonal.assign(static_cast<size_t>(p.channels), static_cast<const State*>(query.state)->largest);
+    return p;
+  }
+  void save(ParameterWriter&) const override {}
+  void load(const ParameterReader&) override {}
+
+ private:
+  DecodePlan plan_;
+};
+
+}  // namespace
+
+TEST_CASE("Parameters fitted to the prompt: once, alike in steps and blocks, counted as side data", "[cache]") {
+  const CacheShape shape = make_shape(1, 1, 1, 16);
+  const auto set = make_set(shape, 1, [](Role, int channels) { return std::make_shared<PromptCodec>(channels); });
+  const Tokens x(shape, 200, 11);
+  const CachePolicy policy = policy_of(4, {32, 16}, {40, 16});
+  for (const int64_t step : {1, 7, 200}) {
+    CountingResource memory;
+    CompressedCache cache(set, policy, &memory);
+    for (int64_t t = 0; t < 200; t += step) {
+      feed(cache, x, t, std::min<int64_t>(step, 200 - t));
+      CHECK(cache.bytes().total_sequence() == memory.live());
+    }
+    const auto* state = dynamic_cast<const PromptCodec::State*>(cache.impl().units[0].state.get());
+    REQUIRE(state);
+    CHECK(state->tokens == 4 + 32 + 16 - 1);
+    const int64_t coded = cache.impl().role_store(0, Role::kKey).coded_end - 4, coded_v = cache.impl().role_store(0, Role::kValue).coded_end - 4;
+    CHECK(cache.bytes().side == 2 * 4 + (coded + coded_v) * 16 * 2);
+    Matrix<float> x_hat(coded, 16);
+    decode_plan(cache.impl().units[0].plan, cache.impl().fetch_codes(0), x_hat);
+    Matrix<float> exact = x.k;
+    const RopeTable rope(shape.rope);
+    std::vector<int32_t> positions(200);
+    for (int i = 0; i < 200; ++i) positions[static_cast<size_t>(i)] = i;
+    rope_apply(rope, positions.data(), exact);
+    for (int64_t t = 0; t < coded; ++t)
+      for (int c = 0; c < 16; ++c) REQUIRE(x_hat(t, c) == Approx(exact(t + 4, c)).margin(state->largest * 0.005));
+  }
+}
+
+namespace {
+
+// Keeps the tokens that received most so far.
+class TopMass final : public KeepPolicy {
+ public:
+  void observe(int, int kv_head, int64_t, std::span<const float> mass) override {
+    auto& sum = mass_[static_cast<size_t>(kv_head)];
+    sum.resize(std::max(sum.size(), mass.size()));
+    for (size_t t = 0; t < mass.size(); ++t) sum[t] += mass[t];
+  }
+  std::vector<KeepDecision> decide(int, int kv_head, int64_t length) override {
+    const auto& sum = mass_[static_cast<size_t>(kv_head)];
+    std::vector<KeepDecision> out;
+    for (int64_t t = 0; t < length - 40; ++t)
+      if (sum[static_cast<size_t>(t)] < 0.5) out.push_back({t, Keep::kEvict});
+    return out;
+  }
+
+ private:
+  std::vector<float> mass_[2];
+};
+
+}  // namespace
+
+TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]") {
+  const CacheShape shape = make_shape(1, 1, 2, 16);
+  const auto set = pq_set(shape, 2);
+  const Tokens x(shape, 300, 13);
+  CountingResource memory;
+  CompressedCache cache(set, policy_of(4, {32, 16}, {32, 16}), &memory);
+  feed(cache, x, 0, 300);
+  std::vector<int64_t> page;
+  for (int64_t t = 0; t < 64; ++t) page.push_back(4 + 64 + t);
+  const int64_t before = memory.live();
+  cache.evict(0, 0, page);
+  CHECK(memory.live() > before);  // the other head still needs the page; the set itself costs
+  CHECK(cache.bytes().total_sequence() == memory.live());
+  cache.evict(0, 1, page);
+  CHECK(memory.live() < before - 64 * (8 + 32));
+  CHECK(cache.bytes().total_sequence() == memory.live());
+  TopMass policy;
+  for (int h = 0; h < 2; ++h) policy.observe(0, h, 0, std::vector<float>(300, 0.1f));
+  apply_keep_policy(policy, cache);
+  CHECK(cache.impl().evicted_set(0, 1).contains(100));
+  CHECK_FALSE(cache.impl().evicted_set(0, 1).contains(290));
+  CHECK(cache.bytes().total_sequence() == memory.live());
+}
