@@ -192,10 +192,11 @@ MethodInfo describe_kumar() {
   info.caveat = "published on keys before RoPE and without an exact window; share books over a layer's heads with share: heads or "
                 "heads: all; at head_dim 64 the scale alone costs 0.25 bits a value";
   info.presets = {{"default", Json::object()},
-                  {"published", {{"knobs", {{"ema_steps", 200}, {"ema_batch", 65536}}},
-                                 {"note", "rope: pre, share: heads, every token coded; 2.875 bits a value at head_dim 128, 3.0 at 64"}}},
-                  {"vqllm2", {{"knobs", {{"bits", 8}}}, {"note", "2 bits a value and the scale"}}},
-                  {"vqllm1", {{"knobs", {{"bits", 8}, {"codebooks", 4}}}, {"note", "1 bit a value and the scale"}}}};
+                  {"published", {{"codec", {{"ema_steps", 200}, {"ema_batch", 65536}, {"rope", "pre"}, {"share", "heads"}}},
+                                 {"note", "every token coded; 2.875 bits a value at head_dim 128, 3.0 at 64"}}},
+                  {"vqllm2", {{"codec", {{"bits", 8}, {"rope", "pre"}, {"share", "heads"}}}, {"note", "2 bits a value and the scale"}}},
+                  {"vqllm1", {{"codec", {{"bits", 8}, {"codebooks", 4}, {"rope", "pre"}, {"share", "heads"}}},
+                              {"note", "1 bit a value and the scale"}}}};
   return info;
 }
 

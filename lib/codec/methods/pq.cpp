@@ -84,9 +84,9 @@ MethodInfo describe_pq() {
   info.caveat = "codebooks of their own for every layer and head beat a shared table by far; the codebooks cost "
                 "2^bits * channels * 16 bits a unit, which short contexts feel";
   info.presets = {{"default", Json::object()},
-                  {"million4", {{"knobs", {{"codebooks", 32}, {"bits", 8}}}, {"note", "4 bits a value at head_dim 64; 64 codebooks at 128"}}},
-                  {"nova", {{"knobs", {{"codebooks", 16}, {"bits", 8}, {"grouping", "variance"}}},
-                            {"note", "add transform: [query_metric]; 32 codebooks at head_dim 128"}}}};
+                  {"million4", {{"codec", {{"codebooks", 32}, {"bits", 8}}}, {"note", "4 bits a value at head_dim 64; 64 codebooks at 128"}}},
+                  {"nova", {{"codec", {{"codebooks", 16}, {"bits", 8}, {"grouping", "variance"}, {"transform", {"query_metric"}}}},
+                            {"note", "keys at head_dim 64; 32 codebooks at 128. Values are 2-bit scalars there"}}}};
   return info;
 }
 

@@ -97,8 +97,8 @@ MethodInfo describe_rvq() {
   info.caveat = "under about 500 training vectors a codeword the stages overfit; with a beam or refinement a prefix of the stages "
                 "still decodes, but is no longer the best shorter code";
   info.presets = {{"default", Json::object()},
-                  {"embedded", {{"knobs", {{"encoding", "greedy"}, {"refine", 0}}}, {"note", "any prefix of the stages is the code of fewer stages"}}},
-                  {"grouped", {{"knobs", {{"group", 16}, {"codebooks", 4}, {"bits", 8}}}}}};
+                  {"embedded", {{"codec", {{"encoding", "greedy"}, {"refine", 0}}}, {"note", "any prefix of the stages is the code of fewer stages"}}},
+                  {"grouped", {{"codec", {{"group", 16}, {"codebooks", 4}, {"bits", 8}}}}}};
   return info;
 }
 

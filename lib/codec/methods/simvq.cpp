@@ -101,6 +101,9 @@ class SimVqCodec final : public TableCodec {
     const int64_t count = shape().stages, width = shape().width();
     const auto linear = in.tensor("linear", {count, width, width});
     const auto bias = in.tensor("bias", {count, width});
+    for (const auto* values : {&linear, &bias})
+      for (const float v : *values)
+        if (!std::isfinite(v)) fail_data(fmt::format("linear, bias: {} is not finite", v));
     const Json seeds = in.facts("seeds");
     if (!seeds.is_array() || static_cast<int64_t>(seeds.size()) != count)
       fail_data(fmt::format("seeds: expected {} of 16 hexadecimal digits", count));
@@ -133,12 +136,12 @@ MethodInfo describe_simvq() {
   info.bits = "bits * codebooks / channels";
   info.caveat = "the published 82.8 % is 4.375 bits a key value and 1.125 a value value, before window and codebooks; k-means (rvq) is "
                 "about 10 % better where training vectors are plenty, simvq where they are few";
-  info.presets = {
-      {"default", Json::object()},
-      {"vqkv", {{"k", {{"codebooks", 56}, {"bits", 10}}}, {"v", {{"codebooks", 16}, {"bits", 9}}},
-                {"note", "published shape at head_dim 128; 4 sinks and a window of 1024 stay exact; share: heads is our reading"}}},
-      {"vqkv64", {{"k", {{"codebooks", 28}, {"bits", 10}}}, {"v", {{"codebooks", 8}, {"bits", 9}}},
-                  {"note", "the same bits a value at head_dim 64"}}}};
+  const auto shape = [](int key_books, int value_books) {
+    return Json{{"share", "heads"}, {"k", {{"codebooks", key_books}, {"bits", 10}}}, {"v", {{"codebooks", value_books}, {"bits", 9}}}};
+  };
+  info.presets = {{"default", Json::object()},
+                  {"vqkv", {{"codec", shape(56, 16)}, {"note", "head_dim 128; published with 4 sinks and a window of 1024; that heads share books is our reading"}}},
+                  {"vqkv64", {{"codec", shape(28, 8)}, {"note", "the same bits a value at head_dim 64"}}}};
   return info;
 }
 

@@ -18,7 +18,7 @@ TableCodec::TableCodec(const TableShape& shape, int beam, std::vector<int32_t> c
   VQKV_CHECK(shape.groups >= 1 && shape.channels % shape.groups == 0 && shape.bits >= 1 && shape.bits <= 16);
   set_channels(std::move(channel));
   layout_.fields = {{"code", shape.bits, shape.stages * shape.groups, true}};
-  if (shape.scale_slots > 0) layout_.sides = {{"scale", shape.scale_type, shape.scale_slots, true}};
+  if (shape.scale_slots > 0) layout_.sides = {{"token_scale", shape.scale_type, shape.scale_slots, true}};
 }
 
 void TableCodec::set_channels(std::vector<int32_t> channel) {
