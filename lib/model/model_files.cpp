@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "core/json.h"
 #include "core/thread_pool.h"
 #include "io/ggml_dequant.h"
 #include "model/model_files_common.h"
@@ -90,6 +91,13 @@ int64_t count_parameters(const ModelFacts& facts) {
     total += rows * cols * (belongs_to_layer(w) ? facts.layers : 1);
   }
   return total;
+}
+
+std::string label(std::string_view text) {
+  std::string clean(text.substr(0, 200));
+  for (char& c : clean)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return Json::parse(Json(clean).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
 }
 
 std::string content_identity(std::span<const HashPart> parts) {

@@ -1,6 +1,7 @@
 // Shared by the two readers of model files; private to lib/model.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,6 +32,9 @@ void check_shape(const std::string& path, const std::string& tensor, std::span<c
 void check_facts(const std::string& where, const ModelFacts& facts);
 
 int64_t count_parameters(const ModelFacts& facts);
+
+// A name from a file as it may stand in messages and JSON: at most 200 bytes, valid UTF-8, no control characters.
+std::string label(std::string_view text);
 
 // SHA-256 over a text with, per part, its name, size and the XXH3-128 of each 64 MiB of its content: every byte counts,
 // at memory speed and on all threads (SHA-256 alone reads about 0.5 to 2 GB/s on one).

@@ -75,13 +75,13 @@ void GgufWeights::read_facts() {
   facts_.architecture = std::string(file_.string("general.architecture"));
   bool known = false;
   for (const auto name : kArchitectures) known = known || facts_.architecture == name;
-  if (!known) refuse(fmt::format("the architecture \"{}\" is not supported; supported are {}", facts_.architecture, fmt::join(kArchitectures, ", ")));
+  if (!known) refuse(fmt::format("the architecture \"{}\" is not supported; supported are {}", label(facts_.architecture), fmt::join(kArchitectures, ", ")));
   if (file_.integer_or("split.count", 0, 65535, 0) > 1)
     refuse(fmt::format("one part of a model split into {} files; merge them into one GGUF first", file_.integer("split.count", 0, 65535)));
   const std::string_view type = file_.string_or("general.type", "model");
-  if (type != "model") refuse(fmt::format("general.type is \"{}\", \"model\" expected", type));
-  facts_.name = std::string(file_.string_or("general.name", ""));
-  if (facts_.name.empty()) facts_.name = std::filesystem::path(file_.path()).stem().string();
+  if (type != "model") refuse(fmt::format("general.type is \"{}\", \"model\" expected", label(type)));
+  facts_.name = label(file_.string_or("general.name", ""));
+  if (facts_.name.empty()) facts_.name = label(std::filesystem::path(file_.path()).stem().string());
 
   const auto count = [&](std::string_view rest, int64_t highest) { return static_cast<int>(file_.integer(key(rest), 1, highest)); };
   facts_.layers = count("block_count", kMaxLayers);
@@ -141,7 +141,7 @@ void GgufWeights::read_rope() {
   const std::string_view scaling = file_.string_or(key("rope.scaling.type"), "none");
   const std::string factor_key = file_.has(key("rope.scaling.factor")) ? key("rope.scaling.factor") : key("rope.scale_linear");
   if (scaling != "none" && scaling != "linear")
-    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear and a rope_freqs tensor", scaling));
+    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear and a rope_freqs tensor", label(scaling)));
   // Files of 2023 give a linear factor without naming the type.
   if (scaling == "linear" || (!file_.has(key("rope.scaling.type")) && file_.has(factor_key))) {
     const double factor = file_.number(factor_key);
@@ -176,7 +176,7 @@ void GgufWeights::check_tensors() const {
   }
   for (const GgufTensor& tensor : file_.tensors())
     if (!used.contains(tensor.name))
-      refuse(fmt::format("the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)", tensor.name, facts_.architecture));
+      refuse(fmt::format("the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)", label(tensor.name), facts_.architecture));
 }
 
 }  // namespace

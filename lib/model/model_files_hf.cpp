@@ -150,9 +150,9 @@ void HfWeights::read_facts() {
   facts_.source = "hf";
   facts_.architecture = config_.string_or("model_type", "");
   if (std::find(kFamilies.begin(), kFamilies.end(), facts_.architecture) == kFamilies.end())
-    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}", facts_.architecture, fmt::join(kFamilies, ", ")));
+    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}", label(facts_.architecture), fmt::join(kFamilies, ", ")));
   const auto folder = std::filesystem::path(folder_).lexically_normal();
-  facts_.name = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+  facts_.name = label((folder.has_filename() ? folder : folder.parent_path()).filename().string());
 
   const auto count = [&](const char* key, int64_t highest) { return static_cast<int>(config_.integer(key, 1, highest)); };
   facts_.layers = count("num_hidden_layers", kMaxLayers);
@@ -233,7 +233,7 @@ void HfWeights::read_rope() {
     if (!(high > low)) scaling->fail("high_freq_factor", fmt::format("more than low_freq_factor ({}) is needed", low));
     facts_.rope.apply_llama3(factor, low, high, original);
   } else {
-    fail_data(fmt::format("{}: RoPE scaling \"{}\" is not supported; supported are default, linear and llama3", scaling->where(), type));
+    fail_data(fmt::format("{}: RoPE scaling \"{}\" is not supported; supported are default, linear and llama3", scaling->where(), label(type)));
   }
 }
 
@@ -257,7 +257,7 @@ void HfWeights::check_tensors() const {
     // Files of 2023 store RoPE's frequencies, which follow from the configuration.
     if (used.contains(name) || name.ends_with(".rotary_emb.inv_freq")) continue;
     fail_data(fmt::format("{}: the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
-                          files_.find(name).file->path(), name, facts_.architecture));
+                          files_.find(name).file->path(), label(name), facts_.architecture));
   }
 }
 

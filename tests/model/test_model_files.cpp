@@ -202,6 +202,15 @@ TEST_CASE("the identity of a model follows its content, not its name") {
   CHECK(ModelWeights::open(folder.write("one.gguf", b.build()))->facts().hash != one);
 }
 
+TEST_CASE("a name that is not UTF-8 stays a name, in JSON too") {
+  const TempFolder folder;
+  GgufBuilder b = gguf_model("llama", true);
+  b.value("general.name").payload = gguf_text("ti\xffny\n");
+  const auto weights = ModelWeights::open(folder.write("m.gguf", b.build()));
+  CHECK(weights->facts().name == "ti\xef\xbf\xbdny?");
+  CHECK(weights->facts().to_json().dump().find("ny?") != std::string::npos);
+}
+
 TEST_CASE("RoPE of the model files") {
   const TempFolder folder;
   GgufBuilder b = gguf_model("llama", true);
