@@ -95,7 +95,8 @@ std::string group_identity(const Json& cell) {
 
 std::string train_identity(const CellConfig& c, const Json& cell) {
   return config_hash({{"codec", c.codec}, {"train", c.train}, {"train_tokens", c.train_tokens}, {"layers", c.layers}, {"heads", c.heads},
-                      {"seed", c.seed}, {"exact_dtype", c.cache.at("exact_dtype")}, {"trace", cell.at("trace")},
+                      {"seed", c.seed}, {"exact_dtype", c.cache.at("exact_dtype")},
+                      {"sinks", c.cache.at("sinks")}, {"trace", cell.at("trace")},
                       {"model", cell.at("model")}, {"versions", cell.at("versions")}});
 }
 

@@ -15,7 +15,8 @@ namespace vqkv {
 // cell: SHA-256 over (configuration without trace.path, content hash of the trace, model hash, method versions): what
 // decides the numbers, and nothing else, so that a moved trace keeps its results.
 // group: the same without the repeated paths; cells of one group are one point with a spread.
-// train_id: over what decides the trained parameters alone; cells that share it share codecs/<train_id>.codec.h5.
+// train_id: over what decides the trained parameters alone; it names the random streams, and cells that share it share
+// their codecs.
 struct Plan {
   Json header;              // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...]}
   std::vector<Json> cells;

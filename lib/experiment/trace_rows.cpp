@@ -77,23 +77,6 @@ CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope) {
   return out;
 }
 
-TrainSet UnitTraining::set() const {
-  TrainSet s;
-  s.x = x;
-  s.position = position;
-  s.document = document;
-  s.received_mass = received_mass;
-  s.received_mass2 = received_mass2;
-  s.queries = queries;
-  s.query_moment = query_moment;
-  s.query_pair_moment = query_pair_moment;
-  s.output_weight = output_weight;
-  s.other_role = other_role;
-  s.head_dim = head_dim;
-  s.heads = heads;
-  return s;
-}
-
 TraceRows::TraceRows(const TraceReader& reader, const CellConfig& config)
     : reader_(reader), config_(config), scope_(scope_of(config, reader.info().shape)), rope_(reader.info().shape.rope) {
   const int64_t sinks = config_.policy().sinks;
@@ -184,14 +167,12 @@ Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) con
   return out;
 }
 
-UnitTraining TraceRows::training(const UnitShape& unit) const {
+TrainData TraceRows::unit(const UnitShape& unit) const {
   const CacheShape& shape = reader_.info().shape;
   const int64_t d = shape.head_dim, n = train_rows(), width = d * unit.heads, group = shape.group();
   const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
   const DType exact = config_.policy().exact_dtype;
-  UnitTraining t;
-  t.head_dim = static_cast<int>(d);
-  t.heads = unit.heads;
+  TrainData t;
   t.x = Matrix<float>(n, width);
   t.other_role = Matrix<float>(n, width);
   t.received_mass.assign(static_cast<size_t>(n), 0);

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "codec/codec_set.h"
+#include "codec/build.h"
 #include "core/rope.h"
 #include "experiment/cell_config.h"
 #include "io/trace.h"
@@ -22,15 +22,6 @@ Scope scope_of(const CellConfig& config, const CacheShape& full);
 // heads cut a unit.
 CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope);
 
-// What one unit learns from; set() views it.
-struct UnitTraining {
-  Matrix<float> x, other_role, queries, query_moment, output_weight;
-  std::vector<float> query_pair_moment, received_mass, received_mass2;
-  std::vector<int32_t> position, document;
-  int head_dim = 0, heads = 1;
-  TrainSet set() const;
-};
-
 // One window of a select or report document.
 struct EvalWindow {
   TraceWindow window;
@@ -40,7 +31,7 @@ struct EvalWindow {
   std::vector<int64_t> query_position;  // the same as token index within the window
 };
 
-class TraceRows {
+class TraceRows final : public TrainSource {
  public:
   TraceRows(const TraceReader& reader, const CellConfig& config);
 
@@ -56,7 +47,7 @@ class TraceRows {
 
   // Rows of the train documents in order, without each window's sinks (they are never coded), evenly thinned to
   // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
-  UnitTraining training(const UnitShape& unit) const;
+  TrainData unit(const UnitShape& unit) const override;
 
   // Keys of one head of a window before RoPE, values, and queries after RoPE ((queries * group, head_dim), query-major).
   Matrix<float> keys(int layer, int head, const EvalWindow& w) const;

@@ -1,0 +1,59 @@
+#include "experiment/cost.h"
+
+#include <fmt/format.h>
+
+#include "cache/cache.h"
+#include "core/json.h"
+#include "metric/measurement.h"
+
+namespace vqkv {
+namespace {
+
+Json row(const std::string& tag, double value, const std::string& unit, int64_t context, int64_t sequences) {
+  Measurement m;
+  m.tag = tag;
+  m.value = value;
+  m.unit = unit;
+  m.n = 1;
+  m.exact = true;
+  Json j = to_json(m);
+  j["role"] = "cost";
+  if (context > 0) j["context"] = context;
+  if (sequences > 0) j["sequences"] = sequences;
+  return j;
+}
+
+int64_t values_per_token(const CacheShape& s) { return int64_t{2} * s.layers * s.kv_heads * s.head_dim; }
+
+}  // namespace
+
+Json cost_measurements(const CodecSet& codecs, const CellConfig& config) {
+  Json out = Json::array();
+  const CachePolicy policy = config.policy();
+  const double per_token = static_cast<double>(values_per_token(codecs.shape()));
+  double bits = 0;
+  for (const TrainedUnit& u : codecs.units()) bits += u.codec->layout().bits_per_token();
+  if (policy.codes) out.push_back(row("bits_per_value.codes", bits / per_token, "bits/value", 0, 0));
+  const int64_t constants = policy.codes ? codecs.constant_bytes() : 0;
+  out.push_back(row("bytes.constants", static_cast<double>(constants), "bytes", 0, 0));
+  for (const int64_t context : config.contexts) {
+    const auto resident = static_cast<double>(ledger_at(codecs, policy, context).total_sequence());
+    const double values = per_token * static_cast<double>(context);
+    out.push_back(row("bytes", resident, "bytes", context, 0));
+    out.push_back(row("bits_per_value", 8 * resident / values, "bits/value", context, 0));
+    for (const int64_t n : config.sequences) {
+      const double shared = resident + static_cast<double>(constants) / static_cast<double>(n);
+      out.push_back(row("bytes", shared, "bytes", context, n));
+      out.push_back(row("bits_per_value", 8 * shared / values, "bits/value", context, n));
+    }
+  }
+  return out;
+}
+
+Json cost_ledgers(const CodecSet& codecs, const CellConfig& config) {
+  Json out = Json::object();
+  for (const int64_t context : config.contexts) out[std::to_string(context)] = ledger_at(codecs, config.policy(), context).to_json();
+  return out;
+}
+
+}  // namespace vqkv

@@ -1,0 +1,347 @@
+#include "experiment/runner.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "codec/build.h"
+#include "core/clock.h"
+#include "core/cpu.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/thread_pool.h"
+#include "core/version.h"
+#include "experiment/cost.h"
+#include "experiment/fidelity.h"
+#include "experiment/result_set.h"
+#include "experiment/store_folder.h"
+#include "io/store.h"
+
+namespace vqkv {
+namespace {
+
+constexpr const char* kCurveLoss = "softmax_kl";           // metric that a training curve is measured by
+constexpr const char* kCurveTag = "attention.softmax_kl";  // and its number
+constexpr double kUndertrained = 0.05;                     // the last doubling still gains more than this
+
+// Ends a cell that the user no longer waits for; never recorded.
+struct Stopped {};
+
+// Traces are opened once a run. The cell's content hash must still be the file's.
+class Traces {
+ public:
+  std::shared_ptr<const TraceReader> open(const Json& cell) {
+    const std::string path = cell.at("config").at("trace").at("path").get<std::string>();
+    const std::lock_guard lock(mutex_);
+    auto& slot = open_[path];
+    if (!slot) slot = std::make_shared<TraceReader>(path);
+    if (slot->info().content_hash != cell.at("trace").get<std::string>())
+      fail_data(fmt::format("{}: its content hash is {}, the plan was made for {}; plan again for the new trace", path,
+                            slot->info().content_hash, cell.at("trace").get<std::string>()));
+    return slot;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<const TraceReader>> open_;
+};
+
+// Cells that differ only in what is measured share their codecs; the last few stay in memory.
+class Trained {
+ public:
+  std::shared_ptr<const CodecSet> find(const std::string& id) {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, set] : kept_)
+      if (key == id) return set;
+    return nullptr;
+  }
+  void keep(const std::string& id, std::shared_ptr<const CodecSet> set) {
+    const std::lock_guard lock(mutex_);
+    if (kept_.size() >= 4) kept_.erase(kept_.begin());
+    kept_.emplace_back(id, std::move(set));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::pair<std::string, std::shared_ptr<const CodecSet>>> kept_;
+};
+
+std::shared_ptr<const CodecSet> train(const TraceRows& rows, const CodecPlan& plan, const Json& cell, const std::function<void()>& check) {
+  TrainOptions options;
+  options.cell = cell.at("train_id").get<std::string>();
+  options.model_hash = cell.at("model").get<std::string>();
+  options.progress = [&](int64_t, int64_t) { check(); };
+  return train_codec_set(plan, rows.scope().shape, rows, options);
+}
+
+// The plan with `factor` times the iterations of every unit, or nothing when no unit has any.
+bool scale_iterations(CodecPlan& plan, double factor) {
+  bool any = false;
+  for (UnitSpec& u : plan.units) {
+    const auto it = u.knobs.find("iterations");
+    if (it == u.knobs.end() || !it->is_number_integer()) continue;
+    *it = std::max<int64_t>(1, std::llround(it->get<double>() * factor));
+    any = true;
+  }
+  return any;
+}
+
+double loss_of(const std::vector<Measurement>& measurements) {
+  for (const auto& m : measurements)
+    if (m.tag == kCurveTag) return m.value;
+  fail_internal("the training curve's metric gave no number");
+}
+
+// Loss on the select documents after half, full and twice the iterations.
+Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecPlan& plan, const CodecSet& full, const Json& cell,
+                    const std::function<void()>& check) {
+  CellConfig measured = config;
+  measured.report = config.select;  // measured as one role of documents; report documents are not looked at
+  measured.select = {};
+  measured.metrics = {kCurveLoss};
+  const TraceRows rows(reader, measured);
+  Json out = {{"tag", kCurveTag}, {"role", "select"}};
+  const auto measure = [&](const CodecSet& set) { return loss_of(measure_fidelity(rows, set, [&](int) { check(); }).report); };
+  CodecPlan half = plan, twice = plan;
+  if (!scale_iterations(half, 0.5) || !scale_iterations(twice, 2.0)) return {{"reason", "nothing here is trained in iterations"}};
+  out["half"] = measure(*train(rows, half, cell, check));
+  out["full"] = measure(full);
+  out["twice"] = measure(*train(rows, twice, cell, check));
+  return out;
+}
+
+Json role_rows(const std::vector<Measurement>& measurements, const char* role) {
+  Json out = Json::array();
+  for (const auto& m : measurements) {
+    Json j = to_json(m);
+    j["role"] = role;
+    out.push_back(std::move(j));
+  }
+  return out;
+}
+
+void append(Json& to, const Json& from) {
+  for (const auto& x : from) to.push_back(x);
+}
+
+Json time_row(const std::string& tag, double seconds) {
+  return {{"role", "time"}, {"tag", tag}, {"value", seconds}, {"unit", "s"}, {"stderr", 0}, {"n", 1}, {"better", "lower"}, {"exact", false}};
+}
+
+// Measures one cell. `check` throws Stopped.
+Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained, const std::function<void()>& check) {
+  const CellConfig config = config_of(cell);
+  const TraceRows rows(reader, config);
+  Json r = {{"status", "ok"}};
+  const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader.info().shape), rows.scope());
+  if (!plan.skip.empty()) return {{"status", "skipped"}, {"reason", plan.skip}};
+  if (rows.tokens(true) == 0) return {{"status", "failed"}, {"reason", "the report documents hold no token"}};
+
+  const std::string train_id = cell.at("train_id").get<std::string>();
+  std::shared_ptr<const CodecSet> codecs = trained.find(train_id);
+  if (!codecs) {
+    codecs = train(rows, plan, cell, check);
+    trained.keep(train_id, codecs);
+  }
+  const FidelityResult f = measure_fidelity(rows, *codecs, [&](int) { check(); });
+
+  Json measurements = Json::array();
+  append(measurements, role_rows(f.report, "report"));
+  append(measurements, role_rows(f.select, "select"));
+  append(measurements, cost_measurements(*codecs, config));
+  double train_seconds = 0;
+  int64_t vectors = 0, iterations = 0, units = 0;
+  std::set<const Codec*> seen;
+  for (const TrainedUnit& u : codecs->units()) {
+    if (!seen.insert(u.codec.get()).second) continue;
+    train_seconds += u.report.seconds;
+    vectors += u.report.vectors;
+    iterations = std::max(iterations, u.report.iterations);
+    units += u.report.vectors > 0;
+  }
+  append(measurements, Json::array({time_row("time.train", train_seconds), time_row("time.encode", f.encode_seconds),
+                                    time_row("time.decode", f.decode_seconds), time_row("time.measure", f.measure_seconds)}));
+  r["measurements"] = std::move(measurements);
+  r["ledger"] = cost_ledgers(*codecs, config);
+  r["train"] = {{"units", units}, {"vectors", vectors}, {"iterations", iterations}, {"tokens", rows.train_rows()}};
+  r["coverage"] = {{"layers", rows.scope().layers}, {"heads", rows.scope().heads}, {"report_tokens", rows.tokens(true)},
+                   {"select_tokens", rows.tokens(false)}, {"report_queries", rows.queries(true)}, {"coded_values", f.coded_values},
+                   {"coded_share_k", f.coded_share_k}, {"coded_share_v", f.coded_share_v}};
+  r["path"] = {{"encode", "cpu"}, {"decode", "reference"}, {"attend", "reference"}};
+  Json flags = Json::array();
+  if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
+  if (rows.scope().subsampled) flags.push_back("subsampled");
+  if (config.curve) {
+    const Json curve = training_curve(reader, config, plan, *codecs, cell, check);
+    r["train"]["curve"] = curve;
+    if (curve.contains("twice") && curve["full"].get<double>() - curve["twice"].get<double>() > kUndertrained * curve["full"].get<double>())
+      flags.push_back("undertrained");
+  }
+  r["flags"] = std::move(flags);
+  return r;
+}
+
+Json provenance(const RunOptions& options, const std::string& start) {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  return {{"tool", version_facts()}, {"command", options.command}, {"host", host}, {"cpu", cpu_model_name()}, {"threads", thread_count()},
+          {"jobs", options.jobs}, {"shard", fmt::format("{}/{}", options.shard, options.shards)}, {"writer", options.writer}, {"start", start},
+          {"end", utc_now()}, {"peak_rss_bytes", peak_rss_bytes()}};
+}
+
+int environment_number(const char* name) {
+  const char* text = std::getenv(name);
+  if (!text || !*text) return -1;
+  char* end = nullptr;
+  const long v = std::strtol(text, &end, 10);
+  return *end == '\0' && v >= 0 && v < 10'000'000 ? static_cast<int>(v) : -1;
+}
+
+std::string axes_text(const Json& cell) {
+  std::string out;
+  for (const char* part : {"axes", "repeat"})
+    for (const auto& [path, value] : cell.at(part).items()) out += fmt::format(" {}={}", path, value.is_string() ? value.get<std::string>() : value.dump());
+  return out;
+}
+
+}  // namespace
+
+Json comparable(Json record) {
+  for (const char* key : {"prov", "attempt"}) record.erase(key);
+  if (record.contains("measurements")) {
+    Json kept = Json::array();
+    for (const auto& m : record["measurements"])
+      if (m.value("role", "") != "time") kept.push_back(m);
+    record["measurements"] = std::move(kept);
+  }
+  return record;
+}
+
+std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop) {
+  Traces traces;
+  const auto reader = traces.open(cell);
+  const CellConfig config = config_of(cell);
+  const TraceRows rows(*reader, config);
+  const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader->info().shape), rows.scope());
+  if (!plan.skip.empty()) fail_usage(fmt::format("cell {} can't be built: {}", cell.at("id").get<std::string>(), plan.skip));
+  try {
+    return train(rows, plan, cell, [&] {
+      if (stop && stop()) throw Stopped();
+    });
+  } catch (const Stopped&) {
+    return nullptr;
+  }
+}
+
+RunSummary run_plan(const Plan& plan, const RunOptions& options) {
+  namespace fs = std::filesystem;
+  VQKV_CHECK(options.shards >= 1 && options.shard >= 0 && options.shard < options.shards && options.jobs >= 1);
+  open_store(options.folder, plan);
+  JsonlWriter writer((fs::path(options.folder) / "results" / (options.writer + ".jsonl")).string());
+  const ResultSet before = load_results(options.folder);
+  for (const auto& p : before.problems) log_warning(p);
+
+  RunSummary summary;
+  std::vector<size_t> todo;
+  for (size_t i = 0; i < plan.cells.size(); ++i) {
+    if (static_cast<int>(i % static_cast<size_t>(options.shards)) != options.shard) continue;
+    const std::string status = before.cells[i].status();
+    if (status == "ok" || status == "skipped" || (status == "failed" && !options.retry_failed)) ++summary.before;
+    else todo.push_back(i);
+  }
+  const Stopwatch clock;
+  Traces traces;
+  Trained trained;
+  std::mutex mutex;  // writer, summary, progress
+  std::atomic<size_t> next{0};
+  std::atomic<bool> ended{false};
+  Progress progress("cells", static_cast<int64_t>(todo.size()));
+  const auto stopped = [&] { return options.stop && options.stop(); };
+  const auto check = [&] {
+    if (stopped()) throw Stopped();
+  };
+
+  const auto run_one = [&](size_t index) {
+    const Json& cell = plan.cells[index];
+    const std::string start = utc_now();
+    Json r;
+    try {
+      if (cell.contains("skip")) r = {{"status", "skipped"}, {"reason", cell.at("skip")}};
+      else r = measure_cell(cell, *traces.open(cell), trained, check);
+    } catch (const Stopped&) {
+      return;
+    } catch (const Error& e) {
+      // A trace that is gone or changed is no fault of one cell.
+      if (e.kind() == ErrorKind::kBadData && !fs::exists(cell.at("config").at("trace").at("path").get<std::string>())) throw;
+      r = {{"status", "failed"}, {"reason", e.what()}, {"kind", static_cast<int>(e.kind())}};
+    } catch (const std::exception& e) {
+      const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
+      r = {{"status", "failed"}, {"reason", memory ? "out of memory" : e.what()}, {"kind", static_cast<int>(ErrorKind::kInternal)}};
+    }
+    r["schema"] = 1;
+    for (const char* key : {"cell", "id", "index", "config", "axes", "repeat", "group", "train_id", "trace", "model", "versions"}) r[key] = cell.at(key);
+    r["plan"] = plan.hash();
+    r["attempt"] = before.cells[index].record.is_null() ? int64_t{1} : before.cells[index].record.value("attempt", int64_t{0}) + 1;
+    r["prov"] = provenance(options, start);
+    const std::string status = r.at("status").get<std::string>();
+    const std::lock_guard lock(mutex);
+    writer.append(r);
+    (status == "ok" ? summary.ok : status == "skipped" ? summary.skipped : summary.failed) += 1;
+    if (status == "failed") {
+      log_warning(fmt::format("cell {} failed:{}: {}", cell.at("id").get<std::string>(), axes_text(cell), r.at("reason").get<std::string>()));
+      if (options.fail_fast) ended = true;
+    }
+    for (const auto& f : r.value("flags", Json::array()))
+      if (f == "extrapolated")
+        log_warning(fmt::format("cell {}: positions beyond those trained on; its row says extrapolated", cell.at("id").get<std::string>()));
+    progress.update(summary.ok + summary.skipped + summary.failed, cell.at("id").get<std::string>() + axes_text(cell));
+  };
+  const auto lane = [&](int64_t) {
+    while (!ended && !stopped()) {
+      if (options.time_budget > 0 && clock.seconds() > options.time_budget) {
+        const std::lock_guard lock(mutex);
+        summary.out_of_time = next < todo.size();
+        return;
+      }
+      const size_t i = next.fetch_add(1);
+      if (i >= todo.size()) return;
+      run_one(todo[i]);
+    }
+  };
+  // One thread budget: a cell alone spreads over all threads, cells side by side keep to one each.
+  if (options.jobs == 1) lane(0);
+  else parallel_for(options.jobs, lane);
+  summary.left = static_cast<int64_t>(todo.size()) - summary.ok - summary.failed - summary.skipped;
+  return summary;
+}
+
+void parse_shard(const std::string& text, int& shard, int& shards) {
+  if (text == "auto") {
+    struct Source { const char *rank, *size, *first; };
+    for (const Source& s : {Source{"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"}, Source{"SLURM_PROCID", "SLURM_NTASKS", nullptr},
+                            Source{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", nullptr}, Source{"PMI_RANK", "PMI_SIZE", nullptr}}) {
+      const int rank = environment_number(s.rank), size = environment_number(s.size);
+      if (rank < 0 || size < 1) continue;
+      const int first = s.first ? std::max(0, environment_number(s.first)) : 0;
+      if (rank - first < 0 || rank - first >= size)
+        fail_usage(fmt::format("--shard auto: {}={} lies outside {}={} counted from {}; give the array consecutive numbers", s.rank, rank, s.size, size, first));
+      shard = rank - first;
+      shards = size;
+      return;
+    }
+    fail_usage("--shard auto: none of SLURM_ARRAY_TASK_ID, SLURM_PROCID, OMPI_COMM_WORLD_RANK, PMI_RANK is set with its count; write --shard i/n");
+  }
+  int consumed = 0;
+  if (std::sscanf(text.c_str(), "%d/%d%n", &shard, &shards, &consumed) != 2 || consumed != static_cast<int>(text.size()) || shards < 1 || shard < 0 ||
+      shard >= shards || shards > 1'000'000)
+    fail_usage(fmt::format("--shard {}: write i/n with 0 <= i < n, or auto", text));
+}
+
+}  // namespace vqkv
