@@ -1,0 +1,273 @@
+#include <fmt/format.h>
+#include <stdlib.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <map>
+
+#include "config/sweep.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/thread_pool.h"
+#include "experiment/choose.h"
+#include "experiment/result_set.h"
+#include "experiment/runner.h"
+#include "io/atomic_file.h"
+#include "support/catch.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+
+namespace {
+
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+void has(const std::string& text, const std::string& part) {
+  INFO(text);
+  CHECK(text.find(part) != std::string::npos);
+}
+
+// Codecs that train nothing, a trained one with shared units, keys before RoPE, a block codec, a skipped cell.
+constexpr const char* kSweep =
+    "cache: {sinks: 4, window: 16, flush: 16}\ncontexts: [128, 1024]\n"
+    "sweep:\n  grid:\n    codec:\n"
+    "      - {name: rtn, bits: 2, group: 16}\n      - {name: rtn, bits: 4, group: 16}\n      - {name: rtn, bits: 8, group: 16}\n"
+    "      - {name: rtn, bits: 4, group: 16, rope: pre, transform: [center]}\n"
+    "      - {name: kivi, bits: 2, group: 16}\n"
+    "      - {name: rvq, codebooks: 2, bits: 4, heads: 2, iterations: 4, transform: [hadamard]}\n"
+    "      - {name: rtn, bits: 4, heads: 3}\n";
+
+Plan small_plan(const std::string& trace, const std::string& sweep = kSweep, const std::string& more = "") {
+  return make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n{}{}", trace, more, sweep), "s.yaml"));
+}
+
+std::map<std::string, std::string> contents(const std::string& folder) {
+  std::map<std::string, std::string> out;
+  for (const auto& c : load_results(folder).cells) out[c.id()] = c.record.is_null() ? "" : comparable(c.record).dump();
+  return out;
+}
+
+struct Threads {
+  int before = thread_count();
+  explicit Threads(int n) { set_thread_count(n); }
+  ~Threads() { set_thread_count(before); }
+};
+
+}  // namespace
+
+TEST_CASE("a run is the same at any thread count, in shards and in lanes", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan = small_plan(trace);
+  RunOptions options;
+  options.folder = dir / "one";
+  {
+    const Threads t(1);
+    const RunSummary s = run_plan(plan, options);
+    CHECK(s.ok == 6);
+    CHECK(s.skipped == 1);
+    CHECK(s.failed == 0);
+    CHECK(s.left == 0);
+  }
+  const auto expected = contents(options.folder);
+  for (const auto& [id, text] : expected) CHECK_FALSE(text.empty());
+  const Threads t(2);
+  options.folder = dir / "two";
+  run_plan(plan, options);
+  CHECK(contents(options.folder) == expected);
+  options.folder = dir / "lanes";
+  options.jobs = 2;
+  run_plan(plan, options);
+  CHECK(contents(options.folder) == expected);
+  options.folder = dir / "shards";
+  options.jobs = 1;
+  options.shards = 3;
+  for (int i = 2; i >= 0; --i) {
+    options.shard = i;
+    options.writer = fmt::format("shard-{}-of-3", i);
+    run_plan(plan, options);
+  }
+  CHECK(contents(options.folder) == expected);
+  const RunSummary again = run_plan(plan, options);
+  CHECK(again.ok + again.failed + again.skipped == 0);
+  CHECK(again.before == 3);
+}
+
+TEST_CASE("records hold what tables need", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  RunOptions options;
+  options.folder = dir / "out";
+  options.command = "test";
+  run_plan(small_plan(trace), options);
+  const ResultSet r = load_results(options.folder);
+  // Finer codes are closer, in every metric of the ladder, on both kinds of documents.
+  for (const char* role : {"select", "report"})
+    for (const char* tag : {"key.nmse", "value.nmse", "attention.softmax_kl", "output.relative_error"}) {
+      INFO(role << " " << tag);
+      CHECK(r.cells[0].value(role, tag) > 2 * r.cells[1].value(role, tag));
+      CHECK(r.cells[1].value(role, tag) > 2 * r.cells[2].value(role, tag));
+      CHECK(r.cells[2].value(role, tag) > 0);
+    }
+  CHECK(r.cells[0].find("report", "key.nmse")->at("n") == 2);
+  CHECK(r.cells[0].find("select", "key.nmse")->at("n") == 1);
+  // rtn, 4 bits, groups of 16 with f16 scale and zero: 4 + 32/16 bits.
+  CHECK(r.cells[1].value("cost", "bits_per_value.codes") == Approx(6.0));
+  const double at128 = r.cells[1].value("cost", "bits_per_value", 128), at1024 = r.cells[1].value("cost", "bits_per_value", 1024);
+  CHECK(at128 > at1024);
+  CHECK(at1024 > 6.0);
+  CHECK(r.cells[5].value("cost", "bits_per_value", 128, 1) > r.cells[5].value("cost", "bits_per_value", 128, 64));
+  CHECK(r.cells[5].value("cost", "bits_per_value", 128, 64) > r.cells[5].value("cost", "bits_per_value", 128));
+  const Json& trained = r.cells[5].record["train"];
+  CHECK(trained["units"] == 4);
+  CHECK(trained["tokens"] == 2 * (160 - 4));
+  CHECK(r.cells[5].record["path"]["encode"] == "cpu");
+  CHECK(r.cells[5].record["prov"]["command"] == "test");
+  CHECK(r.cells[1].record["coverage"]["coded_share_k"].get<double>() > 0.5);
+  CHECK(r.cells[6].status() == "skipped");
+  has(r.cells[6].reason(), "3 heads");
+  CHECK_FALSE(r.cells[5].flagged("extrapolated"));
+}
+
+TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan = small_plan(trace);
+  RunOptions options;
+  options.folder = dir / "out";
+  run_plan(plan, options);
+  const auto expected = contents(options.folder);
+  const std::string file = options.folder + "/results/main.jsonl";
+  std::string text = read_file(file);
+  text.resize(text.size() - 100);
+  std::ofstream(file, std::ios::trunc) << text;
+  CHECK(load_results(options.folder).count("pending") == 1);
+  CHECK(load_results(options.folder).problems.size() == 1);
+  CHECK(run_plan(plan, options).ok + run_plan(plan, options).skipped <= 1);
+  CHECK(contents(options.folder) == expected);
+  CHECK(load_results(options.folder).problems.empty());
+
+  const std::string refusal = error_of([&] { run_plan(small_plan(trace, kSweep, "seed: 9\n"), options); });
+  has(refusal, "holds the results of another plan");
+  has(refusal, "seed: 0 in the store, 9 in the new plan");
+  has(refusal, "Use another -o");
+
+  // The trace is replaced under the plan.
+  std::filesystem::remove(trace);
+  write_sweep_trace(trace, 5, 160, 2, 2, 16, 77);
+  options.folder = dir / "fresh";
+  CHECK(run_plan(plan, options).failed == 6);
+  has(load_results(options.folder).cells[0].reason(), "plan again for the new trace");
+  std::filesystem::remove(trace);
+  options.folder = dir / "gone";
+  has(error_of([&] { run_plan(plan, options); }), "a.trace.h5");
+}
+
+TEST_CASE("stopping drops what is unfinished, failures are kept until asked", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan = small_plan(trace);
+  RunOptions options;
+  options.folder = dir / "out";
+  int asked = 0;
+  options.stop = [&] { return ++asked > 6; };
+  const RunSummary s = run_plan(plan, options);
+  CHECK(s.left > 0);
+  options.stop = nullptr;
+  run_plan(plan, options);
+  options.folder = dir / "whole";
+  run_plan(plan, options);
+  CHECK(contents(dir / "out") == contents(dir / "whole"));
+  options.folder = dir / "late";
+  options.time_budget = 1e-9;
+  const RunSummary late = run_plan(plan, options);
+  CHECK(late.out_of_time);
+  CHECK(late.left == 7);
+}
+
+TEST_CASE("extrapolation, subsamples and curves are named in the row", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace, 5, 160, 3, 2);
+  const std::string codec = "codec: {name: rvq, codebooks: 1, bits: 4, iterations: 2}\ncache: {sinks: 4, window: 16, flush: 16}\n";
+  RunOptions options;
+  options.folder = dir / "out";
+  run_plan(small_plan(trace, "layers: [2]\nheads: [1]\ntrain: {curve: true}\n", codec), options);
+  const ResultSet r = load_results(options.folder);
+  REQUIRE(r.cells[0].status() == "ok");
+  CHECK(r.cells[0].flagged("subsampled"));
+  CHECK(r.cells[0].record["coverage"]["layers"] == Json::parse("[2]"));
+  const Json& curve = r.cells[0].record["train"]["curve"];
+  CHECK(curve["full"] == r.cells[0].find("select", "attention.softmax_kl")->at("value"));
+  CHECK(curve["half"].get<double>() > 0);
+  CHECK(r.cells[0].flagged("undertrained") == (curve["full"].get<double>() - curve["twice"].get<double>() > 0.05 * curve["full"].get<double>()));
+
+  // Train rows that end early: the first 40 tokens of a document are its first 40 positions.
+  const std::string split = dir / "split.trace.h5";
+  write_sweep_trace(split, 5, 160, 1, 1);
+  options.folder = dir / "few";
+  run_plan(small_plan(split, "", codec + "train: {curve: false}\n"), options);
+  CHECK_FALSE(load_results(options.folder).cells[0].flagged("extrapolated"));
+  CHECK(r.plan["traces"][0]["layers"] == 3);
+}
+
+TEST_CASE("choosing looks at select documents and aggregates repeats", "[runner][choose]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  RunOptions options;
+  options.folder = dir / "out";
+  run_plan(small_plan(trace, "sweep: {grid: {codec.bits: [2, 4, 8]}, repeat: {seed: [1, 2]}}\n",
+                      "codec: {name: rtn, group: 16}\ncache: {sinks: 4, window: 16, flush: 16}\n"), options);
+  const ResultSet r = load_results(options.folder);
+  ChooseOptions c;
+  c.budget = parse_budget("7bpv");
+  c.column = "codes";
+  const auto best = choose(r, c);
+  REQUIRE(best.size() == 2);
+  CHECK(best[0].cells.size() == 2);
+  CHECK(best[0].cells[0]->cell["axes"]["codec.bits"] == 4);
+  CHECK(best[0].spread == 0);
+  CHECK(best[0].n == 2);
+  CHECK(best[0].select != best[0].report);
+  c.budget = parse_budget("1MiB");
+  has(error_of([&] { choose(r, c); }), "bits a value");
+  c.column = "resident";
+  CHECK(choose(r, c).size() == 0);  // 32768 tokens need more
+  c.by = "attention.softmaxkl";
+  has(error_of([&] { choose(r, c); }), "did you mean attention.softmax_kl");
+  for (const char* bad : {"", "2.5", "-1bpv", "2.5 bpv", "1MB", "nanbpv", "1e999bpv"}) has(error_of([&] { parse_budget(bad); }), "is not a budget");
+}
+
+TEST_CASE("shards by number and by environment", "[runner]") {
+  int i = -1, n = -1;
+  parse_shard("2/8", i, n);
+  CHECK((i == 2 && n == 8));
+  for (const char* bad : {"8/8", "-1/2", "1", "1/2x", "a/b", "0/0", ""}) has(error_of([&] { parse_shard(bad, i, n); }), "--shard");
+  for (const char* name : {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK",
+                           "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"}) unsetenv(name);
+  has(error_of([&] { parse_shard("auto", i, n); }), "none of");
+  setenv("PMI_RANK", "1", 1);
+  setenv("PMI_SIZE", "2", 1);
+  parse_shard("auto", i, n);
+  CHECK((i == 1 && n == 2));
+  setenv("SLURM_ARRAY_TASK_ID", "13", 1);
+  setenv("SLURM_ARRAY_TASK_COUNT", "4", 1);
+  setenv("SLURM_ARRAY_TASK_MIN", "10", 1);
+  parse_shard("auto", i, n);
+  CHECK((i == 3 && n == 4));
+  setenv("SLURM_ARRAY_TASK_ID", "20", 1);
+  has(error_of([&] { parse_shard("auto", i, n); }), "consecutive");
+  for (const char* name : {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "PMI_RANK", "PMI_SIZE"}) unsetenv(name);
+}
