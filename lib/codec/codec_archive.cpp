@@ -116,7 +116,7 @@ bool may_share(const UnitSpec& a, const UnitSpec& b) {
          a.knobs == b.knobs && a.transforms == b.transforms;
 }
 
-LoadedCodecSet load(const ArchiveReader& in) {
+CodecSet load(const ArchiveReader& in) {
   const std::string where = in.path() + ": set";
   const Json set = in.facts("set");
   if (!set.is_object() || !set.contains("units") || !set["units"].is_array() || !set.contains("shape") || !set.contains("config"))
@@ -145,7 +145,7 @@ LoadedCodecSet load(const ArchiveReader& in) {
     }
     units.push_back(std::move(unit));
   }
-  return {std::make_shared<CodecSet>(shape, set["config"], std::move(units), model_hash), in.has_facts("facts") ? in.facts("facts") : Json::object()};
+  return CodecSet(shape, set["config"], std::move(units), model_hash);
 }
 
 }  // namespace
@@ -193,9 +193,10 @@ void save_codec_set(const CodecSet& set, const std::string& path, const Json& fa
   out.finish();
 }
 
-LoadedCodecSet load_codec_set(const std::string& path) {
+CodecSet load_codec_set(const std::string& path, Json* facts) {
   const ArchiveReader in(path, kCodecFormat, kCodecOldest, kCodecVersion);
   try {
+    if (facts) *facts = in.has_facts("facts") ? in.facts("facts") : Json::object();
     return load(in);
   } catch (const Error& e) {
     // A knob out of range or an unknown method is a usage error on a command line; in a file it is the file's fault.

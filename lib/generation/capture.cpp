@@ -97,7 +97,7 @@ class CaptureTap final : public ModelTap {
 
 }  // namespace
 
-CapturePlan plan_capture(std::span<const CaptureDocument> documents, const CaptureOptions& o, const ModelFacts& facts,
+CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureOptions& o, const ModelFacts& facts,
                          const SpecialTokens& special) {
   CapturePlan plan;
   plan.bos = special.add_bos;
@@ -108,7 +108,7 @@ CapturePlan plan_capture(std::span<const CaptureDocument> documents, const Captu
   if (o.query_stride < 1 || o.query_tail < 0 || o.max_tokens < 0)
     fail_usage(fmt::format("query stride {} (at least 1), query tail {} and max tokens {} (at least 0)", o.query_stride, o.query_tail, o.max_tokens));
   if (documents.empty()) fail_usage("no document to capture");
-  for (const CaptureDocument& d : documents) {
+  for (const TextDocument& d : documents) {
     auto n = static_cast<int64_t>(d.tokens.size());
     if (o.max_tokens > 0) n = std::min(n, o.max_tokens);
     if (n == 0) fail_data(fmt::format("{}: holds no token", d.name));

@@ -8,13 +8,9 @@
 
 #include "io/trace.h"
 #include "model/runtime.h"
+#include "model/text_input.h"
 
 namespace vqkv {
-
-struct CaptureDocument {
-  std::string name;
-  std::vector<int32_t> tokens;   // without BOS
-};
 
 struct CaptureOptions {
   int64_t context = 2048;     // tokens a window, BOS included
@@ -39,7 +35,7 @@ struct CapturePlan {
   bool bos = false;
 };
 // kUsage for options out of range, kBadData for an empty document or a token outside the vocabulary.
-CapturePlan plan_capture(std::span<const CaptureDocument> documents, const CaptureOptions& options, const ModelFacts& facts,
+CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureOptions& options, const ModelFacts& facts,
                          const SpecialTokens& special);
 
 // What the trace will say of the model; provenance is the caller's.

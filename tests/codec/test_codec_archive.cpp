@@ -99,13 +99,14 @@ TEST_CASE("a codec set reads back with the same bits", "[codec_archive]") {
     INFO(config);
     const CodecSet set = train_codecs(config);
     save_codec_set(set, dir / "c.codec.h5", {{"cache", {{"sinks", 4}}}});
-    const LoadedCodecSet loaded = load_codec_set(dir / "c.codec.h5");
-    CHECK(loaded.facts == Json{{"cache", {{"sinks", 4}}}});
-    CHECK(loaded.codecs->shape().rope.inverse_frequency == set.shape().rope.inverse_frequency);
-    CHECK(loaded.codecs->shape().score_scale == 0.25f);
-    check_equal(set, *loaded.codecs);
+    Json facts;
+    const CodecSet loaded = load_codec_set(dir / "c.codec.h5", &facts);
+    CHECK(facts == Json{{"cache", {{"sinks", 4}}}});
+    CHECK(loaded.shape().rope.inverse_frequency == set.shape().rope.inverse_frequency);
+    CHECK(loaded.shape().score_scale == 0.25f);
+    check_equal(set, loaded);
     // Saving what was loaded gives the same content.
-    save_codec_set(*loaded.codecs, dir / "d.codec.h5", loaded.facts);
+    save_codec_set(loaded, dir / "d.codec.h5", facts);
     CHECK(canonical_json(ArchiveReader(dir / "c.codec.h5", kCodecFormat, 1, 1).facts("set")) ==
           canonical_json(ArchiveReader(dir / "d.codec.h5", kCodecFormat, 1, 1).facts("set")));
   }
@@ -115,9 +116,9 @@ TEST_CASE("a codec that units share is stored once and shared again", "[codec_ar
   const TempDir dir;
   const CodecSet set = train_codecs(R"({"name": "pq", "codebooks": 4, "bits": 4, "share": "layers"})");
   save_codec_set(set, dir / "c.codec.h5");
-  const auto loaded = load_codec_set(dir / "c.codec.h5").codecs;
-  check_equal(set, *loaded);
-  CHECK(loaded->units()[0].codec == loaded->units()[4].codec);
+  const CodecSet loaded = load_codec_set(dir / "c.codec.h5");
+  check_equal(set, loaded);
+  CHECK(loaded.units()[0].codec == loaded.units()[4].codec);
 }
 
 TEST_CASE("a codec file is refused by what it says", "[codec_archive]") {

@@ -86,7 +86,7 @@ TEST_CASE("a capture plan cuts windows and picks queries", "[capture]") {
   o.context = 20;
   o.query_stride = 8;
   o.query_tail = 3;
-  const std::vector<CaptureDocument> docs{{"a", some_tokens(45, 1)}, {"b", some_tokens(5, 2)}};
+  const std::vector<TextDocument> docs{{"a", some_tokens(45, 1)}, {"b", some_tokens(5, 2)}};
   const CapturePlan plan = plan_capture(docs, o, model.facts(), model.special);
   REQUIRE(plan.windows.size() == 4);   // 19 + 19 + 7 of a, 5 of b, each behind a BOS
   CHECK(plan.tokens == 20 + 20 + 8 + 6);
@@ -103,9 +103,9 @@ TEST_CASE("a capture plan cuts windows and picks queries", "[capture]") {
   o.context = 1;
   CHECK_THROWS_AS(plan_capture(docs, o, model.facts(), model.special), Error);
   o.context = 20;
-  const std::vector<CaptureDocument> bad{{"c", {3, 100}}};
+  const std::vector<TextDocument> bad{{"c", {3, 100}}};
   CHECK_THROWS_WITH(plan_capture(bad, o, model.facts(), model.special), Catch::Contains("c: token 1 is 100"));
-  const std::vector<CaptureDocument> empty{{"d", {}}};
+  const std::vector<TextDocument> empty{{"d", {}}};
   CHECK_THROWS_WITH(plan_capture(empty, o, model.facts(), model.special), Catch::Contains("no token"));
 }
 
@@ -116,7 +116,7 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
   o.query_stride = 5;
   o.query_tail = 2;
   o.dtype = DType::kF32;
-  const std::vector<CaptureDocument> docs{{"a", some_tokens(40, 1)}, {"b", some_tokens(13, 2)}};
+  const std::vector<TextDocument> docs{{"a", some_tokens(40, 1)}, {"b", some_tokens(13, 2)}};
   std::string hash;
   for (const int64_t block : {int64_t{64}, int64_t{7}, int64_t{1}}) {
     for (const int threads : {1, 2}) {
@@ -217,7 +217,7 @@ TEST_CASE("a capture that is stopped leaves no file", "[capture]") {
   FakeRuntime model(64, false);
   CaptureOptions o;
   o.context = 10;
-  const std::vector<CaptureDocument> docs{{"a", some_tokens(40, 1)}};
+  const std::vector<TextDocument> docs{{"a", some_tokens(40, 1)}};
   const CapturePlan plan = plan_capture(docs, o, model.facts(), model.special);
   {
     TraceWriter writer(file.path, capture_info(model.facts(), o), plan.names, plan.tokens, plan.queries);

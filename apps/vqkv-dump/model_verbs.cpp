@@ -1,0 +1,93 @@
+// model and tokens: facts of a model and of a text, as every tool sees them.
+#include <fmt/format.h>
+
+#include "common/tool.h"
+#include "core/error.h"
+#include "model/runtime.h"
+#include "model/text_input.h"
+#include "verbs.h"
+
+namespace vqkv::dump {
+
+int run_model(const std::string& model, TableFormat format) {
+  const ModelFacts f = read_model_facts(model);
+  Json facts = f.to_json();
+  facts["group"] = f.q_heads / f.kv_heads;
+  for (const DType t : {DType::kF32, DType::kF16, DType::kBF16})
+    facts[fmt::format("kv_bytes_per_token_{}", dtype_name(t))] = f.kv_bytes_per_token(t);
+  // Values a token: what "bits per value" divides by.
+  facts["kv_values_per_token"] = int64_t{2} * f.layers * f.kv_heads * f.head_dim;
+  try {
+    const auto tokenizer = load_tokenizer(model);
+    const SpecialTokens& s = tokenizer->special();
+    facts["tokenizer"] = {{"kind", tokenizer->kind()}, {"size", tokenizer->size()}, {"bos", s.bos}, {"eos", s.eos}, {"add_bos", s.add_bos},
+                          {"stop", s.stop}, {"chat_template", !tokenizer->chat_template().empty()}};
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kBadData) throw;
+    facts["tokenizer"] = {{"error", e.what()}};   // a model without one still has facts; texts then need --token-ids
+  }
+  Table table;
+  if (format == TableFormat::kJson || format == TableFormat::kJsonl) {
+    table.rows.push_back(facts);
+    print(table, format);
+    return kExitOk;
+  }
+  table.columns = {{"fact", "fact", "", false}, {"value", "value", "", false}};
+  const auto say = [&](const std::string& fact, const Json& value) { table.rows.push_back({{"fact", fact}, {"value", value}}); };
+  say("model", f.name);
+  say("architecture", f.architecture);
+  say("source", f.source);
+  say("hash", f.hash);
+  say("parameters", f.parameters);
+  say("layers", f.layers);
+  say("hidden, FFN, vocabulary", fmt::format("{}, {}, {}", f.hidden, f.ffn, f.vocab));
+  say("heads", fmt::format("{} query, {} KV (group of {}), {} channels each", f.q_heads, f.kv_heads, f.q_heads / f.kv_heads, f.head_dim));
+  say("context length", f.context_length);
+  say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}; pair p is channels (p, p + {})", f.rope.theta, f.rope.rotary_dim,
+                          f.head_dim, f.rope.scaling, f.rope.rotary_dim / 2));
+  say("QKV bias, q/k norm, tied head", fmt::format("{}, {}, {}", f.qkv_bias ? "yes" : "no", f.qk_norm ? "yes" : "no", f.tied_head ? "yes" : "no"));
+  say("cache of a token", fmt::format("{} values, {} in 16 bits", facts["kv_values_per_token"].get<int64_t>(), human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16)))));
+  for (const int64_t context : {int64_t{4096}, int64_t{32768}, int64_t{131072}})
+    say(fmt::format("cache of {} tokens", context), fmt::format("{} in 16 bits{}", human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16) * context)),
+                                                                f.context_length > 0 && context > f.context_length ? " (beyond the model's context)" : ""));
+  if (facts["tokenizer"].contains("error")) {
+    say("tokenizer", facts["tokenizer"]["error"]);
+  } else {
+    say("tokenizer", fmt::format("{}, {} entries, BOS {}", facts["tokenizer"]["kind"].get<std::string>(), facts["tokenizer"]["size"].get<int64_t>(),
+                                 facts["tokenizer"]["add_bos"].get<bool>() ? "added by the model" : "not added"));
+  }
+  print(table, format);
+  return kExitOk;
+}
+
+int run_tokens(const TokensVerb& v) {
+  const auto tokenizer = load_tokenizer(v.model);
+  const auto documents = read_documents(v.text.texts, v.text.token_ids, *tokenizer, v.text.max_tokens);
+  if (v.ids) {
+    for (const TextDocument& d : documents) {
+      std::string line;
+      for (const int32_t id : d.tokens) line += (line.empty() ? "" : " ") + std::to_string(id);
+      std::puts(line.c_str());
+    }
+    return kExitOk;
+  }
+  if (v.format == TableFormat::kJson || v.format == TableFormat::kJsonl) {
+    Table table;
+    for (const TextDocument& d : documents)
+      table.rows.push_back({{"document", d.name}, {"tokens", d.tokens.size()}, {"bos", tokenizer->special().add_bos ? Json(tokenizer->special().bos) : Json()}, {"ids", d.tokens}});
+    print(table, v.format);
+    return kExitOk;
+  }
+  Table table;
+  table.columns = {{"document", "document", "", false}, {"index", ""}, {"id", ""}, {"piece", "piece", "", false}};
+  for (const TextDocument& d : documents)
+    for (size_t i = 0; i < d.tokens.size(); ++i) {
+      // As JSON text, so that spaces, line ends and broken UTF-8 are visible.
+      const std::string piece = Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace);
+      table.rows.push_back({{"document", d.name}, {"index", i}, {"id", d.tokens[i]}, {"piece", piece}});
+    }
+  print(table, v.format);
+  return kExitOk;
+}
+
+}  // namespace vqkv::dump

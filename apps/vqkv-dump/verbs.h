@@ -1,0 +1,44 @@
+// The verbs of vqkv-dump. main.cpp parses; each verb prints its result to stdout and returns an exit code.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/table.h"
+
+namespace vqkv::dump {
+
+struct TextOptions {
+  std::vector<std::string> texts, token_ids;   // one document a file
+  int64_t max_tokens = 0;                      // of each document; 0: all
+};
+
+struct CaptureVerb {
+  std::string model, out, command;
+  TextOptions text;
+  int64_t context = 2048, query_stride = 16, query_tail = 64;
+  std::string dtype = "bf16", weights = "f32", device = "cpu";
+  bool output_weight = true, dry_run = false;
+  TableFormat format = TableFormat::kMarkdown;
+};
+
+struct InspectVerb {
+  std::string trace;
+  int64_t max_tokens = 0;   // 0: all; the first ones otherwise
+  TableFormat format = TableFormat::kMarkdown;
+};
+
+struct TokensVerb {
+  std::string model;
+  TextOptions text;
+  bool ids = false;   // plain ids, one line a document
+  TableFormat format = TableFormat::kMarkdown;
+};
+
+int run_capture(const CaptureVerb& v);
+int run_inspect(const InspectVerb& v);
+int run_verify(const std::string& trace, TableFormat format);
+int run_model(const std::string& model, TableFormat format);
+int run_tokens(const TokensVerb& v);
+
+}  // namespace vqkv::dump

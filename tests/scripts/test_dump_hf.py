@@ -1,0 +1,172 @@
+"""scripts/dump_hf.py: its writing half with arrays, its recording half with a stand-in for a torch model; the tools then
+open what it wrote."""
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+try:
+    import h5py
+    import numpy as np
+except ImportError as e:
+    print(f"skipped: {e} (Debian: python3-h5py python3-numpy)")
+    sys.exit(77)
+
+root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+spec = importlib.util.spec_from_file_location("dump_hf", os.path.join(root, "scripts", "dump_hf.py"))
+dump_hf = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(dump_hf)
+vqkv_dump = sys.argv[2] if len(sys.argv) > 2 else None
+
+L, Q, K, D, HIDDEN = 2, 4, 2, 8, 12
+ROPE = {"head_dim": D, "rotary_dim": D, "theta": 10000.0, "scaling": "none", "attention_factor": 1.0, "layout": "half",
+        "inverse_frequency": [10000.0 ** (-2 * p / D) for p in range(D // 2)]}
+
+
+# ---- A stand-in for torch: enough of a tensor and of a module for the hooks ----
+class Tensor:
+    def __init__(self, a):
+        self.a = np.asarray(a, "f4")
+        self.shape = self.a.shape
+
+    def detach(self): return self
+    def float(self): return self
+    def cpu(self): return self
+    def numpy(self): return self.a
+    def dim(self): return self.a.ndim
+    def reshape(self, *s): return Tensor(self.a.reshape(*s))
+    def transpose(self, i, j): return Tensor(self.a.swapaxes(i, j))
+
+
+class Handle:
+    def __init__(self, hooks, hook): self.hooks, self.hook = hooks, hook
+    def remove(self): self.hooks.remove(self.hook)
+
+
+class Module:
+    def __init__(self, f): self.f, self.hooks = f, []
+
+    def register_forward_hook(self, hook):
+        self.hooks.append(hook)
+        return Handle(self.hooks, hook)
+
+    def __call__(self, x):
+        y = self.f(x)
+        for h in list(self.hooks):
+            h(self, (x,), y)
+        return y
+
+
+class Attention:
+    scaling = D ** -0.5
+
+    def __init__(self, rng, norm):
+        def linear(heads):
+            w, b = rng.normal(size=(HIDDEN, heads * D)), rng.normal(size=heads * D)
+            return Module(lambda x: Tensor(x.a @ w + b))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = linear(Q), linear(K), linear(K), Module(lambda x: x)
+        self.o_proj.weight = Tensor(rng.normal(size=(HIDDEN, Q * D)))
+        if norm:  # as Qwen3: on (batch, n, heads, d), after the projection
+            unit = lambda x: Tensor(x.a / np.sqrt((x.a ** 2).mean(-1, keepdims=True)))
+            self.q_norm, self.k_norm = Module(unit), Module(unit)
+
+
+class Model:
+    def __init__(self, seed, norm):
+        rng = np.random.default_rng(seed)
+        self.norm, self.rng, self.layers = norm, np.random.default_rng(seed + 1), [Attention(rng, norm) for _ in range(L)]
+        self.embedding = rng.normal(size=(50, HIDDEN))
+
+    def named_modules(self):
+        return [("model", self)] + [(f"layers.{i}.self_attn", m) for i, m in enumerate(self.layers)]
+
+    def __call__(self, ids):
+        x = Tensor(self.embedding[np.asarray(ids)][None])
+        truth = []
+        for m in self.layers:
+            q, k, v = m.q_proj(x).reshape(1, -1, Q, D), m.k_proj(x).reshape(1, -1, K, D), m.v_proj(x).reshape(1, -1, K, D)
+            if self.norm:
+                q, k = m.q_norm(q), m.k_norm(k)
+            truth.append((q.a[0], k.a[0], v.a[0]))
+        return truth
+
+
+def bf16(x):
+    return (dump_hf.to_bf16_bits(x).astype("<u4") << 16).view("<f4")
+
+
+# Every finite bf16 pattern survives, halves go to even.
+every = (np.arange(65536, dtype="<u4") << 16).view("<f4")
+finite = np.isfinite(every)
+assert np.array_equal(dump_hf.to_bf16_bits(every)[finite], np.arange(65536)[finite])
+assert list(dump_hf.to_bf16_bits(np.array([0x3F808000, 0x3F818000, 0x3F808001], "<u4").view("<f4"))) == [0x3F80, 0x3F82, 0x3F81]
+# XXH3-128 of nothing, in canonical order.
+assert dump_hf.new_hash().hexdigest() == "99aa06d3014798d86001c324468d497f"
+
+rng = np.random.default_rng(0)
+texts = [rng.integers(0, 50, 45).tolist(), rng.integers(0, 50, 9).tolist()]
+with tempfile.TemporaryDirectory() as folder:
+    for dtype in ("bf16", "f16", "f32"):
+        for norm in (False, True):
+            model, path = Model(3, norm), os.path.join(folder, f"{dtype}{norm}.trace.h5")
+            modules = dump_hf.attention_modules(model)
+            assert len(modules) == L
+            windows = dump_hf.plan_windows(texts, 20, 0, 8, 3, 7)
+            assert [len(w) for _, w, _ in windows] == [20, 20, 8, 10] and all(w[0] == 7 for _, w, _ in windows)
+            assert windows[0][2] == [0, 8, 16, 17, 18, 19]
+            facts = {"name": "fake", "hash": "0" * 64, "layers": L, "q_heads": Q, "kv_heads": K, "head_dim": D, "hidden": HIDDEN,
+                     "dtype": dtype, "score_scale": D ** -0.5, "rope": ROPE, "facts": {"architecture": "fake"}}
+            recorder = dump_hf.Recorder(modules, Q, K, D)
+            kept = []
+            with dump_hf.TraceWriter(path, facts, ["a", "b"], sum(len(w) for _, w, _ in windows), sum(len(q) for _, _, q in windows),
+                                     {"tool": "test"}) as out:
+                for document, ids, at in windows:
+                    truth = model(ids)
+                    for layer, (q, k, v) in enumerate(truth):
+                        r = recorder.rows[layer]
+                        assert np.array_equal(r["q"], q) and np.array_equal(r["k"], k) and np.array_equal(r["v"], v)
+                    sums = [dump_hf.query_sums(q, k, at, ROPE, D ** -0.5, K) for q, k, _ in truth]
+                    kept.append((document, truth, at, sums))
+                    out.add(document, ids, at, [k for _, k, _ in truth], [v for _, _, v in truth], [q[at] for q, _, _ in truth],
+                            np.stack([s[0] for s in sums]), np.stack([s[1] for s in sums]), [s[2] for s in sums], [s[3] for s in sums])
+                for layer, m in enumerate(modules):
+                    out.output_weight(layer, m.o_proj.weight.numpy())
+                digest = out.finish()
+            recorder.close()
+            assert not modules[0].q_proj.hooks and os.listdir(folder).count(os.path.basename(path) + ".partial") == 0
+            # Sums: each recorded query's mass is one; a moment's trace is the sum over pairs.
+            for _, _, at, sums in kept:
+                for moment, pair, mass, mass2 in sums:
+                    assert np.allclose(mass.sum(1), len(at) * Q // K) and np.all(mass2 <= mass + 1e-12)
+                    assert np.allclose(np.trace(moment, axis1=1, axis2=2), pair.sum(1))
+            with h5py.File(path) as f:
+                want = np.concatenate([t[1][1] for _, t, _, _ in kept])
+                want = bf16(want) if dtype == "bf16" else want.astype("f2" if dtype == "f16" else "f4")
+                assert np.array_equal(f["key"][1].transpose(1, 0, 2), want)
+                assert np.allclose(f["query_moment"][0, 1], sum(s[1][0] for d, _, _, s in kept if d == 0))
+                assert f.attrs["content_xxh3"] == digest
+            if vqkv_dump:
+                r = subprocess.run([vqkv_dump, "verify", path, "--json"], capture_output=True, text=True)
+                assert r.returncode == 0, r.stderr + r.stdout
+                assert json.loads(r.stdout)[0]["content_xxh3"] == digest
+                r = subprocess.run([vqkv_dump, "inspect", path, "--json", "-q"], capture_output=True, text=True)
+                assert r.returncode == 0, r.stderr
+                facts = json.loads(r.stdout)
+                assert facts["tokens"] == 58 and facts["documents"][1]["name"] == "b"
+                row = next(x for x in facts["heads"] if (x["layer"], x["head"], x["rows"]) == (1, 0, "k pre-RoPE"))
+                assert np.isclose(row["norm"], np.linalg.norm(want[:, 0].astype("f8"), axis=1).mean(), rtol=1e-6)
+    # NaN and an unfinished writer leave nothing behind.
+    path = os.path.join(folder, "bad.trace.h5")
+    try:
+        with dump_hf.TraceWriter(path, {**facts, "layers": L, "q_heads": Q, "kv_heads": K, "head_dim": D, "hidden": 0, "dtype": "bf16", "rope": ROPE,
+                                        "name": "x", "hash": "0", "score_scale": 1.0, "facts": {}}, ["a"], 3, 1) as out:
+            bad = np.full((L, 3, K, D), np.nan)
+            out.add(0, [1, 2, 3], [0], bad, bad, np.zeros((L, 1, Q, D)), np.zeros((L, K, D, D)), np.zeros((L, K, D // 2)),
+                    np.zeros((L, K, 3)), np.zeros((L, K, 3)))
+        raise AssertionError("NaN was written")
+    except ValueError as e:
+        assert "/key at layer 0" in str(e)
+    assert not os.path.exists(path) and not os.path.exists(path + ".partial")
+print("ok")

@@ -1,0 +1,59 @@
+"""A trace as h5py, xarray and h5ls see it: axes have names, values are right."""
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+try:
+    import h5netcdf  # noqa: F401
+    import h5py
+    import numpy as np
+    import xarray as xr
+except ImportError as e:
+    print(f"skipped: {e} (Debian: python3-h5py python3-h5netcdf python3-xarray)")
+    sys.exit(77)
+
+make_trace = sys.argv[1]
+
+
+def expected(what, layers, heads, tokens):
+    l, h, t, c = np.ix_(np.arange(layers), np.arange(heads), np.asarray(tokens), np.arange(8))
+    return ((what * 71 + l * 31 + h * 17 + t * 3 + c * 5) % 255 - 127).astype("f4")
+
+
+with tempfile.TemporaryDirectory() as folder:
+    for dtype in ("bf16", "f16", "f32"):
+        path = os.path.join(folder, dtype + ".trace.h5")
+        subprocess.run([make_trace, path, dtype], check=True)
+        queries = [0, 7, 1000, 1099, 1100, 1149]
+        with h5py.File(path) as f:
+            assert f.attrs["format"] == "vqkv-trace" and f.attrs["format_version"] == 1 and f.attrs["complete"] == 1
+            assert f["key"].shape == (3, 2, 1150, 8) and f["key"].chunks == (1, 1, 1024, 8) and f["key"].compression is None
+            assert [d.label for d in f["key"].dims] == ["layer", "kv_head", "token", "channel"]
+            assert [d.label for d in f["query"].dims] == ["layer", "q_head", "query_token", "channel"]
+            assert f["key"].dims[2][0].name == "/token"
+            # 16-bit types describe themselves: h5py widens bf16 to float32, f16 is numpy's own.
+            assert f["key"].dtype == {"bf16": "float32", "f16": "float16", "f32": "float32"}[dtype]
+            assert f["key"].id.get_type().get_size() == (4 if dtype == "f32" else 2)
+            assert np.array_equal(f["key"][:], expected(0, 3, 2, range(1150)))
+            assert np.array_equal(f["value"][:], expected(1, 3, 2, range(1150)))
+            assert np.array_equal(f["query"][:], expected(2, 3, 4, queries))
+        with xr.open_dataset(path, engine="h5netcdf") as ds:
+            assert ds["key"].dims == ("layer", "kv_head", "token", "channel")
+            assert ds["query_moment"].dims == ("document", "layer", "kv_head", "channel", "channel_b")
+            assert ds["output_weight"].dims == ("layer", "hidden", "attention_channel")
+            assert list(ds["query_token"].values) == queries
+            assert np.array_equal(ds["value"].sel(layer=2, kv_head=1, token=1133).values, expected(1, 3, 2, [1133])[2, 1, 0])
+            assert np.array_equal(ds["query"].sel(query_token=1149, layer=0).values, expected(2, 3, 4, [1149])[0, :, 0])
+            assert np.array_equal(ds["key"].isel(token=(ds["doc"] == 1).values).values, expected(0, 3, 2, range(1100, 1150)))
+            assert list(ds["position"].sel(token=[0, 1099, 1100, 1149]).values) == [0, 1099, 0, 49]
+            moment = np.arange(2 * 8 * 8).reshape(2, 8, 8) / 3.0
+            assert np.array_equal(ds["query_moment"].sel(document=1, layer=2).values, moment + 2)
+            assert list(ds["moment_count"].values) == [2200, 100]
+    if shutil.which("h5ls"):
+        listing = subprocess.run(["h5ls", "-r", path], check=True, capture_output=True, text=True).stdout
+        for line in ("/key                     Dataset {3, 2, 1150, 8}", "/query                   Dataset {3, 4, 6, 8}",
+                     "/query_moment            Dataset {2, 3, 2, 8, 8}", "/position                Dataset {1150}"):
+            assert line in listing, listing
+print("ok")
