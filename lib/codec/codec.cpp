@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -60,11 +61,13 @@ const std::vector<const Method*>& all_methods() {
 }
 
 const Method& find_method(const std::string& name) {
-  std::vector<std::string> names;
-  for (const Method* m : all_methods()) {
-    names.push_back(m->describe().name);
-    if (names.back() == name) return *m;
-  }
+  static const std::vector<std::string> names = [] {  // describing every entry anew would dominate the resolution of plans
+    std::vector<std::string> all;
+    for (const Method* m : all_methods()) all.push_back(m->describe().name);
+    return all;
+  }();
+  const auto it = std::find(names.begin(), names.end(), name);
+  if (it != names.end()) return *all_methods()[static_cast<size_t>(it - names.begin())];
   const std::string near = nearest_name(name, names);
   fail_usage(fmt::format("codec '{}' is not known{}; allowed: {}", name,
                          near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));

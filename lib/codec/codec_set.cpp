@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "codec/transform/transform.h"
@@ -258,7 +259,7 @@ int unit_heads(const Json& role_json, const CacheShape& shape) {
   return role_json["heads"].is_string() ? shape.kv_heads : role_json["heads"].get<int>();
 }
 
-void resolve_layer(CodecPlan& plan, const CacheShape& shape, int layer, Role role) {
+void resolve_layer(CodecPlan& plan, const CacheShape& shape, int layer, Role role, std::optional<UnitSpec>& checked) {
   const Json whole = overridden(plan.config, role, layer, [](const Json& entry) { return entry["heads"] == "all"; });
   const int heads = unit_heads(whole, shape);
   if (heads > shape.kv_heads || shape.kv_heads % heads != 0) {
@@ -275,7 +276,13 @@ void resolve_layer(CodecPlan& plan, const CacheShape& shape, int layer, Role rol
       return chosen != 0;
     });
     plan.units.push_back(spec_of(resolved, role, shape, layer, first, heads));
-    const std::string reason = plan.units.back().check();
+    const UnitSpec& now = plan.units.back();
+    // Most units repeat the one before; whether they can be built does not depend on where they are.
+    const bool repeated = checked && checked->unit.role == role && checked->unit.heads == heads && checked->unit.rope == now.unit.rope &&
+                          checked->method == now.method && checked->knobs == now.knobs && checked->transforms == now.transforms;
+    if (repeated) continue;
+    checked = now;
+    const std::string reason = now.check();
     if (!reason.empty() && plan.skip.empty())
       plan.skip = fmt::format("layer {}, role {}: {}: {}", layer, role_name(role), plan.units.back().method, reason);
   }
@@ -370,8 +377,9 @@ CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape) {
           for (const Json& index : entry[key])
             if (index >= limit) fail_usage(fmt::format("codec.overrides[{}].{}: {} is out of range; the model has {} of them", i, key, index.dump(), limit));
     }
+  std::optional<UnitSpec> checked[2];
   for (int layer = 0; layer < shape.layers; ++layer)
-    for (const Role role : {Role::kKey, Role::kValue}) resolve_layer(plan, shape, layer, role);
+    for (const Role role : {Role::kKey, Role::kValue}) resolve_layer(plan, shape, layer, role, checked[static_cast<int>(role)]);
   return plan;
 }
 

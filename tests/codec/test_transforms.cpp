@@ -376,3 +376,24 @@ TEST_CASE("block codecs stand behind transforms", "[transform][chain][block]") {
   }
   CHECK(error / power < 1e-3);
 }
+
+TEST_CASE("corrupted parameters of a transform are refused", "[transform]") {
+  for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
+    for (const TransformKind* kind : all_transforms()) {
+      const UnitShape unit = unit_of(16, 2, Role::kKey, rope);
+      const Data data(unit, 81);
+      const auto t = trained(kind->describe().name, Json::object(), unit, data.set);
+      MemoryParameters saved;
+      t->save(saved, "t.");
+      CHECK(saved.tensors.empty() == !kind->describe().trained);
+      for (const auto& [name, tensor] : saved.tensors) {
+        CAPTURE(name);
+        MemoryParameters missing = saved, other = saved, poisoned = saved;
+        missing.tensors.erase(name);
+        other.tensors.at(name).shape.back() -= 1;
+        poisoned.tensors.at(name).data[1] = std::nanf("");
+        for (const MemoryParameters& bad : {missing, other, poisoned})
+          CHECK_THROWS_AS(kind->make(kind->canonical(Json::object(), "t"), unit)->load(bad, "t."), Error);
+      }
+    }
+}

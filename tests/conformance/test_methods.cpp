@@ -242,6 +242,14 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
   CHECK(bits({{"name", "rtn"}, {"bits", 8}, {"group", 32}, {"mode", "symmetric"}}, 64) == 8.5);
   CHECK(bits({{"name", "rtn"}, {"bits", 3}, {"group", 64}, {"axis", "channel"}}, 64) == 3.5);
   CHECK(bits({{"name", "exact"}}, 64) == 16.0);
+  CHECK(bits({{"name", "pq"}, {"codebooks", 16}, {"bits", 8}}, 64) == 2.0);
+  CHECK(bits({{"name", "rvq"}, {"codebooks", 8}, {"bits", 8}}, 64) == 1.0);
+  // Kumar: 16 / (8 * 11 / 32 + 16 / 128) = 5.565 at head_dim 128, and 3.0 bits at 64.
+  CHECK(16 / bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 128) == Approx(5.565).epsilon(1e-4));
+  CHECK(bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 64) == 3.0);
+  // VQKV: 1 - (56 * 10 + 16 * 9) / (16 * 256) = 0.828125.
+  const Json vqkv = {{"name", "simvq"}, {"k", {{"codebooks", 56}, {"bits", 10}}}, {"v", {{"codebooks", 16}, {"bits", 9}}}};
+  CHECK(1 - (bits(vqkv, 128, Role::kKey) + bits(vqkv, 128, Role::kValue)) / 32 == 0.828125);
 }
 
 TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[conformance]") {

@@ -5,6 +5,7 @@
 
 #include "codec/transform/linear_map.h"
 #include "codec/transform/transform.h"
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 
@@ -141,6 +142,7 @@ class ChainCodec final : public Codec {
   int levels() const override { return inner_->levels(); }
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
+    const Stopwatch watch;
     Carried c;
     c.set = set;
     for (size_t i = 0; i < chain_.size(); ++i) {
@@ -154,7 +156,9 @@ class ChainCodec final : public Codec {
       if (unit_.role == Role::kKey) carry_metric(c, back, unit_, channels());
       else carry_output_weight(c, back, *chain_[i], unit_, channels());
     }
-    return inner_->train(c.set, rng);
+    TrainReport report = inner_->train(c.set, rng);
+    report.seconds = watch.seconds();
+    return report;
   }
 
   std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace vqkv {
@@ -20,11 +22,13 @@ const std::vector<const TransformKind*>& all_transforms() {
 }
 
 const TransformKind& find_transform(const std::string& name) {
-  std::vector<std::string> names;
-  for (const TransformKind* kind : all_transforms()) {
-    names.push_back(kind->describe().name);
-    if (names.back() == name) return *kind;
-  }
+  static const std::vector<std::string> names = [] {  // describing every entry anew would dominate the resolution of plans
+    std::vector<std::string> all;
+    for (const TransformKind* m : all_transforms()) all.push_back(m->describe().name);
+    return all;
+  }();
+  const auto it = std::find(names.begin(), names.end(), name);
+  if (it != names.end()) return *all_transforms()[static_cast<size_t>(it - names.begin())];
   const std::string near = nearest_name(name, names);
   fail_usage(fmt::format("transform '{}' is not known{}; allowed: {}", name,
                          near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
