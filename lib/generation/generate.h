@@ -1,0 +1,32 @@
+// Generation: prefill, then one token at a time over a KvSession.
+#pragma once
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "generation/sampler.h"
+#include "model/runtime.h"
+
+namespace vqkv {
+
+struct GenerateOptions {
+  int64_t new_tokens = 128;       // at most; a stop token ends earlier
+  std::vector<int32_t> stop;      // usually tokenizer().special().stop; empty: run to new_tokens
+  SamplingOptions sampling;
+  bool exact_prefill = false;     // the prompt attends to exact K and V and is coded once at its end (mode prefill-exact)
+};
+
+struct Generated {
+  std::vector<int32_t> tokens;    // without the prompt and without the stop token
+  int32_t stop_token = -1;        // the stop token that ended it, or -1
+  double prefill_seconds = 0;     // until the first token's logits
+  double decode_seconds = 0;      // all later steps
+  int64_t decode_steps = 0;
+};
+
+// Continues what `kv` holds with `prompt` (at least one token). on_token sees each token as it is drawn and ends the
+// generation by returning false. kUsage when prompt and new tokens exceed the model's context length.
+Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> prompt, const GenerateOptions& options,
+                   const std::function<bool(int32_t)>& on_token = {});
+
+}  // namespace vqkv
