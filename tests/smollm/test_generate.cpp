@@ -12,6 +12,9 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   const Json& c = golden.at("continuations").at(0);
   const auto prompt = c.at("prompt_ids").get<std::vector<int32_t>>(), expected = c.at("ids").get<std::vector<int32_t>>();
   const auto backend = make_attention_backend("cpu-reconstruct");
+  const auto options = [](std::vector<int32_t> stop = {}, bool exact_prefill = false) {
+    return GenerateOptions{.new_tokens = 12, .stop = std::move(stop), .sampling = {}, .exact_prefill = exact_prefill};
+  };
   const auto fresh = [&] {
     return CompressedCache(exact_codec_set(model->facts().cache_shape()), CachePolicy::exact(DType::kF32));
   };
@@ -19,7 +22,7 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   for (const bool exact_prefill : {false, true}) {
     CompressedCache cache = fresh();
     KvSession kv(cache, *backend);
-    const Generated g = generate(*model, kv, prompt, {.new_tokens = 12, .exact_prefill = exact_prefill});
+    const Generated g = generate(*model, kv, prompt, options({}, exact_prefill));
     CHECK(g.tokens == start);
     CHECK(g.stop_token == -1);
     CHECK(g.decode_steps == 11);
@@ -28,7 +31,7 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   {  // a stop token is not part of the text; the callback ends it as well
     CompressedCache cache = fresh();
     KvSession kv(cache, *backend);
-    const Generated g = generate(*model, kv, prompt, {.new_tokens = 12, .stop = {expected[5]}});
+    const Generated g = generate(*model, kv, prompt, options({expected[5]}));
     const size_t first = static_cast<size_t>(std::find(expected.begin(), expected.end(), expected[5]) - expected.begin());
     CHECK(g.stop_token == expected[5]);
     CHECK(g.tokens == std::vector<int32_t>(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(first)));
@@ -37,10 +40,12 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
     CompressedCache cache = fresh();
     KvSession kv(cache, *backend);
     int seen = 0;
-    const Generated g = generate(*model, kv, prompt, {.new_tokens = 12}, [&](int32_t) { return ++seen < 3; });
+    const Generated g = generate(*model, kv, prompt, options(), [&](int32_t) { return ++seen < 3; });
     CHECK(g.tokens.size() == 3);
     CHECK_THROWS_AS(generate(*model, kv, {}, {}), Error);
-    CHECK_THROWS_AS(generate(*model, kv, prompt, {.new_tokens = 9000}), Error);
+    GenerateOptions too_long;
+    too_long.new_tokens = 9000;
+    CHECK_THROWS_AS(generate(*model, kv, prompt, too_long), Error);
     const int32_t outside[] = {49152};
     CHECK_THROWS_AS(generate(*model, kv, outside, {}), Error);
   }
