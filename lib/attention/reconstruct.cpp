@@ -154,8 +154,9 @@ class ReconstructBackend final : public AttentionBackend {
     const int64_t columns = padded(count);
     float* scores = s.scores.data();
     kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
-    if (k.other) {
-      const int64_t low = k.other_begin / kernels::kLane * kernels::kLane, high = padded(k.other_end);
+    const int64_t other_end = std::min(count, k.other_end);
+    if (k.other && other_end > k.other_begin) {
+      const int64_t low = k.other_begin / kernels::kLane * kernels::kLane, high = padded(other_end);
       float* others = ensure(s.other_scores, kRowBatch * kTile);
       if (k.folded)
         kernels::multiply(q.y.data() + row * q.y_stride, q.y_stride, k.other + low, kTile, others + low, kTile, batch,
@@ -163,7 +164,7 @@ class ReconstructBackend final : public AttentionBackend {
       else
         kernels::multiply(q.x.data() + row * call.d, call.d, k.other + low, kTile, others + low, kTile, batch, call.d, high - low, false);
       for (int64_t r = 0; r < batch; ++r) {
-        const int64_t end = std::min(k.other_end, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
+        const int64_t end = std::min(other_end, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
         float* from = others + r * kTile;
         if (k.folded) q.unfold_scores(row + r, s.scale.data(), k.other_begin, end, from);
         if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
@@ -192,7 +193,7 @@ class ReconstructBackend final : public AttentionBackend {
     Scratch& s = scratch();
     ensure(s.scores, kRowBatch * kTile);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin), columns = padded(count);
+      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
       const int64_t first_row = std::max<int64_t>(0, begin - call.first) * call.group;
       const TileForms k = load_keys(call, head, begin, count, s);
@@ -200,16 +201,17 @@ class ReconstructBackend final : public AttentionBackend {
       const TileForms v = load_values(call, head, begin, count, s);
       for (int64_t row = first_row; row < call.rows; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, call.rows - row);
-        score(call, head, k, begin, count, row, batch, s);
+        const int64_t seen = call.seen(row + batch - 1, begin, count), columns = padded(seen);
+        score(call, head, k, begin, seen, row, batch, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const int64_t end = std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, count);
+          const int64_t end = std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, seen);
           const int64_t coded = std::clamp<int64_t>(call.sinks - begin, 0, end);
           float* line = s.scores.data() + r * kTile;
           q.map_scores(row + r, coded, end, line);
-          if (keep_logits) std::copy_n(line, count, logits_.data() + (head * call.rows + row + r) * call.tokens + begin);
+          if (keep_logits) std::copy_n(line, seen, logits_.data() + (head * call.rows + row + r) * call.tokens + begin);
           p.absorb(row + r, line, columns, coded, end);
         }
-        accumulate(call, v, p, begin, count, row, batch, s);
+        accumulate(call, v, p, begin, seen, row, batch, s);
       }
     }
     p.unfold(call, head);
@@ -223,15 +225,16 @@ class ReconstructBackend final : public AttentionBackend {
         kernels::multiply(s.scores.data() + r * kTile + from, kTile, v.main + from * call.width, call.width,
                           p.out.data() + (row + r) * call.width, call.width, n, to - from, call.width, true);
     };
-    if (!v.other) {
+    if (!v.other || count <= v.other_begin) {
       add_main(0, batch, 0, count);
       return;
     }
+    const int64_t other_end = std::min(count, v.other_end);
     add_main(0, batch, 0, v.other_begin);
     for (int64_t r = 0; r < batch;) {
       // Rows that see the same boundary go together.
       const auto boundary = [&](int64_t i) {
-        return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, v.other_end);
+        return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, other_end);
       };
       const int64_t end = boundary(r);
       int64_t n = 1;
@@ -246,10 +249,10 @@ class ReconstructBackend final : public AttentionBackend {
                             p.out.data() + (row + r) * call.width, call.width, n, end - v.other_begin, call.width, true);
         }
       }
-      add_main(r, n, end, v.other_end);
+      add_main(r, n, end, other_end);
       r += n;
     }
-    add_main(0, batch, v.other_end, count);
+    add_main(0, batch, other_end, count);
   }
 
   static void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) {
@@ -264,9 +267,10 @@ class ReconstructBackend final : public AttentionBackend {
       load_key_scale(call, head, k, begin, s);
       for (int64_t row = std::max<int64_t>(0, begin - call.first) * call.group; row < call.rows; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, call.rows - row);
-        score(call, head, k, begin, count, row, batch, s);
+        const int64_t seen = call.seen(row + batch - 1, begin, count);
+        score(call, head, k, begin, seen, row, batch, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const int64_t end = std::min(count, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
+          const int64_t end = std::min(seen, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
           range.add(row + r, s.scores.data() + r * kTile, std::max<int64_t>(0, call.sinks - begin), end);
         }
       }

@@ -1,5 +1,6 @@
 // Parts shared by the tiled CPU backends: what a call sees of the cache, folded queries, partial softmax states.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -41,6 +42,8 @@ class HeadQueries;
 struct TiledCall {
   TiledCall(const CompressedCache& cache, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
   RoleExtent extent(Role role, int64_t begin, int64_t count) const;
+  // Columns of a tile that a row's query sees.
+  int64_t seen(int64_t row, int64_t begin, int64_t count) const { return std::min(count, first + row / group + 1 - begin); }
   const ScoreMap& score_map(int head) const;
   void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const { rotation->rotate(keys, begin / kTile, from, to); }
   // -inf for tokens that the head's policy evicted.

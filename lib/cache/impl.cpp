@@ -150,12 +150,15 @@ int64_t place(Role role, int64_t head, int64_t channel, int64_t token, int64_t h
   return role == Role::kKey ? (head * head_dim + channel) * held + token : (head * held + token) * head_dim + channel;
 }
 
-void put(DType type, std::byte* base, int64_t index, float v) {
+// Narrows n values. f16 saturates, as the codec `exact` does: an infinity would poison every query.
+void narrow(DType type, float* values, int64_t n, std::byte* base, int64_t index) {
   switch (type) {
-    // Saturated, as the codec `exact` does: an infinity would poison every query.
-    case DType::kF16: reinterpret_cast<f16*>(base)[index] = to_f16(std::clamp(v, -65504.0f, 65504.0f)); return;
-    case DType::kBF16: reinterpret_cast<bf16*>(base)[index] = to_bf16(v); return;
-    default: reinterpret_cast<float*>(base)[index] = v; return;
+    case DType::kF16:
+      for (int64_t i = 0; i < n; ++i) values[i] = std::min(65504.0f, std::max(-65504.0f, values[i]));
+      to_f16(values, reinterpret_cast<f16*>(base) + index, n);
+      return;
+    case DType::kBF16: to_bf16(values, reinterpret_cast<bf16*>(base) + index, n); return;
+    default: std::memcpy(reinterpret_cast<float*>(base) + index, values, static_cast<size_t>(4 * n)); return;
   }
 }
 
@@ -212,12 +215,22 @@ void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
 
 void Impl::store_exact(int layer, Role role, ConstMatrix rows, int64_t first_token) {
   const int64_t d = shape.head_dim;
+  std::vector<float> line(static_cast<size_t>(std::max(d, std::max(policy.sinks, kChunkTokens))));
   for_each_run(role_store(layer, role), policy.sinks, first_token, rows.rows,
                [&](std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
-                 for (int64_t i = 0; i < n; ++i)
-                   for (int64_t h = 0; h < shape.kv_heads; ++h)
-                     for (int64_t c = 0; c < d; ++c)
-                       put(policy.exact_dtype, base, place(role, h, c, within + i, d, held), rows(at + i, h * d + c));
+                 for (int64_t h = 0; h < shape.kv_heads; ++h) {
+                   if (role == Role::kKey) {
+                     for (int64_t c = 0; c < d; ++c) {
+                       for (int64_t i = 0; i < n; ++i) line[static_cast<size_t>(i)] = rows(at + i, h * d + c);
+                       narrow(policy.exact_dtype, line.data(), n, base, place(role, h, c, within, d, held));
+                     }
+                   } else {
+                     for (int64_t i = 0; i < n; ++i) {
+                       std::copy_n(rows.row(at + i) + h * d, d, line.data());
+                       narrow(policy.exact_dtype, line.data(), d, base, place(role, h, 0, within + i, d, held));
+                     }
+                   }
+                 }
                });
 }
 
