@@ -1,5 +1,6 @@
 #include "codec/train/residual.h"
 
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -111,23 +112,43 @@ TEST_CASE("beams gain on a Gaussian about what they should", "[residual]") {
 }
 
 TEST_CASE("tables and direct scoring are the same search", "[residual]") {
-  // 2 stages of 1024 are under the limit of tables, 4 are over it; the same first two books must lead to equal codes.
+  // 2 stages of 1024 are under the limit of tables, 5 are over it; books of zeros contribute nothing, code 0 by the rule of
+  // ties. Tables hold halves, so near ties may turn, but the distortion may not.
   const auto x = gaussian(300, 12, 7, 5.0);
   std::vector<Matrix<float>> books;
-  for (uint64_t i = 0; i < 4; ++i) {
-    books.push_back(gaussian(1024, 12, 20 + i, i == 0 ? 5.0 : 0.0));
-    if (i >= 2) for (auto& v : books.back().storage) v = 0;  // contributes nothing: code 0 by the rule of ties
-  }
+  for (uint64_t i = 0; i < 5; ++i) books.push_back(i < 2 ? gaussian(1024, 12, 20 + i, i == 0 ? 5.0 : 0.0) : Matrix<float>(1024, 12));
   const BeamEncoder table({books[0], books[1]}, 5), direct(books, 5);
   REQUIRE(table.uses_tables());
   REQUIRE(!direct.uses_tables());
-  std::vector<uint16_t> a(300 * 2), b(300 * 4);
+  std::vector<uint16_t> a(300 * 2), b(300 * 5);
   table.encode_rows(x, a.data(), 2, 1);
-  direct.encode_rows(x, b.data(), 4, 1);
+  direct.encode_rows(x, b.data(), 5, 1);
+  const auto error = [&](size_t r, int first, int second) {
+    double sum = 0;
+    for (int64_t k = 0; k < 12; ++k) sum += std::pow(double{x(static_cast<int64_t>(r), k)} - books[0](first, k) - books[1](second, k), 2);
+    return sum;
+  };
   int differ = 0;
-  for (size_t r = 0; r < 300; ++r) differ += a[r * 2] != b[r * 4] || a[r * 2 + 1] != b[r * 4 + 1];
-  CHECK(differ <= 1);  // rounding may turn a near tie
-  for (size_t r = 0; r < 300; ++r) CHECK((b[r * 4 + 2] == 0 && b[r * 4 + 3] == 0));
+  double with_table = 0, without = 0;
+  for (size_t r = 0; r < 300; ++r) {
+    differ += a[r * 2] != b[r * 5] || a[r * 2 + 1] != b[r * 5 + 1];
+    with_table += error(r, a[r * 2], a[r * 2 + 1]);
+    without += error(r, b[r * 5], b[r * 5 + 1]);
+    for (size_t i = 2; i < 5; ++i) CHECK(b[r * 5 + i] == 0);
+  }
+  CHECK(differ <= 3);
+  CHECK(with_table == Approx(without).epsilon(1e-4));
+}
+
+TEST_CASE("the unit of the tables follows the books, however large or small", "[residual]") {
+  for (const float scale : {1e-12f, 1.0f, 3e4f, 1e12f}) {
+    auto x = gaussian(500, 8, 30);
+    for (float& v : x.storage) v *= scale;
+    ResidualOptions options = small(3, 16, 4);
+    options.stored_as = DType::kF32;
+    const auto q = train_residual(x, {}, options, Rng(1)).quantizer;
+    CHECK(mean_error(q, x) / (double{scale} * scale) < 0.25);
+  }
 }
 
 TEST_CASE("a row's residual codes depend on neither threads nor neighbours", "[residual]") {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 
 #include "codec/train/simd.h"
@@ -97,24 +98,47 @@ void score_panels(const float* x, int64_t rows, int64_t width, const float* pack
   }
 }
 
-// Offers score + base[s] - sum of the rows' products to the candidates, for all s. rows: table rows of what the parent
+// Offers score + base[s] - unit * sum of the rows' entries to the candidates, for all s. rows: table rows of what the parent
 // has chosen, in stage order; none where base belongs to the parent's own residual.
-void offer(float score, int32_t parent, const float* base, const float* const* rows, int count, int64_t padded,
+void offer(float score, int32_t parent, const float* base, const f16* const* rows, int count, float unit, int64_t padded,
            Candidates& candidates) {
   const hn::CappedTag<float, 16> d;
+  using V = hn::Vec<decltype(d)>;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto start = hn::Set(d, score);
-  auto limit = hn::Set(d, candidates.worst());
+  const hn::Rebind<hwy::float16_t, decltype(d)> half;
+  const V start = hn::Set(d, score), factor = hn::Set(d, unit);
+  float worst = candidates.worst();
+  V limit = hn::Set(d, worst);
   alignas(64) float value[16];
-  for (int64_t s = 0; s < padded; s += lanes) {
-    auto v = hn::LoadU(d, base + s);
-    for (int i = 0; i < count; ++i) v = hn::Sub(v, hn::LoadU(d, rows[i] + s));
-    v = hn::Add(v, start);
-    if (hn::AllFalse(d, hn::Lt(v, limit))) continue;
-    hn::Store(v, d, value);
-    for (int64_t l = 0; l < lanes; ++l)
-      if (value[l] < candidates.worst()) candidates.insert(value[l], parent, static_cast<int32_t>(s + l));
-    limit = hn::Set(d, candidates.worst());
+  uint8_t bits[8];
+  // Four vectors at a time hide the latency of the tables, which come from L2 and L3.
+  for (int64_t s0 = 0; s0 < padded; s0 += 4 * lanes) {
+    V v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[i] = hn::LoadU(d, base + s0 + i * lanes);
+    for (int row = 0; row < count; ++row) {
+      const auto* table = reinterpret_cast<const hwy::float16_t*>(rows[row] + s0);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) v[i] = hn::NegMulAdd(hn::PromoteTo(d, hn::LoadU(half, table + i * lanes)), factor, v[i]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[i] = hn::Add(v[i], start);
+    if (hn::AllFalse(d, hn::Lt(hn::Min(hn::Min(v[0], v[1]), hn::Min(v[2], v[3])), limit))) continue;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto better = hn::Lt(v[i], limit);
+      if (hn::AllFalse(d, better)) continue;
+      hn::Store(v[i], d, value);
+      std::fill_n(bits, 8, uint8_t{0});
+      hn::StoreMaskBits(d, better, bits);
+      for (uint32_t rest = bits[0] | static_cast<uint32_t>(bits[1]) << 8; rest != 0; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest);
+        if (!(value[lane] < worst)) continue;
+        candidates.insert(value[lane], parent, static_cast<int32_t>(s0 + i * lanes + lane));
+        worst = candidates.worst();
+      }
+      limit = hn::Set(d, worst);
+    }
   }
 }
 
@@ -163,17 +187,23 @@ BeamEncoder::BeamEncoder(const std::vector<Matrix<float>>& books, int beam) : st
     half_norm_.push_back(std::move(norms));
   }
 
-  const int64_t table_floats = int64_t{stages_} * (stages_ - 1) / 2 * entries_ * padded_;
-  if (beam_ == 1 || table_floats > kBeamTableBytes / 4) return;
+  const int64_t table_entries = int64_t{stages_} * (stages_ - 1) / 2 * entries_ * padded_;
+  if (beam_ == 1 || table_entries > kBeamTableBytes / static_cast<int64_t>(sizeof(f16))) return;
+  // A product is at most the product of the longest codewords of two stages: a unit that keeps it under 2^15.
+  float longest = 0;
+  for (const auto& norms : half_norm_)
+    for (int64_t s = 0; s < entries_; ++s) longest = std::max(longest, norms[static_cast<size_t>(s)]);
+  table_unit_ = std::exp2(std::clamp(std::ceil(std::log2(std::max(2 * longest, 0x1p-100f))) - 14.0f, -100.0f, 120.0f));
   const AlignedVector<float> zeros(static_cast<size_t>(padded_), 0.0f);
   Matrix<float> products(padded_rows, padded_);
   for (int i = 0; i < stages_; ++i) {
-    AlignedVector<float> table(static_cast<size_t>(i * entries_ * padded_));
+    AlignedVector<f16> table(static_cast<size_t>(i * entries_ * padded_));
     for (int j = 0; j < i; ++j) {
       HWY_DYNAMIC_DISPATCH(score_panels)
       (rows[static_cast<size_t>(j)].data(), padded_rows, width_, packed_[static_cast<size_t>(i)].data(), zeros.data(), panels,
        products.data(), padded_);
-      std::copy_n(products.data(), entries_ * padded_, table.data() + j * entries_ * padded_);
+      for (float& v : products.storage) v /= table_unit_;
+      to_f16(products.data(), table.data() + j * entries_ * padded_, entries_ * padded_);
     }
     tables_.push_back(std::move(table));
   }
@@ -218,7 +248,7 @@ void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride
      scores.data() + i * padded_, stride);
   }
 
-  std::vector<const float*> chosen(static_cast<size_t>(stages_));
+  std::vector<const f16*> chosen(static_cast<size_t>(stages_));
   for (int i = 0; i < stages_; ++i) {
     const auto stage = static_cast<size_t>(i);
     if (!tables) {
@@ -240,7 +270,7 @@ void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride
         if (tables)
           for (int j = 0; j < i; ++j) chosen[static_cast<size_t>(j)] = tables_[stage].data() + (j * entries_ + path[j]) * padded_;
         HWY_DYNAMIC_DISPATCH(offer)
-        (from.best.score[static_cast<size_t>(b)], b, base, chosen.data(), tables ? i : 0, padded_, to.best);
+        (from.best.score[static_cast<size_t>(b)], b, base, chosen.data(), tables ? i : 0, table_unit_, padded_, to.best);
       }
       if (to.best.size == 0) to.best.insert(0, 0, 0);  // no finite score: values near the end of fp32
       for (int b = 0; b < to.best.size; ++b) {
