@@ -56,3 +56,5 @@ BENCHMARK(full)->Args({32, 2048})->Args({64, 256})->Args({128, 256})->Args({128,
     ->Args({4864, 256})->Unit(benchmark::kMillisecond);
 
 }  // namespace
+
+BENCHMARK_MAIN();

@@ -88,3 +88,5 @@ void simvq_stage(benchmark::State& state) {
 BENCHMARK(simvq_stage)->Unit(benchmark::kMillisecond);
 
 }  // namespace
+
+BENCHMARK_MAIN();
