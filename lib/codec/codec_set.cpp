@@ -144,7 +144,7 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
   if (role == Role::kKey) out["rope"] = choice_of(raw, "rope", {"post", "pre"}, path);
   out["share"] = choice_of(raw, "share", {"none", "heads", "layers"}, path);
   const Json heads = raw.contains("heads") ? raw["heads"] : Json(1);
-  const bool whole = heads.is_number() && heads.get<double>() == static_cast<int>(heads.get<double>()) && heads.get<double>() >= 1;
+  const bool whole = heads.is_number() && heads.get<double>() >= 1 && heads.get<double>() <= 65536 && heads.get<double>() == static_cast<int>(heads.get<double>());
   if (!(heads.is_string() && heads == "all") && !whole)
     fail_usage(fmt::format("{}.heads: {} is not allowed; it takes 1, 2, ... or all: the heads of a unit", path, heads.dump()));
   out["heads"] = whole ? Json(static_cast<int>(heads.get<double>())) : heads;

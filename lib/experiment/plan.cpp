@@ -6,6 +6,7 @@
 #include <set>
 
 #include "codec/codec_set.h"
+#include "codec/transform/transform.h"
 #include "config/sweep.h"
 #include "core/error.h"
 #include "core/hash.h"
@@ -154,7 +155,13 @@ Plan make_plan(const Config& config) {
     if (!resolved.contains(key)) resolved[key] = {resolve_codec(c.codec, facts.shape), ""};
     const CodecPlan& codec = resolved.at(key).first;
     Json versions = Json::object();
-    for (const auto& u : codec.units) versions[u.method] = find_method(u.method).describe().version;
+    for (const auto& u : codec.units) {
+      versions[u.method] = find_method(u.method).describe().version;
+      for (const Json& t : u.transforms) {
+        const auto name = t.at("name").get<std::string>();
+        versions["transform." + name] = find_transform(name).describe().version;
+      }
+    }
     Json cell = {{"config", c.canonical()}, {"axes", p.axes}, {"repeat", p.repeat}, {"trace", facts.json.at("content_hash")},
                  {"model", facts.json.at("model_hash")}, {"versions", versions}};
     cell["cell"] = identity(cell.at("config"), cell);

@@ -111,6 +111,8 @@ TEST_CASE("what does not divide is skipped with its reason", "[codec_set]") {
   CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), shape_of(1, 1, 64)).skip, Catch::Contains("one token scale"));
   CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["hadamard", {"name": "token_scale", "per": "channels", "width": 32}]})"),
                            shape_of(1, 1, 64)).skip, Catch::Contains("mixes 64"));
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "rope": "pre", "k": {"transform": ["hadamard", "query_metric"]}})"), shape_of(1, 1, 64)).skip,
+             Catch::Contains("before transforms that mix"));
   CHECK(resolve_codec(json(R"({"name": "rtn", "heads": "all", "group": 192})"), shape_of(2, 3, 64)).skip == "");
 }
 

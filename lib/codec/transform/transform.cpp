@@ -42,6 +42,8 @@ std::string check_chain(const Json& transforms, const UnitShape& unit) {
     Json knobs = t;
     knobs.erase("name");
     const auto made = find_transform(name).make(knobs, unit);
+    if (name == "query_metric" && unit.rope == RopePlacement::kPre && mixed > 1)
+      return "before RoPE query_metric weighs pairs of channels: it comes before transforms that mix them";
     if (made->is_token_scale()) {
       if (scaled) return "a chain holds one token scale at most";
       scaled = true;

@@ -37,6 +37,7 @@ struct TransformInfo {
   std::string name, title, paper, caveat;
   std::string side_bits;  // formula (see MethodInfo::bits); "0" for affine ones
   bool trained = true;    // false: learns nothing
+  int version = 1;        // raised when results change; part of a cell's identity
 };
 
 class TransformKind {
