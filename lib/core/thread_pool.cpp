@@ -17,13 +17,29 @@ namespace {
 
 thread_local bool t_inside = false;
 
+void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
 struct Job {
   int64_t n = 0;
   const std::function<void(int64_t)>* body = nullptr;
   std::atomic<int64_t> next{0};
-  int running = 0;  // guarded by Pool::mutex_
+  std::atomic<int> running{0};  // changed under Pool::mutex_, read without it while spinning
   std::exception_ptr error;
 };
+
+// A step of decoding is some 180 short jobs, and waking a sleeping thread costs tens of microseconds: look for the next
+// job for about that long before sleeping. Whatever is seen here is decided again under the lock.
+template <class Condition>
+void spin_until(Condition&& condition) {
+  constexpr int kLooks = 600;
+  for (int i = 0; i < kLooks && !condition(); ++i) pause_briefly();
+}
 
 class Pool {
  public:
@@ -49,9 +65,13 @@ class Pool {
     }
     wake_.notify_all();
     drain(*job);
+    {
+      const std::lock_guard lock(mutex_);
+      job_.reset();  // nobody joins any more
+      --job->running;
+    }
+    spin_until([&] { return job->running.load(std::memory_order_relaxed) == 0; });
     std::unique_lock lock(mutex_);
-    job_.reset();
-    --job->running;
     done_.wait(lock, [&] { return job->running == 0; });
     if (job->error) std::rethrow_exception(job->error);
   }
@@ -75,6 +95,9 @@ class Pool {
     uint64_t seen = 0;
     std::unique_lock lock(mutex_);
     while (true) {
+      lock.unlock();
+      spin_until([&] { return generation_.load(std::memory_order_relaxed) != seen; });
+      lock.lock();
       wake_.wait(lock, [&] { return stop.stop_requested() || (job_ && generation_ != seen); });
       if (stop.stop_requested()) return;
       seen = generation_;
@@ -90,7 +113,7 @@ class Pool {
   std::mutex entry_, mutex_;
   std::condition_variable wake_, done_;
   std::shared_ptr<Job> job_;
-  uint64_t generation_ = 0;
+  std::atomic<uint64_t> generation_{0};  // changed under mutex_, read without it while spinning
   std::vector<std::jthread> workers_;
 };
 
