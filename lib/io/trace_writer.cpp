@@ -143,14 +143,24 @@ struct TraceWriter::Impl {
   std::string model_json;
   double hash_seconds = 0, write_seconds = 0;
   int64_t stored_bytes = 0;
-  std::vector<uint8_t> scratch;
+  std::vector<uint8_t> scratch[2];
+
+  // Rows of one layer and dataset: rows (n, heads*d), the first at `first_row` of the axis.
+  struct RowJob {
+    std::string name;
+    int layer;
+    int64_t heads;
+    const Matrix<float>* rows;
+    int64_t first_row;
+  };
 
   Impl(const std::string& p, TraceInfo i, std::vector<std::string> names, int64_t t, int64_t q)
       : path(p), info(std::move(i)), documents(std::move(names)), max_tokens(t), max_queries(q) {}
 
   int64_t group() const { return info.shape.group(); }
   void check_window(const TraceWindowData& w) const;
-  void add_rows(const std::string& name, int layer, int64_t heads, const Matrix<float>& rows, int64_t first_row);
+  void add_rows(const std::vector<RowJob>& jobs);
+  void check_finite(const RowJob& job, const std::vector<uint8_t>& bad) const;
   void add_mass(const std::string& name, int layer, const std::vector<float>& mass, int64_t n);
   void flush_document();
   void write_vector(const std::string& name, const void* data, TraceHash& hash);
@@ -227,35 +237,58 @@ void TraceWriter::Impl::check_window(const TraceWindowData& w) const {
              static_cast<int64_t>(query_token.size() + w.query_token.size()) <= max_queries);
 }
 
-void TraceWriter::Impl::add_rows(const std::string& name, int layer, int64_t heads, const Matrix<float>& rows, int64_t first_row) {
-  const Hdf5Type type = stored_type(info.stored);
-  const int64_t d = info.shape.head_dim, n = rows.rows;
-  const int64_t head_bytes = n * d * static_cast<int64_t>(hdf5_type_size(type));
-  RowStreams& stream = streams.at(name);
-  scratch.resize(static_cast<size_t>(heads * head_bytes));
-  std::vector<uint8_t> bad(static_cast<size_t>(heads));
-  parallel_for(heads, [&](int64_t h) {
-    uint8_t* out = scratch.data() + h * head_bytes;
-    const int64_t step = head_bytes / std::max<int64_t>(1, n);
-    for (int64_t r = 0; r < n; ++r) narrow(rows.row(r) + h * d, out + r * step, d, type);
-    bad[static_cast<size_t>(h)] = any_not_finite(out, n * d, type);
-  });
-  for (int64_t h = 0; h < heads; ++h) {
+void TraceWriter::Impl::check_finite(const RowJob& job, const std::vector<uint8_t>& bad) const {
+  const int64_t d = info.shape.head_dim;
+  for (int64_t h = 0; h < job.heads; ++h) {
     if (!bad[static_cast<size_t>(h)]) continue;
-    for (int64_t r = 0; r < n; ++r)
+    for (int64_t r = 0; r < job.rows->rows; ++r)
       for (int64_t c = 0; c < d; ++c) {
-        float v = rows(r, h * d + c);
-        const float original = v;
+        const float original = (*job.rows)(r, h * d + c);
+        float v = original;
         round_to(info.stored, &v, 1);
         if (!std::isfinite(v))
-          fail_data(fmt::format("{}: /{} at layer {}, head {}, row {}, channel {} is {}{}", path, name, layer, h, first_row + r, c, original,
+          fail_data(fmt::format("{}: /{} at layer {}, head {}, row {}, channel {} is {}{}", path, job.name, job.layer, h, job.first_row + r, c, original,
                                 std::isfinite(original) ? fmt::format(", too large for {}; use bf16 or f32", dtype_name(info.stored)) : ""));
       }
   }
-  const Stopwatch hash_watch;
-  parallel_for(heads, [&](int64_t h) { stream.hash(layer, h, scratch.data() + h * head_bytes, n); });
-  hash_seconds += hash_watch.seconds();
-  for (int64_t h = 0; h < heads; ++h) stream.append(layer, h, scratch.data() + h * head_bytes, n);
+}
+
+void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs) {
+  const Hdf5Type type = stored_type(info.stored);
+  const int64_t d = info.shape.head_dim, row_bytes = d * static_cast<int64_t>(hdf5_type_size(type));
+  // While one thread hands a finished piece to the file, the others narrow the next one: on a fast medium narrowing takes
+  // about as long as writing. Pieces are written in order whatever the number of threads.
+  for (size_t j = 0; j <= jobs.size(); ++j) {
+    const RowJob* write = j > 0 ? &jobs[j - 1] : nullptr;
+    const RowJob* next = j < jobs.size() ? &jobs[j] : nullptr;
+    const std::vector<uint8_t>& ready = scratch[(j + 1) % 2];
+    std::vector<uint8_t>& filling = scratch[j % 2];
+    std::vector<uint8_t> bad;
+    if (next) {
+      filling.resize(static_cast<size_t>(next->heads * next->rows->rows * row_bytes));
+      bad.resize(static_cast<size_t>(next->heads));
+    }
+    parallel_for(1 + (next ? next->heads : 0), [&](int64_t i) {
+      if (i == 0) {
+        if (!write) return;
+        RowStreams& stream = streams.at(write->name);
+        const int64_t n = write->rows->rows;
+        for (int64_t h = 0; h < write->heads; ++h) stream.append(write->layer, h, ready.data() + h * n * row_bytes, n);
+        return;
+      }
+      const int64_t h = i - 1, n = next->rows->rows;
+      uint8_t* out = filling.data() + h * n * row_bytes;
+      for (int64_t r = 0; r < n; ++r) narrow(next->rows->row(r) + h * d, out + r * row_bytes, d, type);
+      bad[static_cast<size_t>(h)] = any_not_finite(out, n * d, type);
+    });
+    if (!next) return;
+    check_finite(*next, bad);
+    const Stopwatch hash_watch;
+    RowStreams& stream = streams.at(next->name);
+    const int64_t n = next->rows->rows;
+    parallel_for(next->heads, [&](int64_t h) { stream.hash(next->layer, h, filling.data() + h * n * row_bytes, n); });
+    hash_seconds += hash_watch.seconds();
+  }
 }
 
 void TraceWriter::Impl::add_mass(const std::string& name, int layer, const std::vector<float>& mass, int64_t n) {
@@ -299,11 +332,16 @@ void TraceWriter::add(const TraceWindowData& w) {
     m.document_pairs.assign(static_cast<size_t>(int64_t{s.layers} * s.kv_heads * s.head_dim / 2), 0.0);
     m.moment_count.push_back(0);
   }
+  std::vector<Impl::RowJob> jobs;
   for (int l = 0; l < s.layers; ++l) {
     const size_t i = static_cast<size_t>(l);
-    m.add_rows("key", l, s.kv_heads, w.key[i], first_token);
-    m.add_rows("value", l, s.kv_heads, w.value[i], first_token);
-    m.add_rows("query", l, s.q_heads, w.query[i], first_query);
+    jobs.push_back({"key", l, s.kv_heads, &w.key[i], first_token});
+    jobs.push_back({"value", l, s.kv_heads, &w.value[i], first_token});
+    jobs.push_back({"query", l, s.q_heads, &w.query[i], first_query});
+  }
+  m.add_rows(jobs);
+  for (int l = 0; l < s.layers; ++l) {
+    const size_t i = static_cast<size_t>(l);
     m.add_mass("received_mass", l, w.received_mass[i], n);
     m.add_mass("received_mass2", l, w.received_mass2[i], n);
     const auto add_to = [&](std::vector<double>& sum, const std::vector<double>& part) {
@@ -333,15 +371,16 @@ void TraceWriter::output_weight(int layer, ConstMatrix w) {
   const Stopwatch watch;
   const Hdf5Type type = stored_type(m.info.stored);
   const int64_t row_bytes = w.cols * static_cast<int64_t>(hdf5_type_size(type));
-  m.scratch.resize(static_cast<size_t>(w.rows * row_bytes));
-  for (int64_t r = 0; r < w.rows; ++r) narrow(w.row(r), m.scratch.data() + r * row_bytes, w.cols, type);
-  if (any_not_finite(m.scratch.data(), w.size(), type)) fail_data(fmt::format("{}: W_O of layer {} holds a value that is not finite", m.path, layer));
+  std::vector<uint8_t>& scratch = m.scratch[0];
+  scratch.resize(static_cast<size_t>(w.rows * row_bytes));
+  for (int64_t r = 0; r < w.rows; ++r) narrow(w.row(r), scratch.data() + r * row_bytes, w.cols, type);
+  if (any_not_finite(scratch.data(), w.size(), type)) fail_data(fmt::format("{}: W_O of layer {} holds a value that is not finite", m.path, layer));
   const Stopwatch hash_watch;
   ContentHash hash;
-  hash.update(m.scratch.data(), m.scratch.size());
+  hash.update(scratch.data(), scratch.size());
   m.output_hash[static_cast<size_t>(layer)] = hash.hex();
   const double hashed = hash_watch.seconds();
-  m.output.write({layer, 0, 0}, {1, w.rows, w.cols}, m.scratch.data());
+  m.output.write({layer, 0, 0}, {1, w.rows, w.cols}, scratch.data());
   m.hash_seconds += hashed;
   m.write_seconds += watch.seconds() - hashed;
 }

@@ -160,3 +160,4 @@ BENCHMARK(plain_read)->UseRealTime()->Iterations(5)->Unit(benchmark::kMillisecon
 
 }  // namespace
 
+BENCHMARK_MAIN();
