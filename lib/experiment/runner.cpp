@@ -81,14 +81,17 @@ std::shared_ptr<const CodecSet> train(const TraceRows& rows, const CodecPlan& pl
   return train_codec_set(plan, rows.scope().shape, rows, options);
 }
 
-// The plan with `factor` times the iterations of every unit, or nothing when no unit has any.
+// The plan with `factor` times the training of every unit, in whatever its method counts it; false when nothing is
+// trained in steps.
 bool scale_iterations(CodecPlan& plan, double factor) {
   bool any = false;
   for (UnitSpec& u : plan.units) {
-    const auto it = u.knobs.find("iterations");
-    if (it == u.knobs.end() || !it->is_number_integer()) continue;
-    *it = std::max<int64_t>(1, std::llround(it->get<double>() * factor));
-    any = true;
+    for (const char* name : {"iterations", "rounds", "steps", "ema_steps"}) {
+      const auto it = u.knobs.find(name);
+      if (it == u.knobs.end() || !it->is_number_integer()) continue;
+      *it = std::max<int64_t>(1, std::llround(it->get<double>() * factor));
+      any = true;
+    }
   }
   return any;
 }
@@ -237,6 +240,20 @@ std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::func
     });
   } catch (const Stopped&) {
     return nullptr;
+  }
+}
+
+void run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop) {
+  CellConfig config = config_of(cell);
+  config.layers = {config.layers.empty() ? 0 : config.layers[0]};
+  const TraceRows rows(reader, config);
+  const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader.info().shape), rows.scope());
+  const auto check = [&] {
+    if (stop && stop()) throw Stopped();
+  };
+  try {
+    if (plan.skip.empty()) measure_fidelity(rows, *train(rows, plan, cell, check), [&](int) { check(); });
+  } catch (const Stopped&) {
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "codec/codec_set.h"
 #include "experiment/plan.h"
+#include "io/trace.h"
 
 namespace vqkv {
 
@@ -36,6 +37,9 @@ void parse_shard(const std::string& text, int& shard, int& shards);
 
 // The codecs of a cell, trained again on its trace: the same bits as in the run. Null when `stop` said so.
 std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop);
+
+// Trains and measures the first layer of a cell, for an estimate of its time. Nothing is kept.
+void run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop);
 
 // A record without what differs between two runs of the same cell: times, provenance, attempt.
 Json comparable(Json record);

@@ -1,0 +1,196 @@
+// The real binary, from plan to best, interrupted and resumed.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <chrono>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "experiment/result_set.h"
+#include "experiment/runner.h"
+#include "io/atomic_file.h"
+#include "support/catch.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+
+namespace {
+
+struct Ran {
+  int code = 0;
+  std::string out, err;
+};
+
+pid_t start(const std::string& folder, const std::vector<std::string>& args) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const int out = open((folder + "/stdout").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    const int err = open((folder + "/stderr").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    dup2(out, 1);
+    dup2(err, 2);
+    std::vector<char*> argv;
+    std::string tool = std::string(VQKV_BINARY_DIR) + "/bin/vqkv-sweep";
+    argv.push_back(tool.data());
+    for (const auto& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+    argv.push_back(nullptr);
+    execv(tool.c_str(), argv.data());
+    _exit(127);
+  }
+  return child;
+}
+
+std::string slurp(const std::string& path) {
+  std::ifstream in(path);
+  std::stringstream s;
+  s << in.rdbuf();
+  return s.str();
+}
+
+Ran finish(const std::string& folder, pid_t child) {
+  int status = 0;
+  waitpid(child, &status, 0);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), slurp(folder + "/stdout"), slurp(folder + "/stderr")};
+}
+
+struct Workplace {
+  TestFolder dir;
+  std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml", plan = dir / "plan.jsonl";
+  Workplace() {
+    write_sweep_trace(trace);
+    write_file(sweep, fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
+                                  "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [128, 4096]\n"
+                                  "codec: {{name: rvq, codebooks: 2, bits: 4, iterations: 10}}\n"
+                                  "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: {{seed: [1, 2]}}}}\n", trace));
+  }
+  Ran operator()(std::vector<std::string> args) const { return finish(dir.path.string(), start(dir.path.string(), args)); }
+};
+
+void has(const std::string& text, const std::string& part) {
+  INFO(text);
+  CHECK(text.find(part) != std::string::npos);
+}
+
+std::vector<std::string> contents(const std::string& folder) {
+  std::vector<std::string> out;
+  for (const auto& c : load_results(folder).cells) out.push_back(c.record.is_null() ? "" : comparable(c.record).dump());
+  return out;
+}
+
+size_t lines(const std::string& path) {
+  const std::string text = slurp(path);
+  return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+}  // namespace
+
+TEST_CASE("plan, run, status, merge, best, export, report", "[cli][sweep]") {
+  const Workplace at;
+  const Ran dry = at({"plan", at.sweep, "--dry-run", "-q"});
+  INFO(dry.err);
+  CHECK(dry.code == 0);
+  has(dry.out, "| cells");
+  has(dry.out, "time on");
+  CHECK_FALSE(std::filesystem::exists(at.plan));
+
+  const Ran planned = at({"plan", at.sweep, "sweep.grid.codec.codebooks=[1, 3]", "-o", at.plan});
+  CHECK(planned.code == 0);
+  has(planned.out, "codec.codebooks");
+  has(planned.err, "8 cells (0 skipped)");
+
+  const Ran run = at({"run", at.plan, "-o", at.dir / "out", "--threads", "2", "--json"});
+  INFO(run.err);
+  CHECK(run.code == 0);
+  CHECK(Json::parse(run.out)[0]["ok"] == 8);
+  CHECK(Json::parse(at({"run", at.plan, "-o", at.dir / "out", "--json"}).out)[0]["before"] == 8);
+
+  CHECK(Json::parse(at({"status", at.dir / "out", "--json"}).out)[0]["ok"] == 8);
+  CHECK(at({"merge", at.dir / "out"}).code == 0);
+  has(slurp(at.dir / "out/results.csv"), "attention.softmax_kl");
+  CHECK(std::filesystem::exists(at.dir / "out/results.sqlite"));
+
+  const Ran best = at({"best", at.dir / "out", "--budget", "16bpv", "--json"});
+  INFO(best.err);
+  const Json rows = Json::parse(best.out);
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[0]["codec.codebooks"] == 3);
+  CHECK(rows[0]["codec.bits"] == 5);
+  CHECK(rows[0]["repeats"] == 2);
+  CHECK(rows[0]["select"] < rows[1]["select"]);
+  const std::string id = rows[0]["id"];
+  const Ran exported = at({"export", at.dir / "out", "--cell", id, "-o", at.dir / "c.codec.h5"});
+  INFO(exported.err);
+  CHECK(exported.code == 0);
+  CHECK(std::filesystem::exists(at.dir / "c.codec.h5"));
+  CHECK(at({"report", at.dir / "out", "-o", at.dir / "r.html"}).code == 0);
+  has(slurp(at.dir / "r.html"), "<svg");
+}
+
+TEST_CASE("killed in the middle, the same command finishes with the same numbers", "[cli][sweep]") {
+  const Workplace at;
+  REQUIRE(at({"plan", at.sweep, "-o", at.plan}).code == 0);
+  REQUIRE(at({"run", at.plan, "-o", at.dir / "whole"}).code == 0);
+  for (const int signal_number : {SIGKILL, SIGINT, SIGTERM}) {
+    const std::string out = at.dir / fmt::format("out-{}", signal_number);
+    const pid_t child = start(at.dir.path.string(), {"run", at.plan, "-o", out});
+    while (lines(out + "/results/main.jsonl") < 2 && waitpid(child, nullptr, WNOHANG) == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    kill(child, signal_number);
+    const Ran ran = finish(at.dir.path.string(), child);
+    INFO(signal_number << " " << ran.err);
+    const size_t done = static_cast<size_t>(load_results(out).count("ok"));
+    if (done < 16) CHECK(ran.code == 128 + signal_number);
+    CHECK(at({"run", at.plan, "-o", out}).code == 0);
+    CHECK(contents(out) == contents(at.dir / "whole"));
+    if (signal_number != SIGKILL) CHECK(lines(out + "/results/main.jsonl") == 16);
+  }
+}
+
+TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
+  const Workplace at;
+  const auto check = [&](std::vector<std::string> args, int code, const std::string& part) {
+    const Ran ran = at(std::move(args));
+    INFO(ran.err);
+    CHECK(ran.code == code);
+    CHECK(ran.out.empty());
+    has(ran.err, part);
+  };
+  check({}, 2, "subcommand");
+  check({"pln"}, 2, "did you mean 'plan'?");
+  check({"plan", at.sweep, "--dry-rnu"}, 2, "did you mean '--dry-run'?");
+  check({"plan", at.sweep}, 2, "-o plan.jsonl");
+  check({"plan", at.dir / "gone.yaml", "-o", at.plan}, 2, "gone.yaml does not exist");
+  check({"plan", at.sweep, "codec.codeboks=2", "-o", at.plan}, 2, "codebooks");
+  check({"plan", at.sweep, "trace.path=" + (at.dir / "no.h5"), "-o", at.plan}, 3, "no.h5");
+  check({"run", at.sweep, "-o", at.dir / "out"}, 3, "s.yaml");
+  check({"status", at.dir / "out"}, 2, "not a result folder");
+  check({"explain", "rvqq"}, 2, "did you mean rvq?");
+  REQUIRE(at({"plan", at.sweep, "-o", at.plan}).code == 0);
+  check({"run", at.plan, "-o", at.dir / "out", "--shard", "4/4"}, 2, "--shard 4/4");
+  check({"run", at.plan, "-o", at.dir / "out", "--time-budget", "5 minutes"}, 2, "not a duration");
+  check({"run", at.plan, "-o", at.dir / "out", "--jobs", "900"}, 2, "--jobs 900");
+  REQUIRE(at({"run", at.plan, "-o", at.dir / "out", "--time-budget", "1s"}).code == 0);
+  check({"best", at.dir / "out", "--budget", "lots"}, 2, "not a budget");
+  check({"best", at.dir / "out", "--budget", "9bpv", "--by", "attention.softmax"}, 2, "did you mean attention.softmax_kl?");
+  check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "c.h5"}, 2, "has no such cell");
+  REQUIRE(at({"plan", at.sweep, "seed=7", "-o", at.dir / "other.jsonl"}).code == 0);
+  check({"run", at.dir / "other.jsonl", "-o", at.dir / "out"}, 2, "another plan");
+  CHECK(at({"--version"}).out.find("vqkv-sweep 0.") == 0);
+  for (const char* verb : {"ls", "explain", "plan", "run", "status", "merge", "report", "best", "export", "judge"}) {
+    const Ran help = at({verb, "--help"});
+    CHECK(help.code == 0);
+    has(help.out, "Examples:");
+  }
+  for (const char* what : {"codecs", "transforms", "policies", "metrics", "backends"}) CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
+}
+
+TEST_CASE("failed cells give exit code 5", "[cli][sweep]") {
+  const Workplace at;
+  REQUIRE(at({"plan", at.sweep, "-o", at.plan}).code == 0);
+  std::filesystem::remove(at.trace);
+  write_sweep_trace(at.trace, 5, 160, 2, 2, 16, 99);
+  const Ran run = at({"run", at.plan, "-o", at.dir / "out", "--fail-fast"});
+  CHECK(run.code == 5);
+  has(run.err, "plan again for the new trace");
+}
