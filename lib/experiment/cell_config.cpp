@@ -36,7 +36,7 @@ void refuse_overlap(const Config& config, const char* a, const std::vector<int64
 
 }  // namespace
 
-CellConfig read_cell_config(const Config& config) {
+CellConfig read_cell_config(const Config& config, bool measured) {
   CellConfig c;
   ConfigReader top(config, "");
   for (const char* section : {"trace", "codec", "cache", "train"}) top.raw(section);
@@ -49,7 +49,7 @@ CellConfig read_cell_config(const Config& config) {
   c.queries = trace.integer("queries", 0, 0, kMaxTokens);
   trace.finish();
   if (c.trace.empty()) trace.fail("path", "the trace to sweep over is missing; write trace.path=FILE.trace.h5");
-  if (c.report.empty()) trace.fail("report", "no document to report on; `vqkv-dump inspect` lists a trace's documents");
+  if (c.report.empty() && measured) trace.fail("report", "no document to report on; `vqkv-dump inspect` lists a trace's documents");
   refuse_overlap(config, "train", c.train, "select", c.select);
   refuse_overlap(config, "train", c.train, "report", c.report);
   refuse_overlap(config, "select", c.select, "report", c.report);

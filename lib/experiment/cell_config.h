@@ -27,6 +27,7 @@ struct CellConfig {
 };
 
 // Reads and checks a resolved configuration (no include, group or sweep left). Throws kUsage with file:line:column.
-CellConfig read_cell_config(const Config& config);
+// Without `measured`, trace.report may be absent: the cell is trained and measured elsewhere.
+CellConfig read_cell_config(const Config& config, bool measured = true);
 
 }  // namespace vqkv

@@ -101,6 +101,24 @@ std::string train_identity(const CellConfig& c, const Json& cell) {
                       {"model", cell.at("model")}, {"versions", cell.at("versions")}});
 }
 
+Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes, const Json& repeat) {
+  Json versions = Json::object();
+  for (const auto& u : codec.units) {
+    versions[u.method] = find_method(u.method).describe().version;
+    for (const Json& t : u.transforms) {
+      const auto name = t.at("name").get<std::string>();
+      versions["transform." + name] = find_transform(name).describe().version;
+    }
+  }
+  Json cell = {{"config", c.canonical()}, {"axes", axes}, {"repeat", repeat}, {"trace", facts.json.at("content_hash")},
+               {"model", facts.json.at("model_hash")}, {"versions", versions}};
+  cell["cell"] = identity(cell.at("config"), cell);
+  cell["id"] = cell["cell"].get<std::string>().substr(0, kShortId);
+  cell["group"] = group_identity(cell).substr(0, kShortId);
+  cell["train_id"] = train_identity(c, cell);
+  return cell;
+}
+
 // Short ids as long as needed to tell the cells of this plan apart.
 void assign_ids(std::vector<Json>& cells) {
   size_t length = kShortId;
@@ -154,19 +172,7 @@ Plan make_plan(const Config& config) {
     const std::string key = canonical_json(c.codec) + c.trace;
     if (!resolved.contains(key)) resolved[key] = {resolve_codec(c.codec, facts.shape), ""};
     const CodecPlan& codec = resolved.at(key).first;
-    Json versions = Json::object();
-    for (const auto& u : codec.units) {
-      versions[u.method] = find_method(u.method).describe().version;
-      for (const Json& t : u.transforms) {
-        const auto name = t.at("name").get<std::string>();
-        versions["transform." + name] = find_transform(name).describe().version;
-      }
-    }
-    Json cell = {{"config", c.canonical()}, {"axes", p.axes}, {"repeat", p.repeat}, {"trace", facts.json.at("content_hash")},
-                 {"model", facts.json.at("model_hash")}, {"versions", versions}};
-    cell["cell"] = identity(cell.at("config"), cell);
-    cell["group"] = group_identity(cell).substr(0, kShortId);
-    cell["train_id"] = train_identity(c, cell);
+    Json cell = describe_cell(c, facts, codec, p.axes, p.repeat);
     const std::string skip = !p.skip.empty() ? p.skip : codec.skip;
     if (!skip.empty()) cell["skip"] = skip;
     if (!seen.emplace(cell.at("cell").get<std::string>(), plan.cells.size()).second) {
@@ -185,6 +191,18 @@ Plan make_plan(const Config& config) {
                  {"skipped", skipped}, {"axes", paths_of(sweep.points, &SweepPoint::axes)}, {"repeats", paths_of(sweep.points, &SweepPoint::repeat)},
                  {"traces", trace_list}};
   return plan;
+}
+
+Json make_cell(const Config& config) {
+  Config grouped = config;
+  apply_group(grouped);
+  if (grouped.tree.contains("sweep")) fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", grouped.where("sweep")));
+  const CellConfig c = read_cell_config(grouped, false);
+  const TraceFacts facts = read_facts(c.trace);
+  check_against(grouped, c, facts);
+  const CodecPlan codec = resolve_codec(c.codec, facts.shape);
+  if (!codec.skip.empty()) fail_usage(fmt::format("{}: codec: {}", grouped.where("codec"), codec.skip));
+  return describe_cell(c, facts, codec, Json::object(), Json::object());
 }
 
 std::string plan_text(const Plan& plan) {
@@ -227,9 +245,8 @@ Plan read_plan(const std::string& path) {
 CellConfig config_of(const Json& cell) {
   Config config;
   config.tree = cell.at("config");
-  config.marks[""] = {"plan", 0, 0};
   try {
-    return read_cell_config(config);
+    return read_cell_config(config, false);
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::kUsage) throw;
     fail_data(fmt::format("a planned configuration is not valid: {}", e.what()));

@@ -28,6 +28,9 @@ inline constexpr int kPlanVersion = 1;
 // Expands, checks every cell against its trace and codec, drops duplicates. Opens each trace once.
 Plan make_plan(const Config& config);
 
+// One cell, not a sweep (kUsage with a `sweep:` section): what `run` would train, for tools that replay it.
+Json make_cell(const Config& config);
+
 std::string plan_text(const Plan& plan);
 void write_plan(const Plan& plan, const std::string& path);
 // Checks every line's identity against its configuration: an edited plan is refused (kBadData).
