@@ -26,6 +26,8 @@ class AttentionBackend {
  public:
   virtual ~AttentionBackend() = default;
   virtual std::string name() const = 0;   // the path in result rows: "reference", "cpu-reconstruct", "cpu-table"
+  // Every path that has run so far, sorted; what a row of results names. One for all but "auto".
+  virtual std::vector<std::string> paths() const { return {name()}; }
   // A reason why it can't run this plan for this role, or nothing. The caller decides; there is no fallback inside.
   virtual std::optional<std::string> can(const DecodePlan& plan, Role role) const = 0;
   // q: (n, q_heads * head_dim) POST-RoPE queries of the block just appended to `layer`, the first at position
@@ -34,8 +36,8 @@ class AttentionBackend {
                       AttentionTap* tap = nullptr) = 0;
 };
 
-// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table", or "auto" (cpu-table where it can and pays,
-// else cpu-reconstruct; which one ran is told by path_of). Unknown names: kUsage; names of absent devices: kUnavailable.
+// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table", or "auto" (single-query steps by
+// cpu-table where it can and pays, all else by cpu-reconstruct; paths() tells which ran). Unknown names: kUsage; names of absent devices: kUnavailable.
 std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name);
 std::vector<std::string> attention_backend_names();
 

@@ -92,7 +92,7 @@ void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end)
   }
 }
 
-void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q) {
+void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, bool tables) {
   const float scale = call.impl->shape.score_scale;
   x.resize(at(call.rows * call.d));
   const int64_t span = call.group * call.d;
@@ -107,12 +107,18 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q) {
   token_scale = false;
   if (call.impl->unit_of(call.layer, head, Role::kKey) < 0) return;
   const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
-  if (!decoder.folded()) return;
+  if (!decoder.folded() && !tables) return;
   y_width = decoder.code_width();
   y_stride = padded(y_width);
   token_scale = decoder.has_token_scale();
   y.resize(at(call.rows * y_stride));
-  kernels::multiply(x.data(), call.d, decoder.map_transposed().data(), y_stride, y.data(), y_stride, call.rows, call.d, y_stride, false);
+  if (decoder.folded()) {
+    kernels::multiply(x.data(), call.d, decoder.map_transposed().data(), y_stride, y.data(), y_stride, call.rows, call.d, y_stride, false);
+  } else {
+    for (int64_t r = 0; r < call.rows; ++r)
+      for (int64_t c = 0; c < call.d; ++c)
+        y[at(r * y_stride + c)] = x[at(r * call.d + c)] * (decoder.diagonal().empty() ? 1.0f : decoder.diagonal()[at(c)]);
+  }
   const auto project = [&](const std::vector<float>& bias, std::vector<float>& out) {
     out.assign(at(call.rows), 0.0f);
     if (bias.empty()) return;
@@ -121,6 +127,38 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q) {
   };
   project(decoder.inner_bias(), inner);
   project(decoder.outer_bias(), outer);
+  if (tables) build_tables(call, decoder);
+}
+
+void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder) {
+  slots = static_cast<int64_t>(decoder.slots().size());
+  int64_t entries = 0;
+  for (const TileDecoder::Slot& s : decoder.slots()) entries = std::max<int64_t>(entries, s.entries);
+  lut_stride = padded(entries);
+  lut.assign(at(call.rows * slots * lut_stride), 0.0f);
+  AlignedVector<float> words, part;
+  for (int64_t i = 0; i < slots; ++i) {
+    const TileDecoder::Slot& s = decoder.slots()[at(i)];
+    words.assign(at(s.width * lut_stride), 0.0f);
+    const float* queries = y.data() + s.begin;
+    int64_t stride = y_stride;
+    if (s.contiguous) {
+      kernels::transpose(s.words, s.stride, s.entries, s.width, words.data(), lut_stride, false);
+    } else {
+      part.resize(at(call.rows * s.width));
+      for (int c = 0; c < s.width; ++c) {
+        for (int e = 0; e < s.entries; ++e) words[at(c * lut_stride + e)] = s.words[int64_t{e} * s.stride + s.element[at(c)]];
+        for (int64_t r = 0; r < call.rows; ++r) part[at(r * s.width + c)] = y[at(r * y_stride + s.channel[at(c)])];
+      }
+      queries = part.data();
+      stride = s.width;
+    }
+    kernels::multiply(queries, stride, words.data(), lut_stride, lut.data() + i * lut_stride, slots * lut_stride, call.rows, s.width, lut_stride, false);
+  }
+  fixed.clear();
+  if (!scan::fixed_available() || entries > scan::kEntries || slots > scan::kMaxSlots) return;
+  fixed.resize(at(call.rows));
+  for (int64_t r = 0; r < call.rows; ++r) scan::quantize(lut.data() + r * slots * lut_stride, slots, entries, lut_stride, fixed[at(r)]);
 }
 
 void HeadQueries::unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/scan.h"
 #include "cache/impl.h"
 #include "cache/kernels.h"
 
@@ -69,7 +70,7 @@ struct ScoreRange {
 // Scaled queries of one KV head, and what folds the map of its key codec into them.
 class HeadQueries {
  public:
-  void prepare(const TiledCall& call, int head, ConstMatrix q);
+  void prepare(const TiledCall& call, int head, ConstMatrix q, bool tables);
   // line = (line + q.inner) * scale + q.outer on columns [begin, end); scale is indexed by column, or ignored.
   void unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const;
   void set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges, int64_t chunks,
@@ -81,8 +82,13 @@ class HeadQueries {
   int64_t y_width = 0, y_stride = 0;
   std::vector<float> inner, outer;        // (rows): q . bias
   bool token_scale = false;
+  // Table scoring: lut (rows, slots, lut_stride) = every codeword against the query, and its fixed-point form by row.
+  AlignedVector<float> lut;
+  int64_t slots = 0, lut_stride = 0;
+  std::vector<scan::FixedTables> fixed;   // empty where books are longer than a byte or the processor has no kernel
 
  private:
+  void build_tables(const TiledCall& call, const TileDecoder& decoder);
   std::vector<float> from_, to_, factor_;  // (rows) of the score map; empty without one
 };
 

@@ -254,6 +254,17 @@ void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns
         transpose_8x8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride, add);
         continue;
       }
+      if (!add && c + 4 <= columns && columns < 8 && r + 8 <= rows) {  // narrow codebooks
+        for (int64_t i = r; i < r + 8; i += 4) {
+          __m128 v[4];
+          for (int j = 0; j < 4; ++j) v[j] = _mm_loadu_ps(in + (i + j) * in_stride + c);
+          _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
+          for (int j = 0; j < 4; ++j) _mm_storeu_ps(out + (c + j) * out_stride + i, v[j]);
+        }
+        for (int64_t i = r; i < r + 8; ++i)
+          for (int64_t j = c + 4; j < columns; ++j) out[j * out_stride + i] = in[i * in_stride + j];
+        continue;
+      }
       for (int64_t i = r; i < std::min(rows, r + 8); ++i)
         for (int64_t j = c; j < std::min(columns, c + 8); ++j) {
           float& to = out[j * out_stride + i];

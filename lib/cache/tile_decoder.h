@@ -27,6 +27,7 @@ class TileDecoder {
   int64_t code_width() const { return code_width_; }
   const AlignedVector<float>& map() const { return map_; }                   // (code_width, padded head_dim)
   const AlignedVector<float>& map_transposed() const { return map_t_; }      // (head_dim, padded code_width)
+  const std::vector<float>& diagonal() const { return diagonal_; }          // (head_dim) or empty
   const std::vector<float>& inner_bias() const { return inner_; }            // (head_dim) or empty
   const std::vector<float>& outer_bias() const { return outer_; }
   bool has_token_scale() const { return scale_side_ >= 0; }
@@ -35,7 +36,7 @@ class TileDecoder {
   // out[i * stride + channel], where columns up to the padded width may be written.
   void keys(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
   void values(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
-  // The token scale of this head; only when folded() and has_token_scale().
+  // The token scale of this head; one_scale() and has_token_scale() only.
   void token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const;
 
   // A table slot as this head sees it.
@@ -51,9 +52,8 @@ class TileDecoder {
   };
   const std::vector<Slot>& slots() const { return slots_; }
   bool tables_only() const { return levels_.empty() && dense_.empty(); }
+  bool one_scale() const { return scale_slots_ <= 1; }
   const PageLayout& pages() const { return *pages_; }
-  int scale_side() const { return scale_side_; }
-  int scale_slot() const { return scale_slot_; }
 
  private:
   struct Levels {

@@ -1,4 +1,6 @@
 #include "attention/plan_codec.h"
+#include "attention/scan.h"
+#include "core/thread_pool.h"
 #include "support/catch.h"
 
 using namespace vqkv;
@@ -166,4 +168,229 @@ TEST_CASE("Nothing coded yet, no window, sinks only", "[backends]") {
   same(policy_of(0, {0, 1}, {0, 1}));
   same(policy_of(100, {0, 1}, {0, 1}));
   same(policy_of(7, {1, 1}, {64, 1}));
+}
+
+TEST_CASE("cpu-table equals reconstruction and the reference where it can", "[table]") {
+  const auto reference = make_attention_backend("reference"), rebuilt = make_attention_backend("cpu-reconstruct"),
+             table = make_attention_backend("cpu-table");
+  int ran = 0;
+  for (const Case& c : cases()) {
+    for (const int heads : {1, 2}) {
+      CAPTURE(c.name, heads);
+      const CacheShape shape = make_shape(1, 3, 2, 64);
+      const auto set = set_of(c, shape, heads);
+      const Tokens x(shape, 330, 81);
+      const CachePolicy policy = policy_of(4, {40, 32}, {33, 32});
+      const auto reason = table->can(set->units()[0].codec->plan(), Role::kKey);
+      if (reason) {
+        CHECK_THROWS_AS(replay(set, policy, *table, x, 330), Error);
+        continue;
+      }
+      ++ran;
+      // A probability moves by e^error - 1 of itself, an output by that times twice the largest value.
+      const double bound = tolerance(8, 64) + 2.0 * 6.0 * scan::kScanLimit;
+      for (const int64_t block : {1, 41}) {
+        const Replay want = replay(set, policy, *reference, x, block), got = replay(set, policy, *table, x, block);
+        CHECK(worst_difference(want.out, got.out) < bound);
+        CHECK(worst_difference(replay(set, policy, *rebuilt, x, block).out, got.out) < bound);
+        CHECK(want.coded_share() == Approx(got.coded_share()).epsilon(2e-3));
+      }
+    }
+  }
+  CHECK(ran >= 8);
+}
+
+TEST_CASE("Hard keys go through fp32 tables", "[table]") {
+  const auto reference = make_attention_backend("reference"), table = make_attention_backend("cpu-table");
+  const CacheShape shape = make_shape(1, 4, 1, 64);
+  const auto set = make_set(shape, 1, [&](Role, int channels) {
+    DecodePlan p = empty_plan(channels);
+    add_table(p, 8, 4, 1, false, false, 0, 5);
+    p.map.diagonal.assign(static_cast<size_t>(channels), 1.0f);
+    p.map.diagonal[7] = 60.0f;
+    return std::make_shared<PlanCodec>(p);
+  });
+  const Tokens x(shape, 200, 91, true);
+  const CachePolicy policy = policy_of(2, {16, 16}, {16, 16});
+  for (const int64_t block : {1, 64})
+    CHECK(worst_difference(replay(set, policy, *reference, x, block).out, replay(set, policy, *table, x, block).out) < tolerance(200, 64) + 12.0 * scan::kScanLimit);
+}
+
+TEST_CASE("Fixed-point tables: the stated bound holds, all kernels agree", "[table]") {
+  for (const int64_t slots : {1, 16, 56, 256})
+    for (const int64_t entries : {16, 200, 256}) {
+      Matrix<float> lut = random_matrix(slots, 256, 17, 0.01);
+      scan::FixedTables tables;
+      scan::quantize(lut.data(), slots, entries, 256, tables);
+      REQUIRE(tables.exact_enough);
+      Rng rng(3);
+      std::vector<uint8_t> codes(static_cast<size_t>(slots * 64));
+      std::vector<uint16_t> wide;
+      for (uint8_t& c : codes) {
+        c = static_cast<uint8_t>(rng.below(static_cast<uint64_t>(entries)));
+        wide.push_back(c);
+      }
+      float portable[64], vbmi[64], plain[64];
+      scan::fixed_portable(tables, codes.data(), slots, portable);
+      scan::plain(lut.data(), 256, wide.data(), slots, plain);
+      if (scan::fixed_available()) {
+        scan::fixed_vbmi(tables, codes.data(), slots, vbmi);
+        CHECK(std::equal(vbmi, vbmi + 64, portable));
+      }
+      const double bound = 0.5 * static_cast<double>(slots) * tables.step + static_cast<double>(slots) * 0x1p-23 * 0.1;
+      for (int t = 0; t < 64; ++t) {
+        double exact = 0;
+        for (int64_t s = 0; s < slots; ++s) exact += lut(s, codes[static_cast<size_t>(s * 64 + t)]);
+        CHECK(std::abs(portable[t] - exact) <= bound);
+        CHECK(std::abs(plain[t] - exact) <= static_cast<double>(slots) * 0x1p-23 * 0.1);
+      }
+    }
+  Matrix<float> wide = random_matrix(16, 256, 18, 50.0);
+  scan::FixedTables tables;
+  scan::quantize(wide.data(), 16, 256, 256, tables);
+  CHECK_FALSE(tables.exact_enough);
+}
+
+TEST_CASE("auto names what ran, and its choice depends on the plan alone", "[table]") {
+  const CacheShape shape = make_shape(1, 3, 1, 64);
+  const Tokens x(shape, 400, 101);
+  const CachePolicy policy = policy_of(4, {16, 16}, {16, 16});
+  const auto pre = make_attention_backend("auto");
+  replay(set_of(cases()[15], shape, 1), policy, *pre, x, 1);
+  CHECK(pre->paths() == std::vector<std::string>{"cpu-reconstruct"});
+  const auto post = make_attention_backend("auto");
+  replay(set_of(cases()[0], shape, 1), policy, *post, x, 100);
+  CHECK(post->paths() == std::vector<std::string>{"cpu-reconstruct"});
+  CHECK_THROWS_AS(make_attention_backend("cpu-tabel"), Error);
+  try {
+    make_attention_backend("cuda-table");
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kUnavailable);
+  }
+}
+
+namespace {
+
+struct Recorder final : AttentionTap {
+  std::vector<Matrix<float>> seen;
+  void on_probabilities(int, int, int64_t, ConstMatrix p) override {
+    seen.emplace_back(p.rows, p.cols);
+    for (int64_t i = 0; i < p.rows; ++i) std::copy_n(p.row(i), p.cols, seen.back().row(i));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("Evicted tokens get no mass, and a tap sees the probabilities", "[evict]") {
+  const CacheShape shape = make_shape(1, 2, 2, 64);
+  const auto set = set_of(cases()[0], shape, 2);
+  const Tokens x(shape, 330, 111);
+  std::vector<std::vector<Matrix<float>>> all;
+  std::vector<Matrix<float>> outs;
+  for (const char* name : {"reference", "cpu-reconstruct", "cpu-table"}) {
+    const auto backend = make_attention_backend(name);
+    CompressedCache cache(set, policy_of(4, {16, 16}, {16, 16}));
+    KvSession session(cache, *backend);
+    Matrix<float> out(300, shape.q_heads * 64), last(30, shape.q_heads * 64);
+    session.begin_block(300);
+    session.attend(0, x.q.view().slice_rows(0, 300), x.k.view().slice_rows(0, 300), x.v.view().slice_rows(0, 300), out);
+    session.end_block();
+    std::vector<int64_t> gone = {0, 2, 290};
+    for (int64_t t = 68; t < 132; ++t) gone.push_back(t);  // a whole page
+    cache.evict(0, 0, gone);
+    cache.evict(0, 1, std::span<const int64_t>(gone).subspan(3));
+    Recorder tap;
+    session.set_tap(&tap);
+    session.begin_block(30);
+    session.attend(0, x.q.view().slice_rows(300, 30), x.k.view().slice_rows(300, 30), x.v.view().slice_rows(300, 30), last);
+    session.end_block();
+    REQUIRE(tap.seen.size() == 4);
+    for (int64_t i = 0; i < 30; ++i) {
+      double sum = 0;
+      for (int64_t t = 0; t < 330; ++t) sum += tap.seen[0](i, t);
+      CHECK(sum == Approx(1.0).epsilon(1e-5));
+      for (const int64_t t : gone) CHECK(tap.seen[0](i, t) == 0);
+      CHECK(tap.seen[2](i, 0) > 0);
+      for (int64_t t = 300 + i + 1; t < 330; ++t) CHECK(tap.seen[3](i, t) == 0);
+    }
+    all.push_back(std::move(tap.seen));
+    outs.push_back(std::move(last));
+  }
+  for (size_t b : {1, 2}) {
+    const double bound = tolerance(8, 64) + (b == 2 ? 12.0 * scan::kScanLimit : 0.0);
+    CHECK(worst_difference(outs[0], outs[b]) < bound);
+    for (size_t h = 0; h < 4; ++h) CHECK(worst_difference(all[0][h], all[b][h]) < bound);
+  }
+}
+
+TEST_CASE("Sequences do not see each other", "[backends]") {
+  // One backend serves many caches in turn, as a batch of sequences does.
+  const CacheShape shape = make_shape(1, 3, 1, 64);
+  const auto set = set_of(cases()[5], shape, 1);
+  const CachePolicy policy = policy_of(4, {16, 16}, {16, 16});
+  for (const char* name : {"cpu-reconstruct", "cpu-table", "auto"}) {
+    const auto shared = make_attention_backend(name);
+    std::vector<std::unique_ptr<CompressedCache>> caches;
+    std::vector<std::unique_ptr<KvSession>> sessions;
+    std::vector<Tokens> tokens;
+    std::vector<Matrix<float>> outs;
+    for (uint64_t i = 0; i < 3; ++i) {
+      caches.push_back(std::make_unique<CompressedCache>(set, policy));
+      sessions.push_back(std::make_unique<KvSession>(*caches.back(), *shared));
+      tokens.emplace_back(shape, 120, 121 + 10 * i);
+      outs.emplace_back(120, shape.q_heads * 64);
+    }
+    for (int64_t t = 0; t < 120; t += 8)
+      for (size_t i = 0; i < 3; ++i) {
+        sessions[i]->begin_block(8);
+        sessions[i]->attend(0, tokens[i].q.view().slice_rows(t, 8), tokens[i].k.view().slice_rows(t, 8), tokens[i].v.view().slice_rows(t, 8),
+                            MutMatrix(outs[i]).slice_rows(t, 8));
+        sessions[i]->end_block();
+      }
+    for (size_t i = 0; i < 3; ++i) {
+      const auto alone = make_attention_backend(name);
+      CHECK((replay(set, policy, *alone, tokens[i], 8).out.storage == outs[i].storage));
+    }
+  }
+}
+
+TEST_CASE("Attention after a rollback equals attention without it", "[backends]") {
+  const CacheShape shape = make_shape(1, 3, 1, 64);
+  const auto set = set_of(cases()[0], shape, 1);
+  const Tokens x(shape, 260, 151);
+  const auto backend = make_attention_backend("cpu-reconstruct");
+  const auto run = [&](bool draft) {
+    CompressedCache cache(set, policy_of(4, {64, 32}, {64, 32}));
+    KvSession session(cache, *backend);
+    Matrix<float> out(20, shape.q_heads * 64), first(200, shape.q_heads * 64);
+    const auto block = [&](int64_t from, int64_t n, Matrix<float>& to) {
+      session.begin_block(n);
+      session.attend(0, x.q.view().slice_rows(from, n), x.k.view().slice_rows(from, n), x.v.view().slice_rows(from, n), to);
+      session.end_block();
+    };
+    block(0, 200, first);
+    if (draft) {
+      block(230, 20, out);
+      cache.truncate(200);
+    }
+    block(200, 20, out);
+    return out.storage;
+  };
+  CHECK((run(false) == run(true)));
+}
+
+TEST_CASE("The thread count changes no bit", "[threads]") {
+  const CacheShape shape = make_shape(2, 3, 3, 64);
+  const auto set = set_of(cases()[5], shape, 1);
+  const Tokens x(shape, 700, 161);
+  const CachePolicy policy = policy_of(4, {64, 32}, {64, 32});
+  const int before = thread_count();
+  for (const char* name : {"cpu-reconstruct", "cpu-table"}) {
+    const auto backend = make_attention_backend(name);
+    set_thread_count(1);
+    const auto one = replay(set, policy, *backend, x, 128).out.storage;
+    set_thread_count(3);
+    CHECK((replay(set, policy, *backend, x, 128).out.storage == one));
+    set_thread_count(before);
+  }
 }

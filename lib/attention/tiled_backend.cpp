@@ -1,15 +1,22 @@
+// cpu-reconstruct and cpu-table.
+//
 // cpu-reconstruct: tiles of 128 tokens are brought to fp32 (from exact rows or codes), then attended by every query of
 // the block and every query head of the group; no more than a tile per thread is ever dequantized.
 //
 // Tiles and chunks of tiles are cut at absolute token positions, whatever form the tokens have, and every sum runs in
 // token order (cache/kernels.h). So an identity codec gives the bits of the exact cache, a block of queries those of
 // single steps, and the thread count changes nothing.
-#include "attention/tiled.h"
-
+//
+// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan.h) and no key is decoded.
+// Values are decoded as above: their tables would have to be scattered into, which loses below some 4k tokens a head.
 #include <algorithm>
 #include <cmath>
 
+#include <set>
+
 #include "attention/backends.h"
+#include "attention/scan.h"
+#include "attention/tiled.h"
 #include "cache/kernels.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -19,10 +26,13 @@ namespace {
 
 constexpr int64_t kChunkTiles = 2;    // tiles a partial state: pieces for every thread already at 1k tokens
 constexpr int64_t kQueryBlock = 256;  // queries that share one decoding of a tile; bounds the partial states
+constexpr int64_t kTableFloats = int64_t{1} << 23;  // 32 MiB of tables a call
 constexpr int64_t kRowBatch = 24;     // rows scored at once: 12 KiB of scores stay in L1
 
 struct Scratch {
-  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale;
+  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores;
+  std::vector<uint8_t> codes;
+  std::vector<uint16_t> wide_codes;
 };
 Scratch& scratch() {
   thread_local Scratch s;
@@ -41,15 +51,31 @@ struct TileForms {
   float* other = nullptr;
   int64_t other_begin = 0, other_end = 0;  // columns (tokens within the tile) that `other` holds
   bool folded = false;
+  bool table = false;                      // logits of coded keys lie in Scratch::table_scores
 };
 
-class ReconstructBackend final : public AttentionBackend {
+class TiledBackend final : public AttentionBackend {
  public:
-  std::string name() const override { return "cpu-reconstruct"; }
-  std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
+  explicit TiledBackend(bool tables) : tables_(tables) {}
+  std::string name() const override { return tables_ ? "cpu-table" : "cpu-reconstruct"; }
+  std::optional<std::string> can(const DecodePlan& plan, Role role) const override {
+    return tables_ && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
+  }
 
   void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
-    const int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
+    const CompressedCache::Impl& impl = cache.impl();
+    int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
+    if (tables_ && impl.policy.codes) {
+      int64_t entries = 1;  // table entries of one query, all heads
+      for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
+        if (impl.units[u].role != Role::kKey) continue;
+        if (const auto reason = table_scan_reason(impl.units[u].plan))
+          fail_unavailable("cpu-table cannot run layer " + std::to_string(layer) + ": " + *reason);
+        for (const TileDecoder& d : impl.units[u].decoders)
+          for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
+      }
+      if (!tap) step = std::clamp<int64_t>(kTableFloats / entries, 1, kQueryBlock);
+    }
     for (int64_t first = 0; first < q.rows; first += step) {
       const int64_t n = std::min(step, q.rows - first);
       attend_block(cache, layer, cache.length() + first, q.slice_rows(first, n), out.slice_rows(first, n), stats, tap);
@@ -64,7 +90,7 @@ class ReconstructBackend final : public AttentionBackend {
     const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
     queries_.resize(static_cast<size_t>(heads));
     call.heads = queries_.data();
-    parallel_for(heads, [&](int64_t h) { queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q); });
+    parallel_for(heads, [&](int64_t h) { queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q, tables_ && call.impl->policy.codes); });
     if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
     partials_.resize(static_cast<size_t>(chunks * heads));
     const auto each = [&](auto&& body) {
@@ -86,20 +112,73 @@ class ReconstructBackend final : public AttentionBackend {
     if (tap) report(call, layer, *tap);
   }
 
+  // Logits of the coded tokens of tiles [tile_begin, tile_end), by rows of chunk length, into s.table_scores.
+  static void scan_chunk(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, Scratch& s) {
+    const int64_t origin = tile_begin * kTile, span = kChunkTiles * kTile;
+    const int64_t low = std::max(origin, call.sinks) - call.sinks;
+    const int64_t high = std::min(call.k_end.back(), tile_end * kTile) - call.sinks;
+    if (high <= low) return;
+    ensure(s.table_scores, call.rows * span);
+    const HeadQueries& q = call.heads[head];
+    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+    const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
+    const PageLayout& pages = decoder.pages();
+    // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
+    const auto& slots = decoder.slots();
+    bool direct = pages.tokens() == scan::kRun && pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
+    for (size_t i = 0; i < slots.size(); ++i) direct = direct && slots[i].field == slots[0].field && slots[i].slot == slots[0].slot + static_cast<int>(i);
+    s.codes.resize(slots.size() * scan::kRun);
+    s.wide_codes.resize(slots.size() * scan::kRun);
+    for (int64_t run = low / scan::kRun; run * scan::kRun < high; ++run) {
+      const int64_t first = run * scan::kRun, page = first / pages.tokens(), within = first % pages.tokens();
+      const int64_t from = std::max(low, first), to = std::min(high, first + scan::kRun);
+      const std::byte* bytes = store.pages.at(page);
+      float line[scan::kRun] = {}, scale[scan::kRun] = {};
+      if (bytes == nullptr) {  // lost to eviction: masked later
+        for (int64_t r = 0; r < call.rows; ++r)
+          std::fill_n(s.table_scores.data() + r * span + call.sinks + from - origin, to - from, 0.0f);
+        continue;
+      }
+      if (q.token_scale) decoder.token_scale(store, from, to - from, scale + from - first);
+      const uint8_t* codes = direct ? reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot)) : s.codes.data();
+      bool widened = false;
+      const auto widen = [&] {
+        for (size_t i = 0; !widened && i < slots.size(); ++i)
+          pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, s.wide_codes.data() + i * scan::kRun);
+        widened = true;
+      };
+      if (!direct && !q.fixed.empty()) {
+        widen();
+        for (size_t i = 0; i < s.codes.size(); ++i) s.codes[i] = static_cast<uint8_t>(s.wide_codes[i]);
+      }
+      for (int64_t r = 0; r < call.rows; ++r) {
+        if (!q.fixed.empty() && q.fixed[static_cast<size_t>(r)].exact_enough) {
+          scan::fixed(q.fixed[static_cast<size_t>(r)], codes, q.slots, line);
+        } else {
+          widen();
+          scan::plain(q.lut.data() + r * q.slots * q.lut_stride, q.lut_stride, s.wide_codes.data(), q.slots, line);
+        }
+        q.unfold_scores(r, scale, from - first, to - first, line);
+        std::copy(line + (from - first), line + (to - first), s.table_scores.data() + r * span + call.sinks + from - origin);
+      }
+    }
+  }
+
   // The K tile of one head, transposed (channels x kTile).
-  static TileForms load_keys(const TiledCall& call, int head, int64_t begin, int64_t count, Scratch& s) {
+  TileForms load_keys(const TiledCall& call, int head, int64_t begin, int64_t count, Scratch& s) const {
     TileForms f;
     const int64_t d = call.d;
     const RoleExtent e = call.extent(Role::kKey, begin, count);
     f.main = ensure(s.keys, d * kTile);
     f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kKey).folded();
-    const int64_t shared_end = f.folded ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
+    f.table = e.any_coded() && tables_;
+    const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
     if (e.coded_begin > 0) call.impl->load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
     if (e.all_coded_end < count)
       call.impl->load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end, kTile);
     f.other_begin = shared_end;
     f.other_end = e.any_coded_end;
-    if (e.any_coded()) {
+    if (e.any_coded() && !f.table) {
       const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
       const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
       const int64_t body = begin - call.sinks;
@@ -153,9 +232,19 @@ class ReconstructBackend final : public AttentionBackend {
     const HeadQueries& q = call.heads[head];
     const int64_t columns = padded(count);
     float* scores = s.scores.data();
-    kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
+    const auto boundary = [&](int64_t r) { return call.k_end[static_cast<size_t>((row + r) / call.group)] - begin; };
+    // Nothing exact in sight: all logits come from tables.
+    const bool all_coded = k.table && k.other_begin == 0 && boundary(0) >= count;
+    if (!all_coded) kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
     const int64_t other_end = std::min(count, k.other_end);
-    if (k.other && other_end > k.other_begin) {
+    if (k.table && other_end > k.other_begin) {
+      const int64_t at = begin % (kChunkTiles * kTile);
+      for (int64_t r = 0; r < batch; ++r) {
+        const float* from = s.table_scores.data() + (row + r) * kChunkTiles * kTile + at;
+        const int64_t end = std::min(other_end, boundary(r));
+        if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
+      }
+    } else if (k.other && other_end > k.other_begin) {
       const int64_t low = k.other_begin / kernels::kLane * kernels::kLane, high = padded(other_end);
       float* others = ensure(s.other_scores, kRowBatch * kTile);
       if (k.folded)
@@ -164,7 +253,7 @@ class ReconstructBackend final : public AttentionBackend {
       else
         kernels::multiply(q.x.data() + row * call.d, call.d, k.other + low, kTile, others + low, kTile, batch, call.d, high - low, false);
       for (int64_t r = 0; r < batch; ++r) {
-        const int64_t end = std::min(other_end, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
+        const int64_t end = std::min(other_end, boundary(r));
         float* from = others + r * kTile;
         if (k.folded) q.unfold_scores(row + r, s.scale.data(), k.other_begin, end, from);
         if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
@@ -192,6 +281,7 @@ class ReconstructBackend final : public AttentionBackend {
     p.reset(call, head);
     Scratch& s = scratch();
     ensure(s.scores, kRowBatch * kTile);
+    if (tables_ && call.impl->policy.codes) scan_chunk(call, head, tile_begin, tile_end, s);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
@@ -255,7 +345,7 @@ class ReconstructBackend final : public AttentionBackend {
     add_main(0, batch, other_end, count);
   }
 
-  static void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) {
+  void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) const {
     range.low.assign(static_cast<size_t>(call.rows), -kNegativeInfinity);
     range.high.assign(static_cast<size_t>(call.rows), kNegativeInfinity);
     Scratch& s = scratch();
@@ -293,6 +383,7 @@ class ReconstructBackend final : public AttentionBackend {
     }
   }
 
+  bool tables_;
   RotationTiles rotation_;
   std::vector<HeadQueries> queries_;
   std::vector<Partial> partials_;
@@ -300,8 +391,60 @@ class ReconstructBackend final : public AttentionBackend {
   AlignedVector<float> logits_;
 };
 
+// cpu-table for single-query steps where every head of the layer can and the scan is cheaper, else cpu-reconstruct.
+class AutoBackend final : public AttentionBackend {
+ public:
+  std::string name() const override { return "auto"; }
+  std::vector<std::string> paths() const override { return {ran_.begin(), ran_.end()}; }
+  std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
+  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
+    TiledBackend& chosen = q.rows == 1 && table_pays(cache, layer) ? table_ : reconstruct_;
+    ran_.insert(chosen.name());
+    chosen.attend(cache, layer, q, out, stats, tap);
+  }
+
+ private:
+  // Cycles by the counts of each: building 16-lane tables and scanning 64 codes in some 16 instructions a row, against
+  // fetching, transposing and multiplying the decoded tile. A pure function of plan, group and coded tokens.
+  static bool table_pays(const CompressedCache& cache, int layer) {
+    const CompressedCache::Impl& impl = cache.impl();
+    const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - impl.policy.sinks);
+    if (!impl.policy.codes || coded <= 0 || !scan::fixed_available()) return false;
+    const double group = cache.shape().group(), d = cache.shape().head_dim;
+    double table = 0, reconstruct = 0;
+    for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
+      if (impl.units[u].role != Role::kKey) continue;
+      if (table_scan_reason(impl.units[u].plan)) return false;
+      for (const TileDecoder& decoder : impl.units[u].decoders) {
+        reconstruct += coded * (d / 3 + group * d / 16);
+        for (const TileDecoder::Slot& s : decoder.slots()) {
+          if (s.entries > scan::kEntries) return false;
+          table += s.entries * (s.width * (1.0 + group / 16) + 2.0 * group) + coded * group / 4;
+          reconstruct += coded * (1.5 + s.width / 8.0);
+        }
+      }
+    }
+    return table < reconstruct;
+  }
+
+  TiledBackend table_{true}, reconstruct_{false};
+  std::set<std::string> ran_;
+};
+
 }  // namespace
 
-std::unique_ptr<AttentionBackend> make_reconstruct_backend() { return std::make_unique<ReconstructBackend>(); }
+std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
+  if (plan.rope == RopePlacement::kPre) return "keys coded before RoPE: one table cannot serve all positions";
+  if (!plan.table_only() || plan.terms.empty()) return "the plan has terms that are not tables";
+  if (plan.layout.overlay) return "exact exceptions change single channels of decoded keys";
+  if (plan.score.kind != ScoreMap::Kind::kNone) return "a score map needs two passes over the coded segment";
+  if (plan.token_scale_side >= 0 && plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots > 1)
+    return "more than one token scale a unit";
+  return std::nullopt;
+}
+
+std::unique_ptr<AttentionBackend> make_reconstruct_backend() { return std::make_unique<TiledBackend>(false); }
+std::unique_ptr<AttentionBackend> make_table_backend() { return std::make_unique<TiledBackend>(true); }
+std::unique_ptr<AttentionBackend> make_auto_backend() { return std::make_unique<AutoBackend>(); }
 
 }  // namespace vqkv
