@@ -149,6 +149,48 @@ TEST_CASE("PCA decorrelates, strongest axis first", "[transform]") {
   CHECK(std::abs(cross) < 1e-3 * variance[1]);
 }
 
+TEST_CASE("OPQ is a rotation that a product code gains from", "[transform][opq]") {
+  const UnitShape unit = unit_of(16, 2);
+  const Data data(unit, 6);
+  const auto t = trained("rotation", {{"kind", "opq"}, {"groups", 4}, {"iterations", 8}}, unit, data.set);
+  LinearMap map;
+  std::vector<float> bias;
+  t->inverse(map, bias);
+  for (size_t i = 0; i < 32; ++i)
+    for (size_t j = 0; j < 32; ++j) {
+      double dot = 0;
+      for (size_t l = 0; l < 32; ++l) dot += double{map.dense[i * 32 + l]} * map.dense[j * 32 + l];
+      REQUIRE(dot == Approx(i == j ? 1.0 : 0.0).margin(1e-4));
+    }
+  double error[2];
+  for (const bool rotated : {false, true}) {
+    UnitSpec spec;
+    spec.unit = unit_of(16, 1);
+    spec.method = "pq";
+    spec.knobs = find_method("pq").canonical({{"codebooks", 4}, {"bits", 4}}, "codec");
+    spec.transforms = Json::array();
+    if (rotated) spec.transforms.push_back({{"name", "rotation"}, {"kind", "opq"}, {"groups", 4}, {"iterations", 8}});
+    REQUIRE(spec.check() == "");
+    // Channels that go together lie in different sub-vectors: only a rotation brings them into one.
+    Rng rng(7);
+    Matrix<float> x(4000, 16), y(4000, 16);
+    for (int64_t r = 0; r < 4000; ++r)
+      for (int64_t c = 0; c < 16; ++c) x(r, c) = static_cast<float>(c < 4 ? 2 * rng.normal() : x(r, c - 4) + 0.3 * rng.normal());
+    TrainSet set;
+    set.x = x;
+    set.head_dim = 16;
+    const auto codec = make_codec(spec);
+    codec->train(set, Rng(3));
+    CodeBlock block;
+    codec->encode(x, block);
+    codec->decode(block, y);
+    error[rotated] = 0;
+    for (size_t i = 0; i < y.storage.size(); ++i) error[rotated] += std::pow(double{y.storage[i]} - x.storage[i], 2);
+  }
+  CHECK(error[1] < 0.9 * error[0]);
+  CHECK_THAT(find_transform("rotation").check({{"kind", "opq"}, {"groups", 5}}, unit), Catch::Contains("5 sub-vectors"));
+}
+
 // vq-methods r.9.8
 TEST_CASE("squared error in the query metric is the expected squared score error", "[transform][golden]") {
   const UnitShape unit = unit_of(16, 2);
