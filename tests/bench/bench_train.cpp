@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "codec/codec.h"
 #include "codec/train/kmeans.h"
 #include "codec/train/residual.h"
 #include "codec/train/simvq.h"
@@ -53,7 +54,7 @@ void kmeans_plain(benchmark::State& state) {
 }
 
 // width, codewords: a product code's sub-vectors, one head's residual stage, VQKV's keys.
-#define KMEANS_SHAPES Args({4, 256})->Args({8, 256})->Args({64, 256})->Args({128, 256})->Args({128, 1024})->Unit(benchmark::kMillisecond)->UseRealTime()
+#define KMEANS_SHAPES Args({4, 256})->Args({8, 256})->Args({64, 256})->Args({128, 256})->Args({128, 1024})->Unit(benchmark::kMillisecond)
 BENCHMARK(kmeans_ours)->KMEANS_SHAPES;
 BENCHMARK(kmeans_plain)->KMEANS_SHAPES;
 
@@ -86,6 +87,26 @@ void simvq_stage(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(train_simvq(x, {}, options, Rng(1)).curve.data());
 }
 BENCHMARK(simvq_stage)->Unit(benchmark::kMillisecond);
+
+// One codec of a head of 64 channels, trained on 8,192 tokens.
+void codec(benchmark::State& state, const char* method, const char* knobs) {
+  set_thread_count(1);
+  UnitShape unit;
+  unit.head_dim = 64;
+  const auto x = gaussian(8192, 64, 1);
+  TrainSet set;
+  set.x = x;
+  set.head_dim = 64;
+  for (auto _ : state) {
+    const auto made = find_method(method).make(Json::parse(knobs), unit);
+    benchmark::DoNotOptimize(made->train(set, Rng(1)).iterations);
+  }
+}
+BENCHMARK_CAPTURE(codec, pq_16x256, "pq", R"({"codebooks": 16})")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(codec, rvq_8x256_beam4, "rvq", R"({"codebooks": 8})")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(codec, rvq_16x256_beam5, "rvq", R"({"codebooks": 16, "beam": 5})")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(codec, kumar, "kumar", "{}")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(codec, simvq_28x1024, "simvq", "{}")->Unit(benchmark::kMillisecond);
 
 }  // namespace
 
