@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <hwy/targets.h>
 
 #include "core/error.h"
 
@@ -27,6 +28,17 @@ CpuFeatures detect() {
   }
   return f;
 }
+
+// Highway picks its kernels at the first call of each: what VQKV_CPU forbids is taken out before main().
+[[maybe_unused]] const bool g_highway_lowered = [] {
+  const char* cap = std::getenv("VQKV_CPU");
+  if (!cap) return false;
+  const std::string c = cap;
+  const auto avx512 = HWY_AVX3 | HWY_AVX3_DL;
+  if (c == "avx2") hwy::DisableTargets(avx512);
+  if (c == "baseline") hwy::DisableTargets(avx512 | HWY_AVX2);
+  return true;
+}();
 
 }  // namespace
 
