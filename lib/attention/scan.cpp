@@ -38,20 +38,21 @@ void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, 
 
 bool fixed_available() { return cpu_features().avx512_vbmi; }
 
-void fixed(const FixedTables& tables, const uint8_t* codes, int64_t slots, float* out) {
-  if (fixed_available()) fixed_vbmi(tables, codes, slots, out);
-  else fixed_portable(tables, codes, slots, out);
+void fixed(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
+  if (fixed_available()) fixed_vbmi(tables, runs, count, slots, out);
+  else fixed_portable(tables, runs, count, slots, out);
 }
 
-void fixed_portable(const FixedTables& tables, const uint8_t* codes, int64_t slots, float* out) {
-  for (int64_t t = 0; t < kRun; ++t) {
-    int32_t sum = 0;
-    for (int64_t s = 0; s < slots; ++s) {
-      const auto at = static_cast<size_t>(s * kEntries + codes[s * kRun + t]);
-      sum += 256 * tables.high_byte[at] + tables.low_byte[at];
+void fixed_portable(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
+  for (int64_t n = 0; n < count; ++n)
+    for (int64_t t = 0; t < kRun; ++t) {
+      int32_t sum = 0;
+      for (int64_t s = 0; s < slots; ++s) {
+        const auto at = static_cast<size_t>(s * kEntries + runs[n][s * kRun + t]);
+        sum += 256 * tables.high_byte[at] + tables.low_byte[at];
+      }
+      out[n * kRun + t] = std::fma(static_cast<float>(sum), tables.step, tables.base);
     }
-    out[t] = std::fma(static_cast<float>(sum), tables.step, tables.base);
-  }
 }
 
 void plain(const float* lut, int64_t stride, const uint16_t* codes, int64_t slots, float* out) {

@@ -30,13 +30,13 @@ void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, 
 
 // True where the byte scan has a kernel on this processor (AVX-512 VBMI).
 bool fixed_available();
-// out[t] = base + step * sum over slots, t < 64. codes: (slots, 64) bytes, one run after the other.
-void fixed(const FixedTables& tables, const uint8_t* codes, int64_t slots, float* out);
+// out[64 n + t] = base + step * sum over slots, for `count` runs of 64 tokens; runs[n]: (slots, 64) bytes.
+void fixed(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 // The same without the instructions, for tests and other processors.
-void fixed_portable(const FixedTables& tables, const uint8_t* codes, int64_t slots, float* out);
-void fixed_vbmi(const FixedTables& tables, const uint8_t* codes, int64_t slots, float* out);
+void fixed_portable(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
+void fixed_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 // 8-bit tables alone (the high bytes): the yardstick of bench_scan, on no path.
-void coarse_vbmi(const FixedTables& tables, const uint8_t* codes, int64_t slots, uint16_t* sums);
+void coarse_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, uint16_t* sums);
 
 // out[t] = sum over slots of lut[slot][codes[slot][t]] in fp32.
 void plain(const float* lut, int64_t stride, const uint16_t* codes, int64_t slots, float* out);

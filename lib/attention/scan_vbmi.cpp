@@ -1,5 +1,6 @@
 // g++ 12 takes the undefined starting value of its own intrinsics for a mistake.
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 #include "attention/scan.h"
@@ -13,11 +14,13 @@ inline __m512i look(__m512i t0, __m512i t1, __m512i t2, __m512i t3, __m512i code
 }
 
 struct Sums {
-  __m512i even, odd;  // u16 sums of the even and the odd tokens
+  __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512();  // u16: even + 256 * odd tokens, and odd tokens
   void add(__m512i bytes) {
-    even = _mm512_add_epi16(even, _mm512_and_si512(bytes, _mm512_set1_epi16(0xff)));
+    both = _mm512_add_epi16(both, bytes);
     odd = _mm512_add_epi16(odd, _mm512_srli_epi16(bytes, 8));
   }
+  // Modulo 2^16, which the sums stay below.
+  __m512i even() const { return _mm512_sub_epi16(both, _mm512_slli_epi16(odd, 8)); }
 };
 
 inline __m512i table(const uint8_t* t, int i) { return _mm512_load_si512(t + 64 * i); }
@@ -28,39 +31,65 @@ inline __m512i widen(const Sums& s, int part) {
   const __m512i index_low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
                                              3, 34, 2, 33, 1, 32, 0);
   const __m512i index_high = _mm512_add_epi16(index_low, _mm512_set1_epi16(16));
-  const __m512i half = _mm512_permutex2var_epi16(s.even, part < 2 ? index_low : index_high, s.odd);
+  const __m512i half = _mm512_permutex2var_epi16(s.even(), part < 2 ? index_low : index_high, s.odd);
   const __m256i quarter = (part & 1) == 0 ? _mm512_castsi512_si256(half) : _mm512_extracti64x4_epi64(half, 1);
   return _mm512_cvtepu16_epi32(quarter);
 }
 
 }  // namespace
 
-void fixed_vbmi(const FixedTables& tables, const uint8_t* codes, int64_t slots, float* out) {
-  Sums low{_mm512_setzero_si512(), _mm512_setzero_si512()}, high = low;
+namespace {
+
+// N runs share the loads of the tables: 16 sums, 8 table registers and the codes fill the register file at N = 4.
+template <int N>
+void fixed_block(const FixedTables& tables, const uint8_t* const* runs, int64_t slots, float* out) {
+  Sums low[N], high[N];
   for (int64_t s = 0; s < slots; ++s) {
     const uint8_t* l = tables.low_byte.data() + s * kEntries;
     const uint8_t* h = tables.high_byte.data() + s * kEntries;
-    const __m512i code = _mm512_loadu_si512(codes + s * kRun);
-    const __mmask64 upper = _mm512_movepi8_mask(code);
-    low.add(look(table(l, 0), table(l, 1), table(l, 2), table(l, 3), code, upper));
-    high.add(look(table(h, 0), table(h, 1), table(h, 2), table(h, 3), code, upper));
+    const __m512i l0 = table(l, 0), l1 = table(l, 1), l2 = table(l, 2), l3 = table(l, 3);
+    const __m512i h0 = table(h, 0), h1 = table(h, 1), h2 = table(h, 2), h3 = table(h, 3);
+    for (int n = 0; n < N; ++n) {
+      const __m512i code = _mm512_loadu_si512(runs[n] + s * kRun);
+      const __mmask64 upper = _mm512_movepi8_mask(code);
+      low[n].add(look(l0, l1, l2, l3, code, upper));
+      high[n].add(look(h0, h1, h2, h3, code, upper));
+    }
   }
   const __m512 base = _mm512_set1_ps(tables.base), step = _mm512_set1_ps(tables.step);
-  for (int part = 0; part < 4; ++part) {
-    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(widen(high, part), 8), widen(low, part));
-    _mm512_storeu_ps(out + 16 * part, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, base));
-  }
+  for (int n = 0; n < N; ++n)
+    for (int part = 0; part < 4; ++part) {
+      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(widen(high[n], part), 8), widen(low[n], part));
+      _mm512_storeu_ps(out + n * kRun + 16 * part, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, base));
+    }
 }
 
-void coarse_vbmi(const FixedTables& tables, const uint8_t* codes, int64_t slots, uint16_t* sums) {
-  Sums high{_mm512_setzero_si512(), _mm512_setzero_si512()};
+template <int N>
+void coarse_block(const FixedTables& tables, const uint8_t* const* runs, int64_t slots, uint16_t* sums) {
+  Sums high[N];
   for (int64_t s = 0; s < slots; ++s) {
     const uint8_t* h = tables.high_byte.data() + s * kEntries;
-    const __m512i code = _mm512_loadu_si512(codes + s * kRun);
-    high.add(look(table(h, 0), table(h, 1), table(h, 2), table(h, 3), code, _mm512_movepi8_mask(code)));
+    const __m512i h0 = table(h, 0), h1 = table(h, 1), h2 = table(h, 2), h3 = table(h, 3);
+    for (int n = 0; n < N; ++n) {
+      const __m512i code = _mm512_loadu_si512(runs[n] + s * kRun);
+      high[n].add(look(h0, h1, h2, h3, code, _mm512_movepi8_mask(code)));
+    }
   }
-  for (int part = 0; part < 4; ++part)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 16 * part), _mm512_cvtepi32_epi16(widen(high, part)));
+  for (int n = 0; n < N; ++n)
+    for (int part = 0; part < 4; ++part)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + n * kRun + 16 * part), _mm512_cvtepi32_epi16(widen(high[n], part)));
+}
+
+}  // namespace
+
+void fixed_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
+  for (; count >= 4; count -= 4, runs += 4, out += 4 * kRun) fixed_block<4>(tables, runs, slots, out);
+  for (; count > 0; --count, ++runs, out += kRun) fixed_block<1>(tables, runs, slots, out);
+}
+
+void coarse_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, uint16_t* sums) {
+  for (; count >= 4; count -= 4, runs += 4, sums += 4 * kRun) coarse_block<4>(tables, runs, slots, sums);
+  for (; count > 0; --count, ++runs, sums += kRun) coarse_block<1>(tables, runs, slots, sums);
 }
 
 }  // namespace vqkv::scan

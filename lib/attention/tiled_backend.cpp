@@ -30,7 +30,7 @@ constexpr int64_t kTableFloats = int64_t{1} << 23;  // 32 MiB of tables a call
 constexpr int64_t kRowBatch = 24;     // rows scored at once: 12 KiB of scores stay in L1
 
 struct Scratch {
-  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores;
+  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores, run_scores, run_scale;
   std::vector<uint8_t> codes;
   std::vector<uint16_t> wide_codes;
 };
@@ -127,40 +127,44 @@ class TiledBackend final : public AttentionBackend {
     const auto& slots = decoder.slots();
     bool direct = pages.tokens() == scan::kRun && pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
     for (size_t i = 0; i < slots.size(); ++i) direct = direct && slots[i].field == slots[0].field && slots[i].slot == slots[0].slot + static_cast<int>(i);
-    s.codes.resize(slots.size() * scan::kRun);
-    s.wide_codes.resize(slots.size() * scan::kRun);
-    for (int64_t run = low / scan::kRun; run * scan::kRun < high; ++run) {
-      const int64_t first = run * scan::kRun, page = first / pages.tokens(), within = first % pages.tokens();
-      const int64_t from = std::max(low, first), to = std::min(high, first + scan::kRun);
-      const std::byte* bytes = store.pages.at(page);
-      float line[scan::kRun] = {}, scale[scan::kRun] = {};
-      if (bytes == nullptr) {  // lost to eviction: masked later
-        for (int64_t r = 0; r < call.rows; ++r)
-          std::fill_n(s.table_scores.data() + r * span + call.sinks + from - origin, to - from, 0.0f);
+    const int64_t first_run = low / scan::kRun, runs = (high + scan::kRun - 1) / scan::kRun - first_run;
+    const size_t matrix = slots.size() * scan::kRun;
+    s.codes.resize(matrix * static_cast<size_t>(runs));
+    s.wide_codes.resize(matrix * static_cast<size_t>(runs));
+    ensure(s.run_scores, runs * scan::kRun);
+    ensure(s.run_scale, runs * scan::kRun);
+    const bool need_wide = q.fixed.empty() || std::any_of(q.fixed.begin(), q.fixed.end(), [](const auto& f) { return !f.exact_enough; });
+    std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
+    for (int64_t n = 0; n < runs; ++n) {
+      const int64_t first = (first_run + n) * scan::kRun, within = first % pages.tokens();
+      const std::byte* bytes = store.pages.at(first / pages.tokens());
+      uint16_t* wide = s.wide_codes.data() + static_cast<size_t>(n) * matrix;
+      uint8_t* narrow = s.codes.data() + static_cast<size_t>(n) * matrix;
+      codes[static_cast<size_t>(n)] = narrow;
+      if (bytes == nullptr) {  // lost to eviction: any code does, the tokens are masked later
+        std::fill_n(wide, matrix, uint16_t{0});
+        std::fill_n(narrow, matrix, uint8_t{0});
         continue;
       }
-      if (q.token_scale) decoder.token_scale(store, from, to - from, scale + from - first);
-      const uint8_t* codes = direct ? reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot)) : s.codes.data();
-      bool widened = false;
-      const auto widen = [&] {
-        for (size_t i = 0; !widened && i < slots.size(); ++i)
-          pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, s.wide_codes.data() + i * scan::kRun);
-        widened = true;
-      };
-      if (!direct && !q.fixed.empty()) {
-        widen();
-        for (size_t i = 0; i < s.codes.size(); ++i) s.codes[i] = static_cast<uint8_t>(s.wide_codes[i]);
+      if (direct) codes[static_cast<size_t>(n)] = reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot));
+      if (direct && !need_wide) continue;
+      for (size_t i = 0; i < slots.size(); ++i)
+        pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
+      for (size_t i = 0; !direct && i < matrix; ++i) narrow[i] = static_cast<uint8_t>(wide[i]);
+    }
+    const int64_t base = first_run * scan::kRun;
+    if (q.token_scale) decoder.token_scale(store, low, high - low, s.run_scale.data() + low - base);
+    for (int64_t r = 0; r < call.rows; ++r) {
+      float* line = s.run_scores.data();
+      if (!q.fixed.empty() && q.fixed[static_cast<size_t>(r)].exact_enough) {
+        scan::fixed(q.fixed[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
+      } else {
+        for (int64_t n = 0; n < runs; ++n)
+          scan::plain(q.lut.data() + r * q.slots * q.lut_stride, q.lut_stride, s.wide_codes.data() + static_cast<size_t>(n) * matrix, q.slots,
+                      line + n * scan::kRun);
       }
-      for (int64_t r = 0; r < call.rows; ++r) {
-        if (!q.fixed.empty() && q.fixed[static_cast<size_t>(r)].exact_enough) {
-          scan::fixed(q.fixed[static_cast<size_t>(r)], codes, q.slots, line);
-        } else {
-          widen();
-          scan::plain(q.lut.data() + r * q.slots * q.lut_stride, q.lut_stride, s.wide_codes.data(), q.slots, line);
-        }
-        q.unfold_scores(r, scale, from - first, to - first, line);
-        std::copy(line + (from - first), line + (to - first), s.table_scores.data() + r * span + call.sinks + from - origin);
-      }
+      q.unfold_scores(r, s.run_scale.data(), low - base, high - base, line);
+      std::copy(line + (low - base), line + (high - base), s.table_scores.data() + r * span + call.sinks + low - origin);
     }
   }
 

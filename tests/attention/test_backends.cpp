@@ -230,12 +230,13 @@ TEST_CASE("Fixed-point tables: the stated bound holds, all kernels agree", "[tab
         c = static_cast<uint8_t>(rng.below(static_cast<uint64_t>(entries)));
         wide.push_back(c);
       }
-      float portable[64], vbmi[64], plain[64];
-      scan::fixed_portable(tables, codes.data(), slots, portable);
+      float portable[64], vbmi[5 * 64], plain[64];
+      const std::vector<const uint8_t*> runs(5, codes.data());
+      scan::fixed_portable(tables, runs.data(), 1, slots, portable);
       scan::plain(lut.data(), 256, wide.data(), slots, plain);
       if (scan::fixed_available()) {
-        scan::fixed_vbmi(tables, codes.data(), slots, vbmi);
-        CHECK(std::equal(vbmi, vbmi + 64, portable));
+        scan::fixed_vbmi(tables, runs.data(), 5, slots, vbmi);
+        for (int n = 0; n < 5; ++n) CHECK(std::equal(portable, portable + 64, vbmi + 64 * n));
       }
       const double bound = 0.5 * static_cast<double>(slots) * tables.step + static_cast<double>(slots) * 0x1p-23 * 0.1;
       for (int t = 0; t < 64; ++t) {

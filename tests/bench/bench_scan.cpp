@@ -28,14 +28,17 @@ struct Data {
   }
 };
 
+// Four runs a call, as a chunk of a cache gives them.
 template <class Body>
 void run(benchmark::State& state, Body&& body) {
   const int64_t slots = state.range(0);
   const Data data(slots);
-  alignas(64) float out[64];
+  alignas(64) float out[4 * 64];
   for (auto _ : state) {
-    for (int64_t r = 0; r < kRuns; ++r) {
-      body(data, r * slots * 64, slots, out);
+    for (int64_t r = 0; r < kRuns; r += 4) {
+      const uint8_t* runs[4];
+      for (int64_t n = 0; n < 4; ++n) runs[n] = data.codes.data() + (r + n) * slots * 64;
+      body(data, runs, r * slots * 64, slots, out);
       benchmark::DoNotOptimize(out);
     }
   }
@@ -44,18 +47,20 @@ void run(benchmark::State& state, Body&& body) {
 
 void scan_fixed16(benchmark::State& state) {
   if (!scan::fixed_available()) return state.SkipWithError("needs AVX-512 VBMI");
-  run(state, [](const Data& d, int64_t at, int64_t slots, float* out) { scan::fixed(d.tables, d.codes.data() + at, slots, out); });
+  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) { scan::fixed(d.tables, runs, 4, slots, out); });
 }
 
 void scan_coarse8(benchmark::State& state) {
   if (!scan::fixed_available()) return state.SkipWithError("needs AVX-512 VBMI");
-  run(state, [](const Data& d, int64_t at, int64_t slots, float* out) {
-    scan::coarse_vbmi(d.tables, d.codes.data() + at, slots, reinterpret_cast<uint16_t*>(out));
+  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) {
+    scan::coarse_vbmi(d.tables, runs, 4, slots, reinterpret_cast<uint16_t*>(out));
   });
 }
 
 void scan_fp32(benchmark::State& state) {
-  run(state, [](const Data& d, int64_t at, int64_t slots, float* out) { scan::plain(d.lut.data(), 256, d.wide.data() + at, slots, out); });
+  run(state, [](const Data& d, const uint8_t* const*, int64_t at, int64_t slots, float* out) {
+    for (int64_t n = 0; n < 4; ++n) scan::plain(d.lut.data(), 256, d.wide.data() + at + n * slots * 64, slots, out + 64 * n);
+  });
 }
 
 // Rows x 64 channels against a tile of 128 keys: what a reconstructing backend does per tile, decoding apart.
