@@ -112,7 +112,7 @@ TEST_CASE("tiny models of every family: logits equal llama.cpp's") {
     const double scale = spread(golden.logits);
     const Matrix<float> whole = logits_of(*gguf, golden.ids, kTokens);
     CHECK(largest_difference(whole, golden.logits) < 2e-5 * scale);
-    CHECK(largest_difference(logits_of(*gguf, golden.ids, 7), whole) < 2e-6 * scale);
+    CHECK(logits_of(*gguf, golden.ids, 7).storage == whole.storage);
     const Matrix<float> twin = logits_of(*folder, golden.ids, kTokens);
     if (name == "llama")  // the GGUF carries its RoPE factors rounded to fp32, the folder the formula
       CHECK(largest_difference(twin, whole) < 2e-5 * scale);

@@ -137,7 +137,7 @@ TEST_CASE("SmolLM2: logits of a block equal those of its tokens one at a time") 
     model().forward(std::span(ids).subspan(static_cast<size_t>(i), 1), steps.kv, LogitRows::kLast, step);
     for (int64_t j = 0; j < vocab; ++j) worst = std::max(worst, static_cast<double>(std::abs(step(0, j) - block(i, j))));
   }
-  CHECK(worst < 1e-3);
+  CHECK(worst == 0);  // products and attention sum in one order for every block length
   CHECK(whole.cache.length() == 96);
   CHECK(steps.cache.length() == 96);
 }
