@@ -1,6 +1,7 @@
 // Training and residual encoding, one thread. Items of encode are vectors; of kmeans, vectors times iterations. The pair
 // `kmeans_plain` is the same FAISS training without our assignment, in the same process.
 #include <benchmark/benchmark.h>
+#include <dlfcn.h>
 #include <faiss/Clustering.h>
 #include <faiss/IndexFlat.h>
 #include <omp.h>
@@ -13,8 +14,6 @@
 #include "codec/train/simvq.h"
 #include "core/rng.h"
 #include "core/thread_pool.h"
-
-extern "C" void openblas_set_num_threads(int) __attribute__((weak));
 
 namespace {
 
@@ -38,7 +37,8 @@ void kmeans_ours(benchmark::State& state) {
 
 void kmeans_plain(benchmark::State& state) {
   omp_set_num_threads(1);
-  if (openblas_set_num_threads) openblas_set_num_threads(1);
+  using Setter = void (*)(int);
+  if (const auto set = reinterpret_cast<Setter>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) set(1);
   const auto x = gaussian(65536, state.range(0), 1);
   for (auto _ : state) {
     faiss::ClusteringParameters parameters;

@@ -1,5 +1,6 @@
 #include "codec/train/rotation.h"
 
+#include <dlfcn.h>
 #include <faiss/VectorTransform.h>
 #include <faiss/impl/ProductQuantizer.h>
 #include <fmt/format.h>
@@ -7,10 +8,17 @@
 
 #include <algorithm>
 
-// OpenBLAS splits LAPACK's work over its own threads, which changes last bits; absent where another BLAS is linked.
-extern "C" void openblas_set_num_threads(int) __attribute__((weak));
-
 namespace vqkv {
+namespace {
+
+// OpenBLAS splits LAPACK's work over threads of its own, which changes last bits. It is loaded behind libblas, under no
+// name that a link could count on, and absent where another BLAS serves.
+void one_blas_thread() {
+  using Setter = void (*)(int);
+  if (const auto set = reinterpret_cast<Setter>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) set(1);
+}
+
+}  // namespace
 
 Matrix<float> opq_rotation(ConstMatrix x, const OpqOptions& options, Rng rng) {
   VQKV_CHECK(options.groups >= 1 && x.cols % options.groups == 0);
@@ -21,7 +29,7 @@ Matrix<float> opq_rotation(ConstMatrix x, const OpqOptions& options, Rng rng) {
   for (int64_t i = 0; i < n; ++i) std::copy_n(x.row(rows[static_cast<size_t>(i)]), x.cols, points.row(i));
 
   omp_set_num_threads(1);
-  if (openblas_set_num_threads) openblas_set_num_threads(1);
+  one_blas_thread();
   const auto d = static_cast<size_t>(x.cols);
   faiss::ProductQuantizer pq(d, static_cast<size_t>(options.groups), 8);
   pq.cp.min_points_per_centroid = 1;
