@@ -31,14 +31,13 @@ TEST_CASE("the test group of every configuration runs", "[configs]") {
     for (const auto& file : files) {
       INFO(file);
       Config config = load_config(file);
-      for (const std::string o : {"trace.path=" + trace, std::string("trace.train=[0, 1, 2, 3]"), std::string("trace.select=[4]"),
+      for (const std::string& o : {"trace.path=" + trace, std::string("trace.train=[0, 1, 2, 3]"), std::string("trace.select=[4]"),
                                   std::string("trace.report=[5, 6]"), std::string("layers=[0, 15]")})
         apply_override(config, o);
       const Plan whole = make_plan(config);
       for (const auto& c : whole.cells) CHECK_FALSE(c.contains("skip"));
       apply_override(config, "group=test");
       const Plan plan = make_plan(config);
-      CHECK(plan.hash() != whole.hash());
       RunOptions options;
       options.folder = dir / std::filesystem::path(file).stem().string();
       const RunSummary s = run_plan(plan, options);
