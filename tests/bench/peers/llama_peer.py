@@ -2,10 +2,12 @@
 """llama.cpp as the peer of the reference runtime: speeds and full logits, one JSON line on stdout.
 
     python3 tests/bench/peers/llama_peer.py MODEL.gguf speed  [--prompt 512] [--new 64] [--threads 2] [--repeat 5]
+    python3 tests/bench/peers/llama_peer.py MODEL.gguf serve  [--prompt 512] [--new 64] [--threads 2]
     python3 tests/bench/peers/llama_peer.py MODEL.gguf logits --ids IDS.txt [--context 1024] -o LOGITS.raw
 
 speed   prefill of --prompt tokens (one batch, only the last row's logits) and --new decode steps after it, median of
         --repeat runs; F32 cache, flash attention off, both thread counts equal.
+serve   the same once for every line on stdin ("prefill" or "decode"), so that scripts/bench can alternate with ours.
 logits  windows of --context tokens, each from an empty cache, every row's logits as float32 little-endian,
         (tokens, vocab); IDS.txt holds decimal token ids separated by white space.
 
@@ -16,6 +18,7 @@ import argparse
 import json
 import pathlib
 import statistics
+import sys
 import time
 
 import llama_cpp
@@ -70,25 +73,48 @@ def _silent(level, text, user):
     pass
 
 
+class Speed:
+    def __init__(self, args):
+        self.args = args
+        self.engine = Engine(args.model, args.prompt + args.new + 64, args.threads, args.prompt)
+        self.ids = np.random.default_rng(1).integers(100, self.engine.vocab - 100, args.prompt)
+        self.facts = {"engine": "llama.cpp", "version": llama_cpp.__version__, "threads": args.threads,
+                      "prompt": args.prompt, "new": args.new}
+
+    def prefill(self) -> float:
+        self.engine.clear()
+        start = time.perf_counter()
+        self.engine.run(self.ids, 0, "last")
+        return self.args.prompt / (time.perf_counter() - start)
+
+    def decode(self) -> float:
+        """After a prefill."""
+        start = time.perf_counter()
+        for step in range(self.args.new):
+            self.engine.run([1000 + step], self.args.prompt + step, "last")
+        return self.args.new / (time.perf_counter() - start)
+
+
 def speed(args) -> dict:
-    engine = Engine(args.model, args.prompt + args.new + 64, args.threads, args.prompt)
-    rng = np.random.default_rng(1)
-    ids = rng.integers(100, engine.vocab - 100, args.prompt)
+    engine = Speed(args)
     prefill, decode = [], []
     for repeat in range(args.repeat + 1):
-        engine.clear()
-        start = time.perf_counter()
-        engine.run(ids, 0, "last")
-        middle = time.perf_counter()
-        for step in range(args.new):
-            engine.run([1000 + step], args.prompt + step, "last")
-        end = time.perf_counter()
+        rates = engine.prefill(), engine.decode()
         if repeat:  # the first run warms up
-            prefill.append(args.prompt / (middle - start))
-            decode.append(args.new / (end - middle))
-    return {"engine": "llama.cpp", "version": llama_cpp.__version__, "threads": args.threads, "prompt": args.prompt,
-            "new": args.new, "prefill_tok_s": round(statistics.median(prefill), 1),
+            prefill.append(rates[0])
+            decode.append(rates[1])
+    return {**engine.facts, "prefill_tok_s": round(statistics.median(prefill), 1),
             "decode_tok_s": round(statistics.median(decode), 2)}
+
+
+def serve(args) -> None:
+    engine = Speed(args)
+    engine.prefill()
+    for line in sys.stdin:
+        rate = engine.prefill()
+        if line.strip() == "decode":
+            rate = engine.decode()
+        print(json.dumps({**engine.facts, "tok_s": rate}), flush=True)
 
 
 def logits(args) -> dict:
@@ -106,7 +132,7 @@ def logits(args) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("what", choices=["speed", "logits"])
+    parser.add_argument("what", choices=["speed", "serve", "logits"])
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -117,7 +143,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "logits" and not (args.ids and args.output):
         parser.error("logits needs --ids and -o")
-    print(json.dumps(speed(args) if args.what == "speed" else logits(args)))
+    if args.what == "serve":
+        serve(args)
+    else:
+        print(json.dumps(speed(args) if args.what == "speed" else logits(args)))
 
 
 if __name__ == "__main__":

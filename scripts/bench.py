@@ -1,0 +1,356 @@
+"""The measuring part of scripts/bench: what each row runs, how rounds alternate, and the table of docs/benchmarks.md."""
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OUT = ROOT / "out" / "bench"
+DOC = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+PEERS = ROOT / "build" / "peers"
+MODELS = ROOT / "data" / "models"
+QUANTIZED = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
+F32 = MODELS / "SmolLM2-135M-Instruct.F32.gguf"
+
+
+class Missing(Exception):
+    """What a row needs and this machine or run lacks."""
+
+
+def note(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+class Context:
+    """Where the binaries are, how long a sample lasts, and the peer processes that stay alive between rounds."""
+
+    def __init__(self, args):
+        self.build = ROOT / args.build
+        self.min_time = 0.1 if args.quick else 0.5
+        self.quick = args.quick
+        self.python = None
+        self.served = {}
+        self.environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+        self.environment["VQKV_MODEL"] = str(QUANTIZED)
+
+    def google(self, program, bench, counter="items_per_second"):
+        """One run of one Google Benchmark; its rate."""
+        binary = self.build / "bench" / program
+        if not binary.exists():
+            raise Missing(f"{program}, which was not built")
+        command = [str(binary), f"--benchmark_filter=^{re.escape(bench)}$", "--benchmark_format=json",
+                   f"--benchmark_min_time={self.min_time}"]
+        run = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if run.returncode != 0:
+            raise SystemExit(f"error: {program} {bench} failed ({run.returncode}): {run.stderr.strip()[-400:]}")
+        text = run.stdout
+        rows = json.loads(text[text.index("{"):])["benchmarks"] if "{" in text else []
+        if not rows:
+            raise SystemExit(f"error: {program} has no bench '{bench}'")
+        if rows[0].get("error_occurred"):
+            raise Missing(rows[0].get("error_message", "something this processor lacks"))
+        return float(rows[0][counter])
+
+    def serve(self, name, command, request, key):
+        """Asks a peer process, started at the first request, for one number."""
+        if self.python is None:
+            raise Missing("`scripts/bench --peers`")
+        if name not in self.served:
+            self.served[name] = subprocess.Popen([str(self.python), *command], env=self.environment, text=True,
+                                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                                 stderr=subprocess.DEVNULL)
+        process = self.served[name]
+        process.stdin.write(request + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: the peer '{name}' ended at '{request}'; run it by hand: {' '.join(command)}")
+        return float(json.loads(line)[key])
+
+    def llama(self, request):
+        command = ["tests/bench/peers/llama_peer.py", str(F32), "serve", "--threads", str(THREADS)]
+        return self.serve("llama.cpp", command, request, "tok_s")
+
+    def faiss(self, bench):
+        repeat = "1" if self.quick else "3"
+        return self.serve("faiss-cpu", ["tests/bench/peers/faiss_peer.py", "--serve", "--repeat", repeat], bench,
+                          "vectors_per_second")
+
+    def close(self):
+        for process in self.served.values():
+            process.stdin.close()
+            process.wait()
+
+
+THREADS = min(2, len(os.sched_getaffinity(0)))
+
+
+class Row:
+    """ours and peer take a Context and return a rate (higher is better). A row without a peer is held to a rate."""
+
+    def __init__(self, name, title, unit, ours, peer=None, peer_name="", target=None, scale=1.0, command=""):
+        self.name, self.title, self.unit, self.ours, self.peer = name, title, unit, ours, peer
+        self.peer_name, self.target, self.scale, self.command = peer_name, target, scale, command
+
+    def measure(self, context, rounds):
+        ours, peer = [], []
+        for i in range(rounds):
+            # A B, then B A: neither side always runs on the caches and clocks that the other left.
+            sides = [(self.ours, ours)] + ([(self.peer, peer)] if self.peer else [])
+            for side, values in sides if i % 2 == 0 else reversed(sides):
+                values.append(side(context))
+        result = {"ours": statistics.median(ours) * self.scale, "rounds": rounds, "ours_all": ours}
+        if self.peer:
+            ratios = [a / b for a, b in zip(ours, peer)]
+            result |= {"peer": statistics.median(peer) * self.scale, "peer_all": peer,
+                       "ratio": statistics.median(ratios), "ratios": ratios}
+        return result
+
+
+def kld_row(context):
+    """Mean KLD of llama.cpp's full logits against ours, over windows of 1,024 tokens."""
+    if context.python is None:
+        raise Missing("`scripts/bench --peers`")
+    ids, logits, windows = OUT / "kld-ids.txt", OUT / "kld-logits.raw", 1 if context.quick else 2
+    command = [str(context.build / "bin" / "vqkv-dump"), "tokens", "--model", str(QUANTIZED), "--text",
+               "data/jargon-0.txt", "--json"]
+    documents = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    ids.write_text(" ".join(str(t) for t in documents[0]["ids"][:windows * 1024]))
+    try:
+        subprocess.run([str(context.python), "tests/bench/peers/llama_peer.py", str(F32), "logits", "--ids", str(ids),
+                        "--context", "1024", "-o", str(logits)], env=context.environment, check=True,
+                       stdout=subprocess.DEVNULL)
+        run = subprocess.run([str(context.build / "bench" / "peer_kld"), str(QUANTIZED), str(ids), str(logits), "1024"],
+                             env=context.environment, check=True, capture_output=True, text=True)
+    finally:
+        logits.unlink(missing_ok=True)   # 200 MB a window
+    return json.loads(run.stdout)
+
+
+def google(program, bench, counter="items_per_second"):
+    return lambda context: context.google(program, bench, counter)
+
+
+def pq(groups, entries):
+    bench = f"product/{groups}/{entries}"
+    return google("bench_assign", bench), lambda context: context.faiss(bench)
+
+
+def kmeans(width, entries):
+    return google("bench_train", f"kmeans_ours/{width}/{entries}"), google("bench_train", f"kmeans_plain/{width}/{entries}")
+
+
+WHEEL = "faiss-cpu wheel, 1 thread"
+DEBIAN = "Debian's FAISS in the same process, 1 thread"
+ROWS = [
+    Row("fma", "fp32 multiply-adds in registers, one core", "GF/s", google("bench_ceilings", "fma"), scale=1e-9),
+    Row("memory", "Reading memory, all threads", "GB/s",
+        google("bench_ceilings", "read_memory/0/real_time", "bytes_per_second"), scale=1e-9),
+    Row("prefill", f"Prefill, SmolLM2-135M, fp32 weights, 512 tokens, {THREADS} threads", "tok/s",
+        google("bench_runtime", "prefill/512/real_time"), lambda c: c.llama("prefill"), "llama.cpp, no BLAS", 2.5),
+    Row("decode", f"Decode after 512 tokens, fp32 weights, {THREADS} threads", "tok/s",
+        google("bench_runtime", "decode/512/iterations:64/real_time"), lambda c: c.llama("decode"), "llama.cpp, no BLAS",
+        1.0),
+    Row("pq-assign", "PQ 16×256 assignment, d = 128, 1 thread", "M vec/s", *pq(16, 256), WHEEL, 4.0, 1e-6),
+    Row("pq-assign-32", "PQ 32×256 assignment, d = 128, 1 thread", "M vec/s", *pq(32, 256), WHEEL, 4.0, 1e-6),
+    Row("rvq-encode", "RVQ 8×256 encoding, beam 5, d = 128, 1 thread", "M vec/s",
+        google("bench_train", "residual/8/256/5"),
+        lambda c: max(c.faiss("residual/8/256/beam5"), c.faiss("residual/8/256/beam5/table")),
+        WHEEL + ", the faster of its two ways", 2.0, 1e-6),
+    Row("kmeans-8", "k-means through FAISS, d = 8 (a PQ sub-vector), 256 codewords", "M vec·it/s", *kmeans(8, 256), DEBIAN,
+        3.0, 1e-6),
+    Row("kmeans-64", "k-means through FAISS, d = 64, 256 codewords", "M vec·it/s", *kmeans(64, 256), DEBIAN, 3.0, 1e-6),
+    Row("kmeans-128", "k-means through FAISS, d = 128, 1,024 codewords", "M vec·it/s", *kmeans(128, 1024), DEBIAN, 3.0,
+        1e-6),
+    Row("trace-write", "Writing a trace, content hash apart", "GB/s",
+        google("bench_trace", "trace_write/iterations:5/manual_time", "bytes_per_second"),
+        google("bench_trace", "plain_write/iterations:5/manual_time", "bytes_per_second"), "plain pwrite of the same bytes",
+        0.9, 1e-9),
+    Row("trace-read", "Reading keys and values of a trace as f32, page cache", "GB/s",
+        google("bench_trace", "trace_read/iterations:5/real_time", "bytes_per_second"), target=1.0, scale=1e-9),
+    Row("key-scan", "Table-lookup key scan, S = 256, 16 slots, one core", "G lookups/s",
+        google("bench_scan", "scan_fixed16/16", "lookups/s"), target=30.0, scale=1e-9),
+    Row("key-scan-8", "The same with 8-bit tables for the first pass", "G lookups/s",
+        google("bench_scan", "scan_coarse8/16", "lookups/s"), target=30.0, scale=1e-9),
+]
+KLD = ("kld", "KLD of the full vocabulary, llama.cpp ‖ ours, F32 weights and cache", 1e-8)
+
+
+def machine():
+    facts = {}
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    simd = [f for f in ("avx2", "avx512f", "avx512vbmi", "avx512_bf16") if f in flags]
+    compiler = subprocess.run(["c++", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    model = facts.get("model name", platform.machine())
+    if "cpu family" in facts:
+        model += f" (family {facts['cpu family']}, model {facts['model']})"
+    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "memory_GiB": round(memory), "simd": simd,
+            "system": system, "compiler": compiler}
+
+
+def find_peers(args):
+    given = os.environ.get("VQKV_PEERS_VENV")
+    folder = pathlib.Path(given) if given else PEERS / "venv"
+    python = folder / "bin" / "python"
+    if given and not python.exists():
+        raise SystemExit(f"error: VQKV_PEERS_VENV names {given}, which has no bin/python")
+    if args.peers and not given:
+        make_peers(folder)
+    return python if python.exists() else None
+
+
+def make_peers(folder):
+    python = folder / "bin" / "python"
+    if not python.exists():
+        note("making a virtual environment under build/peers")
+        if subprocess.run([sys.executable, "-c", "import ensurepip"], stderr=subprocess.DEVNULL).returncode != 0:
+            root = [] if os.geteuid() == 0 else ["sudo"]
+            subprocess.run([*root, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "python3-venv"],
+                           check=True, stdout=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, stdout=sys.stderr)
+    install = [str(python), "-m", "pip", "install", "--quiet"]
+    if subprocess.run([str(python), "-c", "import faiss, numpy, gguf"], stderr=subprocess.DEVNULL).returncode != 0:
+        note("installing faiss-cpu, numpy and gguf")
+        subprocess.run([*install, "faiss-cpu", "numpy", "gguf"], check=True, stdout=sys.stderr)
+    if subprocess.run([str(python), "-c", "import llama_cpp"], stderr=subprocess.DEVNULL).returncode != 0:
+        note("building llama-cpp-python for this processor, without a BLAS; this takes minutes")
+        subprocess.run([*install, "--no-binary", "llama-cpp-python", "llama-cpp-python"], check=True, stdout=sys.stderr,
+                       env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_BLAS=OFF"})
+
+
+def make_f32(python):
+    if not F32.exists():
+        note("dequantizing the model to an F32 GGUF")
+        subprocess.run([str(python), "tests/golden/make_f32_gguf.py", str(QUANTIZED), str(F32)], check=True,
+                       stdout=subprocess.DEVNULL)
+
+
+def number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def verdict(value, target, at_most=False):
+    if target is None:
+        return "–"
+    return "met" if (value <= target if at_most else value >= target) else "**missed**"
+
+
+def table(results):
+    lines = ["| row | what | ours | peer | ratio (range) | target | | date |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in ROWS:
+        r = results.get(row.name)
+        if r is None:
+            continue
+        if "needs" in r:
+            lines.append(f"| `{row.name}` | {row.title} | – | {row.peer_name} | needs {r['needs']} | – | – | {r['date']} |")
+            continue
+        ours = f"{number(r['ours'])} {row.unit}"
+        if "ratio" in r:
+            peer = f"{number(r['peer'])} ({row.peer_name})"
+            ratio = f"{r['ratio']:.2f} ({min(r['ratios']):.2f}–{max(r['ratios']):.2f})"
+            target, state = f"≥ {row.target:g}×", verdict(r["ratio"], row.target)
+        else:
+            peer, ratio = "–", "–"
+            target = "a ceiling" if row.target is None else f"≥ {row.target:g} {row.unit}"
+            state = verdict(r["ours"], row.target)
+        lines.append(f"| `{row.name}` | {row.title} | {ours} | {peer} | {ratio} | {target} | {state} | {r['date']} |")
+    name, title, target = KLD
+    if (r := results.get(name)) is not None:
+        if "needs" in r:
+            lines.append(f"| `{name}` | {title} | – | llama.cpp | needs {r['needs']} | – | – | {r['date']} |")
+        else:
+            lines.append(f"| `{name}` | {title}, {r['tokens']:,} positions | mean {r['kld_mean']:.1e}, max {r['kld_max']:.1e}, "
+                         f"same top {100 * r['same_top']:.2f} % | llama.cpp | – | ≤ {target:.0e} | "
+                         f"{verdict(r['kld_mean'], target, at_most=True)} | {r['date']} |")
+    return lines
+
+
+def report(results, facts):
+    latest = max(results.values(), key=lambda r: r["date"])
+    loads = [r["load"] for r in results.values()]
+    lines = [f"Machine: {facts['processor']}, {facts['cores']} cores, {facts['memory_GiB']} GiB, {', '.join(facts['simd'])}; "
+             f"{facts['system']}, {facts['compiler']}; revision {latest['revision']}. `OPENBLAS_CORETYPE` is unset. Load "
+             f"average while measuring: {min(loads):.1f}–{max(loads):.1f} on {facts['cores']} cores.", "", *table(results)]
+    return "\n".join(lines)
+
+
+def write_doc(text):
+    before = DOC.read_text()
+    if BEGIN not in before or END not in before:
+        raise SystemExit(f"error: {DOC.relative_to(ROOT)} has no '{BEGIN}' … '{END}'")
+    head, tail = before[:before.index(BEGIN)], before[before.index(END):]
+    DOC.write_text(f"{head}{BEGIN}\n{text}\n{tail}")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Speeds beside peers, paired in one run; medians of "
+                                     "paired rounds. Results go to out/bench/NAME.json; docs/benchmarks.md is written when "
+                                     "every row has one.")
+    names = [row.name for row in ROWS] + [KLD[0]]
+    parser.add_argument("--peers", action="store_true", help="install the peers into build/peers first")
+    parser.add_argument("--quick", action="store_true", help="3 short rounds instead of 5; docs are left alone")
+    parser.add_argument("--only", action="append", metavar="NAME", choices=names, help="a row; may be given again")
+    parser.add_argument("--build", default=None, metavar="DIR", help="a build that is there, e.g. build/ci")
+    parser.add_argument("--list", action="store_true", help="the rows' names")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(names))
+        return
+    os.chdir(ROOT)
+    OUT.mkdir(parents=True, exist_ok=True)
+    if args.build is None:
+        args.build = "build/bench"
+        for command in (["scripts/install-dependencies"], ["scripts/get-model"], ["scripts/build", "bench"]):
+            subprocess.run(command, check=True, stdout=sys.stderr)
+    if "OPENBLAS_CORETYPE" in os.environ:
+        note(f"unsetting OPENBLAS_CORETYPE={os.environ.pop('OPENBLAS_CORETYPE')}: it picks OpenBLAS's kernels, and can halve them")
+    facts = machine()
+    note(f"{facts['processor']}, {facts['cores']} cores, {', '.join(facts['simd'])}; {facts['compiler']}")
+    context = Context(args)
+    context.python = find_peers(args)
+    if context.python:
+        make_f32(context.python)
+    revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+    def keep(name, run):
+        note(name)
+        try:
+            result = run()
+        except Missing as e:
+            result = {"needs": str(e)}
+        result |= {"name": name, "date": datetime.date.today().isoformat(), "revision": revision, "load": os.getloadavg()[0],
+                   "machine": facts, "command": f"scripts/bench --peers --only {name}"}
+        (OUT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    with contextlib.closing(context):
+        for row in ROWS:
+            if not args.only or row.name in args.only:
+                keep(row.name, lambda: row.measure(context, 3 if args.quick else 5))
+        if not args.only or KLD[0] in args.only:
+            keep(KLD[0], lambda: kld_row(context))
+
+    results = {n: json.loads((OUT / f"{n}.json").read_text()) for n in names if (OUT / f"{n}.json").exists()}
+    text = report(results, facts)
+    print(text)
+    if args.quick or len(results) < len(names):
+        note("docs/benchmarks.md is left as it is (" + ("--quick" if args.quick else "not every row was measured") + ")")
+    else:
+        write_doc(text)
+
+
+if __name__ == "__main__":
+    main()
