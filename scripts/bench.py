@@ -42,14 +42,16 @@ class Context:
         self.environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
         self.environment["VQKV_MODEL"] = str(QUANTIZED)
 
-    def google(self, program, bench, counter="items_per_second"):
-        """One run of one Google Benchmark; its rate."""
+    def google(self, program, bench, counter="items_per_second", one_core=False):
+        """One run of one Google Benchmark; its rate. one_core: a single thread, and its processor time."""
         binary = self.build / "bench" / program
         if not binary.exists():
             raise Missing(f"{program}, which was not built")
         command = [str(binary), f"--benchmark_filter=^{re.escape(bench)}$", "--benchmark_format=json",
                    f"--benchmark_min_time={self.min_time}"]
-        run = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        cores = sorted(os.sched_getaffinity(0))
+        run = subprocess.run(command, env=self.environment, capture_output=True, text=True,
+                             preexec_fn=lambda: os.sched_setaffinity(0, cores[:1] if one_core else cores))
         if run.returncode != 0:
             raise SystemExit(f"error: {program} {bench} failed ({run.returncode}): {run.stderr.strip()[-400:]}")
         text = run.stdout
@@ -58,7 +60,7 @@ class Context:
             raise SystemExit(f"error: {program} has no bench '{bench}'")
         if rows[0].get("error_occurred"):
             raise Missing(rows[0].get("error_message", "something this processor lacks"))
-        return float(rows[0][counter])
+        return float(rows[0][counter]) * (rows[0]["real_time"] / rows[0]["cpu_time"] if one_core else 1)
 
     def serve(self, name, command, request, key):
         """Asks a peer process, started at the first request, for one number."""
@@ -76,9 +78,9 @@ class Context:
             raise SystemExit(f"error: the peer '{name}' ended at '{request}'; run it by hand: {' '.join(command)}")
         return float(json.loads(line)[key])
 
-    def llama(self, request):
-        command = ["tests/bench/peers/llama_peer.py", str(F32), "serve", "--threads", str(THREADS)]
-        return self.serve("llama.cpp", command, request, "tok_s")
+    def llama(self, request, threads):
+        command = ["tests/bench/peers/llama_peer.py", str(F32), "serve", "--threads", str(threads)]
+        return self.serve(f"llama.cpp, {threads} threads", command, request, "tok_s" if threads > 1 else "tok_processor_s")
 
     def faiss(self, bench):
         repeat = "1" if self.quick else "3"
@@ -136,8 +138,8 @@ def kld_row(context):
     return json.loads(run.stdout)
 
 
-def google(program, bench, counter="items_per_second"):
-    return lambda context: context.google(program, bench, counter)
+def google(program, bench, counter="items_per_second", one_core=False):
+    return lambda context: context.google(program, bench, counter, one_core)
 
 
 def pq(groups, entries):
@@ -149,6 +151,7 @@ def kmeans(width, entries):
     return google("bench_train", f"kmeans_ours/{width}/{entries}"), google("bench_train", f"kmeans_plain/{width}/{entries}")
 
 
+LLAMA = "llama.cpp, no BLAS"
 WHEEL = "faiss-cpu wheel, 1 thread"
 DEBIAN = "Debian's FAISS in the same process, 1 thread"
 ROWS = [
@@ -156,10 +159,13 @@ ROWS = [
     Row("memory", "Reading memory, all threads", "GB/s",
         google("bench_ceilings", "read_memory/0/real_time", "bytes_per_second"), scale=1e-9),
     Row("prefill", f"Prefill, SmolLM2-135M, fp32 weights, 512 tokens, {THREADS} threads", "tok/s",
-        google("bench_runtime", "prefill/512/real_time"), lambda c: c.llama("prefill"), "llama.cpp, no BLAS", 2.5),
+        google("bench_runtime", "prefill/512/real_time"), lambda c: c.llama("prefill", THREADS), LLAMA, 2.5),
+    Row("prefill-1", "The same, 1 thread", "tok/s", google("bench_runtime", "prefill/512/real_time", one_core=True),
+        lambda c: c.llama("prefill", 1), LLAMA),
     Row("decode", f"Decode after 512 tokens, fp32 weights, {THREADS} threads", "tok/s",
-        google("bench_runtime", "decode/512/iterations:64/real_time"), lambda c: c.llama("decode"), "llama.cpp, no BLAS",
-        1.0),
+        google("bench_runtime", "decode/512/iterations:64/real_time"), lambda c: c.llama("decode", THREADS), LLAMA, 1.0),
+    Row("decode-1", "The same, 1 thread", "tok/s",
+        google("bench_runtime", "decode/512/iterations:64/real_time", one_core=True), lambda c: c.llama("decode", 1), LLAMA),
     Row("pq-assign", "PQ 16×256 assignment, d = 128, 1 thread", "M vec/s", *pq(16, 256), WHEEL, 4.0, 1e-6),
     Row("pq-assign-32", "PQ 32×256 assignment, d = 128, 1 thread", "M vec/s", *pq(32, 256), WHEEL, 4.0, 1e-6),
     Row("rvq-encode", "RVQ 8×256 encoding, beam 5, d = 128, 1 thread", "M vec/s",
@@ -262,10 +268,11 @@ def table(results):
         if "ratio" in r:
             peer = f"{number(r['peer'])} ({row.peer_name})"
             ratio = f"{r['ratio']:.2f} ({min(r['ratios']):.2f}–{max(r['ratios']):.2f})"
-            target, state = f"≥ {row.target:g}×", verdict(r["ratio"], row.target)
+            target = "–" if row.target is None else f"≥ {row.target:g}×"
+            state = verdict(r["ratio"], row.target)
         else:
             peer, ratio = "–", "–"
-            target = "a ceiling" if row.target is None else f"≥ {row.target:g} {row.unit}"
+            target = "–" if row.target is None else f"≥ {row.target:g} {row.unit}"
             state = verdict(r["ours"], row.target)
         lines.append(f"| `{row.name}` | {row.title} | {ours} | {peer} | {ratio} | {target} | {state} | {r['date']} |")
     name, title, target = KLD

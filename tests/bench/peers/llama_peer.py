@@ -81,18 +81,21 @@ class Speed:
         self.facts = {"engine": "llama.cpp", "version": llama_cpp.__version__, "threads": args.threads,
                       "prompt": args.prompt, "new": args.new}
 
-    def prefill(self) -> float:
+    def prefill(self) -> dict:
         self.engine.clear()
-        start = time.perf_counter()
-        self.engine.run(self.ids, 0, "last")
-        return self.args.prompt / (time.perf_counter() - start)
+        return self._rate(self.args.prompt, lambda: self.engine.run(self.ids, 0, "last"))
 
-    def decode(self) -> float:
+    def decode(self) -> dict:
         """After a prefill."""
-        start = time.perf_counter()
-        for step in range(self.args.new):
-            self.engine.run([1000 + step], self.args.prompt + step, "last")
-        return self.args.new / (time.perf_counter() - start)
+        return self._rate(self.args.new, lambda: [self.engine.run([1000 + step], self.args.prompt + step, "last")
+                                                  for step in range(self.args.new)])
+
+    @staticmethod
+    def _rate(tokens, work) -> dict:
+        wall, processor = time.perf_counter(), time.process_time()
+        work()
+        return {"tok_s": tokens / (time.perf_counter() - wall),
+                "tok_processor_s": tokens / (time.process_time() - processor)}
 
 
 def speed(args) -> dict:
@@ -101,8 +104,8 @@ def speed(args) -> dict:
     for repeat in range(args.repeat + 1):
         rates = engine.prefill(), engine.decode()
         if repeat:  # the first run warms up
-            prefill.append(rates[0])
-            decode.append(rates[1])
+            prefill.append(rates[0]["tok_s"])
+            decode.append(rates[1]["tok_s"])
     return {**engine.facts, "prefill_tok_s": round(statistics.median(prefill), 1),
             "decode_tok_s": round(statistics.median(decode), 2)}
 
@@ -114,7 +117,7 @@ def serve(args) -> None:
         rate = engine.prefill()
         if line.strip() == "decode":
             rate = engine.decode()
-        print(json.dumps({**engine.facts, "tok_s": rate}), flush=True)
+        print(json.dumps({**engine.facts, **rate}), flush=True)
 
 
 def logits(args) -> dict:
