@@ -213,12 +213,16 @@ TEST_CASE("extrapolation, subsamples and curves are named in the row", "[runner]
   CHECK(curve["half"].get<double>() > 0);
   CHECK(r.cells[0].flagged("undertrained") == (curve["full"].get<double>() - curve["twice"].get<double>() > 0.05 * curve["full"].get<double>()));
 
-  // Train rows that end early: the first 40 tokens of a document are its first 40 positions.
+  // Document 0 ends at position 79, the tested ones at 159; with document 1 the positions are covered.
   const std::string split = dir / "split.trace.h5";
-  write_sweep_trace(split, 5, 160, 1, 1);
-  options.folder = dir / "few";
-  run_plan(small_plan(split, "", codec + "train: {curve: false}\n"), options);
-  CHECK_FALSE(load_results(options.folder).cells[0].flagged("extrapolated"));
+  write_sweep_trace(split, 5, 160, 1, 1, 16, 1, 80);
+  const auto flagged = [&](const std::string& train) {
+    options.folder = dir / ("train-" + train);
+    run_plan(make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [{}], select: [2], report: [3, 4]}}\n{}", split, train, codec), "s.yaml")), options);
+    return load_results(options.folder).cells[0].flagged("extrapolated");
+  };
+  CHECK(flagged("0"));
+  CHECK_FALSE(flagged("0, 1"));
   CHECK(r.plan["traces"][0]["layers"] == 3);
 }
 

@@ -25,7 +25,7 @@ struct TestFolder {
 };
 
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2, int kv_heads = 2,
-                              int head_dim = 16, uint64_t seed = 1) {
+                              int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0) {
   TraceInfo info;
   CacheShape& s = info.shape;
   s.layers = layers;
@@ -42,8 +42,8 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
   info.provenance = {{"tool", "test"}};
   std::vector<std::string> names;
   for (int i = 0; i < documents; ++i) names.push_back("doc" + std::to_string(i) + ".txt");
-  const int64_t every = 8, queries = tokens / every;
-  TraceWriter writer(path, info, names, documents * tokens, documents * queries);
+  const int64_t every = 8;
+  TraceWriter writer(path, info, names, documents * tokens, documents * tokens / every);
   const Rng root(seed);
   const auto fill = [&](Matrix<float>& m, Rng rng, Rng shape, double outlier) {
     // Channel scales and a shared direction a head are drawn once (`shape`), rows from `rng`.
@@ -59,7 +59,11 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
         m(r, c) = static_cast<float>(scale[static_cast<size_t>(c)] * rng.normal() + common * direction[static_cast<size_t>(c)]);
     }
   };
+  const int64_t longest = tokens;
   for (int doc = 0; doc < documents; ++doc) {
+    // The first document may be shorter than the others.
+    tokens = doc == 0 && first_document > 0 ? first_document : longest;
+    const int64_t queries = tokens / every;
     TraceWindowData w;
     w.document = doc;
     Rng ids = root.split(900 + static_cast<uint64_t>(doc));
