@@ -1,8 +1,11 @@
 // vqkv-eval: replays generation with a compressed cache and says what it cost.
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <fmt/format.h>
+#include <algorithm>
+#include <iostream>
 
 #include "common/tool.h"
+#include "core/error.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
 #include "verbs.h"
@@ -20,7 +23,7 @@ struct Flags {
 
 void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
-  auto* codec = verb.add_option("--codec", o.codecs, "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable");
+  auto* codec = verb.add_option("--codec", o.codecs, "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")->allow_extra_args(false);
   if (needs_codec) codec->required();
   verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
   verb.add_option("--attention", o.attention, "attention backend: auto, reference, cpu-reconstruct, cpu-table")->capture_default_str();
@@ -28,13 +31,39 @@ void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   verb.add_option("--format", f.format, "md, csv, json or jsonl")->capture_default_str()->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
   verb.add_flag("--json", f.json, "short for --format json");
   verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
-  verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
+  auto* quiet = verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
+  verb.add_flag("-v,--verbose", f.verbose, "more on stderr")->excludes(quiet);
 }
 
 void add_text(CLI::App& verb, TextOptions& t) {
   verb.add_option("--text", t.texts, "text files, one document a file")->check(CLI::ExistingFile);
   verb.add_option("--token-ids", t.token_ids, "files of token ids instead of texts")->check(CLI::ExistingFile);
-  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document");
+  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document; 0: all")->check(CLI::NonNegativeNumber);
+}
+
+// CLI11 names what it did not expect; this adds what was probably meant.
+std::string suggestion(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* verb = nullptr;
+  std::vector<std::string> known;
+  for (const CLI::App* s : app.get_subcommands([](const CLI::App*) { return true; })) {
+    known.push_back(s->get_name());
+    if (argc > 1 && s->get_name() == argv[1]) verb = s;
+  }
+  if (!verb) {
+    const std::string near = argc > 1 && argv[1][0] != '-' ? nearest_name(argv[1], known) : "";
+    return near.empty() ? "" : fmt::format("'{}' is not a verb; did you mean '{}'?", argv[1], near);
+  }
+  known.clear();
+  for (const CLI::Option* o : verb->get_options())
+    if (!o->get_group().empty())
+      for (const auto& name : o->get_lnames()) known.push_back("--" + name);
+  for (int i = 2; i < argc; ++i) {
+    const std::string word = std::string(argv[i]).substr(0, std::string(argv[i]).find('='));
+    if (!word.starts_with("--") || std::find(known.begin(), known.end(), word) != known.end()) continue;
+    const std::string near = nearest_name(word, known);
+    return fmt::format("'{}' is not an option of {}{}", word, verb->get_name(), near.empty() ? "" : "; did you mean '" + near + "'?");
+  }
+  return "";
 }
 
 }  // namespace
@@ -57,13 +86,13 @@ int main(int argc, char** argv) {
   add_common(*r, replay.common, flags, true);
   add_text(*r, replay.text);
   r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant")->capture_default_str();
-  r->add_option("--context", replay.context, "tokens a window; windows don't overlap")->capture_default_str();
-  r->add_option("--windows", replay.windows, "windows, taken from the documents in turn; 0: all")->capture_default_str();
+  r->add_option("--context", replay.context, "tokens a window; windows don't overlap")->capture_default_str()->check(CLI::Range(2, 1 << 24));
+  r->add_option("--windows", replay.windows, "windows, taken from the documents in turn; 0: all")->capture_default_str()->check(CLI::NonNegativeNumber);
   r->add_option("--block", replay.block, "queries a block in mode forced")->capture_default_str()->check(CLI::Range(1, 1 << 20));
-  r->add_option("--prompt", replay.prompt, "exact prompt of mode prefill-exact; default half the context");
+  r->add_option("--prompt", replay.prompt, "tokens of the exact prompt in mode prefill-exact; 0: half the context")->capture_default_str()->check(CLI::NonNegativeNumber);
   r->add_option("--buckets", replay.buckets, "position buckets in the JSON")->capture_default_str()->check(CLI::Range(1, 1024));
-  r->add_flag("!--no-window-rows", replay.no_window_rows, "leave out the rows without any window");
-  r->add_flag("!--no-self-noise", replay.self_noise, "leave out the self-noise row");
+  r->add_flag("!--skip-no-window", replay.no_window_rows, "leave out the rows without any window (half the time)");
+  r->add_option("--metrics", replay.metrics, "groups of columns: kld, ppl")->capture_default_str()->delimiter(',')->check(CLI::IsMember({"kld", "ppl"}));
   r->add_option("-o,--out", replay.out, "also write the full JSON to this file");
   r->footer("Examples:\n"
             "  vqkv-eval replay --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --codec out/best.codec.h5 --text data/jargon-3.txt\n"
@@ -71,14 +100,16 @@ int main(int argc, char** argv) {
 
   auto* g = app.add_subcommand("generate", "exact and compressed side by side, with the first divergence");
   add_common(*g, generate.common, flags, true);
-  g->add_option("--prompt", generate.prompt, "prompt text");
-  g->add_option("--prompt-file", generate.prompt_file, "prompt from a file")->check(CLI::ExistingFile);
+  auto* prompt = g->add_option("--prompt", generate.prompt, "prompt text");
+  g->add_option("--prompt-file", generate.prompt_file, "prompt from a UTF-8 file")->check(CLI::ExistingFile)->excludes(prompt);
   g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
-  g->add_option("--new-tokens", generate.new_tokens, "tokens to generate")->capture_default_str();
+  g->add_flag("--exact-prefill", generate.exact_prefill, "the prompt attends to exact K and V and is coded once at its end");
+  g->add_option("--new-tokens", generate.new_tokens, "tokens to generate, at most")->capture_default_str()->check(CLI::Range(1, 1 << 24));
+  g->add_flag("--ignore-stop", generate.ignore_stop, "go on after a stop token");
   g->add_option("--temperature", generate.temperature, "0: greedy")->capture_default_str();
   g->add_option("--top-k", generate.top_k, "0: off")->capture_default_str();
   g->add_option("--top-p", generate.top_p, "1: off")->capture_default_str();
-  g->add_option("--seed", generate.seed, "of the sampler")->capture_default_str();
+  g->add_option("--seed", generate.seed, "of the sampler, the same for every cache")->capture_default_str();
   g->footer("Examples:\n"
             "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
             "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/kjv-0.txt --new-tokens 128 cache.window=16");
@@ -86,7 +117,7 @@ int main(int argc, char** argv) {
   auto* m = app.add_subcommand("memory", "bytes by kind, allocator and process peak at several contexts");
   add_common(*m, memory.common, flags, false);
   m->add_option("--context", memory.contexts, "contexts, e.g. 1k,4k,32k")->capture_default_str();
-  m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")->capture_default_str();
+  m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")->capture_default_str()->check(CLI::NonNegativeNumber);
   m->add_option("--child-context", memory.child_context, "")->group("");
   m->footer("Examples:\n"
             "  vqkv-eval memory --model M --codec c.codec.h5\n"
@@ -109,12 +140,14 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e, std::cout, std::cerr);
-    return code == 0 ? kExitOk : kExitUsage;
+    if (app.exit(e, std::cout, std::cerr) == 0) return kExitOk;
+    if (const std::string hint = suggestion(app, argc, argv); !hint.empty()) std::cerr << hint << "\n";
+    return kExitUsage;
   }
 
   return run_tool([&] {
     if (flags.quiet) set_log_level(LogLevel::kWarning);
+    if (flags.verbose) set_log_level(LogLevel::kDebug);
     if (flags.threads > 0) set_thread_count(flags.threads);
     const TableFormat format = flags.json ? TableFormat::kJson : table_format_from_name(flags.format);
     const std::string command = command_line(argc, argv);

@@ -1,26 +1,53 @@
 // Bytes of a cache: the ledger by kind, what the allocator saw, and what the process peaked at. Each peak comes from a
 // fresh child process, since a peak never goes down.
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstdio>
+#include <filesystem>
 
+#include "codec/codec_archive.h"
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/rng.h"
+#include "core/thread_pool.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
 namespace {
 
-// Runs this program again with one codec and one context and reads the JSON line it prints.
+// What a child is given: a file, since a codec trained in the child would count in its peak.
+struct ChildCodec {
+  std::string spec;
+  std::filesystem::path temporary;
+  ~ChildCodec() {
+    std::error_code ignored;
+    if (!temporary.empty()) std::filesystem::remove_all(temporary, ignored);
+  }
+};
+
+void hand_over(const LoadedCodec& codec, ChildCodec& child) {
+  if (!codec.policy.codes && codec.label == "exact") {
+    child.spec = "exact";
+    return;
+  }
+  std::string name = (std::filesystem::temp_directory_path() / "vqkv-memory-XXXXXX").string();
+  if (mkdtemp(name.data()) == nullptr) fail_data(fmt::format("{}: no folder could be made there", name));
+  child.temporary = name;
+  child.spec = (child.temporary / "c.codec.h5").string();
+  save_codec_set(*codec.codecs, child.spec, {{"cache", codec.cache}});
+}
+
+// Runs this program again with one codec and one context and reads the JSON line it prints. Null when interrupted.
 Json measure_in_child(const MemoryVerb& v, const std::string& codec, int64_t context) {
   std::vector<std::string> arguments{"vqkv-eval", "memory", "--model", v.common.model, "--codec", codec, "--attention", v.common.attention,
-                                     "--weights", v.common.weights, "--child-context", std::to_string(context), "-q"};
-  arguments.insert(arguments.end(), v.common.overrides.begin(), v.common.overrides.end());
+                                     "--weights", v.common.weights, "--child-context", std::to_string(context), "--threads",
+                                     std::to_string(thread_count()), "-q"};
   std::vector<char*> argv;
   for (auto& a : arguments) argv.push_back(a.data());
   argv.push_back(nullptr);
@@ -38,10 +65,20 @@ Json measure_in_child(const MemoryVerb& v, const std::string& codec, int64_t con
   close(pipe_ends[1]);
   std::string text;
   std::array<char, 4096> buffer{};
-  for (ssize_t n; (n = read(pipe_ends[0], buffer.data(), buffer.size())) > 0;) text.append(buffer.data(), static_cast<size_t>(n));
+  while (true) {
+    const ssize_t n = read(pipe_ends[0], buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) {
+      kill(child, interrupt_signal());  // a signal to this process alone
+      continue;
+    }
+    if (n <= 0) break;
+    text.append(buffer.data(), static_cast<size_t>(n));
+  }
   close(pipe_ends[0]);
   int status = 0;
-  waitpid(child, &status, 0);
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (interrupted()) return nullptr;
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
     fail_internal(fmt::format("the child process that measured {} tokens ended with status {}", context, status));
   return parse_json(text, "child process");
@@ -60,10 +97,11 @@ int run_child(const MemoryVerb& v) {
   std::vector<int32_t> tokens(static_cast<size_t>(v.child_context));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(model->facts().vocab)));
   constexpr int64_t kBlock = 128;
-  for (int64_t at = 0; at < v.child_context; at += kBlock) {
+  for (int64_t at = 0; at < v.child_context && !interrupted(); at += kBlock) {
     const int64_t n = std::min(kBlock, v.child_context - at);
     model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session, LogitRows::kNone, {});
   }
+  if (interrupted()) return kExitOk;
   const Json out = {{"ledger", cache.bytes().to_json()}, {"total", cache.bytes().total_sequence()}, {"allocator", memory.live()},
                     {"allocator_peak", memory.peak()}, {"process_peak", peak_rss_bytes()}, {"process_loaded", loaded}, {"path", backend->name()}};
   std::fputs((out.dump() + "\n").c_str(), stdout);
@@ -74,21 +112,27 @@ int run_child(const MemoryVerb& v) {
 
 int run_memory(const MemoryVerb& v) {
   if (v.child_context >= 0) return run_child(v);
+  make_attention_backend(v.common.attention);
+  const auto contexts = parse_counts(v.contexts);
+  for (const int64_t context : contexts)
+    if (context < 1 || context > (int64_t{1} << 24)) fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));
   const ModelFacts model = read_model_facts(v.common.model);
   const CacheShape shape = model.cache_shape();
-  std::vector<std::string> specs{"exact"};
-  for (const auto& c : v.common.codecs)
-    if (c != "exact") specs.push_back(c);
+  std::vector<LoadedCodec> codecs{load_codec("exact", v.common, model)};
+  for (auto& codec : load_codecs(v.common, model))
+    if (codec.policy.codes || codec.label != "exact") codecs.push_back(std::move(codec));
+  if (interrupted()) return kExitOk;
   Table table{{{"codec", "codec", "", false}, {"context", "context", "{:.0f}"}, {"bits_per_value", "bits/value"  , "{:.3f}"},
                {"bits_per_value_1", "with books, 1 seq", "{:.3f}"}, {"bits_per_value_64", "64 seq", "{:.3f}"}, {"total", "resident", "{:.0f}"},
                {"codes", "codes", "{:.0f}"}, {"side", "side", "{:.0f}"}, {"overlay", "overlay", "{:.0f}"}, {"sinks", "sinks", "{:.0f}"},
                {"window", "window", "{:.0f}"}, {"padding", "padding", "{:.0f}"}, {"index", "index", "{:.0f}"}, {"workspace", "workspace", "{:.0f}"},
                {"codebooks", "books (model)", "{:.0f}"}, {"allocator", "allocator", "{:.0f}"}, {"allocator_peak", "allocator peak", "{:.0f}"},
                {"process_peak", "process peak", "{:.0f}"}, {"path", "path", "", false}}, {}};
-  for (const auto& spec : specs) {
-    const auto codec = load_codec(spec, v.common, model);
-    for (const int64_t context : parse_counts(v.contexts)) {
-      if (interrupted()) return kExitOk;
+  for (const LoadedCodec& codec : codecs) {
+    ChildCodec child;
+    hand_over(codec, child);
+    for (const int64_t context : contexts) {
+      if (interrupted()) break;
       const ByteLedger ledger = ledger_at(*codec.codecs, codec.policy, context);
       Json row = ledger.to_json();
       row["codec"] = codec.label;
@@ -99,13 +143,14 @@ int run_memory(const MemoryVerb& v) {
       row["bits_per_value_64"] = bits_per_value(ledger, shape, context, 64);
       if (context <= v.measured_up_to && context <= model.context_length) {
         log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
-        const Json measured = measure_in_child(v, spec, context);
+        const Json measured = measure_in_child(v, child.spec, context);
+        if (measured.is_null()) break;
         for (const char* key : {"allocator", "allocator_peak", "process_peak", "process_loaded", "path"}) row[key] = measured[key];
         if (measured["total"] != measured["allocator"])
           fail_internal(fmt::format("the ledger says {} bytes and the allocator {} at {} tokens of {}", measured["total"].dump(),
                                     measured["allocator"].dump(), context, codec.label));
       }
-      table.rows.push_back(row);
+      table.rows.push_back(std::move(row));
     }
   }
   print(table, v.common.format);

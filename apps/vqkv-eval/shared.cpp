@@ -1,12 +1,15 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <cmath>
 #include <filesystem>
 #include <numeric>
+#include <set>
 
 #include "codec/codec_archive.h"
 #include "common/tool.h"
 #include "config/config.h"
+#include "core/log.h"
 #include "experiment/runner.h"
 #include "model/text_input.h"
 #include "verbs.h"
@@ -16,63 +19,128 @@ namespace {
 
 bool ends_with(const std::string& s, const std::string& end) { return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0; }
 
-void require_same_shape(const CacheShape& have, const ModelFacts& model, const std::string& what) {
-  const CacheShape want = model.cache_shape();
+void require_same_model(const CodecSet& codecs, const ModelFacts& model, const std::string& what) {
+  const CacheShape &have = codecs.shape(), want = model.cache_shape();
   if (have.layers != want.layers || have.q_heads != want.q_heads || have.kv_heads != want.kv_heads || have.head_dim != want.head_dim)
     fail_data(fmt::format("{}: made for {} layers, {}/{} heads of {}; {} has {} layers, {}/{} heads of {}", what, have.layers, have.q_heads, have.kv_heads,
                           have.head_dim, model.name, want.layers, want.q_heads, want.kv_heads, want.head_dim));
+  if (!codecs.model_hash().empty() && codecs.model_hash() != model.hash)
+    fail_data(fmt::format("{}: trained on the model with hash {}; {} has {}", what, codecs.model_hash(), model.name, model.hash));
+  // Without a hash (a trace from elsewhere) the rotation at least must agree. 1e-5: float frequencies of other programs.
+  bool same = have.rope.rotary_dim == want.rope.rotary_dim && have.rope.inverse_frequency.size() == want.rope.inverse_frequency.size();
+  for (size_t p = 0; same && p < have.rope.inverse_frequency.size(); ++p)
+    same = std::fabs(have.rope.inverse_frequency[p] - want.rope.inverse_frequency[p]) <= 1e-5 * want.rope.inverse_frequency[p];
+  if (!same) fail_data(fmt::format("{}: made for another rotary embedding (theta {}, scaling {}) than that of {} (theta {}, scaling {})", what, have.rope.theta,
+                                   have.rope.scaling, model.name, want.rope.theta, want.rope.scaling));
+}
+
+// There is no fallback inside a backend: what it can't run is said before anything runs.
+void require_backend(const std::string& name, const LoadedCodec& codec) {
+  if (name == "auto" || !codec.policy.codes) return;
+  const auto backend = make_attention_backend(name);
+  std::set<const Codec*> seen;
+  for (const TrainedUnit& u : codec.codecs->units()) {
+    if (!seen.insert(u.codec.get()).second) continue;
+    if (const auto reason = backend->can(u.codec->plan(), u.spec.unit.role))
+      fail_unavailable(fmt::format("--attention {} can't run {}: {} of layer {}: {}", name, codec.label, role_name(u.spec.unit.role), u.spec.unit.layer, *reason));
+  }
+}
+
+// `cache` is canonical: what is written for both roles stands under k and v there.
+void override_cache(Json& cache, const std::string& assignment) {
+  Config config;
+  config.tree["cache"] = cache;
+  apply_override(config, assignment);
+  const std::string path = assignment.substr(0, assignment.find('='));
+  const std::string key = path.substr(path.find('.') + 1);
+  Json& after = config.tree["cache"];
+  for (const char* shared : {"rule", "window", "flush", "residual"}) {
+    if (key != shared) continue;
+    for (const char* role : {"k", "v"}) after[role][key] = after[key];
+    after.erase(key);
+  }
+  cache = canonical_cache_config(after);
+  const bool reached = key.find('.') != std::string::npos ? find_path(cache, key) != nullptr
+                                                          : cache.contains(key) || (cache["k"].contains(key) && cache["v"].contains(key));
+  if (!reached) fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule first", assignment, cache["k"].dump(), cache["v"].dump()));
 }
 
 LoadedCodec load_archive(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
   LoadedCodec out;
-  std::string name = std::filesystem::path(path).filename().string();
+  const std::string name = std::filesystem::path(path).filename().string();
   out.label = name.substr(0, name.find(".codec.h5"));
-  out.codecs = std::make_shared<const CodecSet>(load_codec_set(path));
-  require_same_shape(out.codecs->shape(), model, path);
-  if (!out.codecs->model_hash().empty() && out.codecs->model_hash() != model.hash)
-    fail_data(fmt::format("{}: trained on a model with hash {}, but {} has {}", path, out.codecs->model_hash(), model.name, model.hash));
-  Config config;
-  config.tree = Json::object();
-  if (out.codecs->config().contains("cache")) config.tree["cache"] = out.codecs->config()["cache"];
+  Json facts;
+  out.codecs = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
+  require_same_model(*out.codecs, model, path);
+  if (!facts.contains("cache")) log_warning(fmt::format("{}: names no cache section; the default one is used", path));
+  try {
+    out.cache = canonical_cache_config(facts.value("cache", Json::object()));
+  } catch (const Error& e) {
+    fail_data(fmt::format("{}: {}", path, e.what()));
+  }
   for (const auto& o : common.overrides) {
     if (o.rfind("cache.", 0) != 0)
-      fail_usage(fmt::format("'{}': a frozen codec takes only cache.* overrides; its codec: section is trained", o));
-    apply_override(config, o);
+      fail_usage(fmt::format("'{}': a frozen codec takes only cache.* overrides; the rest of its configuration is trained in", o));
+    override_cache(out.cache, o);
   }
-  out.policy = CachePolicy::from_json(config.tree.value("cache", Json::object()));
   return out;
 }
 
 LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
   Config config = load_config(path);
   for (const auto& o : common.overrides) apply_override(config, o);
-  const TrainedCell cell = train_cell(config);
+  const Plan plan = make_plan(config);
+  if (plan.cells.size() != 1) fail_usage(fmt::format("{}: holds {} cells; --codec takes one: leave `sweep:` out, or export a cell of a run", path, plan.cells.size()));
+  const Json& cell = plan.cells[0];
+  if (cell.contains("skip")) fail_usage(fmt::format("{}: can't be built: {}", path, cell["skip"].get<std::string>()));
+  const CellConfig typed = config_of(cell);
+  if (!typed.layers.empty() || !typed.heads.empty()) fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
+  log_info(fmt::format("training {} on {}", path, typed.trace));
   LoadedCodec out;
   out.label = std::filesystem::path(path).stem().string();
-  out.codecs = cell.codecs;
-  out.policy = cell.policy;
-  require_same_shape(out.codecs->shape(), model, path);
-  if (out.codecs->model_hash() != model.hash) fail_data(fmt::format("{}: its trace is of another model ({})", path, out.codecs->model_hash()));
+  out.codecs = codecs_of_cell(cell, [] { return interrupted(); });
+  if (!out.codecs) return out;
+  require_same_model(*out.codecs, model, path);
+  out.cache = typed.cache;
   return out;
 }
 
 }  // namespace
 
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
+  make_attention_backend(common.attention);  // a wrong name is told before the model is read
   return load_model(common.model, {.weights = dtype_from_name(common.weights)});
 }
 
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model) {
-  if (spec == "exact") return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact()};
-  if (ends_with(spec, ".h5")) return load_archive(spec, common, model);
-  if (ends_with(spec, ".yaml") || ends_with(spec, ".yml")) return train_cell_file(spec, common, model);
-  fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml", spec));
+  if (spec == "exact") return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}};
+  LoadedCodec out;
+  if (ends_with(spec, ".h5")) out = load_archive(spec, common, model);
+  else if (ends_with(spec, ".yaml") || ends_with(spec, ".yml")) out = train_cell_file(spec, common, model);
+  else fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml", spec));
+  if (!out.codecs) return out;
+  out.policy = CachePolicy::from_json(out.cache);
+  require_backend(common.attention, out);
+  return out;
 }
 
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model) {
   std::vector<LoadedCodec> out;
-  for (const auto& spec : common.codecs) out.push_back(load_codec(spec, common, model));
+  for (const auto& spec : common.codecs) {
+    out.push_back(load_codec(spec, common, model));
+    if (!out.back().codecs) return {};
+  }
+  // Rows are told apart by their labels.
+  for (size_t i = 0; i < out.size(); ++i) {
+    int same = 0;
+    for (size_t j = 0; j < i; ++j) same += std::filesystem::path(common.codecs[j]).filename() == std::filesystem::path(common.codecs[i]).filename();
+    if (same > 0) out[i].label += fmt::format(" #{}", same + 1);
+  }
   return out;
+}
+
+std::string printable(const std::string& bytes) {
+  return Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
 }
 
 std::vector<ReplayText> read_texts(const TextOptions& text, const Tokenizer& tokenizer) {
@@ -110,7 +178,7 @@ int run_ls(const std::string& what, TableFormat format) {
     table.rows = {{{"mode", "forced"}, {"meaning", "what decoding token by token does, computed in blocks"}},
                   {{"mode", "stepwise"}, {"meaning", "token by token; equals forced up to rounding"}},
                   {{"mode", "prefill-exact"}, {"meaning", "exact attention over the prompt, coded once, then as forced"}},
-                  {{"mode", "fake-quant"}, {"meaning", "every K and V decoded, the token's own included, no window; some papers' perplexity"}}};
+                  {{"mode", "fake-quant"}, {"meaning", "every K and V beyond the sinks decoded, the token's own included, no window; some papers' perplexity"}}};
   }
   print(table, format);
   return kExitOk;

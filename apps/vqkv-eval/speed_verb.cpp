@@ -29,12 +29,17 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
   constexpr int64_t kBlock = 512;
   for (int64_t at = 0; at < v.prompt_tokens; at += kBlock) {
     const int64_t n = std::min(kBlock, v.prompt_tokens - at);
-    model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session, LogitRows::kLast, logits);
+    model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session,
+                  at + n == v.prompt_tokens ? LogitRows::kLast : LogitRows::kNone, at + n == v.prompt_tokens ? logits.view() : MutMatrix());
+    if (interrupted()) return;
   }
-  out.prefill.push_back(static_cast<double>(v.prompt_tokens) / time.seconds());
+  if (interrupted()) return;
+  const double prefill = static_cast<double>(v.prompt_tokens) / time.seconds();
   time.restart();
-  for (int64_t i = 0; i < v.new_tokens; ++i)
+  for (int64_t i = 0; i < v.new_tokens && !interrupted(); ++i)
     model.forward(tokens.subspan(static_cast<size_t>(v.prompt_tokens + i), 1), session, LogitRows::kLast, logits);
+  if (interrupted()) return;
+  out.prefill.push_back(prefill);
   if (v.new_tokens > 0) out.decode.push_back(static_cast<double>(v.new_tokens) / time.seconds());
   out.encode.push_back(cache.encode_seconds());
   out.attend.push_back(session.attend_seconds());
@@ -50,7 +55,8 @@ int run_speed(const SpeedVerb& v) {
     fail_usage(fmt::format("{} + {} tokens are beyond the model's context of {}", v.prompt_tokens, v.new_tokens, facts.context_length));
   std::vector<LoadedCodec> codecs{load_codec("exact", v.common, facts)};
   for (auto& c : load_codecs(v.common, facts))
-    if (c.label != "exact") codecs.push_back(std::move(c));
+    if (c.policy.codes || c.label != "exact") codecs.push_back(std::move(c));
+  if (interrupted()) return kExitOk;
   Rng rng(1);
   std::vector<int32_t> tokens(static_cast<size_t>(v.prompt_tokens + v.new_tokens));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(facts.vocab)));
@@ -60,9 +66,10 @@ int run_speed(const SpeedVerb& v) {
   measure(*model, codecs[0], v, tokens, warm_up);
   Progress progress("speed: round", v.repeats);
   for (int r = 0; r < v.repeats && !interrupted(); ++r) {
-    for (size_t c = 0; c < codecs.size(); ++c) measure(*model, codecs[c], v, tokens, times[c]);
+    for (size_t c = 0; c < codecs.size(); ++c) measure(*model, codecs[c], v, tokens, times[c]);  // alternating: drift hits all alike
     progress.update(r + 1);
   }
+  if (times[0].prefill.empty()) return kExitOk;
   const auto median = [](const std::vector<double>& x) { return x.empty() ? 0.0 : quantile(x, 0.5); };
   const auto paired = [&](const std::vector<double>& x, const std::vector<double>& exact) {
     std::vector<double> ratios;

@@ -8,6 +8,7 @@
 #include "cache/policy.h"
 #include "codec/codec_set.h"
 #include "common/table.h"
+#include "core/json.h"
 #include "generation/replay.h"
 #include "model/runtime.h"
 
@@ -36,17 +37,17 @@ struct ReplayVerb {
   int64_t context = 1024, windows = 6, block = 128, prompt = 0;
   int buckets = 4;
   bool no_window_rows = true;
-  bool self_noise = true;
+  std::vector<std::string> metrics{"kld", "ppl"};
   std::string out;                      // also write the full JSON here
 };
 
 struct GenerateVerb {
   CommonOptions common;
   std::string prompt, prompt_file;
-  bool chat = false;
+  bool chat = false, exact_prefill = false, ignore_stop = false;
   int64_t new_tokens = 64;
   double temperature = 0, top_p = 1;
-  int top_k = 0;
+  int64_t top_k = 0;
   uint64_t seed = 1;
 };
 
@@ -75,14 +76,19 @@ struct LoadedCodec {
   std::string label;
   std::shared_ptr<const CodecSet> codecs;
   CachePolicy policy;
+  Json cache;                           // the policy's canonical section
 };
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
-// Refuses a codec that was trained for another model (kBadData).
+// Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
+// codecs when a training was interrupted.
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);
+// All of --codec; empty when a training was interrupted.
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
 std::vector<ReplayText> read_texts(const TextOptions& text, const Tokenizer& tokenizer);
 // The same policy without any window: only a token's own exact form (and a tail shorter than a codec block).
 CachePolicy without_window(const LoadedCodec& codec);
+// UTF-8 for a table or JSON: bytes of a token that are only part of a character become U+FFFD.
+std::string printable(const std::string& bytes);
 // Bits per cached value that `ledger` holds at `tokens` tokens of context.
 double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
 

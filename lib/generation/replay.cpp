@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "cache/impl.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
@@ -42,17 +44,24 @@ struct Runner {
     session = std::make_unique<KvSession>(*cache, *backend);
   }
 
-  // Feeds tokens in the candidate's own manner; logits gets a row a token.
+  // Feeds tokens in the candidate's own manner; logits gets a row a token. A fake-quant stretch is one block, since its
+  // queries see the codes of tokens after them in a codec block.
   void feed(ModelRuntime& model, std::span<const int32_t> tokens, MutMatrix logits, Visibility visibility) {
     const int64_t n = static_cast<int64_t>(tokens.size());
-    const int64_t step = candidate->mode == ReplayMode::kStepwise && visibility == Visibility::kReplay ? 1
-                         : visibility == Visibility::kReplay                                           ? candidate->block
-                                                                                                       : n;
+    const int64_t step = visibility == Visibility::kAllCoded                                                        ? n
+                         : candidate->mode == ReplayMode::kStepwise && visibility == Visibility::kReplay ? 1
+                                                                                                         : candidate->block;
     for (int64_t at = 0; at < n; at += step) {
       const int64_t m = std::min(step, n - at);
       model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), *session, LogitRows::kAll,
                     logits.slice_rows(at, m), visibility);
     }
+  }
+
+  void check_ledger() const {
+    const int64_t claimed = cache->bytes().total_sequence();
+    if (claimed != memory->live())
+      fail_internal(fmt::format("{}: the ledger says {} bytes and the allocator {}", candidate->label, claimed, memory->live()));
   }
 };
 
@@ -64,7 +73,7 @@ struct Window {
 std::vector<Window> cut_windows(const ModelRuntime& model, std::span<const ReplayText> texts, const ReplayOptions& o) {
   const auto& special = model.tokenizer().special();
   const int64_t fresh = o.context - (special.add_bos ? 1 : 0);  // text tokens a window
-  if (fresh < 2) fail_usage(fmt::format("a context of {} is too short to score anything", o.context));
+  if (o.context < 2 || fresh < 1) fail_usage(fmt::format("a context of {} is too short to score anything", o.context));
   std::vector<std::vector<Window>> by_text(texts.size());
   for (size_t t = 0; t < texts.size(); ++t) {
     const auto& ids = texts[t].tokens;
@@ -93,26 +102,133 @@ std::vector<Window> cut_windows(const ModelRuntime& model, std::span<const Repla
 // Where a window is cut: stretches end where the meaning of a position changes.
 struct Stretches {
   int64_t context, prompt, last_quarter;  // prompt 0: nobody has one
-  bool whole;                             // a fake-quant candidate wants the window in one piece
+  // Fake-quant candidates code whole codec blocks, so their stretches end on the grid first + n * grid (or at the end of
+  // the window); then stretches give what one pass would. grid 0: no common grid, the window is one stretch.
+  int64_t first = 0, grid = 1;
 
+  bool on_grid(int64_t at) const { return grid > 0 && at >= first && (at - first) % grid == 0; }
   int64_t end(int64_t at) const {
-    if (whole) return context;
-    int64_t e = std::min(context, at + kStretch);
+    int64_t e = context;
+    if (grid > 0 && at + kStretch < context)
+      e = std::max(first + grid, first + (at + kStretch - first) / grid * grid);
     for (const int64_t cut : {prompt, last_quarter})
-      if (cut > at && cut < e) e = cut;
-    return e;
+      if (cut > at && cut < e && on_grid(cut)) e = cut;
+    return std::min(e, context);
+  }
+  int64_t longest() const {
+    int64_t most = 0;
+    for (int64_t at = 0, e = 0; at < context; at = e) {
+      e = end(at);
+      most = std::max(most, e - at);
+    }
+    return most;
   }
 };
 
 Stretches stretches_for(std::span<const ReplayCandidate> candidates, const ReplayOptions& o) {
-  Stretches s{o.context, 0, o.context - o.context / 4, false};
+  Stretches s{.context = o.context, .prompt = 0, .last_quarter = o.context - o.context / 4};
+  bool fake = false;
   for (const auto& c : candidates) {
     if (c.mode == ReplayMode::kPrefillExact) s.prompt = o.prompt > 0 ? o.prompt : o.context / 2;
-    if (c.mode == ReplayMode::kFakeQuant) s.whole = true;
+    if (c.mode != ReplayMode::kFakeQuant || !c.policy.codes) continue;
+    if (fake && s.first != c.policy.sinks) s.grid = 0;
+    s.first = c.policy.sinks;
+    fake = true;
+    for (const auto& u : c.codecs->units())
+      if (s.grid > 0) s.grid = std::lcm(s.grid, static_cast<int64_t>(u.codec->layout().block_tokens));
+    if (s.grid > kStretch) s.grid = 0;
   }
-  if (s.prompt >= o.context - 1) fail_usage(fmt::format("an exact prompt of {} tokens leaves nothing to score in {}", s.prompt, o.context));
-  if (s.whole && s.prompt > 0) fail_usage("modes prefill-exact and fake-quant can't share one replay: they score other positions");
+  if (s.prompt >= o.context) fail_usage(fmt::format("an exact prompt of {} tokens leaves nothing to score in {}", s.prompt, o.context));
+  if (fake && s.prompt > 0) fail_usage("modes prefill-exact and fake-quant can't share one replay: they score other positions");
   return s;
+}
+
+// A fake-quant codec with parameters of its prompt wants the whole window as prompt, not its first stretch.
+bool fitted_to_part(const Runner& r) {
+  if (r.candidate->mode != ReplayMode::kFakeQuant) return false;
+  const auto& units = r.cache->impl().units;
+  return std::any_of(units.begin(), units.end(), [](const UnitFacts& u) { return u.state != nullptr; });
+}
+
+// Tokens [at, end) of a window through every cache; `out` is of this window alone.
+void replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t at, int64_t end, const Stretches& stretches, Runner& base,
+                    std::vector<Runner>& runners, Matrix<float>& base_logits, Matrix<float>& test_logits, ReplayResult& out) {
+  const int64_t vocab = model.facts().vocab, m = end - at;
+  const std::span<const int32_t> tokens(ids.data() + at, static_cast<size_t>(m));
+  const Stopwatch exact_time;
+  base.feed(model, tokens, base_logits.view().slice_rows(0, m), Visibility::kReplay);
+  out.exact_seconds += exact_time.seconds();
+
+  // Row i predicts the token at at + i + 1. Tokens of an exact prompt are not scored, for any candidate, so that all rows
+  // share their positions; the last token of a window predicts nothing.
+  const int64_t first = std::max<int64_t>(0, stretches.prompt - 1 - at);
+  const int64_t scored = std::max<int64_t>(0, std::min(m, stretches.context - 1 - at) - first);
+  const auto truth = [&](int64_t i) { return ids[static_cast<size_t>(at + first + i + 1)]; };
+  std::vector<LogitFacts> exact(static_cast<size_t>(scored));
+  parallel_for(scored, [&](int64_t i) { exact[static_cast<size_t>(i)] = logit_facts(base_logits.row(first + i), vocab, truth(i)); });
+  for (int64_t i = 0; i < scored; ++i) {
+    out.position.push_back(static_cast<int32_t>(at + first + i + 1));
+    out.nll_exact.push_back(exact[static_cast<size_t>(i)].nll);
+    out.text_bytes += static_cast<int64_t>(model.tokenizer().piece(truth(i)).size());
+  }
+
+  for (size_t c = 0; c < runners.size(); ++c) {
+    Runner& r = runners[c];
+    ReplayTrack& track = out.tracks[c];
+    const ReplayMode mode = r.candidate->mode;
+    const bool in_prompt = at < stretches.prompt;
+    const Visibility visibility = mode == ReplayMode::kFakeQuant                    ? Visibility::kAllCoded
+                                  : mode == ReplayMode::kPrefillExact && in_prompt ? Visibility::kExactPrefill
+                                                                                   : Visibility::kReplay;
+    const AttendStats before = r.session->stats();
+    const Stopwatch time;
+    r.feed(model, tokens, test_logits.view().slice_rows(0, m), visibility);
+    if (visibility == Visibility::kExactPrefill && end == stretches.prompt) r.cache->end_exact_prefill();
+    track.model_seconds += time.seconds();
+    if (!in_prompt) {
+      const AttendStats& after = r.session->stats();
+      track.coded_mass += after.coded_mass - before.coded_mass;
+      track.total_mass += after.total_mass - before.total_mass;
+      if (at >= stretches.last_quarter) {
+        track.coded_mass_last += after.coded_mass - before.coded_mass;
+        track.total_mass_last += after.total_mass - before.total_mass;
+      }
+    }
+    const size_t begin = track.nll.size(), count = begin + static_cast<size_t>(scored);
+    track.nll.resize(count);
+    track.kld.resize(count);
+    track.delta_p.resize(count);
+    track.same_top.resize(count);
+    parallel_for(scored, [&](int64_t i) {
+      const size_t k = begin + static_cast<size_t>(i);
+      const LogitFacts f = logit_facts(test_logits.row(first + i), vocab, truth(i));
+      const LogitFacts& e = exact[static_cast<size_t>(i)];
+      track.nll[k] = f.nll;
+      track.kld[k] = kl_divergence(base_logits.row(first + i), e.log_sum, test_logits.row(first + i), f.log_sum, vocab);
+      track.delta_p[k] = std::exp(-f.nll) - std::exp(-e.nll);
+      track.same_top[k] = f.top == e.top;
+    });
+  }
+}
+
+// Adds what a candidate did in one window to its track.
+void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& track, const std::vector<int32_t>& position) {
+  track.path = runner.backend->name();
+  const auto flip = std::find(one.same_top.begin(), one.same_top.end(), uint8_t{0});
+  track.flips.push_back(flip == one.same_top.end() ? -1 : position[static_cast<size_t>(flip - one.same_top.begin())]);
+  track.nll.insert(track.nll.end(), one.nll.begin(), one.nll.end());
+  track.kld.insert(track.kld.end(), one.kld.begin(), one.kld.end());
+  track.delta_p.insert(track.delta_p.end(), one.delta_p.begin(), one.delta_p.end());
+  track.same_top.insert(track.same_top.end(), one.same_top.begin(), one.same_top.end());
+  track.coded_mass += one.coded_mass;
+  track.total_mass += one.total_mass;
+  track.coded_mass_last += one.coded_mass_last;
+  track.total_mass_last += one.total_mass_last;
+  track.model_seconds += one.model_seconds;
+  track.encode_seconds += runner.cache->encode_seconds();
+  track.attend_seconds += runner.session->attend_seconds();
+  track.bytes = runner.cache->bytes();
+  track.peak_cache_bytes = std::max(track.peak_cache_bytes, runner.memory->peak());
 }
 
 }  // namespace
@@ -132,107 +248,69 @@ std::string replay_mode_name(ReplayMode mode) {
 ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
                     const ReplayOptions& options, const std::function<bool()>& stop) {
   const int64_t vocab = model.facts().vocab;
+  VQKV_CHECK(options.block > 0);
   if (options.context > model.facts().context_length)
     fail_usage(fmt::format("a context of {} is beyond the model's {}", options.context, model.facts().context_length));
   const auto windows = cut_windows(model, texts, options);
   if (windows.empty())
     fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context", options.context));
-  const Stretches stretches = stretches_for(candidates, options);
+  Stretches stretches = stretches_for(candidates, options);
 
   ReplayResult result;
   result.bos = model.tokenizer().special().add_bos;
+  result.prompt = stretches.prompt;
   result.tracks.resize(candidates.size());
   for (size_t c = 0; c < candidates.size(); ++c) result.tracks[c].label = candidates[c].label;
 
-  const ReplayCandidate exact{
-      .label = "exact",
-      .codecs = exact_codec_set(model.facts().cache_shape()),
-      .policy = CachePolicy::exact(candidates.empty() ? DType::kF16 : candidates[0].policy.exact_dtype)};
+  const ReplayCandidate exact{.label = "exact",
+                              .codecs = exact_codec_set(model.facts().cache_shape()),
+                              .policy = CachePolicy::exact(options.exact_dtype),
+                              .block = options.block};
   Runner base;
   std::vector<Runner> runners(candidates.size());
-  const int64_t longest = stretches.whole ? options.context : std::min(kStretch, options.context);
-  Matrix<float> base_logits(longest, vocab), test_logits(candidates.empty() ? 0 : longest, vocab);
+  Matrix<float> base_logits, test_logits;
+  const auto make_room = [&] {
+    base_logits = Matrix<float>(stretches.longest(), vocab);
+    test_logits = Matrix<float>(candidates.empty() ? 0 : stretches.longest(), vocab);
+  };
+  make_room();
 
   Progress progress("replay: window", static_cast<int64_t>(windows.size()));
   for (size_t w = 0; w < windows.size(); ++w) {
-    if (stop && stop()) break;
     const auto& ids = windows[w].tokens;
-    const int64_t n = static_cast<int64_t>(ids.size());
+    // Nothing of a window that is not finished counts.
+    ReplayResult one;
+    one.tracks.resize(candidates.size());
     base.start(exact);
     for (size_t c = 0; c < candidates.size(); ++c) runners[c].start(candidates[c]);
-    std::vector<int32_t> first_flip(candidates.size(), -1);
-
-    for (int64_t at = 0, end = 0; at < n; at = end) {
+    for (int64_t at = 0, end = 0; at < options.context; at = end) {
+      if (stop && stop()) return result;
       end = stretches.end(at);
-      const int64_t m = end - at;
-      const std::span<const int32_t> tokens(ids.data() + at, static_cast<size_t>(m));
-      const auto truth = [&](int64_t i) { return ids[static_cast<size_t>(at + i + 1)]; };
-      Stopwatch exact_time;
-      base.feed(model, tokens, base_logits.view().slice_rows(0, m), Visibility::kReplay);
-      result.exact_seconds += exact_time.seconds();
-      // Nothing of an exact prompt is scored, for any candidate: all rows share their positions. The last token of a
-      // window predicts nothing.
-      const bool scores = at >= stretches.prompt;
-      const int64_t scored = scores ? std::min(m, n - 1 - at) : 0;
-      std::vector<LogitFacts> exact_rows(static_cast<size_t>(scored));
-      parallel_for(scored, [&](int64_t i) { exact_rows[static_cast<size_t>(i)] = logit_facts(base_logits.row(i), vocab, truth(i)); });
-      for (int64_t i = 0; i < scored; ++i) {
-        result.position.push_back(static_cast<int32_t>(at + i + 1));
-        result.window.push_back(static_cast<int32_t>(w));
-        result.document.push_back(windows[w].document);
-        result.nll_exact.push_back(exact_rows[static_cast<size_t>(i)].nll);
-        result.text_bytes += static_cast<int64_t>(model.tokenizer().piece(truth(i)).size());
-      }
-
-      for (size_t c = 0; c < candidates.size(); ++c) {
-        Runner& r = runners[c];
-        ReplayTrack& track = result.tracks[c];
-        const bool in_prompt = candidates[c].mode == ReplayMode::kPrefillExact && at < stretches.prompt;
-        const Visibility visibility = candidates[c].mode == ReplayMode::kFakeQuant ? Visibility::kAllCoded
-                                      : in_prompt                                  ? Visibility::kExactPrefill
-                                                                                   : Visibility::kReplay;
-        const AttendStats before = r.session->stats();
-        Stopwatch time;
-        r.feed(model, tokens, test_logits.view().slice_rows(0, m), visibility);
-        if (in_prompt && end == stretches.prompt) r.cache->end_exact_prefill();
-        track.model_seconds += time.seconds();
-        if (!scores) continue;
-        const AttendStats& after = r.session->stats();
-        track.coded_mass += after.coded_mass - before.coded_mass;
-        track.total_mass += after.total_mass - before.total_mass;
-        if (at >= stretches.last_quarter) {
-          track.coded_mass_last += after.coded_mass - before.coded_mass;
-          track.total_mass_last += after.total_mass - before.total_mass;
-        }
-        const size_t first = track.nll.size(), count = static_cast<size_t>(scored);
-        track.nll.resize(first + count);
-        track.kld.resize(first + count);
-        track.delta_p.resize(first + count);
-        track.same_top.resize(first + count);
-        parallel_for(scored, [&](int64_t i) {
-          const size_t k = first + static_cast<size_t>(i);
-          const LogitFacts f = logit_facts(test_logits.row(i), vocab, truth(i));
-          const LogitFacts& e = exact_rows[static_cast<size_t>(i)];
-          track.nll[k] = f.nll;
-          track.kld[k] = kl_divergence(base_logits.row(i), e.log_sum, test_logits.row(i), f.log_sum, vocab);
-          track.delta_p[k] = std::exp(-f.nll) - std::exp(-e.nll);
-          track.same_top[k] = f.top == e.top;
-        });
-        for (size_t k = 0; k < count && first_flip[c] < 0; ++k)
-          if (!track.same_top[first + k]) first_flip[c] = static_cast<int32_t>(at) + static_cast<int32_t>(k) + 1;
+      replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, one);
+      if (at == 0 && end < options.context && std::any_of(runners.begin(), runners.end(), fitted_to_part)) {
+        stretches.grid = 0;
+        make_room();
+        one = ReplayResult();
+        one.tracks.resize(candidates.size());
+        base.start(exact);
+        for (size_t c = 0; c < candidates.size(); ++c) runners[c].start(candidates[c]);
+        end = 0;
       }
     }
+    base.check_ledger();
     for (size_t c = 0; c < candidates.size(); ++c) {
-      ReplayTrack& track = result.tracks[c];
-      track.path = runners[c].backend->name();
-      track.flips.push_back(first_flip[c]);
-      track.bytes = runners[c].cache->bytes();
-      track.peak_cache_bytes = std::max(track.peak_cache_bytes, runners[c].memory->peak());
-      track.encode_seconds += runners[c].cache->encode_seconds();
-      track.attend_seconds += runners[c].session->attend_seconds();
+      runners[c].check_ledger();
+      append_window(one.tracks[c], runners[c], result.tracks[c], one.position);
     }
+    const size_t scored = one.position.size();
+    result.position.insert(result.position.end(), one.position.begin(), one.position.end());
+    result.window.insert(result.window.end(), scored, static_cast<int32_t>(w));
+    result.document.insert(result.document.end(), scored, windows[w].document);
+    result.nll_exact.insert(result.nll_exact.end(), one.nll_exact.begin(), one.nll_exact.end());
+    result.text_bytes += one.text_bytes;
+    result.exact_seconds += one.exact_seconds;
     ++result.windows;
-    result.tokens += n;
+    result.tokens += options.context;
     progress.update(static_cast<int64_t>(w) + 1);
   }
   return result;

@@ -15,7 +15,7 @@ enum class ReplayMode {
   kForced,        // token-by-token semantics, computed in blocks
   kStepwise,      // one token at a time: what kForced must equal
   kPrefillExact,  // exact attention over a prompt, coded once, then as kForced for the rest
-  kFakeQuant,     // every K and V replaced by its decoded form, in one pass, the token's own included
+  kFakeQuant,     // every K and V beyond the sinks replaced by its decoded form, the token's own included
 };
 ReplayMode replay_mode_from_name(const std::string& name);  // forced|stepwise|prefill-exact|fake-quant
 std::string replay_mode_name(ReplayMode mode);
@@ -27,17 +27,20 @@ struct ReplayCandidate {
   CachePolicy policy;
   std::string attention = "auto";   // backend name
   ReplayMode mode = ReplayMode::kForced;
-  int64_t block = 128;              // queries a block (kForced); another block length rounds differently
+  int64_t block = 128;              // queries a block (1 in kStepwise); another block length rounds differently
 };
 
 struct ReplayOptions {
   int64_t context = 1024;    // tokens a window, BOS included
   int64_t windows = 0;       // 0: all that the texts hold; otherwise taken from the documents in turn
   int64_t prompt = 0;        // kPrefillExact: tokens of the prompt; 0: half the context
+  int64_t block = 128;       // queries a block of the exact cache; 1 where candidates go stepwise, so that times compare
+  DType exact_dtype = DType::kF16;  // of the exact cache
 };
 
 // What a candidate did, position by position, in window order. A position is a scored prediction: every token of a
-// window but its first.
+// window but its first; in a replay with kPrefillExact, every token after the prompt (the first of them is predicted by
+// exact attention, as in those papers' generation).
 struct ReplayTrack {
   std::string label, path;               // path: what attention ran
   std::vector<double> nll;               // -ln p(true token), nats
@@ -46,7 +49,7 @@ struct ReplayTrack {
   std::vector<uint8_t> same_top;         // equal arg-max
   std::vector<int32_t> flips;            // per window: position of the first arg-max flip, or -1
   double coded_mass = 0, total_mass = 0;             // attention mass, scored positions
-  double coded_mass_last = 0, total_mass_last = 0;   // of the last quarter of each window (0 where not told apart)
+  double coded_mass_last = 0, total_mass_last = 0;   // queries in the last quarter of each window (0: not told apart)
   double model_seconds = 0, encode_seconds = 0, attend_seconds = 0;
   ByteLedger bytes;                      // of the last window, at its end
   int64_t peak_cache_bytes = 0;
@@ -59,8 +62,9 @@ struct ReplayResult {
   std::vector<ReplayTrack> tracks;       // one a candidate
   int64_t windows = 0, tokens = 0;       // tokens fed
   int64_t text_bytes = 0;                // bytes of the scored tokens' text, for bits per byte
+  int64_t prompt = 0;                    // tokens of each window that were not scored; 0 without kPrefillExact
   bool bos = false;                      // the model adds BOS and each window starts with it
-  double exact_seconds = 0;
+  double exact_seconds = 0;              // of the exact cache, in turn with the candidates
 };
 
 struct ReplayText {
@@ -69,7 +73,8 @@ struct ReplayText {
 };
 
 // Windows do not overlap. Candidates run beside the exact cache stretch by stretch, so that logits are never kept for
-// more than a stretch. `stop` is asked between windows; what was finished is returned.
+// more than a stretch. At the end of each window every cache's ledger is held against its allocator (kInternal when they
+// differ). `stop` is asked between stretches; the finished windows are returned.
 ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
                     const ReplayOptions& options, const std::function<bool()>& stop = {});
 
