@@ -89,9 +89,7 @@ LoadedCodec load_archive(const std::string& path, const CommonOptions& common, c
 LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
   Config config = load_config(path);
   for (const auto& o : common.overrides) apply_override(config, o);
-  const Plan plan = make_plan(config);
-  if (plan.cells.size() != 1) fail_usage(fmt::format("{}: holds {} cells; --codec takes one: leave `sweep:` out, or export a cell of a run", path, plan.cells.size()));
-  const Json& cell = plan.cells[0];
+  const Json cell = make_cell(config);
   if (cell.contains("skip")) fail_usage(fmt::format("{}: can't be built: {}", path, cell["skip"].get<std::string>()));
   const CellConfig typed = config_of(cell);
   if (!typed.layers.empty() || !typed.heads.empty()) fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));

@@ -1,0 +1,257 @@
+// The real vqkv-eval over the real small model: what it prints, and how it ends.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <chrono>
+#include <cmath>
+#include <thread>
+
+#include "codec/build.h"
+#include "codec/codec_archive.h"
+#include "core/json.h"
+#include "io/atomic_file.h"
+#include "model/runtime.h"
+#include "support/catch.h"
+#include "support/run_tool.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+
+namespace {
+
+const std::string kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+const std::string kText = VQKV_SOURCE_DIR "/data/jargon-3.txt";
+
+struct NoRows final : TrainSource {
+  TrainData unit(const UnitShape&) const override { return {}; }
+};
+
+void write_codec(const std::string& path, const Json& config, const Json& cache, const std::string& hash = "") {
+  static const ModelFacts facts = read_model_facts(kModel);
+  const CacheShape shape = facts.cache_shape();
+  TrainOptions options;
+  options.cell = "test";
+  options.model_hash = hash.empty() ? facts.hash : hash;
+  save_codec_set(*train_codec_set(resolve_codec(config, shape), shape, NoRows(), options), path, {{"cache", cache}});
+}
+
+struct Eval {
+  TestFolder dir;
+  std::string codec = dir / "rtn4.codec.h5";
+  Eval() { write_codec(codec, {{"name", "rtn"}, {"bits", 4}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}); }
+  ToolRun operator()(const std::vector<std::string>& arguments) const { return run_tool_of_build("vqkv-eval", dir.path.string(), arguments); }
+  Json json(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.end(), {"--json", "-q"});
+    const ToolRun r = (*this)(arguments);
+    INFO(r.err);
+    REQUIRE(r.code == 0);
+    CHECK(r.err.empty());
+    return Json::parse(r.out);  // stdout is one document and nothing else
+  }
+  void refuses(int code, const std::string& part, const std::vector<std::string>& arguments) const {
+    const ToolRun r = (*this)(arguments);
+    INFO(fmt::format("{}\n{}", fmt::join(arguments, " "), r.err));
+    CHECK(r.code == code);
+    CHECK(r.out.empty());
+    CHECK(r.err.find(part) != std::string::npos);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("vqkv-eval: help, version, what there is", "[cli][eval]") {
+  const Eval eval;
+  CHECK(eval({"--version"}).out.rfind("vqkv-eval 0.", 0) == 0);
+  CHECK(eval({"--help"}).code == 0);
+  for (const char* verb : {"replay", "generate", "memory", "speed", "ls"}) {
+    const ToolRun r = eval({verb, "--help"});
+    CHECK(r.code == 0);
+    CHECK(r.out.find("Examples:") != std::string::npos);
+    CHECK(r.out.find("child") == std::string::npos);  // the hidden flag
+  }
+  CHECK(eval.json({"ls", "modes"}).size() == 4);
+  const ToolRun backends = eval({"ls", "backends", "--format", "csv"});
+  CHECK(backends.out.rfind("name\n", 0) == 0);
+  CHECK(backends.out.find("\nreference\n") != std::string::npos);
+}
+
+TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval]") {
+  const Eval eval;
+  const std::vector<std::string> replay{"replay", "--model", kModel, "--text", kText, "--codec"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), replay.begin(), replay.end());
+    return more;
+  };
+  // Usage.
+  eval.refuses(2, "did you mean 'replay'", {"repaly"});
+  eval.refuses(2, "did you mean '--context'", with({"exact", "--contxt", "64"}));
+  eval.refuses(2, "--model", {"replay", "--codec", "exact"});
+  eval.refuses(2, "did you mean 'reference'", with({"exact", "--attention", "refrence"}));
+  eval.refuses(2, "allowed: forced, stepwise", with({"exact", "--mode", "force"}));
+  eval.refuses(2, "neither exact nor", with({"exat"}));
+  eval.refuses(2, "no text was given", {"replay", "--model", kModel, "--codec", "exact"});
+  eval.refuses(2, "beyond the model's", with({"exact", "--context", "8193"}));
+  eval.refuses(2, "did you mean 'window'", with({eval.codec, "cache.windw=3"}));
+  eval.refuses(2, "a frozen codec takes only cache.*", with({eval.codec, "codec.bits=3"}));
+  eval.refuses(2, "has no meaning", with({eval.codec, "cache.residual=32"}));
+  eval.refuses(2, "no prompt was given", {"generate", "--model", kModel, "--codec", "exact"});
+  eval.refuses(2, "top_p", {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--top-p", "0"});
+  eval.refuses(2, "not a count", {"memory", "--model", kModel, "--context", "4q"});
+  // Data.
+  eval.refuses(3, "nowhere.gguf", {"replay", "--model", "/nowhere.gguf", "--codec", "exact", "--text", kText});
+  eval.refuses(3, "nowhere.codec.h5", with({"/nowhere.codec.h5"}));
+  write_codec(eval.dir / "other.codec.h5", {{"name", "rtn"}}, {{"sinks", 4}}, std::string(64, 'b'));
+  eval.refuses(3, "other.codec.h5: trained on the model with hash bbbb", with({eval.dir / "other.codec.h5"}));
+  const std::string archive = read_file(eval.codec);
+  write_file(eval.dir / "half.codec.h5", archive.substr(0, archive.size() / 2));
+  eval.refuses(3, "half.codec.h5", with({eval.dir / "half.codec.h5"}));
+  write_file(eval.dir / "bad.txt", std::string(2000, 'a') + "\xff\xfe");
+  eval.refuses(3, "byte 2000", {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "bad.txt"});
+  write_file(eval.dir / "short.txt", "too short");
+  eval.refuses(3, "no text holds a whole window", {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "short.txt"});
+  write_file(eval.dir / "ids.txt", "1 2 49152");
+  eval.refuses(3, "token id 49152", {"replay", "--model", kModel, "--codec", "exact", "--token-ids", eval.dir / "ids.txt"});
+  // Not there.
+  eval.refuses(4, "CUDA", with({"exact", "--attention", "cuda-table"}));
+}
+
+TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a frozen cache", "[cli][eval]") {
+  const Eval eval;
+  const std::string out = eval.dir / "r.json";
+  const Json r = eval.json({"replay", "--model", kModel, "--codec", eval.codec, "--codec", "exact", "--text", kText, "--context", "96",
+                            "--windows", "2", "-o", out, "cache.window=32"});
+  CHECK(Json::parse(text_of(out))["rows"] == r["rows"]);
+  CHECK(r["facts"]["windows"] == 2);
+  CHECK(r["facts"]["positions"] == 2 * 95);
+  CHECK(r["facts"]["bos"] == false);
+  REQUIRE(r["rows"].size() == 4);
+  const Json &noise = r["rows"][0], &window = r["rows"][1], &bare = r["rows"][2], &exact = r["rows"][3];
+  CHECK(noise["codec"].get<std::string>().rfind("self-noise", 0) == 0);
+  CHECK(noise["kld.mean"] > 0);
+  CHECK(noise["kld.mean"] < 1e-5);
+  CHECK(window["codec"] == "rtn4");
+  CHECK(window["cache"]["k"]["window"] == 32);
+  CHECK(window["kld.mean"] > noise["kld.mean"]);
+  CHECK(bare["codec"] == "rtn4 (no window)");
+  CHECK(bare["cache"]["k"]["window"] == 1);
+  CHECK(bare["kld.last_quarter"] > window["kld.last_quarter"]);
+  CHECK(bare["coded_mass.last_quarter"] > window["coded_mass.last_quarter"]);
+  CHECK(exact["kld.max"] == 0);
+  CHECK(exact["bits_per_value"].get<double>() > 16);
+  CHECK(window["time_ratio"] > 0);
+  CHECK(window["buckets"].size() == 4);
+  CHECK(window["config"]["k"]["bits"] == 4);
+  CHECK(r["comparisons"].size() == 9);  // three pairs, three measures
+
+  const ToolRun table = eval({"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "128", "--windows", "1", "-q"});
+  CHECK(table.code == 0);
+  CHECK(table.out.rfind("| codec", 0) == 0);
+  CHECK(table.out.find("every token of a window but its first") != std::string::npos);
+  CHECK(table.out.find("no BOS, as the model adds none") != std::string::npos);
+}
+
+TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][eval]") {
+  const Eval eval;
+  const std::string trace = eval.dir / "t.trace.h5";
+  REQUIRE(run_tool_of_build("vqkv-dump", eval.dir.path.string(),
+                            {"capture", "--model", kModel, "--text", VQKV_SOURCE_DIR "/data/jargon-0.txt", "--text", VQKV_SOURCE_DIR "/data/jargon-1.txt",
+                             "--context", "128", "--max-tokens", "256", "-o", trace, "-q"}).code == 0);
+  const std::string cell = eval.dir / "pq.yaml";
+  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncache: {{sinks: 4, window: 16, flush: 16}}\n"
+                               "codec: {{name: pq, codebooks: 16, bits: 4, iterations: 2}}\n", trace));
+  const Json r = eval.json({"replay", "--model", kModel, "--codec", cell, "--text", kText, "--context", "128", "--windows", "1", "--skip-no-window", "codec.bits=5"});
+  REQUIRE(r["rows"].size() == 2);
+  CHECK(r["rows"][1]["codec"] == "pq");
+  CHECK(r["rows"][1]["config"]["k"]["bits"] == 5);
+  CHECK(r["rows"][1]["bytes"]["codebooks"] > 0);
+  CHECK(r["rows"][1]["bits_per_value_1"] > r["rows"][1]["bits_per_value_64"]);
+  CHECK(r["rows"][1]["kld.mean"] > 1e-4);
+
+  // A trace of another model.
+  write_sweep_trace(trace + ".other");
+  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn}}\n", trace + ".other"));
+  eval.refuses(3, "made for 2 layers", {"replay", "--model", kModel, "--codec", cell, "--text", kText});
+}
+
+TEST_CASE("vqkv-eval generate: exact beside compressed", "[cli][eval]") {
+  const Eval eval;
+  write_codec(eval.dir / "rtn2.codec.h5", {{"name", "rtn"}, {"bits", 2}}, {{"sinks", 4}, {"window", 1}, {"flush", 1}});
+  const Json r = eval.json({"generate", "--model", kModel, "--codec", "exact", "--codec", eval.dir / "rtn2.codec.h5", "--chat", "--prompt",
+                            "Tell me about caches.", "--new-tokens", "12"});
+  REQUIRE(r["rows"].size() == 3);
+  CHECK(r["rows"][0]["tokens"].size() == 12);
+  CHECK(r["rows"][1]["tokens"] == r["rows"][0]["tokens"]);
+  CHECK(r["rows"][1]["first_divergence"].is_null());
+  const Json& d = r["rows"][2]["first_divergence"];
+  REQUIRE(d.is_object());
+  const size_t at = d["index"].get<size_t>();
+  CHECK(d["exact"]["id"] == r["rows"][0]["tokens"][at]);
+  CHECK(d["codec"]["id"] == r["rows"][2]["tokens"][at]);
+  for (size_t i = 0; i < at; ++i) CHECK(r["rows"][0]["tokens"][i] == r["rows"][2]["tokens"][i]);
+  CHECK(r["rows"][2]["coded_mass"] > 0.2);
+
+  // Sampled: the same seed draws the same from the same cache.
+  const std::vector<std::string> sampled{"generate", "--model", kModel, "--codec", "exact", "--prompt", "Once", "--new-tokens", "8", "--temperature", "1.2", "--seed", "5"};
+  const Json s = eval.json(sampled);
+  CHECK(s["rows"][1]["tokens"] == s["rows"][0]["tokens"]);
+  CHECK(s["facts"]["sampling"]["seed"] == 5);
+  auto other = sampled;
+  other.back() = "6";
+  CHECK(eval.json(other)["rows"][0]["tokens"] != s["rows"][0]["tokens"]);
+
+  const ToolRun text = eval({"generate", "--model", kModel, "--codec", "exact", "--prompt", "Once upon", "--new-tokens", "8", "-q"});
+  CHECK(text.code == 0);
+  CHECK(text.out.find("Equal, token for token.") != std::string::npos);
+}
+
+TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
+  const Eval eval;
+  const Json rows = eval.json({"memory", "--model", kModel, "--codec", eval.codec, "--context", "100,1k", "--measure-up-to", "200"});
+  REQUIRE(rows.size() == 4);
+  for (const Json& row : rows) {
+    const int64_t total = row["total"].get<int64_t>();
+    int64_t sum = 0;
+    for (const char* kind : {"codes", "side", "overlay", "sinks", "window", "padding", "index", "workspace"}) sum += row[kind].get<int64_t>();
+    CHECK(sum == total);
+    CHECK(row.contains("allocator") == (row["context"] == 100));
+    if (!row.contains("allocator")) continue;
+    CHECK(row["allocator"] == total);
+    CHECK(row["allocator_peak"] >= total);
+    CHECK(row["process_peak"] > row["process_loaded"].get<int64_t>() - 1);
+  }
+  CHECK(rows[3]["bits_per_value"] < 7);
+  CHECK(rows[1]["bits_per_value"] > 16);
+}
+
+TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
+  const Eval eval;
+  const Json rows = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "64", "--new-tokens", "4", "--repeats", "1"});
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[0]["codec"] == "exact");
+  CHECK(rows[0]["prefill_ratio"] == 1);
+  CHECK(rows[1]["prefill"] > 0);
+  CHECK(rows[1]["decode"] > 0);
+  CHECK(rows[1]["encode_s"] > 0);
+}
+
+TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][eval]") {
+  const Eval eval;
+  const pid_t child = start_tool("vqkv-eval", eval.dir.path.string(),
+                                 {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "--context", "128", "--windows", "0", "--json"});
+  for (int i = 0; i < 1200 && text_of(eval.dir / "stderr").find("window") == std::string::npos; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  kill(child, SIGINT);
+  const ToolRun r = finish_tool(eval.dir.path.string(), child);
+  CHECK(r.code == 130);
+  const Json partial = Json::parse(r.out);
+  CHECK(partial["facts"]["interrupted"] == true);
+  CHECK(partial["facts"]["windows"] >= 1);
+  // Before anything is finished nothing is printed.
+  const pid_t early = start_tool("vqkv-eval", eval.dir.path.string(),
+                                 {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "2048", "--mode", "stepwise"});
+  std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+  kill(early, SIGTERM);
+  const ToolRun nothing = finish_tool(eval.dir.path.string(), early);
+  CHECK(nothing.code == 143);
+  CHECK(nothing.out.empty());
+}

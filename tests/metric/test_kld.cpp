@@ -1,0 +1,154 @@
+// The KLD block on replays made by hand, whose numbers can be worked out on paper.
+#include "metric/kld.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+
+namespace {
+
+// `windows` windows of `context` tokens in two documents; every prediction of the exact cache has the NLL 1 + window.
+ReplayResult made(int windows, int context) {
+  ReplayResult r;
+  r.windows = windows;
+  for (int w = 0; w < windows; ++w)
+    for (int p = 1; p < context; ++p) {
+      r.position.push_back(p);
+      r.window.push_back(w);
+      r.document.push_back(w % 2);
+      r.nll_exact.push_back(1.0 + w);
+    }
+  r.tokens = int64_t{windows} * context;
+  return r;
+}
+
+ReplayTrack track(const ReplayResult& r, const std::string& label, double (*kld)(int32_t position, int32_t window)) {
+  ReplayTrack t;
+  t.label = label;
+  for (size_t i = 0; i < r.position.size(); ++i) {
+    t.kld.push_back(kld(r.position[i], r.window[i]));
+    t.nll.push_back(r.nll_exact[i] + 0.5);
+    t.delta_p.push_back(r.position[i] % 2 ? 0.1 : -0.3);
+    t.same_top.push_back(r.position[i] % 4 != 0);
+  }
+  t.flips.assign(static_cast<size_t>(r.windows), 4);
+  return t;
+}
+
+const Measurement& find(const std::vector<Measurement>& all, const std::string& tag) {
+  const auto it = std::find_if(all.begin(), all.end(), [&](const Measurement& m) { return m.tag == tag; });
+  INFO(tag);
+  REQUIRE(it != all.end());
+  return *it;
+}
+
+}  // namespace
+
+TEST_CASE("perplexities, their ratio and difference, bits per byte") {
+  ReplayResult r = made(2, 65);  // 64 positions a window
+  r.text_bytes = 512;
+  const auto block = kld_block(r, track(r, "a", [](int32_t, int32_t) { return 0.0; }), 65);
+  CHECK(find(block, "ppl.exact").value == Approx(std::exp(1.5)));
+  CHECK(find(block, "ppl").value == Approx(std::exp(2.0)));
+  CHECK(find(block, "ppl.ratio").value == Approx(std::exp(0.5)));
+  // Every paired difference is the same, so the ratio is certain although the perplexities are not.
+  CHECK(find(block, "ppl.ratio").stderr_ == Approx(0).margin(1e-12));
+  CHECK(find(block, "ppl.exact").stderr_ > 1);
+  CHECK(find(block, "ppl.difference").value == Approx(std::exp(2.0) - std::exp(1.5)));
+  CHECK(find(block, "ln_ppl.correlation").value == Approx(1));
+  CHECK(find(block, "bits_per_byte").value == Approx(2.0 * 128 / (std::log(2.0) * 512)));
+  CHECK(find(block, "ppl.ratio").n == 2);
+  CHECK(find(block, "ppl.ratio").per_document == std::vector<double>{0.5, 0.5});
+}
+
+TEST_CASE("quantiles, the last quarter, same-top and the change of p") {
+  ReplayResult r = made(2, 101);  // positions 1..100, twice
+  const auto block = kld_block(r, track(r, "a", [](int32_t p, int32_t) { return static_cast<double>(p); }), 101);
+  CHECK(find(block, "kld.mean").value == Approx(50.5));
+  CHECK(find(block, "kld.max").value == 100);
+  CHECK(find(block, "kld.min").value == 1);
+  CHECK(find(block, "kld.median").value == Approx(50.5));
+  // 200 sorted values 1, 1, 2, 2, ...: order statistic 0.9 * 199 = 179.1 lies between the pair of 90 and 90/91.
+  CHECK(find(block, "kld.p90").value == Approx(90.1));
+  // The last quarter: positions from 101 - 25 = 76 on, 76..100.
+  CHECK(find(block, "kld.last_quarter").value == Approx(88));
+  CHECK(find(block, "same_top").value == Approx(0.75));
+  CHECK(find(block, "delta_p.mean").value == Approx(-0.1));
+  CHECK(find(block, "delta_p.rms").value == Approx(std::sqrt((0.01 + 0.09) / 2)));
+  CHECK(find(block, "first_flip.median").value == 4);
+  CHECK(find(block, "kld.last_quarter").stderr_ == Approx(0).margin(1e-12));  // both windows agree
+}
+
+TEST_CASE("the coded mass, and windows without a flip count as the whole window") {
+  ReplayResult r = made(3, 65);
+  ReplayTrack t = track(r, "a", [](int32_t, int32_t) { return 0.25; });
+  t.flips = {-1, 10, -1};
+  t.coded_mass = 30;
+  t.total_mass = 120;
+  t.coded_mass_last = 20;
+  t.total_mass_last = 40;
+  const auto block = kld_block(r, t, 65);
+  CHECK(find(block, "first_flip.median").value == 65);
+  CHECK(find(block, "coded_mass").value == 0.25);
+  CHECK(find(block, "coded_mass.last_quarter").value == 0.5);
+}
+
+TEST_CASE("no statistics under 100 positions") {
+  ReplayResult r = made(1, 100);  // 99 positions
+  CHECK_THROWS_AS(kld_block(r, track(r, "a", [](int32_t, int32_t) { return 0.0; }), 100), Error);
+}
+
+TEST_CASE("position buckets cover the window; an empty one says so") {
+  const ReplayResult r = made(2, 64);
+  const ReplayTrack t = track(r, "a", [](int32_t p, int32_t w) { return p < 32 ? 1.0 : 2.0 + w; });
+  const auto buckets = position_buckets(r, t.kld, 64, 4);
+  REQUIRE(buckets.size() == 4);
+  CHECK(buckets[0].first == 0);
+  CHECK(buckets[3].last == 63);
+  int64_t n = 0;
+  for (const auto& b : buckets) n += b.n;
+  CHECK(n == 2 * 63);
+  CHECK(buckets[0].mean == 1);
+  CHECK(buckets[1].mean == 1);
+  CHECK(buckets[2].mean == Approx(2.5));
+  CHECK(buckets[2].error == Approx(0.5));  // windows 2 and 3
+  ReplayResult late = r;
+  for (auto& p : late.position) p = std::max(p, 40);  // as after an exact prompt
+  CHECK(std::isnan(position_buckets(late, t.kld, 64, 4)[0].mean));
+}
+
+TEST_CASE("two codecs are told apart by paired differences, and corrected for how many are compared") {
+  const ReplayResult r = made(8, 65);
+  // Windows differ by far more than the codecs do: only pairing sees that b is worse everywhere.
+  const ReplayTrack a = track(r, "a", [](int32_t, int32_t w) { return 1.0 * w; });
+  const ReplayTrack b = track(r, "b", [](int32_t p, int32_t w) { return 1.0 * w + 0.01 + 0.001 * (w % 3) + (p >= 49 ? 0.1 : 0.0); });
+  const auto d = compare_tracks(r, a, b, 65);
+  REQUIRE(d.size() == 3);
+  CHECK(d[0].what == "kld");
+  CHECK(d[0].better == -1);
+  CHECK(d[0].mean < 0);
+  CHECK(d[0].interval.low <= d[0].mean);
+  CHECK(d[0].interval.high >= d[0].mean);
+  CHECK(d[1].what == "kld.last_quarter");
+  CHECK(d[1].mean == Approx(-0.1 - 0.01 - 0.001 * 7 / 8));  // w % 3 over 8 windows sums to 7
+  CHECK(d[2].what == "nll");
+  CHECK(d[2].better == 0);  // equal NLLs: nobody is better
+  CHECK(compare_tracks(r, b, a, 65)[0].better == 1);
+
+  // Noise of both signs is no verdict; and more comparisons never give a narrower interval.
+  const ReplayTrack c = track(r, "c", [](int32_t, int32_t w) { return 1.0 * w + (w % 2 ? 0.1 : -0.09); });
+  const auto one = compare_tracks(r, a, c, 65), ten = compare_tracks(r, a, c, 65, 10);
+  CHECK(one[0].better == 0);
+  CHECK(ten[0].interval.low <= one[0].interval.low);
+  CHECK(ten[0].interval.high >= one[0].interval.high);
+  CHECK(one[0].interval.low == compare_tracks(r, a, c, 65)[0].interval.low);  // reprints the same
+  // A single window knows no interval.
+  const ReplayResult single = made(1, 129);
+  const auto lone = compare_tracks(single, track(single, "a", [](int32_t, int32_t) { return 0.0; }), track(single, "b", [](int32_t, int32_t) { return 1.0; }), 129);
+  CHECK(std::isnan(lone[0].interval.low));
+  CHECK(lone[0].better == 0);
+}
