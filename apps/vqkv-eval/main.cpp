@@ -21,6 +21,13 @@ struct Flags {
   int threads = 0;
 };
 
+void add_output(CLI::App& verb, Flags& f) {
+  verb.add_option("--format", f.format, "md, csv, json or jsonl")->capture_default_str()->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
+  verb.add_flag("--json", f.json, "short for --format json");
+  auto* quiet = verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
+  verb.add_flag("-v,--verbose", f.verbose, "more on stderr")->excludes(quiet);
+}
+
 void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
   auto* codec = verb.add_option("--codec", o.codecs, "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")->allow_extra_args(false);
@@ -28,11 +35,8 @@ void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
   verb.add_option("--attention", o.attention, "attention backend: auto, reference, cpu-reconstruct, cpu-table")->capture_default_str();
   verb.add_option("--weights", o.weights, "weights in memory: f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
-  verb.add_option("--format", f.format, "md, csv, json or jsonl")->capture_default_str()->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
-  verb.add_flag("--json", f.json, "short for --format json");
+  add_output(verb, f);
   verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
-  auto* quiet = verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
-  verb.add_flag("-v,--verbose", f.verbose, "more on stderr")->excludes(quiet);
 }
 
 void add_text(CLI::App& verb, TextOptions& t) {
@@ -134,7 +138,7 @@ int main(int argc, char** argv) {
 
   auto* l = app.add_subcommand("ls", "what there is: modes, backends");
   l->add_option("what", what, "modes or backends")->required()->check(CLI::IsMember({"modes", "backends"}));
-  l->add_option("--format", flags.format, "md, csv, json or jsonl")->capture_default_str();
+  add_output(*l, flags);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
 
   try {

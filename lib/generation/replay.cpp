@@ -45,17 +45,19 @@ struct Runner {
   }
 
   // Feeds tokens in the candidate's own manner; logits gets a row a token. A fake-quant stretch is one block, since its
-  // queries see the codes of tokens after them in a codec block.
-  void feed(ModelRuntime& model, std::span<const int32_t> tokens, MutMatrix logits, Visibility visibility) {
+  // queries see the codes of tokens after them in a codec block. False when `stop` said so between blocks.
+  bool feed(ModelRuntime& model, std::span<const int32_t> tokens, MutMatrix logits, Visibility visibility, const std::function<bool()>& stop) {
     const int64_t n = static_cast<int64_t>(tokens.size());
     const int64_t step = visibility == Visibility::kAllCoded                                                        ? n
                          : candidate->mode == ReplayMode::kStepwise && visibility == Visibility::kReplay ? 1
                                                                                                          : candidate->block;
     for (int64_t at = 0; at < n; at += step) {
+      if (stop && stop()) return false;
       const int64_t m = std::min(step, n - at);
       model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), *session, LogitRows::kAll,
                     logits.slice_rows(at, m), visibility);
     }
+    return true;
   }
 
   void check_ledger() const {
@@ -150,13 +152,14 @@ bool fitted_to_part(const Runner& r) {
   return std::any_of(units.begin(), units.end(), [](const UnitFacts& u) { return u.state != nullptr; });
 }
 
-// Tokens [at, end) of a window through every cache; `out` is of this window alone.
-void replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t at, int64_t end, const Stretches& stretches, Runner& base,
-                    std::vector<Runner>& runners, Matrix<float>& base_logits, Matrix<float>& test_logits, ReplayResult& out) {
+// Tokens [at, end) of a window through every cache; `out` is of this window alone. False when `stop` said so.
+bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t at, int64_t end, const Stretches& stretches, Runner& base,
+                    std::vector<Runner>& runners, Matrix<float>& base_logits, Matrix<float>& test_logits, const std::function<bool()>& stop,
+                    ReplayResult& out) {
   const int64_t vocab = model.facts().vocab, m = end - at;
   const std::span<const int32_t> tokens(ids.data() + at, static_cast<size_t>(m));
   const Stopwatch exact_time;
-  base.feed(model, tokens, base_logits.view().slice_rows(0, m), Visibility::kReplay);
+  if (!base.feed(model, tokens, base_logits.view().slice_rows(0, m), Visibility::kReplay, stop)) return false;
   out.exact_seconds += exact_time.seconds();
 
   // Row i predicts the token at at + i + 1. Tokens of an exact prompt are not scored, for any candidate, so that all rows
@@ -182,7 +185,7 @@ void replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
                                                                                    : Visibility::kReplay;
     const AttendStats before = r.session->stats();
     const Stopwatch time;
-    r.feed(model, tokens, test_logits.view().slice_rows(0, m), visibility);
+    if (!r.feed(model, tokens, test_logits.view().slice_rows(0, m), visibility, stop)) return false;
     if (visibility == Visibility::kExactPrefill && end == stretches.prompt) r.cache->end_exact_prefill();
     track.model_seconds += time.seconds();
     if (!in_prompt) {
@@ -209,6 +212,7 @@ void replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
       track.same_top[k] = f.top == e.top;
     });
   }
+  return true;
 }
 
 // Adds what a candidate did in one window to its track.
@@ -284,9 +288,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
     base.start(exact);
     for (size_t c = 0; c < candidates.size(); ++c) runners[c].start(candidates[c]);
     for (int64_t at = 0, end = 0; at < options.context; at = end) {
-      if (stop && stop()) return result;
       end = stretches.end(at);
-      replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, one);
+      if (!replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, stop, one)) return result;
       if (at == 0 && end < options.context && std::any_of(runners.begin(), runners.end(), fitted_to_part)) {
         stretches.grid = 0;
         make_room();

@@ -74,7 +74,7 @@ struct ReplayText {
 
 // Windows do not overlap. Candidates run beside the exact cache stretch by stretch, so that logits are never kept for
 // more than a stretch. At the end of each window every cache's ledger is held against its allocator (kInternal when they
-// differ). `stop` is asked between stretches; the finished windows are returned.
+// differ). `stop` is asked between blocks; the finished windows are returned.
 ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
                     const ReplayOptions& options, const std::function<bool()>& stop = {});
 

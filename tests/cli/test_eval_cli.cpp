@@ -169,7 +169,7 @@ TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][ev
 
   // A trace of another model.
   write_sweep_trace(trace + ".other");
-  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn}}\n", trace + ".other"));
+  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn, group: 16}}\n", trace + ".other"));
   eval.refuses(3, "made for 2 layers", {"replay", "--model", kModel, "--codec", cell, "--text", kText});
 }
 
