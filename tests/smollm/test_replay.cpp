@@ -206,7 +206,8 @@ TEST_CASE("an interrupted replay keeps whole windows; what can't be replayed is 
   const Bench b;
   const ReplayCandidate candidates[] = {b.candidate("rtn", {{"name", "rtn"}, {"bits", 4}}, kNoWindow)};
   int asked = 0;
-  const ReplayResult r = replay(*b.model, b.texts, candidates, {.context = 64, .windows = 4}, [&] { return ++asked > 3; });
+  const ReplayResult r = replay(*b.model, b.texts, candidates, {.context = 64, .windows = 4},
+                                [&] { return ++asked > 6; });  // four blocks a window: two stretches, two caches
   CHECK(r.windows == 1);
   CHECK(r.position.size() == 63);
   CHECK(r.tracks[0].kld.size() == 63);
