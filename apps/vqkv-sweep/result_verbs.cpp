@@ -78,7 +78,7 @@ int run_export(const ExportVerb& verb, const Common& common) {
   const CellResult& c = find_cell(r, verb.cell);
   if (c.flagged("subsampled") || c.cell.at("config").at("layers") != "all" || c.cell.at("config").at("heads") != "all")
     fail_usage(fmt::format("cell {} was trained on some layers or heads only; a codec file holds all of them", c.id()));
-  const auto codecs = codecs_of_cell(c.cell, [] { return interrupted(); });
+  const auto codecs = codecs_of_cell(c.cell, [] { return interrupted(); }, verb.folder);
   if (!codecs) return kExitOk;
   save_codec_set(*codecs, verb.out, {{"cell", c.cell.at("cell")}, {"config", c.cell.at("config")}, {"cache", c.cell.at("config").at("cache")},
                                      {"trace", c.cell.at("trace")}, {"tool", version_facts()}, {"command", common.command}});

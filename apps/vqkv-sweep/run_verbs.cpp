@@ -110,6 +110,7 @@ int run_run(const RunVerb& verb, const Common& common) {
   if (!verb.time_budget.empty()) o.time_budget = parse_duration(verb.time_budget);
   o.retry_failed = verb.retry_failed;
   o.fail_fast = verb.fail_fast;
+  o.keep_codecs = verb.keep_codecs;
   o.command = common.command;
   o.stop = [] { return interrupted(); };
   const Stopwatch clock;

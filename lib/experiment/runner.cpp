@@ -12,6 +12,7 @@
 #include <set>
 
 #include "codec/build.h"
+#include "codec/codec_archive.h"
 #include "core/clock.h"
 #include "core/cpu.h"
 #include "core/error.h"
@@ -138,8 +139,28 @@ Json time_row(const std::string& tag, double seconds) {
   return {{"role", "time"}, {"tag", tag}, {"value", seconds}, {"unit", "s"}, {"stderr", 0}, {"n", 1}, {"better", "lower"}, {"exact", false}};
 }
 
+std::string kept_codec_path(const std::string& folder, const std::string& train_id) {
+  return (std::filesystem::path(folder) / "codecs" / (train_id.substr(0, 16) + ".codec.h5")).string();
+}
+
+// What an earlier run kept, or null.
+std::shared_ptr<const CodecSet> load_kept(const std::string& folder, const std::string& train_id) {
+  const std::string path = kept_codec_path(folder, train_id);
+  if (folder.empty() || !std::filesystem::exists(path)) return nullptr;
+  Json facts;
+  auto set = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
+  if (facts.value("train_id", std::string()) != train_id) fail_data(fmt::format("{}: holds codecs of another configuration", path));
+  return set;
+}
+
+void keep_codecs(const CodecSet& set, const std::string& folder, const std::string& train_id) {
+  std::filesystem::create_directories(std::filesystem::path(folder) / "codecs");
+  save_codec_set(set, kept_codec_path(folder, train_id), {{"train_id", train_id}});
+}
+
 // Measures one cell. `check` throws Stopped.
-Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained, const std::function<void()>& check) {
+Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained, const RunOptions& options,
+                  const std::function<void()>& check) {
   const CellConfig config = config_of(cell);
   const TraceRows rows(reader, config);
   Json r = {{"status", "ok"}};
@@ -150,7 +171,11 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   const std::string train_id = cell.at("train_id").get<std::string>();
   std::shared_ptr<const CodecSet> codecs = trained.find(train_id);
   if (!codecs) {
-    codecs = train(rows, plan, cell, check);
+    codecs = load_kept(options.folder, train_id);
+    if (!codecs) {
+      codecs = train(rows, plan, cell, check);
+      if (options.keep_codecs) keep_codecs(*codecs, options.folder, train_id);
+    }
     trained.keep(train_id, codecs);
   }
   const FidelityResult f = measure_fidelity(rows, *codecs, [&](int) { check(); });
@@ -227,7 +252,8 @@ Json comparable(Json record) {
   return record;
 }
 
-std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop) {
+std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop, const std::string& folder) {
+  if (auto kept = load_kept(folder, cell.at("train_id").get<std::string>())) return kept;
   Traces traces;
   const auto reader = traces.open(cell);
   const CellConfig config = config_of(cell);
@@ -296,7 +322,7 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
     Json r;
     try {
       if (cell.contains("skip")) r = {{"status", "skipped"}, {"reason", cell.at("skip")}};
-      else r = measure_cell(cell, *traces.open(cell), trained, check);
+      else r = measure_cell(cell, *traces.open(cell), trained, options, check);
     } catch (const Stopped&) {
       return;
     } catch (const Error& e) {

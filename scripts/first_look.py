@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Choices and tables of the first look (scripts/quickstart, experiments/first-look). Standard library only.
+
+    first_look.py choose SWEEP_BIN STORE           label=cell lines: scalar baselines, and under each budget the vector code
+                                                   with the least softmax KL on the select documents
+    first_look.py table  BIN_FOLDER OUT MODEL      OUT/sweep and OUT/replay.json as one markdown table
+    first_look.py ranks  OUT [REPLAY.json]         rank correlations of every metric with the replay's KLD
+"""
+import glob
+import json
+import math
+import os
+import subprocess
+import sys
+
+BUDGETS = (4.5, 3.5, 2.5, 1.25)   # bits a value, codes and side data
+SCALAR = ("exact", "rtn", "kivi")
+
+
+def cells_of(store):
+    """Cell id -> (plan line, record) of the finished cells."""
+    with open(os.path.join(store, "plan.jsonl")) as f:
+        plan = [json.loads(line) for line in f]
+    records = {}
+    for path in sorted(glob.glob(os.path.join(store, "results", "*.jsonl"))):
+        with open(path) as f:
+            for line in f:
+                try:
+                    r = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # a torn last line
+                if r.get("status") == "ok":
+                    records[r["id"]] = r
+    return {c["id"]: (c, records[c["id"]]) for c in plan if "id" in c and c["id"] in records}
+
+
+def value(record, role, tag, context=None, sequences=None, what="value"):
+    for m in record["measurements"]:
+        if m["role"] == role and m["tag"] == tag and (context is None or m.get("context") == context):
+            if m.get("sequences") == sequences:
+                v = m.get(what)
+                return math.nan if v is None else v
+    return math.nan
+
+
+def name_of(cell):
+    """Methods and shape in a few words: pq 16x8, rtn 4, simvq 28x10/8x9."""
+    codec = cell["config"]["codec"]
+
+    def role(c):
+        # Knobs stand beside the name, or under "knobs", in the canonical form.
+        k = {**c, **(c.get("knobs") or {})}
+        if "codebooks" in k:
+            text = f"{k['codebooks']}x{k['bits']}"
+        else:
+            text = f"{k.get('bits', '')}"
+        transforms = [t if isinstance(t, str) else t.get("name", "?") for t in c.get("transform", [])]
+        return c["name"], text, ("+qm" if "query_metric" in transforms else "")
+
+    (kn, kt, kx), (vn, vt, _) = role(codec["k"]), role(codec["v"])
+    shape = kt if kt == vt else f"{kt}/{vt}"
+    return f"{kn if kn == vn else kn + '/' + vn} {shape}{kx}"
+
+
+def choose(sweep, store):
+    cells = cells_of(store)
+    chosen = {}
+    for cell, _ in cells.values():
+        if cell["config"]["codec"]["k"]["name"] in SCALAR:
+            chosen[cell["id"]] = name_of(cell)
+    for budget in BUDGETS:
+        text = subprocess.run([sweep, "best", store, "--budget", f"{budget}bpv", "--column", "codes", "--by", "attention.softmax_kl",
+                               "--top", "1000", "--json", "-q"], check=True, stdout=subprocess.PIPE).stdout
+        for row in json.loads(text):
+            if row["id"] in cells and cells[row["id"]][0]["config"]["codec"]["k"]["name"] not in SCALAR:
+                chosen.setdefault(row["id"], name_of(cells[row["id"]][0]))
+                break
+    for cell, label in chosen.items():
+        print(f"{label.replace(' ', '-').replace('/', '_')}={cell}")
+
+
+def markdown(rows, heads):
+    widths = [max(len(h), *(len(r[i]) for r in rows)) for i, h in enumerate(heads)]
+    line = lambda r: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) + " |"
+    print(line(heads))
+    print("|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
+    for r in rows:
+        print(line(r))
+
+
+def number(v, digits):
+    return "–" if v is None or (isinstance(v, float) and math.isnan(v)) else f"{v:.{digits}f}"
+
+
+def replay_rows(out):
+    with open(os.path.join(out, "replay.json")) as f:
+        return json.load(f)
+
+
+def table(_, out, model):
+    cells = {name_of(c).replace(" ", "-").replace("/", "_"): (c, r) for c, r in cells_of(os.path.join(out, "sweep")).values()}
+    replay = replay_rows(out)
+    facts = replay["facts"]
+    rows = []
+    for r in replay["rows"]:
+        label = r["codec"]
+        base = label.replace(" (no window)", "")
+        cell, record = cells.get(base, (None, None))
+        windowless = base != label
+        cost = lambda context, n: value(record, "cost", "bits_per_value", context, n) if record and not windowless else math.nan
+        rows.append([
+            label,
+            number(value(record, "cost", "bits_per_value.codes") if record else None, 3),
+            number(r["bits_per_value"], 2),
+            f"{r['bytes']['total'] if 'total' in r['bytes'] else total(r['bytes']):,}",
+            *(number(cost(c, n), 2) for c in (4096, 32768) for n in (1, 64)),
+            number(value(record, "report", "attention.softmax_kl") if record and not windowless else None, 4),
+            f"{number(r.get('kld.last_quarter'), 4)} ± {number(r.get('kld.last_quarter.error'), 4)}",
+            number(r.get("coded_mass.last_quarter"), 2),
+            f"{number(r.get('ppl'), 2)} ± {number(r.get('ppl.error'), 2)}",
+            f"{number(r.get('ppl.ratio'), 4)} ± {number(r.get('ppl.ratio.error'), 4)}",
+            number(r.get("same_top"), 3)])
+    context = facts["context"]
+    markdown(rows, ["codec", "codes+side", f"resident b/v at {context}", "bytes a sequence", "4K, books/1", "/64", "32K, books/1", "/64",
+                    "softmax KL", "KLD, last quarter", "coded mass", "PPL", "PPL ratio", "same top"])
+    train = [r["train"] for _, r in cells_of(os.path.join(out, "sweep")).values() if r.get("train", {}).get("vectors")]
+    seconds = sum(value(r, "time", "time.train") for _, r in cells_of(os.path.join(out, "sweep")).values())
+    print(f"\nSmolLM2-135M-Instruct, a small model: KLD, PPL ratio and same top are gates, not a paper's scores. {facts['windows']} windows of {context} tokens,")
+    print(f"{facts['positions']} scored positions on documents that no codec was trained on; ± is a standard error over windows. Every layer and")
+    print(f"head is coded. {len(train)} codecs trained on {train[0]['tokens'] if train else 0} tokens (most iterations a codebook: "
+          f"{max((t['iterations'] for t in train), default=0)}; {seconds:.0f} s of training on all threads together).")
+    print("bits a value (b/v): codes and side data; everything resident, sinks and window included; with the codebooks shared by 1 and 64 sequences.")
+    print("coded mass: share of the attention of the last quarter that fell on coded keys. `+qm`: keys in the metric of their queries.")
+    for c in replay["comparisons"]:
+        if c["what"] == "kld.last_quarter" and "no window" not in c["a"] + c["b"] and c["verdict"] != "not told apart":
+            print(f"  {c['a']} - {c['b']}: {c['mean']:+.4f} [{number(c['low'], 4)}, {number(c['high'], 4)}]: {c['verdict']}")
+
+
+def total(ledger):
+    return sum(v for k, v in ledger.items() if k not in ("codebooks", "total") and isinstance(v, (int, float)))
+
+
+def ranks_of(xs):
+    order = sorted(range(len(xs)), key=lambda i: xs[i])
+    out = [0.0] * len(xs)
+    i = 0
+    while i < len(order):
+        j = i
+        while j < len(order) and xs[order[j]] == xs[order[i]]:
+            j += 1
+        for k in range(i, j):
+            out[order[k]] = (i + j - 1) / 2
+        i = j
+    return out
+
+
+def spearman(a, b):
+    ra, rb = ranks_of(a), ranks_of(b)
+    ma, mb = sum(ra) / len(ra), sum(rb) / len(rb)
+    sab = sum((x - ma) * (y - mb) for x, y in zip(ra, rb))
+    saa, sbb = sum((x - ma) ** 2 for x in ra), sum((y - mb) ** 2 for y in rb)
+    return sab / math.sqrt(saa * sbb) if saa > 0 and sbb > 0 else math.nan
+
+
+def ranks(out, path=None):
+    with open(path or os.path.join(out, "replay.json")) as f:
+        replay = json.load(f)
+    cells = {name_of(c).replace(" ", "-").replace("/", "_"): r for c, r in cells_of(os.path.join(out, "sweep")).values()}
+    both = [(cells[r["codec"]], r["kld.last_quarter"]) for r in replay["rows"] if r["codec"] in cells]
+    print(f"Spearman rank correlation with KLD (last quarter) over {len(both)} codecs:")
+    for tag in ("key.nmse", "key.unexplained_variance", "value.nmse", "logit.centred_rms", "attention.softmax_kl", "output.relative_error",
+                "output.relative_error_after_wo"):
+        xs = [value(r, "report", tag) for r, _ in both]
+        if len(xs) > 2 and not any(math.isnan(x) for x in xs):
+            print(f"  {tag:34s} {spearman(xs, [y for _, y in both]):+.3f}")
+
+
+if __name__ == "__main__":
+    verbs = {"choose": choose, "table": table, "ranks": ranks}
+    if len(sys.argv) < 3 or sys.argv[1] not in verbs:
+        sys.exit(__doc__)
+    verbs[sys.argv[1]](*sys.argv[2:])
