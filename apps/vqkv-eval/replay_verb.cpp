@@ -102,10 +102,17 @@ int run_replay(const ReplayVerb& v) {
                         .policy = CachePolicy::exact(other), .attention = v.common.attention, .mode = ReplayMode::kForced,
                         .block = std::max<int64_t>(1, v.block / 2 - 3)});
   constexpr size_t kFirstCodec = 1;
+  std::vector<Learned> learned{{.known = true}};  // a candidate
   for (const auto& codec : codecs) {
     if (codec.policy.exact_dtype != exact_dtype)
       log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label, dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
+    const Learned from = what_it_learned(codec, texts);
+    if (!from.known) log_warning(fmt::format("{}: its trace is gone, so nobody can say whether it was trained on these texts", codec.label));
+    if (from.seen > 0) log_warning(fmt::format("{}: {:.0f} % of these texts stand in its train documents; its rows say so", codec.label, 100 * from.seen));
+    if (from.positions > 0 && from.positions < v.context)
+      log_warning(fmt::format("{}: trained on positions below {}, replayed up to {}; its rows say extrapolated", codec.label, from.positions, v.context));
     const auto add = [&](const std::string& label, const CachePolicy& policy) {
+      learned.push_back(from);
       candidates.push_back({.label = label, .codecs = codec.codecs, .policy = policy, .attention = v.common.attention, .mode = mode, .block = block});
     };
     add(codec.label, codec.policy);
@@ -117,7 +124,18 @@ int run_replay(const ReplayVerb& v) {
   if (result.windows == 0) return kExitOk;  // interrupted before the first window's end
 
   Table table{columns(v), {}};
-  for (size_t c = 0; c < candidates.size(); ++c) table.rows.push_back(row_of(result, result.tracks[c], candidates[c], v, shape));
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    Json row = row_of(result, result.tracks[c], candidates[c], v, shape);
+    row["seen_in_training"] = learned[c].known ? Json(learned[c].seen) : Json();
+    Json flags = Json::array();
+    if (!learned[c].known) flags.push_back("training unknown");
+    if (learned[c].seen > 0) flags.push_back("trained on these texts");
+    if (learned[c].positions > 0 && learned[c].positions < v.context) flags.push_back("extrapolated");
+    row["flags"] = flags;
+    for (const auto& f : flags) row["flag_text"] = (row.contains("flag_text") ? row["flag_text"].get<std::string>() + ", " : "") + f.get<std::string>();
+    table.rows.push_back(std::move(row));
+    if (!flags.empty() && table.columns.back().key != "flag_text") table.columns.push_back({"flag_text", "flags", "", false});
+  }
   const std::string scored = result.prompt > 0 ? fmt::format("every token after the prompt of {}", result.prompt) : "every token of a window but its first";
   const std::string bos = result.bos ? "each window starts with BOS, as the model adds one" : "no BOS, as the model adds none";
   Json documents = Json::array();

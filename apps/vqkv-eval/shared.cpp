@@ -1,16 +1,19 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
 #include <numeric>
 #include <set>
+#include <unordered_set>
 
 #include "codec/codec_archive.h"
 #include "common/tool.h"
 #include "config/config.h"
 #include "core/log.h"
 #include "experiment/runner.h"
+#include "io/trace.h"
 #include "model/text_input.h"
 #include "verbs.h"
 
@@ -72,6 +75,8 @@ LoadedCodec load_archive(const std::string& path, const CommonOptions& common, c
   Json facts;
   out.codecs = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
   require_same_model(*out.codecs, model, path);
+  if (const Json* trace = find_path(facts, "config.trace"); trace && trace->is_object() && facts.contains("trace"))
+    out.origin = {{"path", trace->value("path", Json())}, {"train", trace->value("train", Json())}, {"hash", facts["trace"]}};
   if (!facts.contains("cache")) log_warning(fmt::format("{}: names no cache section; the default one is used", path));
   try {
     out.cache = canonical_cache_config(facts.value("cache", Json::object()));
@@ -100,10 +105,50 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   if (!out.codecs) return out;
   require_same_model(*out.codecs, model, path);
   out.cache = typed.cache;
+  out.origin = {{"path", typed.trace}, {"train", typed.train}, {"hash", cell.at("trace")}};
   return out;
 }
 
+// Hashes of every run of kRun tokens; a text of its own rarely shares one with another.
+constexpr size_t kRun = 32;
+template <class Use>
+void for_runs(std::span<const int32_t> ids, size_t step, Use&& use) {
+  for (size_t at = 0; at + kRun <= ids.size(); at += step) {
+    uint64_t h = 1469598103934665603u;  // FNV-1a over whole ids
+    for (size_t i = 0; i < kRun; ++i) h = (h ^ static_cast<uint64_t>(static_cast<uint32_t>(ids[at + i]))) * 1099511628211u;
+    use(h);
+  }
+}
+
 }  // namespace
+
+Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>& texts) {
+  Learned out;
+  const auto& units = codec.codecs->units();
+  if (std::none_of(units.begin(), units.end(), [](const TrainedUnit& u) { return u.report.vectors > 0; })) {
+    out.known = true;
+    return out;
+  }
+  const Json& o = codec.origin;
+  if (!o.is_object() || !o["path"].is_string() || !o["train"].is_array() || !std::filesystem::exists(o["path"].get<std::string>())) return out;
+  const TraceReader trace(o["path"].get<std::string>());
+  if (o["hash"] != trace.info().content_hash) return out;
+  out.known = true;
+  std::unordered_set<uint64_t> trained;
+  for (const TraceWindow& w : trace.windows()) {
+    if (std::find(o["train"].begin(), o["train"].end(), Json(w.document)) == o["train"].end()) continue;
+    for_runs(std::span(trace.token_id()).subspan(static_cast<size_t>(w.first_token), static_cast<size_t>(w.tokens)), 1, [&](uint64_t h) { trained.insert(h); });
+    for (int64_t i = 0; i < w.tokens; ++i) out.positions = std::max<int64_t>(out.positions, trace.position()[static_cast<size_t>(w.first_token + i)] + 1);
+  }
+  int64_t runs = 0, seen = 0;
+  for (const ReplayText& t : texts)
+    for_runs(t.tokens, kRun, [&](uint64_t h) {
+      ++runs;
+      seen += trained.contains(h);
+    });
+  out.seen = runs > 0 ? static_cast<double>(seen) / static_cast<double>(runs) : 0;
+  return out;
+}
 
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
   make_attention_backend(common.attention);  // a wrong name is told before the model is read
@@ -111,7 +156,7 @@ std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
 }
 
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model) {
-  if (spec == "exact") return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}};
+  if (spec == "exact") return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}, nullptr};
   LoadedCodec out;
   if (ends_with(spec, ".h5")) out = load_archive(spec, common, model);
   else if (ends_with(spec, ".yaml") || ends_with(spec, ".yml")) out = train_cell_file(spec, common, model);

@@ -77,7 +77,15 @@ struct LoadedCodec {
   std::shared_ptr<const CodecSet> codecs;
   CachePolicy policy;
   Json cache;                           // the policy's canonical section
+  Json origin;                          // {path, hash, train} of the trace that it learned from, null where not told
 };
+// What a codec learned from, as far as its trace is still where it was.
+struct Learned {
+  bool known = false;                   // false: nobody can say
+  double seen = 0;                      // share of the texts that stands in its train documents
+  int64_t positions = 0;                // it was trained on positions below this one; 0: it learned nothing
+};
+Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>& texts);
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
 // Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
 // codecs when a training was interrupted.

@@ -167,6 +167,15 @@ TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][ev
   CHECK(r["rows"][1]["bits_per_value_1"] > r["rows"][1]["bits_per_value_64"]);
   CHECK(r["rows"][1]["kld.mean"] > 1e-4);
 
+  CHECK(r["rows"][1]["flags"].empty());
+
+  // Beyond the trained positions, and over the text that it was trained on: the rows say so.
+  const ToolRun flagged = eval({"replay", "--model", kModel, "--codec", cell, "--text", VQKV_SOURCE_DIR "/data/jargon-0.txt", "--context", "160", "--max-tokens", "160",
+                                "--skip-no-window", "-q"});
+  CHECK(flagged.code == 0);
+  CHECK(flagged.out.find("trained on these texts, extrapolated") != std::string::npos);
+  CHECK(flagged.err.find("stand in its train documents") != std::string::npos);
+
   // A trace of another model.
   write_sweep_trace(trace + ".other");
   write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn, group: 16}}\n", trace + ".other"));
