@@ -10,6 +10,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "codec/train/assign.cpp"
 #include <hwy/foreach_target.h>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #ifndef VQKV_ASSIGN_ONCE
@@ -162,9 +163,48 @@ void score_tile(const TileJob& job) {
   if constexpr (kWidth > 0) resolve_block<kWidth>(job, best_block);
 }
 
+#if HWY_TARGET <= HWY_AVX2
+// Four rows of eight channels: out[i] holds channel i of the rows, then channel i + 4.
+template <class V>
+HWY_INLINE void transpose4(V x0, V x1, V x2, V x3, V* out) {
+  const hn::FixedTag<float, 8> d;
+  const hn::RepartitionToWide<decltype(d)> wide;
+  const auto a = hn::BitCast(wide, hn::InterleaveLower(d, x0, x1)), b = hn::BitCast(wide, hn::InterleaveLower(d, x2, x3));
+  const auto c = hn::BitCast(wide, hn::InterleaveUpper(d, x0, x1)), e = hn::BitCast(wide, hn::InterleaveUpper(d, x2, x3));
+  out[0] = hn::BitCast(d, hn::InterleaveLower(wide, a, b));
+  out[1] = hn::BitCast(d, hn::InterleaveUpper(wide, a, b));
+  out[2] = hn::BitCast(d, hn::InterleaveLower(wide, c, e));
+  out[3] = hn::BitCast(d, hn::InterleaveUpper(wide, c, e));
+}
+
+// The same as below for whole blocks of 8 x 8, with 0.6 of the instructions.
+void fill_blocks(ConstMatrix x, const float* offset, float* tile) {
+  const hn::FixedTag<float, 8> d;
+  for (int64_t r = 0; r < x.rows; r += 8) {
+    // A product code comes for the next channels next: they are on their way while these are scored.
+    for (int64_t i = r; i < r + 8; ++i) hwy::Prefetch(x.row(i) + x.cols);
+    for (int64_t k = 0; k < x.cols; k += 8) {
+      const auto shift = hn::LoadU(d, offset + k);
+      const auto row = [&](int64_t i) { return hn::Sub(hn::LoadU(d, x.row(r + i) + k), shift); };
+      hn::Vec<decltype(d)> low[4], high[4];
+      transpose4(row(0), row(1), row(2), row(3), low);
+      transpose4(row(4), row(5), row(6), row(7), high);
+      float* out = tile + k * kTile + r;
+      for (int64_t i = 0; i < 4; ++i) {
+        hn::Store(hn::ConcatLowerLower(d, high[i], low[i]), d, out + i * kTile);
+        hn::Store(hn::ConcatUpperUpper(d, high[i], low[i]), d, out + (i + 4) * kTile);
+      }
+    }
+  }
+}
+#endif
+
 // tile[k][r] = x(r, k) - offset[k], by 4 x 4 blocks; rows past x.rows become zero. Element stores alone took a third of
 // the time of a product code.
 void fill_tile(ConstMatrix x, const float* offset, float* tile) {
+#if HWY_TARGET <= HWY_AVX2
+  if (x.rows == kTile && x.cols % 8 == 0) return fill_blocks(x, offset, tile);
+#endif
   int64_t rows4 = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<float, 4> d;
