@@ -155,7 +155,7 @@ int run_generate(const GenerateVerb& v) {
       runs.resize(r);  // an unfinished text can't be compared
       break;
     }
-    run.path = backend->name();
+    run.path = fmt::format("{}", fmt::join(backend->paths(), "+"));
     run.bytes = cache.bytes();
     run.length = cache.length();
     run.coded_share = session.stats().total_mass > 0 ? session.stats().coded_mass / session.stats().total_mass : 0;

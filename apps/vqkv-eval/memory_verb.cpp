@@ -103,7 +103,7 @@ int run_child(const MemoryVerb& v) {
   }
   if (interrupted()) return kExitOk;
   const Json out = {{"ledger", cache.bytes().to_json()}, {"total", cache.bytes().total_sequence()}, {"allocator", memory.live()},
-                    {"allocator_peak", memory.peak()}, {"process_peak", peak_rss_bytes()}, {"process_loaded", loaded}, {"path", backend->name()}};
+                    {"allocator_peak", memory.peak()}, {"process_peak", peak_rss_bytes()}, {"process_loaded", loaded}, {"path", fmt::format("{}", fmt::join(backend->paths(), "+"))}};
   std::fputs((out.dump() + "\n").c_str(), stdout);
   return kExitOk;
 }

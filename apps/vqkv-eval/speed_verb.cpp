@@ -43,7 +43,7 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
   if (v.new_tokens > 0) out.decode.push_back(static_cast<double>(v.new_tokens) / time.seconds());
   out.encode.push_back(cache.encode_seconds());
   out.attend.push_back(session.attend_seconds());
-  out.path = backend->name();
+  out.path = fmt::format("{}", fmt::join(backend->paths(), "+"));
 }
 
 }  // namespace

@@ -217,7 +217,7 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
 
 // Adds what a candidate did in one window to its track.
 void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& track, const std::vector<int32_t>& position) {
-  track.path = runner.backend->name();
+  track.path = fmt::format("{}", fmt::join(runner.backend->paths(), "+"));
   const auto flip = std::find(one.same_top.begin(), one.same_top.end(), uint8_t{0});
   track.flips.push_back(flip == one.same_top.end() ? -1 : position[static_cast<size_t>(flip - one.same_top.begin())]);
   track.nll.insert(track.nll.end(), one.nll.begin(), one.nll.end());

@@ -42,7 +42,7 @@ struct ReplayOptions {
 // window but its first; in a replay with kPrefillExact, every token after the prompt (the first of them is predicted by
 // exact attention, as in those papers' generation).
 struct ReplayTrack {
-  std::string label, path;               // path: what attention ran
+  std::string label, path;               // path: what attention ran, joined by + where several did
   std::vector<double> nll;               // -ln p(true token), nats
   std::vector<double> kld;               // KL(exact || this) over the whole vocabulary, nats
   std::vector<double> delta_p;           // p_this(true) - p_exact(true)

@@ -130,6 +130,7 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(noise["kld.mean"] > 0);
   CHECK(noise["kld.mean"] < 1e-5);
   CHECK(window["codec"] == "rtn4");
+  for (const Json& row : r["rows"]) CHECK(row["path"] == "cpu-reconstruct");  // what ran, never "auto"
   CHECK(window["cache"]["k"]["window"] == 32);
   CHECK(window["kld.mean"] > noise["kld.mean"]);
   CHECK(bare["codec"] == "rtn4 (no window)");
