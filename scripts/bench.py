@@ -138,6 +138,13 @@ def kld_row(context):
     return json.loads(run.stdout)
 
 
+def replay_row(context):
+    """Replay with coded caches; bench_replay alternates with the exact cache stretch by stretch by itself."""
+    command = [str(context.build / "bench" / "bench_replay"), "512" if context.quick else "1024", "1" if context.quick else "3"]
+    run = subprocess.run(command, env=context.environment, check=True, capture_output=True, text=True)
+    return json.loads(run.stdout)
+
+
 def google(program, bench, counter="items_per_second", one_core=False):
     return lambda context: context.google(program, bench, counter, one_core)
 
@@ -183,11 +190,12 @@ ROWS = [
         0.9, 1e-9),
     Row("trace-read", "Reading keys and values of a trace as f32, page cache", "GB/s",
         google("bench_trace", "trace_read/iterations:5/real_time", "bytes_per_second"), target=1.0, scale=1e-9),
-    Row("key-scan", "Table-lookup key scan, S = 256, 16 slots, one core", "G lookups/s",
+    Row("key-scan", "Table-lookup key scan, S = 256, 16-bit tables (two byte lookups a code), 16 slots, one core", "G lookups/s",
         google("bench_scan", "scan_fixed16/16", "lookups/s"), target=30.0, scale=1e-9),
-    Row("key-scan-8", "The same with 8-bit tables for the first pass", "G lookups/s",
+    Row("key-scan-8", "The same with 8-bit tables (a yardstick, on no path)", "G lookups/s",
         google("bench_scan", "scan_coarse8/16", "lookups/s"), target=30.0, scale=1e-9),
 ]
+REPLAY = ("replay", {"pq": 0.6})   # targets by the codec's first word
 KLD = ("kld", "KLD of the full vocabulary, llama.cpp ‖ ours, F32 weights and cache", 1e-8)
 
 
@@ -283,6 +291,15 @@ def table(results):
             lines.append(f"| `{name}` | {title}, {r['tokens']:,} positions | mean {r['kld_mean']:.1e}, max {r['kld_max']:.1e}, "
                          f"same top {100 * r['same_top']:.2f} % | llama.cpp | – | ≤ {target:.0e} | "
                          f"{verdict(r['kld_mean'], target, at_most=True)} | {r['date']} |")
+    if (r := results.get(REPLAY[0])) is not None:
+        exact = r["rows"][0]["tokens_per_s"]
+        for row in r["rows"][1:]:
+            target = REPLAY[1].get(row["codec"].split()[0])
+            state = "explained below" if target is None else verdict(row["ratio"], target)
+            lines.append(f"| `replay` | Forced replay, encoding included, {row['codec']}, {r['context']:,} tokens, {r['threads']} "
+                         f"threads ({row['path']}) | {number(row['tokens_per_s'])} tok/s | {number(exact)} (exact cache, same run) "
+                         f"| {row['ratio']:.2f} (arithmetic {row['ratio_by_arithmetic']:.2f}) | "
+                         f"{'–' if target is None else f'≥ {target:g}×'} | {state} | {r['date']} |")
     return lines
 
 
@@ -307,7 +324,7 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Speeds beside peers, paired in one run; medians of "
                                      "paired rounds. Results go to out/bench/NAME.json; docs/benchmarks.md is written when "
                                      "every row has one.")
-    names = [row.name for row in ROWS] + [KLD[0]]
+    names = [row.name for row in ROWS] + [KLD[0], REPLAY[0]]
     parser.add_argument("--peers", action="store_true", help="install the peers into build/peers first")
     parser.add_argument("--quick", action="store_true", help="3 short rounds instead of 5; docs are left alone")
     parser.add_argument("--only", action="append", metavar="NAME", choices=names, help="a row; may be given again")
@@ -349,6 +366,8 @@ def main():
                 keep(row.name, lambda: row.measure(context, 3 if args.quick else 5))
         if not args.only or KLD[0] in args.only:
             keep(KLD[0], lambda: kld_row(context))
+        if not args.only or REPLAY[0] in args.only:
+            keep(REPLAY[0], lambda: replay_row(context))
 
     results = {n: json.loads((OUT / f"{n}.json").read_text()) for n in names if (OUT / f"{n}.json").exists()}
     text = report(results, facts)
