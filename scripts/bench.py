@@ -257,6 +257,11 @@ def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def busy(result):
+    """More runnable threads than cores: an engine whose threads wait in busy loops is slowed more than one that sleeps."""
+    return result["load"] > result["machine"]["cores"] + 1
+
+
 def verdict(value, target, at_most=False):
     if target is None:
         return "–"
@@ -278,6 +283,8 @@ def table(results):
             ratio = f"{r['ratio']:.2f} ({min(r['ratios']):.2f}–{max(r['ratios']):.2f})"
             target = "–" if row.target is None else f"≥ {row.target:g}×"
             state = verdict(r["ratio"], row.target)
+            if row.peer_name == LLAMA and row.target is not None and busy(r):
+                state = "not judged: busy machine"
         else:
             peer, ratio = "–", "–"
             target = "–" if row.target is None else f"≥ {row.target:g} {row.unit}"
@@ -304,10 +311,10 @@ def table(results):
 
 
 def report(results, facts):
-    latest = max(results.values(), key=lambda r: r["date"])
+    revisions = ", ".join(dict.fromkeys(r["revision"] for r in results.values()))
     loads = [r["load"] for r in results.values()]
     lines = [f"Machine: {facts['processor']}, {facts['cores']} cores, {facts['memory_GiB']} GiB, {', '.join(facts['simd'])}; "
-             f"{facts['system']}, {facts['compiler']}; revision {latest['revision']}. `OPENBLAS_CORETYPE` is unset. Load "
+             f"{facts['system']}, {facts['compiler']}; revisions {revisions}. `OPENBLAS_CORETYPE` is unset. Load "
              f"average while measuring: {min(loads):.1f}–{max(loads):.1f} on {facts['cores']} cores.", "", *table(results)]
     return "\n".join(lines)
 
