@@ -33,7 +33,7 @@ void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   auto* codec = verb.add_option("--codec", o.codecs, "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")->allow_extra_args(false);
   if (needs_codec) codec->required();
   verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
-  verb.add_option("--attention", o.attention, "attention backend: auto, reference, cpu-reconstruct, cpu-table")->capture_default_str();
+  verb.add_option("--attention", o.attention, "attention backend: auto, reference, cpu-reconstruct, cpu-table, cpu-table8 (8-bit tables: logits err by up to 1/8)")->capture_default_str();
   verb.add_option("--weights", o.weights, "weights in memory: f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
   add_output(verb, f);
   verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));

@@ -16,6 +16,8 @@ struct AttentionTap {
   virtual void on_probabilities(int layer, int q_head, int64_t first_position, ConstMatrix p) = 0;
 };
 
+class KeepPolicy;
+
 struct AttendStats {
   // Sum over (layer, query head, query) of the attention mass on tokens coded for that query and role K, and their count.
   double coded_mass = 0;
@@ -25,7 +27,7 @@ struct AttendStats {
 class AttentionBackend {
  public:
   virtual ~AttentionBackend() = default;
-  virtual std::string name() const = 0;   // the path in result rows: "reference", "cpu-reconstruct", "cpu-table"
+  virtual std::string name() const = 0;   // the path in result rows: "reference", "cpu-reconstruct", "cpu-table", "cpu-table8"
   // Every path that has run so far, sorted; what a row of results names. One for all but "auto".
   virtual std::vector<std::string> paths() const { return {name()}; }
   // A reason why it can't run this plan for this role, or nothing. The caller decides; there is no fallback inside.
@@ -36,8 +38,10 @@ class AttentionBackend {
                       AttentionTap* tap = nullptr) = 0;
 };
 
-// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table", or "auto" (single-query steps by
-// cpu-table where it can and pays, all else by cpu-reconstruct; paths() tells which ran). Unknown names: kUsage; names of absent devices: kUnavailable.
+// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10),
+// "cpu-table8" (by at most 2^-3: 8-bit tables wherever they keep that bound; a measurement made with it carries that
+// error), or "auto" (single-query steps by cpu-table where it can and pays, all else by cpu-reconstruct; paths() tells
+// which ran; never cpu-table8). Unknown names: kUsage; names of absent devices: kUnavailable.
 std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name);
 std::vector<std::string> attention_backend_names();
 
@@ -49,10 +53,13 @@ class KvSession {
   void begin_block(int64_t tokens, Visibility visibility = Visibility::kReplay);
   // q (n, q_heads*d), k, v (n, kv_heads*d), all PRE-RoPE; out (n, q_heads*d).
   void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out);
+  // Closes the block; a keep policy then sees what each token received, and its decisions are carried out.
   void end_block();
   CompressedCache& cache() { return cache_; }
   AttendStats& stats() { return stats_; }
   void set_tap(AttentionTap* tap) { tap_ = tap; }
+  // Set between blocks; null for none. Slow, as taps are: every probability is written out.
+  void set_keep_policy(KeepPolicy* policy);
   double attend_seconds() const { return attend_seconds_; }
 
  private:
@@ -60,6 +67,8 @@ class KvSession {
   AttentionBackend& backend_;
   AttendStats stats_;
   AttentionTap* tap_ = nullptr;
+  class MassTap;
+  std::unique_ptr<MassTap> mass_;  // with a keep policy
   double attend_seconds_ = 0;
   std::unique_ptr<RopeTable> rope_;
   std::vector<float> rotated_;

@@ -9,6 +9,7 @@ namespace vqkv {
 std::unique_ptr<AttentionBackend> make_reference_backend();
 std::unique_ptr<AttentionBackend> make_reconstruct_backend();
 std::unique_ptr<AttentionBackend> make_table_backend();
+std::unique_ptr<AttentionBackend> make_table8_backend();
 std::unique_ptr<AttentionBackend> make_auto_backend();
 
 // Why keys of this plan can't be scored by table scans, or nothing.

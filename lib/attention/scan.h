@@ -3,8 +3,9 @@
 //
 // The fast form keeps a table in 16-bit fixed point, split into two byte tables: entry = low + step * q with q in
 // [0, 65535] and step = (widest slot range) / 65535, so a sum over n slots errs by at most n * step / 2 plus fp32
-// rounding. A row whose bound exceeds kScanLimit is scanned in fp32 instead. Plain 8-bit tables would be twice as fast,
-// but err by up to n * range / 510 (0.3 logit at 16 slots of range 10), which shows in a KL divergence.
+// rounding. Tables of single bytes take half the work and a 256th of the precision: step = (widest slot range) / 255, a
+// bound of 0.1 logit at 16 slots of range 3. Each row keeps its own bound, and is scanned in the cheapest form whose
+// bound, times the largest token scale, stays below the backend's limit: bytes, 16 bits, fp32.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -15,28 +16,40 @@ namespace vqkv::scan {
 
 constexpr int64_t kRun = 64;
 constexpr int64_t kEntries = 256;            // of a byte table; shorter books are padded
-constexpr float kScanLimit = 0x1p-10f;       // logits; e^(2^-10) moves a probability by 0.1 %
+constexpr float kScanLimit = 0x1p-10f;       // logits, of cpu-table; no probability moves by more than 0.2 % of itself
+// Logits, of byte tables in cpu-table8: no probability moves by more than 28 % of itself (e^(2/8)), numerator and sum
+// erring against each other. Errors of the slots are independent, so the usual one is the bound / sqrt(3 slots): 2 % at 16.
+constexpr float kByteScanLimit = 0x1p-3f;
 constexpr int64_t kMaxSlots = 256;           // sums of bytes stay below 2^16
 
-// The byte tables of one row.
+// The 16-bit tables of one row.
 struct FixedTables {
   AlignedVector<uint8_t> low_byte, high_byte;  // (slots, 256)
   float base = 0, step = 0;                    // logit = base + step * sum
-  bool exact_enough = false;                   // slots * step / 2 <= kScanLimit
+  float bound = 0;                             // largest error of a sum: slots * step / 2
 };
 
 // lut: (slots, stride) fp32 with `entries` used each.
 void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, FixedTables& out);
 
-// True where the byte scan has a kernel on this processor (AVX-512 VBMI).
+// The 8-bit tables of one row.
+struct ByteTables {
+  AlignedVector<uint8_t> bytes;  // (slots, 256)
+  float base = 0, step = 0;      // logit = base + step * sum
+  float bound = 0;               // largest error of a sum: each slot's largest rounding error, added up; <= slots * step / 2
+};
+void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, ByteTables& out);
+
+// True where the byte scans have kernels on this processor (AVX-512 VBMI).
 bool fixed_available();
 // out[64 n + t] = base + step * sum over slots, for `count` runs of 64 tokens; runs[n]: (slots, 64) bytes.
 void fixed(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
-// The same without the instructions, for tests and other processors.
+void bytes(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
+// The same without the instructions, for tests and other processors: equal to the last bit.
 void fixed_portable(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
+void bytes_portable(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 void fixed_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
-// 8-bit tables alone (the high bytes): the yardstick of bench_scan, on no path.
-void coarse_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, uint16_t* sums);
+void bytes_vbmi(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 
 // out[t] = sum over slots of lut[slot][codes[slot][t]] in fp32.
 void plain(const float* lut, int64_t stride, const uint16_t* codes, int64_t slots, float* out);

@@ -17,7 +17,8 @@ struct Sums {
   __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512();  // u16: even + 256 * odd tokens, and odd tokens
   void add(__m512i bytes) {
     both = _mm512_add_epi16(both, bytes);
-    odd = _mm512_add_epi16(odd, _mm512_srli_epi16(bytes, 8));
+    // The odd byte by a multiply-add with (0, 1): shifts wait for the ports that the permutes keep busy.
+    odd = _mm512_add_epi16(odd, _mm512_maddubs_epi16(bytes, _mm512_set1_epi16(0x0100)));
   }
   // Modulo 2^16, which the sums stay below.
   __m512i even() const { return _mm512_sub_epi16(both, _mm512_slli_epi16(odd, 8)); }
@@ -65,19 +66,20 @@ void fixed_block(const FixedTables& tables, const uint8_t* const* runs, int64_t 
 }
 
 template <int N>
-void coarse_block(const FixedTables& tables, const uint8_t* const* runs, int64_t slots, uint16_t* sums) {
-  Sums high[N];
+void bytes_block(const ByteTables& tables, const uint8_t* const* runs, int64_t slots, float* out) {
+  Sums sums[N];
   for (int64_t s = 0; s < slots; ++s) {
-    const uint8_t* h = tables.high_byte.data() + s * kEntries;
-    const __m512i h0 = table(h, 0), h1 = table(h, 1), h2 = table(h, 2), h3 = table(h, 3);
+    const uint8_t* t = tables.bytes.data() + s * kEntries;
+    const __m512i t0 = table(t, 0), t1 = table(t, 1), t2 = table(t, 2), t3 = table(t, 3);
     for (int n = 0; n < N; ++n) {
       const __m512i code = _mm512_loadu_si512(runs[n] + s * kRun);
-      high[n].add(look(h0, h1, h2, h3, code, _mm512_movepi8_mask(code)));
+      sums[n].add(look(t0, t1, t2, t3, code, _mm512_movepi8_mask(code)));
     }
   }
+  const __m512 base = _mm512_set1_ps(tables.base), step = _mm512_set1_ps(tables.step);
   for (int n = 0; n < N; ++n)
     for (int part = 0; part < 4; ++part)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + n * kRun + 16 * part), _mm512_cvtepi32_epi16(widen(high[n], part)));
+      _mm512_storeu_ps(out + n * kRun + 16 * part, _mm512_fmadd_ps(_mm512_cvtepi32_ps(widen(sums[n], part)), step, base));
 }
 
 }  // namespace
@@ -87,9 +89,9 @@ void fixed_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t c
   for (; count > 0; --count, ++runs, out += kRun) fixed_block<1>(tables, runs, slots, out);
 }
 
-void coarse_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, uint16_t* sums) {
-  for (; count >= 4; count -= 4, runs += 4, sums += 4 * kRun) coarse_block<4>(tables, runs, slots, sums);
-  for (; count > 0; --count, ++runs, sums += kRun) coarse_block<1>(tables, runs, slots, sums);
+void bytes_vbmi(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
+  for (; count >= 4; count -= 4, runs += 4, out += 4 * kRun) bytes_block<4>(tables, runs, slots, out);
+  for (; count > 0; --count, ++runs, out += kRun) bytes_block<1>(tables, runs, slots, out);
 }
 
 }  // namespace vqkv::scan

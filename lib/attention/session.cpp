@@ -1,15 +1,54 @@
 #include <numeric>
 
 #include "attention/attention.h"
+#include "cache/policies/keep_policy.h"
 #include "core/clock.h"
 
 namespace vqkv {
+
+// Sums the columns of every block's probabilities by KV head, and hands them on to the tap of the caller.
+class KvSession::MassTap final : public AttentionTap {
+ public:
+  MassTap(KeepPolicy& policy, const CacheShape& shape) : policy_(policy), layers_(shape.layers), heads_(shape.kv_heads), group_(shape.group()) {}
+
+  void begin(int64_t first, int64_t tokens) {
+    first_ = first;
+    mass_.assign(static_cast<size_t>(layers_ * heads_), std::vector<double>(static_cast<size_t>(tokens), 0.0));
+  }
+  void on_probabilities(int layer, int q_head, int64_t first_position, ConstMatrix p) override {
+    std::vector<double>& mass = mass_[static_cast<size_t>(layer * heads_ + q_head / group_)];
+    for (int64_t i = 0; i < p.rows; ++i)
+      for (int64_t t = 0; t < p.cols; ++t) mass[static_cast<size_t>(t)] += p(i, t);
+    if (next) next->on_probabilities(layer, q_head, first_position, p);
+  }
+  void finish(CompressedCache& cache) {
+    for (int layer = 0; layer < layers_; ++layer)
+      for (int head = 0; head < heads_; ++head) {
+        const std::vector<double>& mass = mass_[static_cast<size_t>(layer * heads_ + head)];
+        policy_.observe(layer, head, first_, std::vector<float>(mass.begin(), mass.end()));
+      }
+    apply_keep_policy(policy_, cache);
+  }
+
+  AttentionTap* next = nullptr;
+
+ private:
+  KeepPolicy& policy_;
+  int layers_, heads_, group_;
+  int64_t first_ = 0;
+  std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens)
+};
 
 KvSession::KvSession(CompressedCache& cache, AttentionBackend& backend)
     : cache_(cache), backend_(backend), rope_(std::make_unique<RopeTable>(cache.shape().rope)) {}
 KvSession::~KvSession() = default;
 
-void KvSession::begin_block(int64_t tokens, Visibility visibility) { cache_.begin_block(tokens, visibility); }
+void KvSession::begin_block(int64_t tokens, Visibility visibility) {
+  cache_.begin_block(tokens, visibility);
+  if (mass_) mass_->begin(cache_.length(), cache_.length() + tokens);
+}
+
+void KvSession::set_keep_policy(KeepPolicy* policy) { mass_ = policy ? std::make_unique<MassTap>(*policy, cache_.shape()) : nullptr; }
 
 void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) {
   const CacheShape& shape = cache_.shape();
@@ -22,10 +61,14 @@ void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, M
   std::vector<int32_t> positions(static_cast<size_t>(q.rows));
   std::iota(positions.begin(), positions.end(), static_cast<int32_t>(cache_.length()));
   rope_apply(*rope_, positions.data(), rotated);
-  backend_.attend(cache_, layer, rotated, out, &stats_, tap_);
+  if (mass_) mass_->next = tap_;
+  backend_.attend(cache_, layer, rotated, out, &stats_, mass_ ? mass_.get() : tap_);
   attend_seconds_ += watch.seconds();
 }
 
-void KvSession::end_block() { cache_.end_block(); }
+void KvSession::end_block() {
+  cache_.end_block();
+  if (mass_) mass_->finish(cache_);
+}
 
 }  // namespace vqkv

@@ -92,7 +92,7 @@ void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end)
   }
 }
 
-void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, bool tables) {
+void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeyScan kind) {
   const float scale = call.impl->shape.score_scale;
   x.resize(at(call.rows * call.d));
   const int64_t span = call.group * call.d;
@@ -107,7 +107,7 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, bool t
   token_scale = false;
   if (call.impl->unit_of(call.layer, head, Role::kKey) < 0) return;
   const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
-  if (!decoder.folded() && !tables) return;
+  if (!decoder.folded() && kind == KeyScan::kNone) return;
   y_width = decoder.code_width();
   y_stride = padded(y_width);
   token_scale = decoder.has_token_scale();
@@ -127,10 +127,10 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, bool t
   };
   project(decoder.inner_bias(), inner);
   project(decoder.outer_bias(), outer);
-  if (tables) build_tables(call, decoder);
+  if (kind != KeyScan::kNone) build_tables(call, decoder, kind);
 }
 
-void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder) {
+void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder, KeyScan kind) {
   slots = static_cast<int64_t>(decoder.slots().size());
   int64_t entries = 0;
   for (const TileDecoder::Slot& s : decoder.slots()) entries = std::max<int64_t>(entries, s.entries);
@@ -156,9 +156,15 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
     kernels::multiply(queries, stride, words.data(), lut_stride, lut.data() + i * lut_stride, slots * lut_stride, call.rows, s.width, lut_stride, false);
   }
   fixed.clear();
+  bytes.clear();
   if (!scan::fixed_available() || entries > scan::kEntries || slots > scan::kMaxSlots) return;
   fixed.resize(at(call.rows));
-  for (int64_t r = 0; r < call.rows; ++r) scan::quantize(lut.data() + r * slots * lut_stride, slots, entries, lut_stride, fixed[at(r)]);
+  if (kind == KeyScan::kBytes) bytes.resize(at(call.rows));
+  for (int64_t r = 0; r < call.rows; ++r) {
+    const float* row = lut.data() + r * slots * lut_stride;
+    if (kind == KeyScan::kBytes) scan::quantize(row, slots, entries, lut_stride, bytes[at(r)]);
+    scan::quantize(row, slots, entries, lut_stride, fixed[at(r)]);
+  }
 }
 
 void HeadQueries::unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const {

@@ -39,6 +39,9 @@ struct RoleExtent {
 
 class HeadQueries;
 
+// How logits of coded keys are found: from decoded keys, or from tables in the forms that scan.h names.
+enum class KeyScan { kNone, kFixed, kBytes };
+
 // One attend call on at most a block of queries. Row = query * group + query head within the group.
 struct TiledCall {
   TiledCall(const CompressedCache& cache, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
@@ -70,7 +73,7 @@ struct ScoreRange {
 // Scaled queries of one KV head, and what folds the map of its key codec into them.
 class HeadQueries {
  public:
-  void prepare(const TiledCall& call, int head, ConstMatrix q, bool tables);
+  void prepare(const TiledCall& call, int head, ConstMatrix q, KeyScan scan);
   // line = (line + q.inner) * scale + q.outer on columns [begin, end); scale is indexed by column, or ignored.
   void unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const;
   void set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges, int64_t chunks,
@@ -85,10 +88,12 @@ class HeadQueries {
   // Table scoring: lut (rows, slots, lut_stride) = every codeword against the query, and its fixed-point form by row.
   AlignedVector<float> lut;
   int64_t slots = 0, lut_stride = 0;
-  std::vector<scan::FixedTables> fixed;   // empty where books are longer than a byte or the processor has no kernel
+  // Both by row. Empty where books are longer than a byte or the processor has no kernel; bytes also without kBytes.
+  std::vector<scan::FixedTables> fixed;
+  std::vector<scan::ByteTables> bytes;
 
  private:
-  void build_tables(const TiledCall& call, const TileDecoder& decoder);
+  void build_tables(const TiledCall& call, const TileDecoder& decoder, KeyScan scan);
   std::vector<float> from_, to_, factor_;  // (rows) of the score map; empty without one
 };
 

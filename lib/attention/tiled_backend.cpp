@@ -1,4 +1,4 @@
-// cpu-reconstruct and cpu-table.
+// cpu-reconstruct, cpu-table and cpu-table8.
 //
 // cpu-reconstruct: tiles of 128 tokens are brought to fp32 (from exact rows or codes), then attended by every query of
 // the block and every query head of the group; no more than a tile per thread is ever dequantized.
@@ -9,6 +9,9 @@
 //
 // cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan.h) and no key is decoded.
 // Values are decoded as above: their tables would have to be scattered into, which loses below some 4k tokens a head.
+//
+// cpu-table8: cpu-table with 8-bit tables for the rows whose error bound stays below scan::kByteScanLimit; the others
+// are scanned as cpu-table scans them. Never chosen by auto.
 #include <algorithm>
 #include <cmath>
 
@@ -56,8 +59,10 @@ struct TileForms {
 
 class TiledBackend final : public AttentionBackend {
  public:
-  explicit TiledBackend(bool tables) : tables_(tables) {}
-  std::string name() const override { return tables_ ? "cpu-table" : "cpu-reconstruct"; }
+  explicit TiledBackend(KeyScan scan) : scan_(scan), tables_(scan != KeyScan::kNone) {}
+  std::string name() const override {
+    return scan_ == KeyScan::kNone ? "cpu-reconstruct" : scan_ == KeyScan::kFixed ? "cpu-table" : "cpu-table8";
+  }
   std::optional<std::string> can(const DecodePlan& plan, Role role) const override {
     return tables_ && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
   }
@@ -70,7 +75,7 @@ class TiledBackend final : public AttentionBackend {
       for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
         if (impl.units[u].role != Role::kKey) continue;
         if (const auto reason = table_scan_reason(impl.units[u].plan))
-          fail_unavailable("cpu-table cannot run layer " + std::to_string(layer) + ": " + *reason);
+          fail_unavailable(name() + " cannot run layer " + std::to_string(layer) + ": " + *reason);
         for (const TileDecoder& d : impl.units[u].decoders)
           for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
       }
@@ -90,7 +95,7 @@ class TiledBackend final : public AttentionBackend {
     const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
     queries_.resize(static_cast<size_t>(heads));
     call.heads = queries_.data();
-    parallel_for(heads, [&](int64_t h) { queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q, tables_ && call.impl->policy.codes); });
+    parallel_for(heads, [&](int64_t h) { queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q, call.impl->policy.codes ? scan_ : KeyScan::kNone); });
     if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
     partials_.resize(static_cast<size_t>(chunks * heads));
     const auto each = [&](auto&& body) {
@@ -133,7 +138,18 @@ class TiledBackend final : public AttentionBackend {
     s.wide_codes.resize(matrix * static_cast<size_t>(runs));
     ensure(s.run_scores, runs * scan::kRun);
     ensure(s.run_scale, runs * scan::kRun);
-    const bool need_wide = q.fixed.empty() || std::any_of(q.fixed.begin(), q.fixed.end(), [](const auto& f) { return !f.exact_enough; });
+    const int64_t base = first_run * scan::kRun;
+    float loudest = 1.0f;  // the token scale multiplies errors too
+    if (q.token_scale) {
+      float* scale = s.run_scale.data() + low - base;
+      decoder.token_scale(store, low, high - low, scale);
+      loudest = 0.0f;
+      for (int64_t t = 0; t < high - low; ++t) loudest = std::max(loudest, std::abs(scale[t]));
+    }
+    const auto by_bytes = [&](int64_t r) { return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest <= scan::kByteScanLimit; };
+    const auto by_fixed = [&](int64_t r) { return !q.fixed.empty() && q.fixed[static_cast<size_t>(r)].bound * loudest <= scan::kScanLimit; };
+    bool need_wide = false;
+    for (int64_t r = 0; r < call.rows; ++r) need_wide = need_wide || !(by_bytes(r) || by_fixed(r));
     std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
     for (int64_t n = 0; n < runs; ++n) {
       const int64_t first = (first_run + n) * scan::kRun, within = first % pages.tokens();
@@ -152,11 +168,11 @@ class TiledBackend final : public AttentionBackend {
         pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
       for (size_t i = 0; !direct && i < matrix; ++i) narrow[i] = static_cast<uint8_t>(wide[i]);
     }
-    const int64_t base = first_run * scan::kRun;
-    if (q.token_scale) decoder.token_scale(store, low, high - low, s.run_scale.data() + low - base);
     for (int64_t r = 0; r < call.rows; ++r) {
       float* line = s.run_scores.data();
-      if (!q.fixed.empty() && q.fixed[static_cast<size_t>(r)].exact_enough) {
+      if (by_bytes(r)) {
+        scan::bytes(q.bytes[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
+      } else if (by_fixed(r)) {
         scan::fixed(q.fixed[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
       } else {
         for (int64_t n = 0; n < runs; ++n)
@@ -387,6 +403,7 @@ class TiledBackend final : public AttentionBackend {
     }
   }
 
+  KeyScan scan_;
   bool tables_;
   RotationTiles rotation_;
   std::vector<HeadQueries> queries_;
@@ -431,7 +448,7 @@ class AutoBackend final : public AttentionBackend {
     return table < reconstruct;
   }
 
-  TiledBackend table_{true}, reconstruct_{false};
+  TiledBackend table_{KeyScan::kFixed}, reconstruct_{KeyScan::kNone};
   std::set<std::string> ran_;
 };
 
@@ -447,8 +464,9 @@ std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   return std::nullopt;
 }
 
-std::unique_ptr<AttentionBackend> make_reconstruct_backend() { return std::make_unique<TiledBackend>(false); }
-std::unique_ptr<AttentionBackend> make_table_backend() { return std::make_unique<TiledBackend>(true); }
+std::unique_ptr<AttentionBackend> make_reconstruct_backend() { return std::make_unique<TiledBackend>(KeyScan::kNone); }
+std::unique_ptr<AttentionBackend> make_table_backend() { return std::make_unique<TiledBackend>(KeyScan::kFixed); }
+std::unique_ptr<AttentionBackend> make_table8_backend() { return std::make_unique<TiledBackend>(KeyScan::kBytes); }
 std::unique_ptr<AttentionBackend> make_auto_backend() { return std::make_unique<AutoBackend>(); }
 
 }  // namespace vqkv

@@ -16,12 +16,14 @@ constexpr int64_t kRuns = 1024;  // of 64 tokens: 1 MiB of codes at 16 slots, be
 struct Data {
   Matrix<float> lut;
   scan::FixedTables tables;
+  scan::ByteTables bytes;
   std::vector<uint8_t> codes;
   std::vector<uint16_t> wide;
   explicit Data(int64_t slots) : lut(slots, 256) {
     Rng rng(1);
     for (float& v : lut.storage) v = static_cast<float>(0.01 * rng.normal());
     scan::quantize(lut.data(), slots, 256, 256, tables);
+    scan::quantize(lut.data(), slots, 256, 256, bytes);
     codes.resize(static_cast<size_t>(kRuns * slots * 64));
     wide.resize(codes.size());
     for (size_t i = 0; i < codes.size(); ++i) wide[i] = codes[i] = static_cast<uint8_t>(rng.below(256));
@@ -50,11 +52,9 @@ void scan_fixed16(benchmark::State& state) {
   run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) { scan::fixed(d.tables, runs, 4, slots, out); });
 }
 
-void scan_coarse8(benchmark::State& state) {
+void scan_bytes8(benchmark::State& state) {
   if (!scan::fixed_available()) return state.SkipWithError("needs AVX-512 VBMI");
-  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) {
-    scan::coarse_vbmi(d.tables, runs, 4, slots, reinterpret_cast<uint16_t*>(out));
-  });
+  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) { scan::bytes(d.bytes, runs, 4, slots, out); });
 }
 
 void scan_fp32(benchmark::State& state) {
@@ -75,7 +75,7 @@ void multiply_tile(benchmark::State& state) {
 }
 
 BENCHMARK(scan_fixed16)->Arg(16)->Arg(32)->Arg(56);
-BENCHMARK(scan_coarse8)->Arg(16)->Arg(32)->Arg(56);
+BENCHMARK(scan_bytes8)->Arg(16)->Arg(32)->Arg(56);
 BENCHMARK(scan_fp32)->Arg(16)->Arg(32);
 BENCHMARK(multiply_tile)->Arg(3)->Arg(24)->Arg(192);
 
