@@ -17,6 +17,8 @@
 namespace vqkv::eval {
 namespace {
 
+constexpr char kNoWindow[] = " (no window)";
+
 std::vector<Column> columns(const ReplayVerb& v) {
   std::vector<Column> all{{"codec", "codec", "", false},
                           {"mode", "mode", "", false},
@@ -67,18 +69,21 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   return row;
 }
 
-// Every pair of codecs (not the self-noise row), with the interval corrected for the number of pairs.
+// Every pair of codecs under the same kind of policy (windowed with windowed), with the interval corrected for the number of
+// pairs. The self-noise row is no codec.
 Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first, const ReplayVerb& v) {
-  const size_t count = candidates.size() - first;
-  const int pairs = static_cast<int>(count * (count - 1) / 2);
-  Json out = Json::array();
+  const auto windowless = [&](size_t c) { return candidates[c].label.ends_with(kNoWindow); };
+  std::vector<std::pair<size_t, size_t>> pairs;
   for (size_t a = first; a < candidates.size(); ++a)
     for (size_t b = a + 1; b < candidates.size(); ++b)
-      for (const auto& d : compare_tracks(r, r.tracks[a], r.tracks[b], v.context, pairs))
-        out.push_back({{"a", d.a}, {"b", d.b}, {"what", d.what}, {"mean", d.mean}, {"pairs", pairs},
-                       {"low", std::isfinite(d.interval.low) ? Json(d.interval.low) : Json()},
-                       {"high", std::isfinite(d.interval.high) ? Json(d.interval.high) : Json()},
-                       {"verdict", d.better < 0 ? "a is better" : d.better > 0 ? "b is better" : "not told apart"}});
+      if (windowless(a) == windowless(b)) pairs.emplace_back(a, b);
+  Json out = Json::array();
+  for (const auto& [a, b] : pairs)
+    for (const auto& d : compare_tracks(r, r.tracks[a], r.tracks[b], v.context, static_cast<int>(pairs.size())))
+      out.push_back({{"a", d.a}, {"b", d.b}, {"what", d.what}, {"mean", d.mean}, {"pairs", pairs.size()}, {"windowless", windowless(a)},
+                     {"low", std::isfinite(d.interval.low) ? Json(d.interval.low) : Json()},
+                     {"high", std::isfinite(d.interval.high) ? Json(d.interval.high) : Json()},
+                     {"verdict", d.better < 0 ? "a is better" : d.better > 0 ? "b is better" : "not told apart"}});
   return out;
 }
 
@@ -116,7 +121,7 @@ int run_replay(const ReplayVerb& v) {
       candidates.push_back({.label = label, .codecs = codec.codecs, .policy = policy, .attention = v.common.attention, .mode = mode, .block = block});
     };
     add(codec.label, codec.policy);
-    if (v.no_window_rows && codec.policy.codes && mode != ReplayMode::kFakeQuant) add(codec.label + " (no window)", without_window(codec));
+    if (v.no_window_rows && codec.policy.codes && mode != ReplayMode::kFakeQuant) add(codec.label + kNoWindow, without_window(codec));
   }
 
   const ReplayOptions options{.context = v.context, .windows = v.windows, .prompt = v.prompt, .block = block, .exact_dtype = exact_dtype};
@@ -159,7 +164,7 @@ int run_replay(const ReplayVerb& v) {
                                   result.windows, v.context, result.position.size(), scored, bos);
   if (result.windows < 2) notes += "One window gives no errors and no intervals; take more with --windows or a longer text.\n";
   for (const auto& c : comparisons) {
-    if (c["what"] != "kld.last_quarter") continue;
+    if (c["what"] != "kld.last_quarter" || c["windowless"]) continue;  // the others are in the JSON
     notes += fmt::format("{} - {}: KLD last 1/4 {:+.3g}", c["a"].get<std::string>(), c["b"].get<std::string>(), c["mean"].get<double>());
     notes += c["low"].is_null() ? std::string("\n")
                                 : fmt::format(" [{:.3g}, {:.3g}]: {}\n", c["low"].get<double>(), c["high"].get<double>(), c["verdict"].get<std::string>());
