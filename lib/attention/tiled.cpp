@@ -163,7 +163,9 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
   for (int64_t r = 0; r < call.rows; ++r) {
     const float* row = lut.data() + r * slots * lut_stride;
     if (kind == KeyScan::kBytes) scan::quantize(row, slots, entries, lut_stride, bytes[at(r)]);
-    scan::quantize(row, slots, entries, lut_stride, fixed[at(r)]);
+    // 16 bits are for rows that bytes may not serve; only a token scale can still change that.
+    const bool served = kind == KeyScan::kBytes && !token_scale && bytes[at(r)].bound <= scan::kByteScanLimit;
+    if (!served) scan::quantize(row, slots, entries, lut_stride, fixed[at(r)]);
   }
 }
 

@@ -43,8 +43,7 @@ void step(benchmark::State& state, const char* backend_name, bool coded, DType e
     backend->attend(cache, 0, x.q.view().slice_rows(1, 1), out);
     benchmark::DoNotOptimize(out.data());
   }
-  state.counters["ns/token"] = benchmark::Counter(static_cast<double>(context) * 1e-9,
-                                                  benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.counters["time/token"] = benchmark::Counter(static_cast<double>(context), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
