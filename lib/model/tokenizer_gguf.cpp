@@ -74,7 +74,7 @@ TokenizerData tokenizer_data_from_gguf(const GgufFile& file) {
   }
   complete_stop_tokens(data);
   if (model == "llama") {
-    // What these two would change is not implemented; no Llama-2 or Mistral file has them.
+    // These two would change the ids; no Llama-2 or Mistral file sets them, so a file that does is refused.
     if (file.boolean_or("tokenizer.ggml.remove_extra_whitespaces", false) ||
         file.has("tokenizer.ggml.precompiled_charsmap")) {
       fail_data(data.where +

@@ -1,5 +1,5 @@
 // tokenizer.json of Hugging Face's `tokenizers`, and tokenizer_config.json and generation_config.json beside it. The
-// pre-tokenizer is recognised by its structure; what would change the ids and is not implemented is refused by name.
+// pre-tokenizer is recognised by its structure; whatever else would change the ids is refused by name.
 #include <fmt/format.h>
 
 #include <algorithm>

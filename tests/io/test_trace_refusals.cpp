@@ -36,7 +36,7 @@ std::string refusal(const TempDir& dir, const RawTrace& t) {
 TEST_CASE("the raw trace of these tests is itself sound", "[trace][refuse]") {
   const TempDir dir("raw");
   REQUIRE(refusal(dir, RawTrace()).empty());
-  // Its content hash is a placeholder, which only verify() looks at.
+  // Its content hash is made up: only verify() looks at it.
   const auto problems = TraceReader(dir / "t.h5").verify();
   REQUIRE(problems.size() == 1);
   REQUIRE_THAT(problems[0], Catch::Contains("content hash is"));
