@@ -192,7 +192,7 @@ ROWS = [
         google("bench_trace", "trace_read/iterations:5/real_time", "bytes_per_second"), target=1.0, scale=1e-9),
     Row("key-scan", "Table-lookup key scan, S = 256, 16-bit tables (two byte lookups a code), 16 slots, one core", "G lookups/s",
         google("bench_scan", "scan_fixed16/16", "lookups/s"), target=30.0, scale=1e-9),
-    Row("key-scan-8", "The same with 8-bit tables (a yardstick, on no path)", "G lookups/s",
+    Row("key-scan-8", "The same with 8-bit tables (`--attention cpu-table8`)", "G lookups/s",
         google("bench_scan", "scan_coarse8/16", "lookups/s"), target=30.0, scale=1e-9),
 ]
 REPLAY = ("replay", {"pq": 0.6})   # targets by the codec's first word
