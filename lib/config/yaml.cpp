@@ -116,6 +116,8 @@ class Builder final : public YAML::EventHandler {
   }
   void OnScalar(const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor, const std::string& value) override {
     if (tag != "?" && tag != "!" && !tag.empty()) fail(m, fmt::format("tags are not supported, found {}", tag));
+    // Escapes can make what the file itself may not hold: "\0", and yaml-cpp turns "\N" and "\_" into lone bytes.
+    if (invalid_utf8(value) != std::string::npos) fail(m, "an escape that gives NUL or a text that is not UTF-8");
     if (expects_key()) {
       if (anchor) fail(m, "an anchor on a key");
       set_key(value, tag != "!", m);

@@ -76,6 +76,10 @@ TEST_CASE("what yaml-cpp lets pass is refused with its position", "[config]") {
   has(yaml_error("a: [1, 2\n"), "f.yaml:");
   has(yaml_error("a: \"\xff\"\n"), "not UTF-8");
   has(yaml_error(std::string("a: \0b\n", 6)), "not UTF-8");
+  for (const char* escape : {"\\N", "\\_", "\\0"}) {
+    has(yaml_error(std::string("a: \"x") + escape + "\"\n"), "f.yaml:1:4: an escape");
+    has(yaml_error(std::string("\"x") + escape + "\": 1\n"), "f.yaml:1:1: an escape");
+  }
   has(yaml_error("a: &x [*x]\n"), "alias");
   has(yaml_error(std::string(kMaxConfigBytes + 1, '#')), "at most");
 }
