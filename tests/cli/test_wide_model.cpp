@@ -45,8 +45,12 @@ void write_wide_model(const std::string& path) {
   b.values.push_back({"tokenizer.ggml.token_type", array(5, types), 9});
   b.values.push_back({"tokenizer.ggml.merges", array(8, {testing::gguf_text("0 1")}), 9});
   uint64_t seed = 1;
-  const auto matrix = [&](const std::string& name, int rows, int cols) { b.tensor(name, {rows, cols}, weights(rows, cols, seed++)); };
-  const auto vector = [&](const std::string& name, int n, float value) { b.tensor(name, {n}, std::vector<float>(static_cast<size_t>(n), value)); };
+  const auto matrix = [&](const std::string& name, int rows, int cols) {
+    b.tensor(name, {rows, cols}, weights(rows, cols, seed++));
+  };
+  const auto vector = [&](const std::string& name, int n, float value) {
+    b.tensor(name, {n}, std::vector<float>(static_cast<size_t>(n), value));
+  };
   matrix("token_embd.weight", kVocab, kHidden);
   vector("output_norm.weight", kHidden, 1);
   for (int l = 0; l < kLayers; ++l) {
@@ -71,7 +75,8 @@ TEST_CASE("rows of 4992: the same at any thread count, in shards, and after kill
   const TestFolder dir;
   const std::string folder = dir.path.string();
   write_wide_model(dir / "wide.gguf");
-  std::vector<std::string> input{"--model", dir / "wide.gguf", "--context", "192", "--query-stride", "8", "--token-ids"};
+  std::vector<std::string> input{"--model", dir / "wide.gguf", "--context", "192", "--query-stride",
+                                 "8",       "--token-ids"};
   for (uint64_t d = 0; d < 3; ++d) {
     Rng rng(100 + d);
     std::string ids;
@@ -81,14 +86,17 @@ TEST_CASE("rows of 4992: the same at any thread count, in shards, and after kill
   }
   CHECK(capture_hash(folder, dir / "one.trace.h5", 1, input) == capture_hash(folder, dir / "two.trace.h5", 2, input));
 
-  write_file(dir / "s.yaml", fmt::format("trace: {{path: {}, train: [0], select: [1], report: [2]}}\n"
-                                         "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [4096]\n"
-                                         "sweep:\n  grid:\n    codec:\n"
-                                         "      - {{name: rtn, bits: 3, group: 16, transform: [hadamard]}}\n"
-                                         "      - {{name: pq, codebooks: 8, bits: 5, iterations: 8, k: {{transform: [center, query_metric]}}}}\n"
-                                         "      - {{name: rvq, codebooks: 6, bits: 6, beam: 4, refine: 1, iterations: 8, heads: all}}\n"
-                                         "      - {{name: simvq, share: heads, codebooks: 4, bits: 5, rounds: 4}}\n",
-                                         dir / "one.trace.h5"));
+  write_file(
+      dir / "s.yaml",
+      fmt::format(
+          "trace: {{path: {}, train: [0], select: [1], report: [2]}}\n"
+          "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [4096]\n"
+          "sweep:\n  grid:\n    codec:\n"
+          "      - {{name: rtn, bits: 3, group: 16, transform: [hadamard]}}\n"
+          "      - {{name: pq, codebooks: 8, bits: 5, iterations: 8, k: {{transform: [center, query_metric]}}}}\n"
+          "      - {{name: rvq, codebooks: 6, bits: 6, beam: 4, refine: 1, iterations: 8, heads: all}}\n"
+          "      - {{name: simvq, share: heads, codebooks: 4, bits: 5, rounds: 4}}\n",
+          dir / "one.trace.h5"));
   succeed("vqkv-sweep", folder, {"plan", dir / "s.yaml", "-o", dir / "plan.jsonl", "-q"});
   check_sweep_sameness(folder, dir / "plan.jsonl");
 
@@ -98,12 +106,14 @@ TEST_CASE("rows of 4992: the same at any thread count, in shards, and after kill
     MemoryParameters parameters[2];
     for (const int threads : {1, 2}) {
       const std::string file = dir / fmt::format("{}-{}.codec.h5", c.id(), threads);
-      succeed("vqkv-sweep", folder, {"export", dir / "one", "--cell", c.id(), "-o", file, "--threads", std::to_string(threads), "-q"});
+      succeed("vqkv-sweep", folder,
+              {"export", dir / "one", "--cell", c.id(), "-o", file, "--threads", std::to_string(threads), "-q"});
       const CodecSet set = load_codec_set(file);
       for (size_t u = 0; u < set.units().size(); ++u) {
         MemoryParameters one;
         set.units()[u].codec->save(one);
-        for (auto& [name, tensor] : one.tensors) parameters[threads - 1].tensors[fmt::format("{}/{}", u, name)] = tensor;
+        for (auto& [name, tensor] : one.tensors)
+          parameters[threads - 1].tensors[fmt::format("{}/{}", u, name)] = tensor;
         for (auto& [name, facts] : one.values) parameters[threads - 1].values[fmt::format("{}/{}", u, name)] = facts;
       }
     }

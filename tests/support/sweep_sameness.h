@@ -1,5 +1,5 @@
-// One sweep with the real binaries: at one and two threads, in one and three shards, killed and resumed. The same numbers,
-// and the same codec parameters, bit for bit.
+// One sweep with the real binaries: at one and two threads, in one and three shards, killed and resumed. The same
+// numbers, and the same codec parameters, bit for bit.
 #pragma once
 #include <fmt/format.h>
 #include <signal.h>
@@ -24,7 +24,8 @@ inline ToolRun succeed(const std::string& tool, const std::string& folder, const
 }
 
 // The content hash of a trace of `model`, captured with so many threads.
-inline std::string capture_hash(const std::string& folder, const std::string& trace, int threads, std::vector<std::string> input) {
+inline std::string capture_hash(const std::string& folder, const std::string& trace, int threads,
+                                std::vector<std::string> input) {
   input.insert(input.begin(), "capture");
   input.insert(input.end(), {"--threads", std::to_string(threads), "-o", trace, "-q"});
   succeed("vqkv-dump", folder, input);
@@ -57,7 +58,8 @@ inline void check_sweep_sameness(const std::string& folder, const std::string& p
   succeed("vqkv-sweep", folder, run("two", {"--threads", "2"}));
   CHECK(records_of(folder + "/two") == expected);
 
-  for (const char* shard : {"2/3", "0/3", "1/3"}) succeed("vqkv-sweep", folder, run("shards", {"--shard", shard, "--threads", "2"}));
+  for (const char* shard : {"2/3", "0/3", "1/3"})
+    succeed("vqkv-sweep", folder, run("shards", {"--shard", shard, "--threads", "2"}));
   CHECK(records_of(folder + "/shards") == expected);
 
   // kill -9 once the first cell is on disk, so that the next one is under way.
@@ -69,7 +71,8 @@ inline void check_sweep_sameness(const std::string& folder, const std::string& p
     const std::string text = text_of(records);
     return std::count(text.begin(), text.end(), '\n');
   };
-  while (lines() < 1 && std::chrono::steady_clock::now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  while (lines() < 1 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   kill(child, SIGKILL);
   const ToolRun killed = finish_tool(folder, child);
   INFO(killed.err);
