@@ -129,8 +129,8 @@ def table(_, out, model):
     seconds = sum(value(r, "time", "time.train") for _, r in cells_of(os.path.join(out, "sweep")).values())
     print(f"\nSmolLM2-135M-Instruct, a small model: KLD, PPL ratio and same top are gates, not a paper's scores. {facts['windows']} windows of {context} tokens,")
     print(f"{facts['positions']} scored positions on documents that no codec was trained on; ± is a standard error over windows. Every layer and")
-    print(f"head is coded. {len(train)} codecs trained on {train[0]['tokens'] if train else 0} tokens (most iterations a codebook: "
-          f"{max((t['iterations'] for t in train), default=0)}; {seconds:.0f} s of training on all threads together).")
+    print(f"head is coded. {len(train)} codecs trained on {train[0]['tokens'] if train else 0} tokens in up to "
+          f"{max((t['iterations'] for t in train), default=0)} iterations a unit; {seconds:.0f} s of training on all threads together.")
     print("bits a value (b/v): codes and side data; everything resident, sinks and window included; with the codebooks shared by 1 and 64 sequences.")
     print("coded mass: share of the attention of the last quarter that fell on coded keys. `+qm`: keys in the metric of their queries.")
     for c in replay["comparisons"]:
