@@ -93,7 +93,8 @@ std::string render(const Table& table, TableFormat format) {
   line(heads);
   out += "|";
   for (size_t c = 0; c < table.columns.size(); ++c)
-    out += (table.columns[c].right ? " " + std::string(widths[c] - 1, '-') + ": |" : " " + std::string(widths[c], '-') + " |");
+    out += (table.columns[c].right ? " " + std::string(widths[c] - 1, '-') + ": |"
+                                   : " " + std::string(widths[c], '-') + " |");
   out += "\n";
   for (const auto& r : text) line(r);
   return out;
@@ -107,7 +108,10 @@ void print(const Table& table, TableFormat format) {
 std::string human_bytes(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   int u = 0;
-  while (std::fabs(bytes) >= 1024 && u < 4) { bytes /= 1024; ++u; }
+  while (std::fabs(bytes) >= 1024 && u < 4) {
+    bytes /= 1024;
+    ++u;
+  }
   return u == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.{}f} {}", bytes, bytes < 10 ? 2 : 1, units[u]);
 }
 
@@ -116,9 +120,12 @@ int64_t parse_count(const std::string& text) {
   const auto r = std::from_chars(text.data(), text.data() + text.size(), value);
   const std::string suffix(r.ptr, text.data() + text.size());
   int64_t factor = 0;
-  if (suffix.empty()) factor = 1;
-  else if (suffix == "k" || suffix == "K") factor = 1024;
-  else if (suffix == "m" || suffix == "M") factor = 1024 * 1024;
+  if (suffix.empty())
+    factor = 1;
+  else if (suffix == "k" || suffix == "K")
+    factor = 1024;
+  else if (suffix == "m" || suffix == "M")
+    factor = 1024 * 1024;
   int64_t product = 0;
   if (r.ec != std::errc() || factor == 0 || value < 0 || __builtin_mul_overflow(value, factor, &product))
     fail_usage(fmt::format("'{}' is not a count; write 4096, 4k or 1m", text));

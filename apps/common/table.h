@@ -16,13 +16,13 @@ struct Column {
 
 struct Table {
   std::vector<Column> columns;
-  std::vector<Json> rows;   // objects by key; a missing key prints empty
+  std::vector<Json> rows;  // objects by key; a missing key prints empty
 };
 
 enum class TableFormat { kMarkdown, kCsv, kJson, kJsonl };
 TableFormat table_format_from_name(const std::string& name);  // md|csv|json|jsonl, else kUsage
 std::string render(const Table& table, TableFormat format);
-void print(const Table& table, TableFormat format);           // to stdout
+void print(const Table& table, TableFormat format);  // to stdout
 
 // 1536 -> "1.5 KiB"
 std::string human_bytes(double bytes);

@@ -44,9 +44,7 @@ int run_tool(const std::function<int()>& body) {
   } catch (const Error& e) {
     std::fprintf(stderr, "error: %s\n", e.what());
     code = static_cast<int>(e.kind());
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "error: out of memory\n");
-  } catch (const std::exception& e) {
+  } catch (const std::bad_alloc&) { std::fprintf(stderr, "error: out of memory\n"); } catch (const std::exception& e) {
     std::fprintf(stderr, "error: internal: %s\n", e.what());
   }
   if (std::fflush(stdout) != 0 && code == kExitOk) {

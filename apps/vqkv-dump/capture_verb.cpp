@@ -32,8 +32,9 @@ double estimated_seconds(const ModelFacts& facts, const CapturePlan& plan, const
   const double d = facts.head_dim, heads = facts.q_heads, layers = facts.layers;
   const double head = static_cast<double>(facts.vocab) * facts.hidden;
   const double weights = std::max(0.0, static_cast<double>(facts.parameters) - (facts.tied_head ? 1.0 : 2.0) * head);
-  const double attention = layers * heads * d * static_cast<double>(options.context);   // half the square, twice the products
-  const double moments = layers * heads * d * d * 4;                                    // in double
+  const double attention =
+      layers * heads * d * static_cast<double>(options.context);  // half the square, twice the products
+  const double moments = layers * heads * d * d * 4;              // in double
   return static_cast<double>(plan.tokens) * (weights + attention * 2 + moments) / gemm_rate();
 }
 
@@ -56,13 +57,25 @@ int run_capture(const CaptureVerb& v) {
   const auto documents = read_documents(v.text.texts, v.text.token_ids, *tokenizer, v.text.max_tokens);
   const CapturePlan plan = plan_capture(documents, options, facts, tokenizer->special());
   TraceInfo info = capture_info(facts, options);
-  const int64_t bytes = TraceWriter::estimate_bytes(info, plan.tokens, plan.queries, static_cast<int64_t>(plan.names.size()));
-  Json row = {{"model", facts.name},        {"documents", plan.names.size()}, {"windows", plan.windows.size()},
-              {"tokens", plan.tokens},      {"queries", plan.queries},        {"bos", plan.bos},
-              {"dtype", v.dtype},           {"bytes", bytes}};
+  const int64_t bytes =
+      TraceWriter::estimate_bytes(info, plan.tokens, plan.queries, static_cast<int64_t>(plan.names.size()));
+  Json row = {{"model", facts.name},
+              {"documents", plan.names.size()},
+              {"windows", plan.windows.size()},
+              {"tokens", plan.tokens},
+              {"queries", plan.queries},
+              {"bos", plan.bos},
+              {"dtype", v.dtype},
+              {"bytes", bytes}};
   Table table;
-  table.columns = {{"model", "model", "", false}, {"documents", ""}, {"windows", ""}, {"tokens", ""}, {"queries", ""}, {"bos", "BOS a window", "", false},
-                   {"dtype", "stored as", "", false}, {"bytes", ""}};
+  table.columns = {{"model", "model", "", false},
+                   {"documents", ""},
+                   {"windows", ""},
+                   {"tokens", ""},
+                   {"queries", ""},
+                   {"bos", "BOS a window", "", false},
+                   {"dtype", "stored as", "", false},
+                   {"bytes", ""}};
   if (v.dry_run) {
     row["seconds"] = estimated_seconds(facts, plan, options);
     table.columns.push_back({"seconds", "seconds, about", "{:.1f}"});
@@ -74,21 +87,16 @@ int run_capture(const CaptureVerb& v) {
 
   // Before the minutes, not after them.
   require_free_space(v.out, bytes);
-  log_info(fmt::format("{}: {} tokens in {} windows of {} documents, {} to write", facts.name, plan.tokens, plan.windows.size(),
-                       plan.names.size(), human_bytes(static_cast<double>(bytes))));
+  log_info(fmt::format("{}: {} tokens in {} windows of {} documents, {} to write", facts.name, plan.tokens,
+                       plan.windows.size(), plan.names.size(), human_bytes(static_cast<double>(bytes))));
   const Stopwatch watch;
   Json sources = Json::array();
   for (const TextDocument& d : documents) sources.push_back({{"name", d.name}, {"tokens", d.tokens.size()}});
-  info.provenance = {{"tool", "vqkv-dump"},
-                     {"version", version_facts()},
-                     {"command", v.command},
-                     {"time", utc_now()},
-                     {"threads", thread_count()},
-                     {"weights", v.weights},
-                     {"context", v.context},
-                     {"query_stride", v.query_stride},
-                     {"query_tail", v.query_tail},
-                     {"bos", plan.bos},
+  info.provenance = {{"tool", "vqkv-dump"},        {"version", version_facts()},
+                     {"command", v.command},       {"time", utc_now()},
+                     {"threads", thread_count()},  {"weights", v.weights},
+                     {"context", v.context},       {"query_stride", v.query_stride},
+                     {"query_tail", v.query_tail}, {"bos", plan.bos},
                      {"documents", sources}};
   TraceWriter writer(v.out, info, plan.names, plan.tokens, plan.queries);
   const auto model = load_model(v.model, {.weights = dtype_from_name(v.weights)});
@@ -102,7 +110,7 @@ int run_capture(const CaptureVerb& v) {
   }
   if (!complete) {
     log_warning(fmt::format("interrupted: {} was not written", v.out));
-    return kExitOk;   // run_tool turns it into 128 + signal
+    return kExitOk;  // run_tool turns it into 128 + signal
   }
   row["bytes"] = static_cast<int64_t>(std::filesystem::file_size(v.out));
   row["seconds"] = watch.seconds();

@@ -20,11 +20,16 @@ int run_model(const std::string& model, TableFormat format) {
   try {
     const auto tokenizer = load_tokenizer(model);
     const SpecialTokens& s = tokenizer->special();
-    facts["tokenizer"] = {{"kind", tokenizer->kind()}, {"size", tokenizer->size()}, {"bos", s.bos}, {"eos", s.eos}, {"add_bos", s.add_bos},
-                          {"stop", s.stop}, {"chat_template", !tokenizer->chat_template().empty()}};
+    facts["tokenizer"] = {{"kind", tokenizer->kind()},
+                          {"size", tokenizer->size()},
+                          {"bos", s.bos},
+                          {"eos", s.eos},
+                          {"add_bos", s.add_bos},
+                          {"stop", s.stop},
+                          {"chat_template", !tokenizer->chat_template().empty()}};
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::kBadData) throw;
-    facts["tokenizer"] = {{"error", e.what()}};   // a model without one still has facts; texts then need --token-ids
+    facts["tokenizer"] = {{"error", e.what()}};  // a model without one still has facts; texts then need --token-ids
   }
   Table table;
   if (format == TableFormat::kJson || format == TableFormat::kJsonl) {
@@ -33,7 +38,9 @@ int run_model(const std::string& model, TableFormat format) {
     return kExitOk;
   }
   table.columns = {{"fact", "fact", "", false}, {"value", "value", "", false}};
-  const auto say = [&](const std::string& fact, const Json& value) { table.rows.push_back({{"fact", fact}, {"value", value}}); };
+  const auto say = [&](const std::string& fact, const Json& value) {
+    table.rows.push_back({{"fact", fact}, {"value", value}});
+  };
   say("model", f.name);
   say("architecture", f.architecture);
   say("source", f.source);
@@ -41,19 +48,24 @@ int run_model(const std::string& model, TableFormat format) {
   say("parameters", f.parameters);
   say("layers", f.layers);
   say("hidden, FFN, vocabulary", fmt::format("{}, {}, {}", f.hidden, f.ffn, f.vocab));
-  say("heads", fmt::format("{} query, {} KV (group of {}), {} channels each", f.q_heads, f.kv_heads, f.q_heads / f.kv_heads, f.head_dim));
+  say("heads", fmt::format("{} query, {} KV (group of {}), {} channels each", f.q_heads, f.kv_heads,
+                           f.q_heads / f.kv_heads, f.head_dim));
   say("context length", f.context_length);
-  say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}; pair p is channels (p, p + {})", f.rope.theta, f.rope.rotary_dim,
-                          f.head_dim, f.rope.scaling, f.rope.rotary_dim / 2));
-  say("QKV bias, q/k norm, tied head", fmt::format("{}, {}, {}", f.qkv_bias ? "yes" : "no", f.qk_norm ? "yes" : "no", f.tied_head ? "yes" : "no"));
-  say("cache of a token", fmt::format("{} values, {} in 16 bits", facts["kv_values_per_token"].get<int64_t>(), human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16)))));
+  say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}; pair p is channels (p, p + {})",
+                          f.rope.theta, f.rope.rotary_dim, f.head_dim, f.rope.scaling, f.rope.rotary_dim / 2));
+  say("QKV bias, q/k norm, tied head",
+      fmt::format("{}, {}, {}", f.qkv_bias ? "yes" : "no", f.qk_norm ? "yes" : "no", f.tied_head ? "yes" : "no"));
+  say("cache of a token", fmt::format("{} values, {} in 16 bits", facts["kv_values_per_token"].get<int64_t>(),
+                                      human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16)))));
   for (const int64_t context : {int64_t{4096}, int64_t{32768}, int64_t{131072}})
-    say(fmt::format("cache of {} tokens", context), fmt::format("{} in 16 bits{}", human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16) * context)),
-                                                                f.context_length > 0 && context > f.context_length ? " (beyond the model's context)" : ""));
+    say(fmt::format("cache of {} tokens", context),
+        fmt::format("{} in 16 bits{}", human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16) * context)),
+                    f.context_length > 0 && context > f.context_length ? " (beyond the model's context)" : ""));
   if (facts["tokenizer"].contains("error")) {
     say("tokenizer", facts["tokenizer"]["error"]);
   } else {
-    say("tokenizer", fmt::format("{}, {} entries, BOS {}", facts["tokenizer"]["kind"].get<std::string>(), facts["tokenizer"]["size"].get<int64_t>(),
+    say("tokenizer", fmt::format("{}, {} entries, BOS {}", facts["tokenizer"]["kind"].get<std::string>(),
+                                 facts["tokenizer"]["size"].get<int64_t>(),
                                  facts["tokenizer"]["add_bos"].get<bool>() ? "added by the model" : "not added"));
   }
   print(table, format);
@@ -74,7 +86,10 @@ int run_tokens(const TokensVerb& v) {
   if (v.format == TableFormat::kJson || v.format == TableFormat::kJsonl) {
     Table table;
     for (const TextDocument& d : documents)
-      table.rows.push_back({{"document", d.name}, {"tokens", d.tokens.size()}, {"bos", tokenizer->special().add_bos ? Json(tokenizer->special().bos) : Json()}, {"ids", d.tokens}});
+      table.rows.push_back({{"document", d.name},
+                            {"tokens", d.tokens.size()},
+                            {"bos", tokenizer->special().add_bos ? Json(tokenizer->special().bos) : Json()},
+                            {"ids", d.tokens}});
     print(table, v.format);
     return kExitOk;
   }
@@ -83,7 +98,8 @@ int run_tokens(const TokensVerb& v) {
   for (const TextDocument& d : documents)
     for (size_t i = 0; i < d.tokens.size(); ++i) {
       // As JSON text, so that spaces, line ends and broken UTF-8 are visible.
-      const std::string piece = Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace);
+      const std::string piece =
+          Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace);
       table.rows.push_back({{"document", d.name}, {"index", i}, {"id", d.tokens[i]}, {"piece", piece}});
     }
   print(table, v.format);

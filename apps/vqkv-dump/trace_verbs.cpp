@@ -16,7 +16,7 @@
 namespace vqkv::dump {
 namespace {
 
-constexpr int64_t kRows = 4096;   // rows held at once by a task
+constexpr int64_t kRows = 4096;  // rows held at once by a task
 
 // Sums of one head's rows, enough for every number below; two passes, since the fourth moment is around the mean.
 class HeadStatistics {
@@ -96,7 +96,8 @@ std::vector<Json> head_rows(const TraceReader& trace, const RopeTable& rope, int
       trace.value(layer, head, at, n, v);
       Matrix<float> turned = k;
       rope_apply(rope, trace.position().data() + at, turned, !trace.info().keys_pre_rope);
-      const Matrix<float>&before = trace.info().keys_pre_rope ? k : turned, &after = trace.info().keys_pre_rope ? turned : k;
+      const Matrix<float>&before = trace.info().keys_pre_rope ? k : turned,
+            &after = trace.info().keys_pre_rope ? turned : k;
       if (second) {
         pre.second_pass(before);
         post.second_pass(after);
@@ -108,7 +109,8 @@ std::vector<Json> head_rows(const TraceReader& trace, const RopeTable& rope, int
       }
     }
   std::vector<Json> out;
-  const std::pair<const char*, const HeadStatistics*> parts[] = {{"k pre-RoPE", &pre}, {"k post-RoPE", &post}, {"v", &value}};
+  const std::pair<const char*, const HeadStatistics*> parts[] = {
+      {"k pre-RoPE", &pre}, {"k post-RoPE", &post}, {"v", &value}};
   for (const auto& [name, statistics] : parts) {
     Json row = statistics->to_json();
     row["layer"] = trace.info().layer_index[static_cast<size_t>(layer)];
@@ -123,7 +125,8 @@ Json trace_facts(const TraceReader& trace) {
   const TraceInfo& i = trace.info();
   const CacheShape& s = i.shape;
   Json documents = Json::array();
-  for (const TraceDocument& d : trace.documents()) documents.push_back({{"document", d.id}, {"name", d.name}, {"tokens", d.tokens}});
+  for (const TraceDocument& d : trace.documents())
+    documents.push_back({{"document", d.id}, {"name", d.name}, {"tokens", d.tokens}});
   int64_t longest = 0;
   for (const TraceWindow& w : trace.windows()) longest = std::max(longest, w.tokens);
   const int64_t element = static_cast<int64_t>(dtype_size(i.stored));
@@ -165,11 +168,19 @@ int run_inspect(const InspectVerb& v) {
     });
     progress.update(l + 1);
   }
-  if (interrupted()) return kExitOk;   // run_tool turns it into 128 + signal
+  if (interrupted()) return kExitOk;  // run_tool turns it into 128 + signal
   Table table;
-  table.columns = {{"layer", ""}, {"head", ""}, {"rows", "rows", "", false}, {"norm", "mean norm", "{:.4g}"}, {"norm_cv", "cv of norm", "{:.3f}"},
-                   {"mean_share", "share of mean", "{:.3f}"}, {"kurtosis", "kurtosis", "{:.2f}"}, {"max_abs", "max abs", "{:.4g}"},
-                   {"outlier_channels", "outlier channels"}, {"worst_channel", "worst channel"}, {"worst_ratio", "its RMS / median", "{:.1f}"}};
+  table.columns = {{"layer", ""},
+                   {"head", ""},
+                   {"rows", "rows", "", false},
+                   {"norm", "mean norm", "{:.4g}"},
+                   {"norm_cv", "cv of norm", "{:.3f}"},
+                   {"mean_share", "share of mean", "{:.3f}"},
+                   {"kurtosis", "kurtosis", "{:.2f}"},
+                   {"max_abs", "max abs", "{:.4g}"},
+                   {"outlier_channels", "outlier channels"},
+                   {"worst_channel", "worst channel"},
+                   {"worst_ratio", "its RMS / median", "{:.1f}"}};
   for (auto& rows : by_head)
     for (Json& row : rows) table.rows.push_back(std::move(row));
   if (v.format == TableFormat::kJson) {
@@ -182,23 +193,32 @@ int run_inspect(const InspectVerb& v) {
   if (v.format == TableFormat::kMarkdown) {
     Table summary;
     summary.columns = {{"fact", "fact", "", false}, {"value", "value", "", false}};
-    const auto say = [&](const std::string& fact, const Json& value) { summary.rows.push_back({{"fact", fact}, {"value", value}}); };
+    const auto say = [&](const std::string& fact, const Json& value) {
+      summary.rows.push_back({{"fact", fact}, {"value", value}});
+    };
     const Json f = trace_facts(trace);
     say("model", fmt::format("{} ({})", trace.info().model_name, trace.info().model_hash.substr(0, 12)));
     say("file", human_bytes(f["file_bytes"].get<double>()));
     say("key, value (layer, kv_head, token, channel)",
-        fmt::format("({}, {}, {}, {}) {}, {} each", s.layers, s.kv_heads, trace.tokens(), s.head_dim, dtype_name(trace.info().stored), human_bytes(f["key_bytes"].get<double>())));
+        fmt::format("({}, {}, {}, {}) {}, {} each", s.layers, s.kv_heads, trace.tokens(), s.head_dim,
+                    dtype_name(trace.info().stored), human_bytes(f["key_bytes"].get<double>())));
     say("query (layer, q_head, query_token, channel)",
-        fmt::format("({}, {}, {}, {}), {}", s.layers, s.q_heads, trace.queries(), s.head_dim, human_bytes(f["query_bytes"].get<double>())));
+        fmt::format("({}, {}, {}, {}), {}", s.layers, s.q_heads, trace.queries(), s.head_dim,
+                    human_bytes(f["query_bytes"].get<double>())));
     say("keys stored", trace.info().keys_pre_rope ? "before RoPE" : "after RoPE");
-    say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}", s.rope.theta, s.rope.rotary_dim, s.head_dim, s.rope.scaling));
-    say("windows", fmt::format("{}, the longest of {} tokens", trace.windows().size(), f["longest_window"].get<int64_t>()));
-    for (const TraceDocument& d : trace.documents()) say(fmt::format("document {}", d.id), fmt::format("{}, {} tokens", d.name, d.tokens));
+    say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}", s.rope.theta, s.rope.rotary_dim,
+                            s.head_dim, s.rope.scaling));
+    say("windows",
+        fmt::format("{}, the longest of {} tokens", trace.windows().size(), f["longest_window"].get<int64_t>()));
+    for (const TraceDocument& d : trace.documents())
+      say(fmt::format("document {}", d.id), fmt::format("{}, {} tokens", d.name, d.tokens));
     say("W_O", trace.has_output_weight() ? "recorded" : "not recorded");
     say("content hash (XXH3-128)", trace.info().content_hash);
     if (tokens < trace.tokens()) say("inspected", fmt::format("the first {} tokens", tokens));
     print(summary, v.format);
-    std::puts("\nAn outlier channel has an RMS above 3 times the median channel's. Kurtosis is around each channel's mean; a Gaussian has 3.\n");
+    std::puts(
+        "\nAn outlier channel has an RMS above 3 times the median channel's. Kurtosis is around each channel's mean; a "
+        "Gaussian has 3.\n");
   }
   print(table, v.format);
   return kExitOk;
@@ -208,11 +228,18 @@ int run_verify(const std::string& path, TableFormat format) {
   const TraceReader trace(path);
   const auto problems = trace.verify();
   Table table;
-  table.columns = {{"trace", "trace", "", false}, {"ok", "ok", "", false}, {"tokens", ""}, {"content_xxh3", "content hash", "", false}, {"problems", "problems", "", false}};
+  table.columns = {{"trace", "trace", "", false},
+                   {"ok", "ok", "", false},
+                   {"tokens", ""},
+                   {"content_xxh3", "content hash", "", false},
+                   {"problems", "problems", "", false}};
   std::string list;
   for (const std::string& p : problems) list += (list.empty() ? "" : "; ") + p;
   const bool machine = format == TableFormat::kJson || format == TableFormat::kJsonl;
-  table.rows.push_back({{"trace", path}, {"ok", problems.empty()}, {"tokens", trace.tokens()}, {"content_xxh3", trace.info().content_hash},
+  table.rows.push_back({{"trace", path},
+                        {"ok", problems.empty()},
+                        {"tokens", trace.tokens()},
+                        {"content_xxh3", trace.info().content_hash},
                         {"problems", machine ? Json(problems) : Json(list.empty() ? "none" : list)}});
   print(table, format);
   if (problems.empty()) return kExitOk;

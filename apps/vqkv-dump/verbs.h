@@ -9,8 +9,8 @@
 namespace vqkv::dump {
 
 struct TextOptions {
-  std::vector<std::string> texts, token_ids;   // one document a file
-  int64_t max_tokens = 0;                      // of each document; 0: all
+  std::vector<std::string> texts, token_ids;  // one document a file
+  int64_t max_tokens = 0;                     // of each document; 0: all
 };
 
 struct CaptureVerb {
@@ -24,14 +24,14 @@ struct CaptureVerb {
 
 struct InspectVerb {
   std::string trace;
-  int64_t max_tokens = 0;   // 0: all; the first ones otherwise
+  int64_t max_tokens = 0;  // 0: all; the first ones otherwise
   TableFormat format = TableFormat::kMarkdown;
 };
 
 struct TokensVerb {
   std::string model;
   TextOptions text;
-  bool ids = false;   // plain ids, one line a document
+  bool ids = false;  // plain ids, one line a document
   TableFormat format = TableFormat::kMarkdown;
 };
 

@@ -1,4 +1,5 @@
-// Text generated with the exact cache and with each codec from the same prompt, side by side, with the first divergence.
+// Text generated with the exact cache and with each codec from the same prompt, side by side, with the first
+// divergence.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -22,10 +23,10 @@ struct Continuation {
   Generated generated;
   std::string path;
   ByteLedger bytes;
-  int64_t length = 0;          // tokens held at the end
-  double coded_share = 0;      // of the attention mass
+  int64_t length = 0;      // tokens held at the end
+  double coded_share = 0;  // of the attention mass
   double encode_seconds = 0, attend_seconds = 0;
-  int64_t divergence = -1;     // index of the first new token that differs from the exact cache's; -1: none
+  int64_t divergence = -1;  // index of the first new token that differs from the exact cache's; -1: none
 };
 
 // A stop token counts as a token for the comparison: ending earlier is a divergence too.
@@ -80,12 +81,14 @@ std::vector<std::string> wrapped(const std::string& text, size_t width) {
   return out;
 }
 
-std::string side_by_side(const std::string& left_title, const std::string& left, const std::string& right_title, const std::string& right) {
+std::string side_by_side(const std::string& left_title, const std::string& left, const std::string& right_title,
+                         const std::string& right) {
   constexpr size_t kWidth = 56;
   const auto a = wrapped(left, kWidth), b = wrapped(right, kWidth);
   std::string out;
   const auto line = [&](const std::string& x, const std::string& y) {
-    const size_t used = static_cast<size_t>(std::count_if(x.begin(), x.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+    const size_t used =
+        static_cast<size_t>(std::count_if(x.begin(), x.end(), [](char c) { return (c & 0xC0) != 0x80; }));
     out += x + std::string(kWidth - std::min(used, kWidth), ' ') + " | " + y + "\n";
   };
   line(left_title, right_title);
@@ -96,7 +99,8 @@ std::string side_by_side(const std::string& left_title, const std::string& left,
 
 // The text with a mark where it leaves the other one.
 std::string marked(const Tokenizer& tokenizer, const Generated& g, int64_t divergence) {
-  if (divergence < 0 || divergence >= static_cast<int64_t>(g.tokens.size())) return printable(tokenizer.decode(g.tokens, true));
+  if (divergence < 0 || divergence >= static_cast<int64_t>(g.tokens.size()))
+    return printable(tokenizer.decode(g.tokens, true));
   const auto cut = g.tokens.begin() + divergence;
   std::string before, after;
   for (auto t = g.tokens.begin(); t != g.tokens.end(); ++t) (t < cut ? before : after) += tokenizer.piece(*t);
@@ -106,14 +110,17 @@ std::string marked(const Tokenizer& tokenizer, const Generated& g, int64_t diver
 }  // namespace
 
 int run_generate(const GenerateVerb& v) {
-  if (v.prompt.empty() && v.prompt_file.empty()) fail_usage("no prompt was given; use --prompt TEXT or --prompt-file FILE");
-  const GenerateOptions options{.new_tokens = v.new_tokens,
-                                .stop = {},
-                                .sampling = {.temperature = v.temperature, .top_k = v.top_k, .top_p = v.top_p, .seed = v.seed},
-                                .exact_prefill = v.exact_prefill};
+  if (v.prompt.empty() && v.prompt_file.empty())
+    fail_usage("no prompt was given; use --prompt TEXT or --prompt-file FILE");
+  const GenerateOptions options{
+      .new_tokens = v.new_tokens,
+      .stop = {},
+      .sampling = {.temperature = v.temperature, .top_k = v.top_k, .top_p = v.top_p, .seed = v.seed},
+      .exact_prefill = v.exact_prefill};
   Sampler(options.sampling);  // what is out of range is told before the model is read
   const std::string text = v.prompt_file.empty() ? v.prompt : read_file(v.prompt_file, int64_t{64} << 20);
-  if (printable(text) != text) fail_data(fmt::format("{}: not UTF-8", v.prompt_file.empty() ? "--prompt" : v.prompt_file));
+  if (printable(text) != text)
+    fail_data(fmt::format("{}: not UTF-8", v.prompt_file.empty() ? "--prompt" : v.prompt_file));
   const auto model = open_model(v.common);
   const Tokenizer& tokenizer = model->tokenizer();
   const ModelFacts& facts = model->facts();
@@ -166,24 +173,43 @@ int run_generate(const GenerateVerb& v) {
   if (runs.empty()) return kExitOk;
 
   const CacheShape shape = facts.cache_shape();
-  Table table{{{"codec", "codec", "", false}, {"path", "path", "", false}, {"new_tokens", "tokens", "{:.0f}"}, {"stopped", "ended by", "", false},
-               {"divergence", "first divergence", "{:.0f}"}, {"exact_token", "exact token", "", false}, {"codec_token", "codec token", "", false},
-               {"coded_mass", "coded mass", "{:.3f}"}, {"bits_per_value", "bits/value", "{:.3f}"}, {"prefill", "prefill tok/s", "{:.1f}"},
-               {"decode", "decode tok/s", "{:.2f}"}}, {}};
+  Table table{{{"codec", "codec", "", false},
+               {"path", "path", "", false},
+               {"new_tokens", "tokens", "{:.0f}"},
+               {"stopped", "ended by", "", false},
+               {"divergence", "first divergence", "{:.0f}"},
+               {"exact_token", "exact token", "", false},
+               {"codec_token", "codec token", "", false},
+               {"coded_mass", "coded mass", "{:.3f}"},
+               {"bits_per_value", "bits/value", "{:.3f}"},
+               {"prefill", "prefill tok/s", "{:.1f}"},
+               {"decode", "decode tok/s", "{:.2f}"}},
+              {}};
   for (const Continuation& run : runs) {
     const Generated& g = run.generated;
-    Json row = {{"codec", run.codec.label}, {"path", run.path}, {"new_tokens", g.tokens.size()}, {"coded_mass", run.coded_share}, {"tokens", g.tokens},
-                {"text", printable(tokenizer.decode(g.tokens, true))}, {"bytes", run.bytes.to_json()}, {"cache", run.codec.cache},
+    Json row = {{"codec", run.codec.label},
+                {"path", run.path},
+                {"new_tokens", g.tokens.size()},
+                {"coded_mass", run.coded_share},
+                {"tokens", g.tokens},
+                {"text", printable(tokenizer.decode(g.tokens, true))},
+                {"bytes", run.bytes.to_json()},
+                {"cache", run.codec.cache},
                 {"bits_per_value", bits_per_value(run.bytes, shape, run.length, 0)},
                 {"bits_per_value_1", bits_per_value(run.bytes, shape, run.length, 1)},
                 {"bits_per_value_64", bits_per_value(run.bytes, shape, run.length, 64)},
                 {"prefill", static_cast<double>(prompt.size()) / g.prefill_seconds},
-                {"seconds", {{"prefill", g.prefill_seconds}, {"decode", g.decode_seconds}, {"encode", run.encode_seconds}, {"attend", run.attend_seconds}}}};
+                {"seconds",
+                 {{"prefill", g.prefill_seconds},
+                  {"decode", g.decode_seconds},
+                  {"encode", run.encode_seconds},
+                  {"attend", run.attend_seconds}}}};
     row["decode"] = g.decode_steps > 0 ? Json(static_cast<double>(g.decode_steps) / g.decode_seconds) : Json();
     row["stopped"] = g.stop_token >= 0 ? printable(tokenizer.piece(g.stop_token)) : "length";
     row["first_divergence"] = nullptr;
     if (run.divergence >= 0) {
-      const Json a = token_json(tokenizer, runs[0].generated, run.divergence), b = token_json(tokenizer, g, run.divergence);
+      const Json a = token_json(tokenizer, runs[0].generated, run.divergence),
+                 b = token_json(tokenizer, g, run.divergence);
       row["first_divergence"] = {{"index", run.divergence}, {"exact", a}, {"codec", b}};
       row["divergence"] = run.divergence;
       row["exact_token"] = a.is_null() ? "" : a["text"].dump();
@@ -192,11 +218,22 @@ int run_generate(const GenerateVerb& v) {
     table.rows.push_back(std::move(row));
   }
   if (v.common.format == TableFormat::kJson) {
-    const Json full = {{"facts", {{"model", facts.name}, {"model_hash", facts.hash}, {"weights", v.common.weights}, {"threads", thread_count()},
-                                  {"prompt_tokens", prompt.size()}, {"chat", v.chat}, {"exact_prefill", v.exact_prefill},
-                                  {"sampling", {{"temperature", v.temperature}, {"top_k", v.top_k}, {"top_p", v.top_p}, {"seed", v.seed}}},
-                                  {"bos", tokenizer.special().add_bos}, {"command", v.common.command}, {"time", utc_now()}, {"tool", version_facts()}}},
-                       {"prompt", prompt}, {"rows", table.rows}};
+    const Json full = {
+        {"facts",
+         {{"model", facts.name},
+          {"model_hash", facts.hash},
+          {"weights", v.common.weights},
+          {"threads", thread_count()},
+          {"prompt_tokens", prompt.size()},
+          {"chat", v.chat},
+          {"exact_prefill", v.exact_prefill},
+          {"sampling", {{"temperature", v.temperature}, {"top_k", v.top_k}, {"top_p", v.top_p}, {"seed", v.seed}}},
+          {"bos", tokenizer.special().add_bos},
+          {"command", v.common.command},
+          {"time", utc_now()},
+          {"tool", version_facts()}}},
+        {"prompt", prompt},
+        {"rows", table.rows}};
     std::fputs((full.dump(2) + "\n").c_str(), stdout);
     return kExitOk;
   }
@@ -206,8 +243,10 @@ int run_generate(const GenerateVerb& v) {
   if (runs.size() == 1) out = "\n" + printable(tokenizer.decode(runs[0].generated.tokens, true)) + "\n";
   for (size_t r = 1; r < runs.size(); ++r) {
     const int64_t at = runs[r].divergence;
-    out += "\n" + side_by_side("exact", marked(tokenizer, runs[0].generated, at), runs[r].codec.label, marked(tokenizer, runs[r].generated, at));
-    out += at < 0 ? "Equal, token for token.\n" : fmt::format("» marks the first divergence, new token {} (counted from 0).\n", at);
+    out += "\n" + side_by_side("exact", marked(tokenizer, runs[0].generated, at), runs[r].codec.label,
+                               marked(tokenizer, runs[r].generated, at));
+    out += at < 0 ? "Equal, token for token.\n"
+                  : fmt::format("» marks the first divergence, new token {} (counted from 0).\n", at);
   }
   std::fputs(out.c_str(), stdout);
   return kExitOk;

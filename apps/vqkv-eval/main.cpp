@@ -1,6 +1,6 @@
 // vqkv-eval: replays generation with a compressed cache and says what it cost.
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
 
@@ -22,7 +22,9 @@ struct Flags {
 };
 
 void add_output(CLI::App& verb, Flags& f) {
-  verb.add_option("--format", f.format, "md, csv, json or jsonl")->capture_default_str()->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
+  verb.add_option("--format", f.format, "md, csv, json or jsonl")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
   verb.add_flag("--json", f.json, "short for --format json");
   auto* quiet = verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
   verb.add_flag("-v,--verbose", f.verbose, "more on stderr")->excludes(quiet);
@@ -30,19 +32,28 @@ void add_output(CLI::App& verb, Flags& f) {
 
 void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
-  auto* codec = verb.add_option("--codec", o.codecs, "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")->allow_extra_args(false);
+  auto* codec = verb.add_option("--codec", o.codecs,
+                                "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")
+                    ->allow_extra_args(false);
   if (needs_codec) codec->required();
   verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
-  verb.add_option("--attention", o.attention, "attention backend: auto, reference, cpu-reconstruct, cpu-table, cpu-table8 (8-bit tables: logits err by up to 1/8)")->capture_default_str();
-  verb.add_option("--weights", o.weights, "weights in memory: f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  verb.add_option("--attention", o.attention,
+                  "attention backend: auto, reference, cpu-reconstruct, cpu-table, cpu-table8 (8-bit tables: logits "
+                  "err by up to 1/8)")
+      ->capture_default_str();
+  verb.add_option("--weights", o.weights, "weights in memory: f32 or bf16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "bf16"}));
   add_output(verb, f);
-  verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
+  verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")
+      ->check(CLI::Range(1, 1024));
 }
 
 void add_text(CLI::App& verb, TextOptions& t) {
   verb.add_option("--text", t.texts, "text files, one document a file")->check(CLI::ExistingFile);
   verb.add_option("--token-ids", t.token_ids, "files of token ids instead of texts")->check(CLI::ExistingFile);
-  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document; 0: all")->check(CLI::NonNegativeNumber);
+  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document; 0: all")
+      ->check(CLI::NonNegativeNumber);
 }
 
 // CLI11 names what it did not expect; this adds what was probably meant.
@@ -65,7 +76,8 @@ std::string suggestion(const CLI::App& app, int argc, char** argv) {
     const std::string word = std::string(argv[i]).substr(0, std::string(argv[i]).find('='));
     if (!word.starts_with("--") || std::find(known.begin(), known.end(), word) != known.end()) continue;
     const std::string near = nearest_name(word, known);
-    return fmt::format("'{}' is not an option of {}{}", word, verb->get_name(), near.empty() ? "" : "; did you mean '" + near + "'?");
+    return fmt::format("'{}' is not an option of {}{}", word, verb->get_name(),
+                       near.empty() ? "" : "; did you mean '" + near + "'?");
   }
   return "";
 }
@@ -90,51 +102,81 @@ int main(int argc, char** argv) {
   add_common(*r, replay.common, flags, true);
   add_text(*r, replay.text);
   r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant")->capture_default_str();
-  r->add_option("--context", replay.context, "tokens a window; windows don't overlap")->capture_default_str()->check(CLI::Range(2, 1 << 24));
-  r->add_option("--windows", replay.windows, "windows, taken from the documents in turn; 0: all")->capture_default_str()->check(CLI::NonNegativeNumber);
-  r->add_option("--block", replay.block, "queries a block in mode forced")->capture_default_str()->check(CLI::Range(1, 1 << 20));
-  r->add_option("--prompt", replay.prompt, "tokens of the exact prompt in mode prefill-exact; 0: half the context")->capture_default_str()->check(CLI::NonNegativeNumber);
-  r->add_option("--buckets", replay.buckets, "position buckets in the JSON")->capture_default_str()->check(CLI::Range(1, 1024));
+  r->add_option("--context", replay.context, "tokens a window; windows don't overlap")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1 << 24));
+  r->add_option("--windows", replay.windows, "windows, taken from the documents in turn; 0: all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  r->add_option("--block", replay.block, "queries a block in mode forced")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  r->add_option("--prompt", replay.prompt, "tokens of the exact prompt in mode prefill-exact; 0: half the context")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  r->add_option("--buckets", replay.buckets, "position buckets in the JSON")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
   r->add_flag("!--skip-no-window", replay.no_window_rows, "leave out the rows without any window (half the time)");
-  r->add_option("--metrics", replay.metrics, "groups of columns: kld, ppl")->capture_default_str()->delimiter(',')->check(CLI::IsMember({"kld", "ppl"}));
+  r->add_option("--metrics", replay.metrics, "groups of columns: kld, ppl")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::IsMember({"kld", "ppl"}));
   r->add_option("-o,--out", replay.out, "also write the full JSON to this file");
-  r->footer("Examples:\n"
-            "  vqkv-eval replay --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --codec out/best.codec.h5 --text data/jargon-3.txt\n"
-            "  vqkv-eval replay --model M --codec a.codec.h5 --codec b.codec.h5 --text T --context 2048 --windows 4 --json");
+  r->footer(
+      "Examples:\n"
+      "  vqkv-eval replay --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --codec out/best.codec.h5 --text "
+      "data/jargon-3.txt\n"
+      "  vqkv-eval replay --model M --codec a.codec.h5 --codec b.codec.h5 --text T --context 2048 --windows 4 --json");
 
   auto* g = app.add_subcommand("generate", "exact and compressed side by side, with the first divergence");
   add_common(*g, generate.common, flags, true);
   auto* prompt = g->add_option("--prompt", generate.prompt, "prompt text");
-  g->add_option("--prompt-file", generate.prompt_file, "prompt from a UTF-8 file")->check(CLI::ExistingFile)->excludes(prompt);
+  g->add_option("--prompt-file", generate.prompt_file, "prompt from a UTF-8 file")
+      ->check(CLI::ExistingFile)
+      ->excludes(prompt);
   g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
-  g->add_flag("--exact-prefill", generate.exact_prefill, "the prompt attends to exact K and V and is coded once at its end");
-  g->add_option("--new-tokens", generate.new_tokens, "tokens to generate, at most")->capture_default_str()->check(CLI::Range(1, 1 << 24));
+  g->add_flag("--exact-prefill", generate.exact_prefill,
+              "the prompt attends to exact K and V and is coded once at its end");
+  g->add_option("--new-tokens", generate.new_tokens, "tokens to generate, at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 24));
   g->add_flag("--ignore-stop", generate.ignore_stop, "go on after a stop token");
   g->add_option("--temperature", generate.temperature, "0: greedy")->capture_default_str();
   g->add_option("--top-k", generate.top_k, "0: off")->capture_default_str();
   g->add_option("--top-p", generate.top_p, "1: off")->capture_default_str();
   g->add_option("--seed", generate.seed, "of the sampler, the same for every cache")->capture_default_str();
-  g->footer("Examples:\n"
-            "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
-            "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/kjv-0.txt --new-tokens 128 cache.window=16");
+  g->footer(
+      "Examples:\n"
+      "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
+      "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/kjv-0.txt --new-tokens 128 "
+      "cache.window=16");
 
   auto* m = app.add_subcommand("memory", "bytes by kind, allocator and process peak at several contexts");
   add_common(*m, memory.common, flags, false);
   m->add_option("--context", memory.contexts, "contexts, e.g. 1k,4k,32k")->capture_default_str();
-  m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")->capture_default_str()->check(CLI::NonNegativeNumber);
+  m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   m->add_option("--child-context", memory.child_context, "")->group("");
-  m->footer("Examples:\n"
-            "  vqkv-eval memory --model M --codec c.codec.h5\n"
-            "  vqkv-eval memory --model M --codec c.codec.h5 --context 512,2k,128k --json");
+  m->footer(
+      "Examples:\n"
+      "  vqkv-eval memory --model M --codec c.codec.h5\n"
+      "  vqkv-eval memory --model M --codec c.codec.h5 --context 512,2k,128k --json");
 
   auto* s = app.add_subcommand("speed", "prefill and decode tokens/s, the exact cache in the same run");
   add_common(*s, speed.common, flags, false);
-  s->add_option("--prompt-tokens", speed.prompt_tokens, "prompt length")->capture_default_str()->check(CLI::Range(1, 1 << 24));
+  s->add_option("--prompt-tokens", speed.prompt_tokens, "prompt length")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 24));
   s->add_option("--new-tokens", speed.new_tokens, "decode steps")->capture_default_str()->check(CLI::Range(0, 1 << 24));
-  s->add_option("--repeats", speed.repeats, "alternating rounds; medians are shown")->capture_default_str()->check(CLI::Range(1, 1000));
-  s->footer("Examples:\n"
-            "  vqkv-eval speed --model M --codec c.codec.h5 --threads 2\n"
-            "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5");
+  s->add_option("--repeats", speed.repeats, "alternating rounds; medians are shown")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  s->footer(
+      "Examples:\n"
+      "  vqkv-eval speed --model M --codec c.codec.h5 --threads 2\n"
+      "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5");
 
   auto* l = app.add_subcommand("ls", "what there is: modes, backends");
   l->add_option("what", what, "modes or backends")->required()->check(CLI::IsMember({"modes", "backends"}));

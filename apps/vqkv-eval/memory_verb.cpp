@@ -45,9 +45,21 @@ void hand_over(const LoadedCodec& codec, ChildCodec& child) {
 
 // Runs this program again with one codec and one context and reads the JSON line it prints. Null when interrupted.
 Json measure_in_child(const MemoryVerb& v, const std::string& codec, int64_t context) {
-  std::vector<std::string> arguments{"vqkv-eval", "memory", "--model", v.common.model, "--codec", codec, "--attention", v.common.attention,
-                                     "--weights", v.common.weights, "--child-context", std::to_string(context), "--threads",
-                                     std::to_string(thread_count()), "-q"};
+  std::vector<std::string> arguments{"vqkv-eval",
+                                     "memory",
+                                     "--model",
+                                     v.common.model,
+                                     "--codec",
+                                     codec,
+                                     "--attention",
+                                     v.common.attention,
+                                     "--weights",
+                                     v.common.weights,
+                                     "--child-context",
+                                     std::to_string(context),
+                                     "--threads",
+                                     std::to_string(thread_count()),
+                                     "-q"};
   std::vector<char*> argv;
   for (auto& a : arguments) argv.push_back(a.data());
   argv.push_back(nullptr);
@@ -76,8 +88,7 @@ Json measure_in_child(const MemoryVerb& v, const std::string& codec, int64_t con
   }
   close(pipe_ends[0]);
   int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
   if (interrupted()) return nullptr;
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
     fail_internal(fmt::format("the child process that measured {} tokens ended with status {}", context, status));
@@ -99,11 +110,17 @@ int run_child(const MemoryVerb& v) {
   constexpr int64_t kBlock = 128;
   for (int64_t at = 0; at < v.child_context && !interrupted(); at += kBlock) {
     const int64_t n = std::min(kBlock, v.child_context - at);
-    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session, LogitRows::kNone, {});
+    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session,
+                   LogitRows::kNone, {});
   }
   if (interrupted()) return kExitOk;
-  const Json out = {{"ledger", cache.bytes().to_json()}, {"total", cache.bytes().total_sequence()}, {"allocator", memory.live()},
-                    {"allocator_peak", memory.peak()}, {"process_peak", peak_rss_bytes()}, {"process_loaded", loaded}, {"path", fmt::format("{}", fmt::join(backend->paths(), "+"))}};
+  const Json out = {{"ledger", cache.bytes().to_json()},
+                    {"total", cache.bytes().total_sequence()},
+                    {"allocator", memory.live()},
+                    {"allocator_peak", memory.peak()},
+                    {"process_peak", peak_rss_bytes()},
+                    {"process_loaded", loaded},
+                    {"path", fmt::format("{}", fmt::join(backend->paths(), "+"))}};
   std::fputs((out.dump() + "\n").c_str(), stdout);
   return kExitOk;
 }
@@ -115,19 +132,34 @@ int run_memory(const MemoryVerb& v) {
   make_attention_backend(v.common.attention);
   const auto contexts = parse_counts(v.contexts);
   for (const int64_t context : contexts)
-    if (context < 1 || context > (int64_t{1} << 24)) fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));
+    if (context < 1 || context > (int64_t{1} << 24))
+      fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));
   const ModelFacts model = read_model_facts(v.common.model);
   const CacheShape shape = model.cache_shape();
   std::vector<LoadedCodec> codecs{load_codec("exact", v.common, model)};
   for (auto& codec : load_codecs(v.common, model))
     if (codec.policy.codes || codec.label != "exact") codecs.push_back(std::move(codec));
   if (interrupted()) return kExitOk;
-  Table table{{{"codec", "codec", "", false}, {"context", "context", "{:.0f}"}, {"bits_per_value", "bits/value"  , "{:.3f}"},
-               {"bits_per_value_1", "with books, 1 seq", "{:.3f}"}, {"bits_per_value_64", "64 seq", "{:.3f}"}, {"total", "resident", "{:.0f}"},
-               {"codes", "codes", "{:.0f}"}, {"side", "side", "{:.0f}"}, {"overlay", "overlay", "{:.0f}"}, {"sinks", "sinks", "{:.0f}"},
-               {"window", "window", "{:.0f}"}, {"padding", "padding", "{:.0f}"}, {"index", "index", "{:.0f}"}, {"workspace", "workspace", "{:.0f}"},
-               {"codebooks", "books (model)", "{:.0f}"}, {"allocator", "allocator", "{:.0f}"}, {"allocator_peak", "allocator peak", "{:.0f}"},
-               {"process_peak", "process peak", "{:.0f}"}, {"path", "path", "", false}}, {}};
+  Table table{{{"codec", "codec", "", false},
+               {"context", "context", "{:.0f}"},
+               {"bits_per_value", "bits/value", "{:.3f}"},
+               {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
+               {"bits_per_value_64", "64 seq", "{:.3f}"},
+               {"total", "resident", "{:.0f}"},
+               {"codes", "codes", "{:.0f}"},
+               {"side", "side", "{:.0f}"},
+               {"overlay", "overlay", "{:.0f}"},
+               {"sinks", "sinks", "{:.0f}"},
+               {"window", "window", "{:.0f}"},
+               {"padding", "padding", "{:.0f}"},
+               {"index", "index", "{:.0f}"},
+               {"workspace", "workspace", "{:.0f}"},
+               {"codebooks", "books (model)", "{:.0f}"},
+               {"allocator", "allocator", "{:.0f}"},
+               {"allocator_peak", "allocator peak", "{:.0f}"},
+               {"process_peak", "process peak", "{:.0f}"},
+               {"path", "path", "", false}},
+              {}};
   for (const LoadedCodec& codec : codecs) {
     ChildCodec child;
     hand_over(codec, child);
@@ -145,10 +177,11 @@ int run_memory(const MemoryVerb& v) {
         log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
         const Json measured = measure_in_child(v, child.spec, context);
         if (measured.is_null()) break;
-        for (const char* key : {"allocator", "allocator_peak", "process_peak", "process_loaded", "path"}) row[key] = measured[key];
+        for (const char* key : {"allocator", "allocator_peak", "process_peak", "process_loaded", "path"})
+          row[key] = measured[key];
         if (measured["total"] != measured["allocator"])
-          fail_internal(fmt::format("the ledger says {} bytes and the allocator {} at {} tokens of {}", measured["total"].dump(),
-                                    measured["allocator"].dump(), context, codec.label));
+          fail_internal(fmt::format("the ledger says {} bytes and the allocator {} at {} tokens of {}",
+                                    measured["total"].dump(), measured["allocator"].dump(), context, codec.label));
       }
       table.rows.push_back(std::move(row));
     }

@@ -27,21 +27,25 @@ std::vector<Column> columns(const ReplayVerb& v) {
                           {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
                           {"bits_per_value_64", "64 seq", "{:.3f}"},
                           {"coded_mass.last_quarter", "coded mass", "{:.3f}"}};
-  const auto wants = [&](const char* group) { return std::find(v.metrics.begin(), v.metrics.end(), group) != v.metrics.end(); };
+  const auto wants = [&](const char* group) {
+    return std::find(v.metrics.begin(), v.metrics.end(), group) != v.metrics.end();
+  };
   if (wants("kld"))
-    for (const Column& c : {Column{"kld.last_quarter", "KLD last 1/4", "{:.3g}"}, Column{"kld.last_quarter.error", "±", "{:.2g}"},
-                            Column{"kld.mean", "KLD", "{:.3g}"}, Column{"kld.median", "median", "{:.3g}"}, Column{"kld.p99", "p99", "{:.3g}"},
+    for (const Column& c : {Column{"kld.last_quarter", "KLD last 1/4", "{:.3g}"},
+                            Column{"kld.last_quarter.error", "±", "{:.2g}"}, Column{"kld.mean", "KLD", "{:.3g}"},
+                            Column{"kld.median", "median", "{:.3g}"}, Column{"kld.p99", "p99", "{:.3g}"},
                             Column{"same_top", "same top", "{:.4f}"}, Column{"delta_p.rms", "Δp rms", "{:.4f}"}})
       all.push_back(c);
   if (wants("ppl"))
-    for (const Column& c : {Column{"ppl", "PPL", "{:.4f}"}, Column{"ppl.ratio", "PPL ratio", "{:.5f}"}, Column{"ppl.ratio.error", "±", "{:.2g}"},
-                            Column{"bits_per_byte", "bits/byte", "{:.4f}"}})
+    for (const Column& c : {Column{"ppl", "PPL", "{:.4f}"}, Column{"ppl.ratio", "PPL ratio", "{:.5f}"},
+                            Column{"ppl.ratio.error", "±", "{:.2g}"}, Column{"bits_per_byte", "bits/byte", "{:.4f}"}})
       all.push_back(c);
   all.push_back({"time_ratio", "time / exact", "{:.2f}"});
   return all;
 }
 
-Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& c, const ReplayVerb& v, const CacheShape& shape) {
+Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& c, const ReplayVerb& v,
+            const CacheShape& shape) {
   Json row = {{"codec", c.label}, {"mode", replay_mode_name(c.mode)}, {"path", t.path}};
   for (const Measurement& m : kld_block(r, t, v.context)) {
     row[m.tag] = std::isfinite(m.value) ? Json(m.value) : Json();
@@ -52,14 +56,20 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   row["bits_per_value_64"] = bits_per_value(t.bytes, shape, v.context, 64);
   row["bytes"] = t.bytes.to_json();
   row["peak_cache_bytes"] = t.peak_cache_bytes;
-  row["seconds"] = {{"total", t.model_seconds}, {"encode", t.encode_seconds}, {"attend", t.attend_seconds}, {"exact", r.exact_seconds}};
+  row["seconds"] = {{"total", t.model_seconds},
+                    {"encode", t.encode_seconds},
+                    {"attend", t.attend_seconds},
+                    {"exact", r.exact_seconds}};
   row["time_ratio"] = r.exact_seconds > 0 ? t.model_seconds / r.exact_seconds : 0;
   Json flips = Json::array();
   for (const int32_t f : t.flips) flips.push_back(f < 0 ? Json() : Json(f));
   row["first_flip"] = flips;
   row["buckets"] = Json::array();
   for (const Bucket& b : position_buckets(r, t.kld, v.context, v.buckets))
-    row["buckets"].push_back({{"first", b.first}, {"last", b.last}, {"n", b.n}, {"kld", b.n > 0 ? Json(b.mean) : Json()},
+    row["buckets"].push_back({{"first", b.first},
+                              {"last", b.last},
+                              {"n", b.n},
+                              {"kld", b.n > 0 ? Json(b.mean) : Json()},
                               {"error", std::isfinite(b.error) ? Json(b.error) : Json()}});
   row["cache"] = {{"sinks", c.policy.sinks},
                   {"k", {{"window", c.policy.k.window}, {"flush", c.policy.k.flush}}},
@@ -69,9 +79,10 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   return row;
 }
 
-// Every pair of codecs under the same kind of policy (windowed with windowed), with the interval corrected for the number of
-// pairs. The self-noise row is no codec.
-Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first, const ReplayVerb& v) {
+// Every pair of codecs under the same kind of policy (windowed with windowed), with the interval corrected for the
+// number of pairs. The self-noise row is no codec.
+Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first,
+                    const ReplayVerb& v) {
   const auto windowless = [&](size_t c) { return candidates[c].label.ends_with(kNoWindow); };
   std::vector<std::pair<size_t, size_t>> pairs;
   for (size_t a = first; a < candidates.size(); ++a)
@@ -80,10 +91,17 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> cand
   Json out = Json::array();
   for (const auto& [a, b] : pairs)
     for (const auto& d : compare_tracks(r, r.tracks[a], r.tracks[b], v.context, static_cast<int>(pairs.size())))
-      out.push_back({{"a", d.a}, {"b", d.b}, {"what", d.what}, {"mean", d.mean}, {"pairs", pairs.size()}, {"windowless", windowless(a)},
+      out.push_back({{"a", d.a},
+                     {"b", d.b},
+                     {"what", d.what},
+                     {"mean", d.mean},
+                     {"pairs", pairs.size()},
+                     {"windowless", windowless(a)},
                      {"low", std::isfinite(d.interval.low) ? Json(d.interval.low) : Json()},
                      {"high", std::isfinite(d.interval.high) ? Json(d.interval.high) : Json()},
-                     {"verdict", d.better < 0 ? "a is better" : d.better > 0 ? "b is better" : "not told apart"}});
+                     {"verdict", d.better < 0   ? "a is better"
+                                 : d.better > 0 ? "b is better"
+                                                : "not told apart"}});
   return out;
 }
 
@@ -100,31 +118,47 @@ int run_replay(const ReplayVerb& v) {
   const DType exact_dtype = codecs[0].policy.exact_dtype;
 
   std::vector<ReplayCandidate> candidates;
-  // Exact against exact with rows of another type: what no codec can be told apart from. Other blocks alone would not do:
-  // the runtime gives the same bits for every block length.
+  // Exact against exact with rows of another type: what no codec can be told apart from. Other blocks alone would not
+  // do: the runtime gives the same bits for every block length.
   const DType other = exact_dtype == DType::kF32 ? DType::kF16 : DType::kF32;
-  candidates.push_back({.label = fmt::format("self-noise (exact in {})", dtype_name(other)), .codecs = exact_codec_set(shape),
-                        .policy = CachePolicy::exact(other), .attention = v.common.attention, .mode = ReplayMode::kForced,
+  candidates.push_back({.label = fmt::format("self-noise (exact in {})", dtype_name(other)),
+                        .codecs = exact_codec_set(shape),
+                        .policy = CachePolicy::exact(other),
+                        .attention = v.common.attention,
+                        .mode = ReplayMode::kForced,
                         .block = std::max<int64_t>(1, v.block / 2 - 3)});
   constexpr size_t kFirstCodec = 1;
   std::vector<Learned> learned{{.known = true}};  // a candidate
   for (const auto& codec : codecs) {
     if (codec.policy.exact_dtype != exact_dtype)
-      log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label, dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
+      log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
+                              dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
     const Learned from = what_it_learned(codec, texts);
-    if (!from.known) log_warning(fmt::format("{}: its trace is gone, so nobody can say whether it was trained on these texts", codec.label));
-    if (from.seen > 0) log_warning(fmt::format("{}: {:.0f} % of these texts stand in its train documents; its rows say so", codec.label, 100 * from.seen));
+    if (!from.known)
+      log_warning(
+          fmt::format("{}: its trace is gone, so nobody can say whether it was trained on these texts", codec.label));
+    if (from.seen > 0)
+      log_warning(fmt::format("{}: {:.0f} % of these texts stand in its train documents; its rows say so", codec.label,
+                              100 * from.seen));
     if (from.positions > 0 && from.positions < v.context)
-      log_warning(fmt::format("{}: trained on positions below {}, replayed up to {}; its rows say extrapolated", codec.label, from.positions, v.context));
+      log_warning(fmt::format("{}: trained on positions below {}, replayed up to {}; its rows say extrapolated",
+                              codec.label, from.positions, v.context));
     const auto add = [&](const std::string& label, const CachePolicy& policy) {
       learned.push_back(from);
-      candidates.push_back({.label = label, .codecs = codec.codecs, .policy = policy, .attention = v.common.attention, .mode = mode, .block = block});
+      candidates.push_back({.label = label,
+                            .codecs = codec.codecs,
+                            .policy = policy,
+                            .attention = v.common.attention,
+                            .mode = mode,
+                            .block = block});
     };
     add(codec.label, codec.policy);
-    if (v.no_window_rows && codec.policy.codes && mode != ReplayMode::kFakeQuant) add(codec.label + kNoWindow, without_window(codec));
+    if (v.no_window_rows && codec.policy.codes && mode != ReplayMode::kFakeQuant)
+      add(codec.label + kNoWindow, without_window(codec));
   }
 
-  const ReplayOptions options{.context = v.context, .windows = v.windows, .prompt = v.prompt, .block = block, .exact_dtype = exact_dtype};
+  const ReplayOptions options{
+      .context = v.context, .windows = v.windows, .prompt = v.prompt, .block = block, .exact_dtype = exact_dtype};
   const ReplayResult result = replay(*model, texts, candidates, options, [] { return interrupted(); });
   if (result.windows == 0) return kExitOk;  // interrupted before the first window's end
 
@@ -137,18 +171,35 @@ int run_replay(const ReplayVerb& v) {
     if (learned[c].seen > 0) flags.push_back("trained on these texts");
     if (learned[c].positions > 0 && learned[c].positions < v.context) flags.push_back("extrapolated");
     row["flags"] = flags;
-    for (const auto& f : flags) row["flag_text"] = (row.contains("flag_text") ? row["flag_text"].get<std::string>() + ", " : "") + f.get<std::string>();
+    for (const auto& f : flags)
+      row["flag_text"] =
+          (row.contains("flag_text") ? row["flag_text"].get<std::string>() + ", " : "") + f.get<std::string>();
     table.rows.push_back(std::move(row));
-    if (!flags.empty() && table.columns.back().key != "flag_text") table.columns.push_back({"flag_text", "flags", "", false});
+    if (!flags.empty() && table.columns.back().key != "flag_text")
+      table.columns.push_back({"flag_text", "flags", "", false});
   }
-  const std::string scored = result.prompt > 0 ? fmt::format("every token after the prompt of {}", result.prompt) : "every token of a window but its first";
-  const std::string bos = result.bos ? "each window starts with BOS, as the model adds one" : "no BOS, as the model adds none";
+  const std::string scored = result.prompt > 0 ? fmt::format("every token after the prompt of {}", result.prompt)
+                                               : "every token of a window but its first";
+  const std::string bos =
+      result.bos ? "each window starts with BOS, as the model adds one" : "no BOS, as the model adds none";
   Json documents = Json::array();
   for (const auto& t : texts) documents.push_back({{"name", t.name}, {"tokens", t.tokens.size()}});
-  const Json facts = {{"model", model->facts().name}, {"model_hash", model->facts().hash}, {"documents", documents}, {"context", v.context},
-                      {"windows", result.windows}, {"positions", result.position.size()}, {"scored", scored}, {"bos", result.bos}, {"weights", v.common.weights},
-                      {"exact_dtype", dtype_name(exact_dtype)}, {"block", block}, {"threads", thread_count()}, {"interrupted", interrupted()},
-                      {"command", v.common.command}, {"time", utc_now()}, {"tool", version_facts()}};
+  const Json facts = {{"model", model->facts().name},
+                      {"model_hash", model->facts().hash},
+                      {"documents", documents},
+                      {"context", v.context},
+                      {"windows", result.windows},
+                      {"positions", result.position.size()},
+                      {"scored", scored},
+                      {"bos", result.bos},
+                      {"weights", v.common.weights},
+                      {"exact_dtype", dtype_name(exact_dtype)},
+                      {"block", block},
+                      {"threads", thread_count()},
+                      {"interrupted", interrupted()},
+                      {"command", v.common.command},
+                      {"time", utc_now()},
+                      {"tool", version_facts()}};
   const Json comparisons = comparisons_of(result, candidates, kFirstCodec, v);
   const Json full = {{"facts", facts}, {"rows", table.rows}, {"comparisons", comparisons}};
   if (!v.out.empty()) write_file(v.out, full.dump(1) + "\n");
@@ -158,16 +209,22 @@ int run_replay(const ReplayVerb& v) {
   }
   print(table, v.common.format);
   if (v.common.format != TableFormat::kMarkdown) return kExitOk;
-  std::string notes = fmt::format("\n{} windows of {} tokens, {} scored positions ({}); {}. Errors (±) are over windows. Bits a value: all bytes resident at the "
-                                  "end of a window, over all cached values; then with codebooks and other constants shared by 1 and by 64 sequences. Coded "
-                                  "mass: share of the attention in the last quarter that fell on coded keys.\n",
-                                  result.windows, v.context, result.position.size(), scored, bos);
-  if (result.windows < 2) notes += "One window gives no errors and no intervals; take more with --windows or a longer text.\n";
+  std::string notes = fmt::format(
+      "\n{} windows of {} tokens, {} scored positions ({}); {}. Errors (±) are over windows. Bits a value: all bytes "
+      "resident at the "
+      "end of a window, over all cached values; then with codebooks and other constants shared by 1 and by 64 "
+      "sequences. Coded "
+      "mass: share of the attention in the last quarter that fell on coded keys.\n",
+      result.windows, v.context, result.position.size(), scored, bos);
+  if (result.windows < 2)
+    notes += "One window gives no errors and no intervals; take more with --windows or a longer text.\n";
   for (const auto& c : comparisons) {
     if (c["what"] != "kld.last_quarter" || c["windowless"]) continue;  // the others are in the JSON
-    notes += fmt::format("{} - {}: KLD last 1/4 {:+.3g}", c["a"].get<std::string>(), c["b"].get<std::string>(), c["mean"].get<double>());
+    notes += fmt::format("{} - {}: KLD last 1/4 {:+.3g}", c["a"].get<std::string>(), c["b"].get<std::string>(),
+                         c["mean"].get<double>());
     notes += c["low"].is_null() ? std::string("\n")
-                                : fmt::format(" [{:.3g}, {:.3g}]: {}\n", c["low"].get<double>(), c["high"].get<double>(), c["verdict"].get<std::string>());
+                                : fmt::format(" [{:.3g}, {:.3g}]: {}\n", c["low"].get<double>(),
+                                              c["high"].get<double>(), c["verdict"].get<std::string>());
   }
   std::fputs(notes.c_str(), stdout);
   return kExitOk;

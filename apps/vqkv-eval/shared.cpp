@@ -20,21 +20,31 @@
 namespace vqkv::eval {
 namespace {
 
-bool ends_with(const std::string& s, const std::string& end) { return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0; }
+bool ends_with(const std::string& s, const std::string& end) {
+  return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0;
+}
 
 void require_same_model(const CodecSet& codecs, const ModelFacts& model, const std::string& what) {
   const CacheShape &have = codecs.shape(), want = model.cache_shape();
-  if (have.layers != want.layers || have.q_heads != want.q_heads || have.kv_heads != want.kv_heads || have.head_dim != want.head_dim)
-    fail_data(fmt::format("{}: made for {} layers, {}/{} heads of {}; {} has {} layers, {}/{} heads of {}", what, have.layers, have.q_heads, have.kv_heads,
-                          have.head_dim, model.name, want.layers, want.q_heads, want.kv_heads, want.head_dim));
+  if (have.layers != want.layers || have.q_heads != want.q_heads || have.kv_heads != want.kv_heads ||
+      have.head_dim != want.head_dim)
+    fail_data(fmt::format("{}: made for {} layers, {}/{} heads of {}; {} has {} layers, {}/{} heads of {}", what,
+                          have.layers, have.q_heads, have.kv_heads, have.head_dim, model.name, want.layers,
+                          want.q_heads, want.kv_heads, want.head_dim));
   if (!codecs.model_hash().empty() && codecs.model_hash() != model.hash)
-    fail_data(fmt::format("{}: trained on the model with hash {}; {} has {}", what, codecs.model_hash(), model.name, model.hash));
-  // Without a hash (a trace from elsewhere) the rotation at least must agree. 1e-5: float frequencies of other programs.
-  bool same = have.rope.rotary_dim == want.rope.rotary_dim && have.rope.inverse_frequency.size() == want.rope.inverse_frequency.size();
+    fail_data(fmt::format("{}: trained on the model with hash {}; {} has {}", what, codecs.model_hash(), model.name,
+                          model.hash));
+  // Without a hash (a trace from elsewhere) the rotation at least must agree. 1e-5: float frequencies of other
+  // programs.
+  bool same = have.rope.rotary_dim == want.rope.rotary_dim &&
+              have.rope.inverse_frequency.size() == want.rope.inverse_frequency.size();
   for (size_t p = 0; same && p < have.rope.inverse_frequency.size(); ++p)
-    same = std::fabs(have.rope.inverse_frequency[p] - want.rope.inverse_frequency[p]) <= 1e-5 * want.rope.inverse_frequency[p];
-  if (!same) fail_data(fmt::format("{}: made for another rotary embedding (theta {}, scaling {}) than that of {} (theta {}, scaling {})", what, have.rope.theta,
-                                   have.rope.scaling, model.name, want.rope.theta, want.rope.scaling));
+    same = std::fabs(have.rope.inverse_frequency[p] - want.rope.inverse_frequency[p]) <=
+           1e-5 * want.rope.inverse_frequency[p];
+  if (!same)
+    fail_data(fmt::format(
+        "{}: made for another rotary embedding (theta {}, scaling {}) than that of {} (theta {}, scaling {})", what,
+        have.rope.theta, have.rope.scaling, model.name, want.rope.theta, want.rope.scaling));
 }
 
 // There is no fallback inside a backend: what it can't run is said before anything runs.
@@ -45,7 +55,8 @@ void require_backend(const std::string& name, const LoadedCodec& codec) {
   for (const TrainedUnit& u : codec.codecs->units()) {
     if (!seen.insert(u.codec.get()).second) continue;
     if (const auto reason = backend->can(u.codec->plan(), u.spec.unit.role))
-      fail_unavailable(fmt::format("--attention {} can't run {}: {} of layer {}: {}", name, codec.label, role_name(u.spec.unit.role), u.spec.unit.layer, *reason));
+      fail_unavailable(fmt::format("--attention {} can't run {}: {} of layer {}: {}", name, codec.label,
+                                   role_name(u.spec.unit.role), u.spec.unit.layer, *reason));
   }
 }
 
@@ -63,9 +74,12 @@ void override_cache(Json& cache, const std::string& assignment) {
     after.erase(key);
   }
   cache = canonical_cache_config(after);
-  const bool reached = key.find('.') != std::string::npos ? find_path(cache, key) != nullptr
-                                                          : cache.contains(key) || (cache["k"].contains(key) && cache["v"].contains(key));
-  if (!reached) fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule first", assignment, cache["k"].dump(), cache["v"].dump()));
+  const bool reached = key.find('.') != std::string::npos
+                           ? find_path(cache, key) != nullptr
+                           : cache.contains(key) || (cache["k"].contains(key) && cache["v"].contains(key));
+  if (!reached)
+    fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule first", assignment,
+                           cache["k"].dump(), cache["v"].dump()));
 }
 
 LoadedCodec load_archive(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
@@ -76,16 +90,16 @@ LoadedCodec load_archive(const std::string& path, const CommonOptions& common, c
   out.codecs = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
   require_same_model(*out.codecs, model, path);
   if (const Json* trace = find_path(facts, "config.trace"); trace && trace->is_object() && facts.contains("trace"))
-    out.origin = {{"path", trace->value("path", Json())}, {"train", trace->value("train", Json())}, {"hash", facts["trace"]}};
+    out.origin = {
+        {"path", trace->value("path", Json())}, {"train", trace->value("train", Json())}, {"hash", facts["trace"]}};
   if (!facts.contains("cache")) log_warning(fmt::format("{}: names no cache section; the default one is used", path));
   try {
     out.cache = canonical_cache_config(facts.value("cache", Json::object()));
-  } catch (const Error& e) {
-    fail_data(fmt::format("{}: {}", path, e.what()));
-  }
+  } catch (const Error& e) { fail_data(fmt::format("{}: {}", path, e.what())); }
   for (const auto& o : common.overrides) {
     if (o.rfind("cache.", 0) != 0)
-      fail_usage(fmt::format("'{}': a frozen codec takes only cache.* overrides; the rest of its configuration is trained in", o));
+      fail_usage(fmt::format(
+          "'{}': a frozen codec takes only cache.* overrides; the rest of its configuration is trained in", o));
     override_cache(out.cache, o);
   }
   return out;
@@ -97,7 +111,8 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   const Json cell = make_cell(config);
   if (cell.contains("skip")) fail_usage(fmt::format("{}: can't be built: {}", path, cell["skip"].get<std::string>()));
   const CellConfig typed = config_of(cell);
-  if (!typed.layers.empty() || !typed.heads.empty()) fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
+  if (!typed.layers.empty() || !typed.heads.empty())
+    fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
   log_info(fmt::format("training {} on {}", path, typed.trace));
   LoadedCodec out;
   out.label = std::filesystem::path(path).stem().string();
@@ -115,7 +130,8 @@ template <class Use>
 void for_runs(std::span<const int32_t> ids, size_t step, Use&& use) {
   for (size_t at = 0; at + kRun <= ids.size(); at += step) {
     uint64_t h = 1469598103934665603u;  // FNV-1a over whole ids
-    for (size_t i = 0; i < kRun; ++i) h = (h ^ static_cast<uint64_t>(static_cast<uint32_t>(ids[at + i]))) * 1099511628211u;
+    for (size_t i = 0; i < kRun; ++i)
+      h = (h ^ static_cast<uint64_t>(static_cast<uint32_t>(ids[at + i]))) * 1099511628211u;
     use(h);
   }
 }
@@ -130,15 +146,19 @@ Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>&
     return out;
   }
   const Json& o = codec.origin;
-  if (!o.is_object() || !o["path"].is_string() || !o["train"].is_array() || !std::filesystem::exists(o["path"].get<std::string>())) return out;
+  if (!o.is_object() || !o["path"].is_string() || !o["train"].is_array() ||
+      !std::filesystem::exists(o["path"].get<std::string>()))
+    return out;
   const TraceReader trace(o["path"].get<std::string>());
   if (o["hash"] != trace.info().content_hash) return out;
   out.known = true;
   std::unordered_set<uint64_t> trained;
   for (const TraceWindow& w : trace.windows()) {
     if (std::find(o["train"].begin(), o["train"].end(), Json(w.document)) == o["train"].end()) continue;
-    for_runs(std::span(trace.token_id()).subspan(static_cast<size_t>(w.first_token), static_cast<size_t>(w.tokens)), 1, [&](uint64_t h) { trained.insert(h); });
-    for (int64_t i = 0; i < w.tokens; ++i) out.positions = std::max<int64_t>(out.positions, trace.position()[static_cast<size_t>(w.first_token + i)] + 1);
+    for_runs(std::span(trace.token_id()).subspan(static_cast<size_t>(w.first_token), static_cast<size_t>(w.tokens)), 1,
+             [&](uint64_t h) { trained.insert(h); });
+    for (int64_t i = 0; i < w.tokens; ++i)
+      out.positions = std::max<int64_t>(out.positions, trace.position()[static_cast<size_t>(w.first_token + i)] + 1);
   }
   int64_t runs = 0, seen = 0;
   for (const ReplayText& t : texts)
@@ -156,11 +176,15 @@ std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
 }
 
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model) {
-  if (spec == "exact") return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}, nullptr};
+  if (spec == "exact")
+    return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}, nullptr};
   LoadedCodec out;
-  if (ends_with(spec, ".h5")) out = load_archive(spec, common, model);
-  else if (ends_with(spec, ".yaml") || ends_with(spec, ".yml")) out = train_cell_file(spec, common, model);
-  else fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml", spec));
+  if (ends_with(spec, ".h5"))
+    out = load_archive(spec, common, model);
+  else if (ends_with(spec, ".yaml") || ends_with(spec, ".yml"))
+    out = train_cell_file(spec, common, model);
+  else
+    fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml", spec));
   if (!out.codecs) return out;
   out.policy = CachePolicy::from_json(out.cache);
   require_backend(common.attention, out);
@@ -176,7 +200,8 @@ std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFac
   // Rows are told apart by their labels.
   for (size_t i = 0; i < out.size(); ++i) {
     int same = 0;
-    for (size_t j = 0; j < i; ++j) same += std::filesystem::path(common.codecs[j]).filename() == std::filesystem::path(common.codecs[i]).filename();
+    for (size_t j = 0; j < i; ++j)
+      same += std::filesystem::path(common.codecs[j]).filename() == std::filesystem::path(common.codecs[i]).filename();
     if (same > 0) out[i].label += fmt::format(" #{}", same + 1);
   }
   return out;
@@ -188,7 +213,8 @@ std::string printable(const std::string& bytes) {
 
 std::vector<ReplayText> read_texts(const TextOptions& text, const Tokenizer& tokenizer) {
   std::vector<ReplayText> out;
-  for (auto& d : read_documents(text.texts, text.token_ids, tokenizer, text.max_tokens)) out.push_back({std::move(d.name), std::move(d.tokens)});
+  for (auto& d : read_documents(text.texts, text.token_ids, tokenizer, text.max_tokens))
+    out.push_back({std::move(d.name), std::move(d.tokens)});
   return out;
 }
 
@@ -218,10 +244,13 @@ int run_ls(const std::string& what, TableFormat format) {
     for (const auto& name : attention_backend_names()) table.rows.push_back({{"name", name}});
   } else {
     table.columns = {{"mode", "mode", "", false}, {"meaning", "meaning", "", false}};
-    table.rows = {{{"mode", "forced"}, {"meaning", "what decoding token by token does, computed in blocks"}},
-                  {{"mode", "stepwise"}, {"meaning", "token by token; equals forced up to rounding"}},
-                  {{"mode", "prefill-exact"}, {"meaning", "exact attention over the prompt, coded once, then as forced"}},
-                  {{"mode", "fake-quant"}, {"meaning", "every K and V beyond the sinks decoded, the token's own included, no window; some papers' perplexity"}}};
+    table.rows = {
+        {{"mode", "forced"}, {"meaning", "what decoding token by token does, computed in blocks"}},
+        {{"mode", "stepwise"}, {"meaning", "token by token; equals forced up to rounding"}},
+        {{"mode", "prefill-exact"}, {"meaning", "exact attention over the prompt, coded once, then as forced"}},
+        {{"mode", "fake-quant"},
+         {"meaning",
+          "every K and V beyond the sinks decoded, the token's own included, no window; some papers' perplexity"}}};
   }
   print(table, format);
   return kExitOk;

@@ -20,7 +20,8 @@ struct Times {
   std::string path;
 };
 
-void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, std::span<const int32_t> tokens, Times& out) {
+void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, std::span<const int32_t> tokens,
+             Times& out) {
   CompressedCache cache(codec.codecs, codec.policy);
   const auto backend = make_attention_backend(v.common.attention);
   KvSession session(cache, *backend);
@@ -30,7 +31,8 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
   for (int64_t at = 0; at < v.prompt_tokens; at += kBlock) {
     const int64_t n = std::min(kBlock, v.prompt_tokens - at);
     model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session,
-                  at + n == v.prompt_tokens ? LogitRows::kLast : LogitRows::kNone, at + n == v.prompt_tokens ? logits.view() : MutMatrix());
+                  at + n == v.prompt_tokens ? LogitRows::kLast : LogitRows::kNone,
+                  at + n == v.prompt_tokens ? logits.view() : MutMatrix());
     if (interrupted()) return;
   }
   if (interrupted()) return;
@@ -52,7 +54,8 @@ int run_speed(const SpeedVerb& v) {
   const auto model = open_model(v.common);
   const ModelFacts& facts = model->facts();
   if (v.prompt_tokens + v.new_tokens > facts.context_length)
-    fail_usage(fmt::format("{} + {} tokens are beyond the model's context of {}", v.prompt_tokens, v.new_tokens, facts.context_length));
+    fail_usage(fmt::format("{} + {} tokens are beyond the model's context of {}", v.prompt_tokens, v.new_tokens,
+                           facts.context_length));
   std::vector<LoadedCodec> codecs{load_codec("exact", v.common, facts)};
   for (auto& c : load_codecs(v.common, facts))
     if (c.policy.codes || c.label != "exact") codecs.push_back(std::move(c));
@@ -66,7 +69,8 @@ int run_speed(const SpeedVerb& v) {
   measure(*model, codecs[0], v, tokens, warm_up);
   Progress progress("speed: round", v.repeats);
   for (int r = 0; r < v.repeats && !interrupted(); ++r) {
-    for (size_t c = 0; c < codecs.size(); ++c) measure(*model, codecs[c], v, tokens, times[c]);  // alternating: drift hits all alike
+    for (size_t c = 0; c < codecs.size(); ++c)
+      measure(*model, codecs[c], v, tokens, times[c]);  // alternating: drift hits all alike
     progress.update(r + 1);
   }
   if (times[0].prefill.empty()) return kExitOk;
@@ -76,14 +80,31 @@ int run_speed(const SpeedVerb& v) {
     for (size_t i = 0; i < std::min(x.size(), exact.size()); ++i) ratios.push_back(x[i] / exact[i]);
     return median(ratios);
   };
-  Table table{{{"codec", "codec", "", false}, {"path", "path", "", false}, {"prefill", "prefill tok/s", "{:.1f}"}, {"prefill_ratio", "/ exact", "{:.3f}"},
-               {"decode", "decode tok/s", "{:.2f}"}, {"decode_ratio", "/ exact", "{:.3f}"}, {"encode_s", "encode s", "{:.3f}"},
-               {"attend_s", "attend s", "{:.3f}"}, {"repeats", "runs", "{:.0f}"}, {"threads", "threads", "{:.0f}"}}, {}};
+  Table table{{{"codec", "codec", "", false},
+               {"path", "path", "", false},
+               {"prefill", "prefill tok/s", "{:.1f}"},
+               {"prefill_ratio", "/ exact", "{:.3f}"},
+               {"decode", "decode tok/s", "{:.2f}"},
+               {"decode_ratio", "/ exact", "{:.3f}"},
+               {"encode_s", "encode s", "{:.3f}"},
+               {"attend_s", "attend s", "{:.3f}"},
+               {"repeats", "runs", "{:.0f}"},
+               {"threads", "threads", "{:.0f}"}},
+              {}};
   for (size_t c = 0; c < codecs.size(); ++c)
-    table.rows.push_back({{"codec", codecs[c].label}, {"path", times[c].path}, {"prefill", median(times[c].prefill)}, {"decode", median(times[c].decode)},
-                          {"prefill_ratio", paired(times[c].prefill, times[0].prefill)}, {"decode_ratio", paired(times[c].decode, times[0].decode)},
-                          {"encode_s", median(times[c].encode)}, {"attend_s", median(times[c].attend)}, {"repeats", times[c].prefill.size()},
-                          {"threads", thread_count()}, {"prompt_tokens", v.prompt_tokens}, {"new_tokens", v.new_tokens}, {"weights", v.common.weights}});
+    table.rows.push_back({{"codec", codecs[c].label},
+                          {"path", times[c].path},
+                          {"prefill", median(times[c].prefill)},
+                          {"decode", median(times[c].decode)},
+                          {"prefill_ratio", paired(times[c].prefill, times[0].prefill)},
+                          {"decode_ratio", paired(times[c].decode, times[0].decode)},
+                          {"encode_s", median(times[c].encode)},
+                          {"attend_s", median(times[c].attend)},
+                          {"repeats", times[c].prefill.size()},
+                          {"threads", thread_count()},
+                          {"prompt_tokens", v.prompt_tokens},
+                          {"new_tokens", v.new_tokens},
+                          {"weights", v.common.weights}});
   print(table, v.common.format);
   return kExitOk;
 }

@@ -16,18 +16,18 @@ namespace vqkv::eval {
 
 struct CommonOptions {
   std::string model;
-  std::vector<std::string> codecs;      // exact | FILE.codec.h5 | cell.yaml
-  std::vector<std::string> overrides;   // key=value, applied to every codec but exact
+  std::vector<std::string> codecs;     // exact | FILE.codec.h5 | cell.yaml
+  std::vector<std::string> overrides;  // key=value, applied to every codec but exact
   std::string attention = "auto";
   std::string weights = "f32";
   TableFormat format = TableFormat::kMarkdown;
-  std::string command;                  // for provenance
+  std::string command;  // for provenance
 };
 
 struct TextOptions {
-  std::vector<std::string> texts;       // one document a file
-  std::vector<std::string> token_ids;   // instead of texts
-  int64_t max_tokens = 0;               // of each document; 0: all
+  std::vector<std::string> texts;      // one document a file
+  std::vector<std::string> token_ids;  // instead of texts
+  int64_t max_tokens = 0;              // of each document; 0: all
 };
 
 struct ReplayVerb {
@@ -38,7 +38,7 @@ struct ReplayVerb {
   int buckets = 4;
   bool no_window_rows = true;
   std::vector<std::string> metrics{"kld", "ppl"};
-  std::string out;                      // also write the full JSON here
+  std::string out;  // also write the full JSON here
 };
 
 struct GenerateVerb {
@@ -54,8 +54,8 @@ struct GenerateVerb {
 struct MemoryVerb {
   CommonOptions common;
   std::string contexts = "1k,4k,32k";
-  int64_t measured_up_to = 4096;        // longer contexts show the ledger alone
-  int64_t child_context = -1;           // hidden: this process is one measurement
+  int64_t measured_up_to = 4096;  // longer contexts show the ledger alone
+  int64_t child_context = -1;     // hidden: this process is one measurement
 };
 
 struct SpeedVerb {
@@ -76,14 +76,14 @@ struct LoadedCodec {
   std::string label;
   std::shared_ptr<const CodecSet> codecs;
   CachePolicy policy;
-  Json cache;                           // the policy's canonical section
-  Json origin;                          // {path, hash, train} of the trace that it learned from, null where not told
+  Json cache;   // the policy's canonical section
+  Json origin;  // {path, hash, train} of the trace that it learned from, null where not told
 };
 // What a codec learned from, as far as its trace is still where it was.
 struct Learned {
-  bool known = false;                   // false: nobody can say
-  double seen = 0;                      // share of the texts that stands in its train documents
-  int64_t positions = 0;                // it was trained on positions below this one; 0: it learned nothing
+  bool known = false;     // false: nobody can say
+  double seen = 0;        // share of the texts that stands in its train documents
+  int64_t positions = 0;  // it was trained on positions below this one; 0: it learned nothing
 };
 Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>& texts);
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);

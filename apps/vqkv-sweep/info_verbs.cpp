@@ -29,13 +29,19 @@ std::string join_list(const std::vector<std::string>& v) { return fmt::format("{
 
 Table knob_table(const std::vector<Knob>& knobs) {
   Table t;
-  t.columns = {{"knob", "", "", false}, {"default", "", "", false}, {"range", "", "", false}, {"type", "", "", false}, {"help", "", "", false}};
-  for (const Knob& k : knobs) t.rows.push_back({{"knob", k.name}, {"default", k.get()}, {"range", k.range}, {"type", k.type}, {"help", k.help}});
+  t.columns = {{"knob", "", "", false},
+               {"default", "", "", false},
+               {"range", "", "", false},
+               {"type", "", "", false},
+               {"help", "", "", false}};
+  for (const Knob& k : knobs)
+    t.rows.push_back({{"knob", k.name}, {"default", k.get()}, {"range", k.range}, {"type", k.type}, {"help", k.help}});
   return t;
 }
 
 // JSON for tools, text for people.
-void print_facts(const std::vector<std::pair<std::string, Json>>& facts, const std::vector<Knob>& knobs, const Common& common) {
+void print_facts(const std::vector<std::pair<std::string, Json>>& facts, const std::vector<Knob>& knobs,
+                 const Common& common) {
   const Table table = knob_table(knobs);
   if (common.format == TableFormat::kJson || common.format == TableFormat::kJsonl) {
     Json out = Json::object();
@@ -54,7 +60,8 @@ void print_facts(const std::vector<std::pair<std::string, Json>>& facts, const s
       std::printf("%s:\n", key.c_str());
       for (const auto& [k, v] : value.items()) std::printf("  %-12s %s\n", k.c_str(), v.dump().c_str());
     } else {
-      std::printf("%-9s %s\n", (key + ":").c_str(), (value.is_string() ? value.get<std::string>() : value.dump()).c_str());
+      std::printf("%-9s %s\n", (key + ":").c_str(),
+                  (value.is_string() ? value.get<std::string>() : value.dump()).c_str());
     }
   }
   if (!knobs.empty()) {
@@ -72,29 +79,49 @@ int run_ls(const std::string& what, const Common& common) {
   };
   if (what == "codecs") {
     // Five columns fit a terminal; the other formats hold everything, and `explain` tells the rest.
-    if (common.format == TableFormat::kMarkdown) left({"name", "title", "family", "bits", "rope"});
-    else left({"name", "title", "family", "bits", "rope", "paper", "caveat"});
+    if (common.format == TableFormat::kMarkdown)
+      left({"name", "title", "family", "bits", "rope"});
+    else
+      left({"name", "title", "family", "bits", "rope", "paper", "caveat"});
     for (const Method* m : all_methods()) {
       const MethodInfo i = m->describe();
-      t.rows.push_back({{"name", i.name}, {"title", i.title}, {"family", i.family}, {"bits", i.bits}, {"rope", join_list(i.rope)}, {"paper", i.paper}, {"caveat", i.caveat}});
+      t.rows.push_back({{"name", i.name},
+                        {"title", i.title},
+                        {"family", i.family},
+                        {"bits", i.bits},
+                        {"rope", join_list(i.rope)},
+                        {"paper", i.paper},
+                        {"caveat", i.caveat}});
     }
   } else if (what == "transforms") {
-    if (common.format == TableFormat::kMarkdown) left({"name", "title", "side_bits"});
-    else left({"name", "title", "side_bits", "paper", "caveat"});
+    if (common.format == TableFormat::kMarkdown)
+      left({"name", "title", "side_bits"});
+    else
+      left({"name", "title", "side_bits", "paper", "caveat"});
     for (const TransformKind* k : all_transforms()) {
       const TransformInfo i = k->describe();
-      t.rows.push_back({{"name", i.name}, {"title", i.title}, {"side_bits", i.side_bits}, {"paper", i.paper}, {"caveat", i.caveat}});
+      t.rows.push_back(
+          {{"name", i.name}, {"title", i.title}, {"side_bits", i.side_bits}, {"paper", i.paper}, {"caveat", i.caveat}});
     }
   } else if (what == "policies") {
     left({"name", "title", "knobs", "source"});
-    for (const PolicyInfo& p : kPolicies) t.rows.push_back({{"name", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}});
+    for (const PolicyInfo& p : kPolicies)
+      t.rows.push_back({{"name", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}});
   } else if (what == "metrics") {
-    if (common.format == TableFormat::kMarkdown) left({"name", "title", "unit", "better"});
-    else left({"name", "title", "unit", "better", "formula", "source", "caveat"});
+    if (common.format == TableFormat::kMarkdown)
+      left({"name", "title", "unit", "better"});
+    else
+      left({"name", "title", "unit", "better", "formula", "source", "caveat"});
     for (const MetricKind* k : all_metrics()) {
       const MetricInfo i = k->describe();
       const char* better = i.better == Better::kLower ? "lower" : i.better == Better::kHigher ? "higher" : "neither";
-      t.rows.push_back({{"name", i.name}, {"title", i.title}, {"unit", i.unit}, {"better", better}, {"formula", i.formula}, {"source", i.source}, {"caveat", i.caveat}});
+      t.rows.push_back({{"name", i.name},
+                        {"title", i.title},
+                        {"unit", i.unit},
+                        {"better", better},
+                        {"formula", i.formula},
+                        {"source", i.source},
+                        {"caveat", i.caveat}});
     }
   } else if (what == "backends") {
     left({"name"});
@@ -102,7 +129,8 @@ int run_ls(const std::string& what, const Common& common) {
   } else {
     const std::vector<std::string> known = {"codecs", "transforms", "policies", "metrics", "backends"};
     const std::string near = nearest_name(what, known);
-    fail_usage(fmt::format("ls {}: there are {}{}", what, join_list(known), near.empty() ? "" : fmt::format("; did you mean {}?", near)));
+    fail_usage(fmt::format("ls {}: there are {}{}", what, join_list(known),
+                           near.empty() ? "" : fmt::format("; did you mean {}?", near)));
   }
   print(t, common.format);
   return kExitOk;
@@ -117,22 +145,42 @@ int run_explain(const std::string& full_name, const Common& common) {
     const MethodInfo i = m->describe();
     known.push_back(i.name);
     if (i.name != name) continue;
-    print_facts({{"codec", i.name}, {"title", i.title}, {"family", i.family}, {"bits", i.bits}, {"rope", join_list(i.rope)}, {"paper", i.paper},
-                 {"bibtex", i.bibtex}, {"caveat", i.caveat}, {"version", i.version}, {"presets", i.presets}}, m->knobs(), common);
+    print_facts({{"codec", i.name},
+                 {"title", i.title},
+                 {"family", i.family},
+                 {"bits", i.bits},
+                 {"rope", join_list(i.rope)},
+                 {"paper", i.paper},
+                 {"bibtex", i.bibtex},
+                 {"caveat", i.caveat},
+                 {"version", i.version},
+                 {"presets", i.presets}},
+                m->knobs(), common);
     return kExitOk;
   }
   for (const TransformKind* k : all_transforms()) {
     const TransformInfo i = k->describe();
     known.push_back(i.name);
     if (i.name != name) continue;
-    print_facts({{"transform", i.name}, {"title", i.title}, {"side_bits", i.side_bits}, {"paper", i.paper}, {"caveat", i.caveat}}, k->knobs(), common);
+    print_facts({{"transform", i.name},
+                 {"title", i.title},
+                 {"side_bits", i.side_bits},
+                 {"paper", i.paper},
+                 {"caveat", i.caveat}},
+                k->knobs(), common);
     return kExitOk;
   }
   for (const MetricKind* k : all_metrics()) {
     const MetricInfo i = k->describe();
     known.push_back(i.name);
     if (i.name != name) continue;
-    print_facts({{"metric", i.name}, {"title", i.title}, {"unit", i.unit}, {"formula", i.formula}, {"source", i.source}, {"caveat", i.caveat}}, {}, common);
+    print_facts({{"metric", i.name},
+                 {"title", i.title},
+                 {"unit", i.unit},
+                 {"formula", i.formula},
+                 {"source", i.source},
+                 {"caveat", i.caveat}},
+                {}, common);
     return kExitOk;
   }
   for (const PolicyInfo& p : kPolicies) {
@@ -142,8 +190,9 @@ int run_explain(const std::string& full_name, const Common& common) {
     return kExitOk;
   }
   const std::string near = nearest_name(name, known);
-  fail_usage(fmt::format("explain {}: no codec, transform, metric or policy of that name{}; `vqkv-sweep ls codecs` lists codecs", full_name,
-                         near.empty() ? "" : fmt::format(" (did you mean {}?)", near)));
+  fail_usage(fmt::format(
+      "explain {}: no codec, transform, metric or policy of that name{}; `vqkv-sweep ls codecs` lists codecs",
+      full_name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near)));
 }
 
 }  // namespace vqkv::sweep

@@ -24,7 +24,8 @@ const CellResult& find_cell(const ResultSet& r, const std::string& id) {
   for (const auto& c : r.cells) {
     ids.push_back(c.id());
     if (id.empty() || !c.cell.at("cell").get<std::string>().starts_with(id)) continue;
-    if (found) fail_usage(fmt::format("--cell {}: several cells begin so, {} and {} among them", id, found->id(), c.id()));
+    if (found)
+      fail_usage(fmt::format("--cell {}: several cells begin so, {} and {} among them", id, found->id(), c.id()));
     found = &c;
   }
   if (found) return *found;
@@ -45,12 +46,14 @@ int run_best(const BestVerb& verb, const Common& common) {
   if (!verb.context.empty()) o.context = parse_count(verb.context);
   const std::vector<Choice> found = choose(r, o);
   const int64_t context = o.context > 0 ? o.context : longest_context(r);
-  const std::string at = verb.column == "codes" ? "codes" : verb.column == "shared" ? fmt::format("shared by {} at {}", verb.sequences, context)
-                                                                                    : fmt::format("resident at {}", context);
+  const std::string at = verb.column == "codes"    ? "codes"
+                         : verb.column == "shared" ? fmt::format("shared by {} at {}", verb.sequences, context)
+                                                   : fmt::format("resident at {}", context);
   Table t;
   t.columns = {{"id", "", "", false}};
   for (const auto& path : r.plan.at("axes")) t.columns.push_back({path.get<std::string>(), "", "", false});
-  t.columns.push_back({"cost", fmt::format("{}, {}", o.budget.bytes ? "bytes" : "bits/value", at), o.budget.bytes ? "{:.0f}" : "{:.3f}"});
+  t.columns.push_back({"cost", fmt::format("{}, {}", o.budget.bytes ? "bytes" : "bits/value", at),
+                       o.budget.bytes ? "{:.0f}" : "{:.3f}"});
   t.columns.push_back({"bits_per_value.codes", "codes+side bits", "{:.3f}"});
   t.columns.push_back({"select", verb.by + " (select)", "{:.4g}"});
   t.columns.push_back({"report", verb.by + " (report)", "{:.4g}"});
@@ -62,10 +65,19 @@ int run_best(const BestVerb& verb, const Common& common) {
     const Choice& c = found[i];
     const CellResult& cell = *c.cells[0];
     std::string flags;
-    for (const auto& f : cell.record.value("flags", Json::array())) flags += (flags.empty() ? "" : " ") + f.get<std::string>();
-    Json row = {{"id", cell.id()}, {"cost", c.cost}, {"bits_per_value.codes", number(cell.value("cost", "bits_per_value.codes"))}, {"select", number(c.select)},
-                {"report", number(c.report)}, {"report_error", number(c.report_error)}, {"n", c.n}, {"repeats", c.cells.size()}, {"flags", flags}};
-    for (const auto& [path, value] : cell.cell.at("axes").items()) row[path] = value.is_structured() ? Json(value.dump()) : value;
+    for (const auto& f : cell.record.value("flags", Json::array()))
+      flags += (flags.empty() ? "" : " ") + f.get<std::string>();
+    Json row = {{"id", cell.id()},
+                {"cost", c.cost},
+                {"bits_per_value.codes", number(cell.value("cost", "bits_per_value.codes"))},
+                {"select", number(c.select)},
+                {"report", number(c.report)},
+                {"report_error", number(c.report_error)},
+                {"n", c.n},
+                {"repeats", c.cells.size()},
+                {"flags", flags}};
+    for (const auto& [path, value] : cell.cell.at("axes").items())
+      row[path] = value.is_structured() ? Json(value.dump()) : value;
     t.rows.push_back(std::move(row));
   }
   print(t, common.format);
@@ -78,13 +90,22 @@ int run_export(const ExportVerb& verb, const Common& common) {
   const CellResult& c = find_cell(r, verb.cell);
   if (c.flagged("subsampled") || c.cell.at("config").at("layers") != "all" || c.cell.at("config").at("heads") != "all")
     fail_usage(fmt::format("cell {} was trained on some layers or heads only; a codec file holds all of them", c.id()));
-  const auto codecs = codecs_of_cell(c.cell, [] { return interrupted(); }, verb.folder);
+  const auto codecs = codecs_of_cell(
+      c.cell, [] { return interrupted(); }, verb.folder);
   if (!codecs) return kExitOk;
-  save_codec_set(*codecs, verb.out, {{"cell", c.cell.at("cell")}, {"config", c.cell.at("config")}, {"cache", c.cell.at("config").at("cache")},
-                                     {"trace", c.cell.at("trace")}, {"tool", version_facts()}, {"command", common.command}});
+  save_codec_set(*codecs, verb.out,
+                 {{"cell", c.cell.at("cell")},
+                  {"config", c.cell.at("config")},
+                  {"cache", c.cell.at("config").at("cache")},
+                  {"trace", c.cell.at("trace")},
+                  {"tool", version_facts()},
+                  {"command", common.command}});
   Table t;
   t.columns = {{"file", "", "", false}, {"cell", "", "", false}, {"units", ""}, {"constant_bytes", ""}};
-  t.rows = {{{"file", verb.out}, {"cell", c.id()}, {"units", codecs->units().size()}, {"constant_bytes", codecs->constant_bytes()}}};
+  t.rows = {{{"file", verb.out},
+             {"cell", c.id()},
+             {"units", codecs->units().size()},
+             {"constant_bytes", codecs->constant_bytes()}}};
   print(t, common.format);
   return kExitOk;
 }
@@ -99,7 +120,8 @@ int run_judge(const JudgeVerb& verb, const Common& common) {
   const Json record = judge(o);
   if (record.is_null()) return kExitOk;
   Table t;
-  t.columns = {{"tag", "", "", false}, {"value", "", "{:.5g}"}, {"stderr", "", "{:.2g}"}, {"n", ""}, {"unit", "", "", false}, {"better", "", "", false}};
+  t.columns = {{"tag", "", "", false},  {"value", "", "{:.5g}"},  {"stderr", "", "{:.2g}"}, {"n", ""},
+               {"unit", "", "", false}, {"better", "", "", false}};
   for (Json m : record.at("measurements")) {
     for (const char* big : {"details", "per_document"})
       if (common.format != TableFormat::kJson) m.erase(big);

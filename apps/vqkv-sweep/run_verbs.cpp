@@ -33,7 +33,8 @@ void add_axes(Table& t, const Json& header) {
 }
 void fill_axes(Json& row, const Json& cell) {
   for (const char* part : {"axes", "repeat"})
-    for (const auto& [path, value] : cell.at(part).items()) row[path] = value.is_structured() ? Json(value.dump()) : value;
+    for (const auto& [path, value] : cell.at(part).items())
+      row[path] = value.is_structured() ? Json(value.dump()) : value;
 }
 
 std::string human_seconds(double s) {
@@ -75,12 +76,16 @@ int run_plan_verb(const PlanVerb& verb, const Common& common) {
     if (common.format == TableFormat::kMarkdown) print(t, common.format);
     Table sum;
     sum.columns = {{"quantity", "", "", false}, {"value", "", "", false}};
-    sum.rows = {{{"quantity", "cells"}, {"value", cells}},
-                {{"quantity", "skipped"}, {"value", skipped}},
-                {{"quantity", "bytes read a cell"}, {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_read)) : Json(e.bytes_read)}},
-                {{"quantity", "memory"}, {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_memory)) : Json(e.bytes_memory)}},
-                {{"quantity", fmt::format("time on {} threads", thread_count())},
-                 {"value", common.format == TableFormat::kMarkdown ? Json("about " + human_seconds(e.seconds)) : Json(e.seconds)}}};
+    sum.rows = {
+        {{"quantity", "cells"}, {"value", cells}},
+        {{"quantity", "skipped"}, {"value", skipped}},
+        {{"quantity", "bytes read a cell"},
+         {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_read)) : Json(e.bytes_read)}},
+        {{"quantity", "memory"},
+         {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_memory)) : Json(e.bytes_memory)}},
+        {{"quantity", fmt::format("time on {} threads", thread_count())},
+         {"value",
+          common.format == TableFormat::kMarkdown ? Json("about " + human_seconds(e.seconds)) : Json(e.seconds)}}};
     if (common.format == TableFormat::kMarkdown) std::printf("\n");
     print(sum, common.format);
     log_info(fmt::format("time: one layer of {} cells was run and scaled", e.probed));
@@ -97,13 +102,16 @@ int run_run(const RunVerb& verb, const Common& common) {
   RunOptions o;
   o.folder = verb.out;
   o.jobs = verb.jobs;
-  if (o.jobs > thread_count()) fail_usage(fmt::format("--jobs {}: there are {} threads, and a cell needs one", o.jobs, thread_count()));
+  if (o.jobs > thread_count())
+    fail_usage(fmt::format("--jobs {}: there are {} threads, and a cell needs one", o.jobs, thread_count()));
   if (!verb.shard.empty()) {
     parse_shard(verb.shard, o.shard, o.shards);
     o.writer = fmt::format("shard-{}-of-{}", o.shard, o.shards);
   }
   if (!verb.writer.empty()) {
-    if (verb.writer.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != std::string::npos || verb.writer[0] == '.')
+    if (verb.writer.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") !=
+            std::string::npos ||
+        verb.writer[0] == '.')
       fail_usage(fmt::format("--writer {}: letters, digits, dot, dash and underscore", verb.writer));
     o.writer = verb.writer;
   }
@@ -117,10 +125,17 @@ int run_run(const RunVerb& verb, const Common& common) {
   const RunSummary s = run_plan(plan, o);
   Table t;
   t.columns = {{"ok", ""}, {"failed", ""}, {"skipped", ""}, {"before", ""}, {"left", ""}, {"seconds", "", "{:.1f}"}};
-  t.rows = {{{"ok", s.ok}, {"failed", s.failed}, {"skipped", s.skipped}, {"before", s.before}, {"left", s.left}, {"seconds", clock.seconds()}}};
+  t.rows = {{{"ok", s.ok},
+             {"failed", s.failed},
+             {"skipped", s.skipped},
+             {"before", s.before},
+             {"left", s.left},
+             {"seconds", clock.seconds()}}};
   print(t, common.format);
-  if (interrupted()) log_warning("interrupted; the same command continues");
-  else if (s.out_of_time) log_warning(fmt::format("the time budget is spent with {} cells left; the same command continues", s.left));
+  if (interrupted())
+    log_warning("interrupted; the same command continues");
+  else if (s.out_of_time)
+    log_warning(fmt::format("the time budget is spent with {} cells left; the same command continues", s.left));
   const ResultSet r = load_results(verb.out);
   return r.count("failed") > 0 ? kExitSomeFailed : kExitOk;
 }
@@ -135,15 +150,20 @@ int run_status(const std::string& folder, bool cells, const Common& common) {
     for (const char* c : {"status", "flags", "reason"}) t.columns.push_back({c, "", "", false});
     for (const auto& c : r.cells) {
       std::string flags;
-      for (const auto& f : c.record.is_object() ? c.record.value("flags", Json::array()) : Json::array()) flags += (flags.empty() ? "" : " ") + text(f);
+      for (const auto& f : c.record.is_object() ? c.record.value("flags", Json::array()) : Json::array())
+        flags += (flags.empty() ? "" : " ") + text(f);
       Json row = {{"id", c.id()}, {"status", c.status()}, {"flags", flags}, {"reason", c.reason()}};
       fill_axes(row, c.cell);
       t.rows.push_back(std::move(row));
     }
   } else {
     t.columns = {{"plan", "", "", false}, {"cells", ""}, {"ok", ""}, {"failed", ""}, {"skipped", ""}, {"pending", ""}};
-    t.rows = {{{"plan", r.plan.at("plan").get<std::string>().substr(0, 12)}, {"cells", r.cells.size()}, {"ok", r.count("ok")}, {"failed", r.count("failed")},
-               {"skipped", r.count("skipped")}, {"pending", r.count("pending")}}};
+    t.rows = {{{"plan", r.plan.at("plan").get<std::string>().substr(0, 12)},
+               {"cells", r.cells.size()},
+               {"ok", r.count("ok")},
+               {"failed", r.count("failed")},
+               {"skipped", r.count("skipped")},
+               {"pending", r.count("pending")}}};
     for (const auto& c : r.cells)
       if (c.status() == "failed") log_warning(fmt::format("cell {} failed: {}", c.id(), c.reason()));
   }
@@ -162,7 +182,8 @@ int run_merge(const std::string& folder, const Common& common) {
   write_result_sqlite((at / "results.sqlite").string(), records, r.plan);
   Table t;
   t.columns = {{"file", "", "", false}, {"cells", ""}, {"pending", ""}};
-  for (const char* f : {"results.csv", "results.sqlite"}) t.rows.push_back({{"file", (at / f).string()}, {"cells", records.size()}, {"pending", r.count("pending")}});
+  for (const char* f : {"results.csv", "results.sqlite"})
+    t.rows.push_back({{"file", (at / f).string()}, {"cells", records.size()}, {"pending", r.count("pending")}});
   print(t, common.format);
   return kExitOk;
 }

@@ -1,4 +1,5 @@
-// AttentionBackend: queries against a CompressedCache. Partial softmax states of sinks, coded body and window are merged.
+// AttentionBackend: queries against a CompressedCache. Partial softmax states of sinks, coded body and window are
+// merged.
 #pragma once
 #include <memory>
 #include <optional>
@@ -19,7 +20,8 @@ struct AttentionTap {
 class KeepPolicy;
 
 struct AttendStats {
-  // Sum over (layer, query head, query) of the attention mass on tokens coded for that query and role K, and their count.
+  // Sum over (layer, query head, query) of the attention mass on tokens coded for that query and role K, and their
+  // count.
   double coded_mass = 0;
   double total_mass = 0;
 };
@@ -27,15 +29,16 @@ struct AttendStats {
 class AttentionBackend {
  public:
   virtual ~AttentionBackend() = default;
-  virtual std::string name() const = 0;   // the path in result rows: "reference", "cpu-reconstruct", "cpu-table", "cpu-table8"
+  virtual std::string name()
+      const = 0;  // the path in result rows: "reference", "cpu-reconstruct", "cpu-table", "cpu-table8"
   // Every path that has run so far, sorted; what a row of results names. One for all but "auto".
   virtual std::vector<std::string> paths() const { return {name()}; }
   // A reason why it can't run this plan for this role, or nothing. The caller decides; there is no fallback inside.
   virtual std::optional<std::string> can(const DecodePlan& plan, Role role) const = 0;
   // q: (n, q_heads * head_dim) POST-RoPE queries of the block just appended to `layer`, the first at position
   // cache.length(). out: same shape as q.
-  virtual void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,
-                      AttentionTap* tap = nullptr) = 0;
+  virtual void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out,
+                      AttendStats* stats = nullptr, AttentionTap* tap = nullptr) = 0;
 };
 
 // "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10),

@@ -6,7 +6,9 @@
 
 namespace vqkv {
 
-std::vector<std::string> attention_backend_names() { return {"reference", "cpu-reconstruct", "cpu-table", "cpu-table8"}; }
+std::vector<std::string> attention_backend_names() {
+  return {"reference", "cpu-reconstruct", "cpu-table", "cpu-table8"};
+}
 
 std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name) {
   if (name == "reference") return make_reference_backend();
@@ -14,7 +16,8 @@ std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name
   if (name == "cpu-table") return make_table_backend();
   if (name == "cpu-table8") return make_table8_backend();
   if (name == "auto") return make_auto_backend();
-  if (name.rfind("cuda", 0) == 0) fail_unavailable(fmt::format("backend '{}' needs a CUDA device; this build has none", name));
+  if (name.rfind("cuda", 0) == 0)
+    fail_unavailable(fmt::format("backend '{}' needs a CUDA device; this build has none", name));
   const auto known = attention_backend_names();
   const std::string near = nearest_name(name, known);
   fail_usage(fmt::format("unknown attention backend '{}'{}; allowed: {}, auto", name,

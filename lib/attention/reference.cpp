@@ -16,7 +16,8 @@ class ReferenceBackend final : public AttentionBackend {
   std::string name() const override { return "reference"; }
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
 
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
+  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+              AttentionTap* tap) override {
     const CompressedCache::Impl& impl = cache.impl();
     const CacheShape& shape = cache.shape();
     const int64_t d = shape.head_dim, tokens = cache.length() + q.rows;
@@ -29,7 +30,8 @@ class ReferenceBackend final : public AttentionBackend {
         Matrix<float> probabilities(tap ? q.rows : 0, tokens);
         for (int64_t i = 0; i < q.rows; ++i) {
           const std::vector<double> p = softmax(cache, layer, h, cache.length() + i, q.row(i) + head * d, forms);
-          const int64_t k_end = cache.coded_end(Role::kKey, cache.length() + i), v_end = cache.coded_end(Role::kValue, cache.length() + i);
+          const int64_t k_end = cache.coded_end(Role::kKey, cache.length() + i),
+                        v_end = cache.coded_end(Role::kValue, cache.length() + i);
           std::vector<double> sum(static_cast<size_t>(d), 0.0);
           double coded = 0;
           for (size_t t = 0; t < p.size(); ++t) {
@@ -56,7 +58,8 @@ class ReferenceBackend final : public AttentionBackend {
     Matrix<float> exact_k, coded_k, exact_v, coded_v;  // (tokens, head_dim); rows of the other form are unset
   };
 
-  static void load(const CompressedCache::Impl& impl, int layer, int head, Role role, int64_t tokens, Matrix<float>& exact, Matrix<float>& coded) {
+  static void load(const CompressedCache::Impl& impl, int layer, int head, Role role, int64_t tokens,
+                   Matrix<float>& exact, Matrix<float>& coded) {
     const int64_t d = impl.shape.head_dim;
     const RoleStore& store = impl.role_store(layer, role);
     exact = Matrix<float>(tokens, d);
@@ -79,7 +82,8 @@ class ReferenceBackend final : public AttentionBackend {
       const UnitFacts& u = impl.units[static_cast<size_t>(unit)];
       Matrix<float> x(store.coded_end - impl.policy.sinks, u.heads * d);
       decode_plan(u.plan, impl.fetch_codes(static_cast<size_t>(unit)), x);
-      for (int64_t t = 0; t < x.rows; ++t) std::copy_n(x.row(t) + (head - u.first_head) * d, d, coded.row(impl.policy.sinks + t));
+      for (int64_t t = 0; t < x.rows; ++t)
+        std::copy_n(x.row(t) + (head - u.first_head) * d, d, coded.row(impl.policy.sinks + t));
     }
     if (role == Role::kValue || impl.keys_post_rope(layer, head)) return;
     for (Matrix<float>* m : {&exact, &coded})
@@ -89,7 +93,8 @@ class ReferenceBackend final : public AttentionBackend {
       }
   }
 
-  static std::vector<double> softmax(const CompressedCache& cache, int layer, int head, int64_t position, const float* q, const Forms& forms) {
+  static std::vector<double> softmax(const CompressedCache& cache, int layer, int head, int64_t position,
+                                     const float* q, const Forms& forms) {
     const CompressedCache::Impl& impl = cache.impl();
     const int64_t d = impl.shape.head_dim, sinks = impl.policy.sinks, end = cache.coded_end(Role::kKey, position);
     std::vector<double> s(static_cast<size_t>(position + 1), -std::numeric_limits<double>::infinity());

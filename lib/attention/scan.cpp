@@ -77,20 +77,25 @@ void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, 
 bool fixed_available() { return cpu_features().avx512_vbmi; }
 
 void fixed(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
-  if (fixed_available()) fixed_vbmi(tables, runs, count, slots, out);
-  else fixed_portable(tables, runs, count, slots, out);
+  if (fixed_available())
+    fixed_vbmi(tables, runs, count, slots, out);
+  else
+    fixed_portable(tables, runs, count, slots, out);
 }
 
 void bytes(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
-  if (fixed_available()) bytes_vbmi(tables, runs, count, slots, out);
-  else bytes_portable(tables, runs, count, slots, out);
+  if (fixed_available())
+    bytes_vbmi(tables, runs, count, slots, out);
+  else
+    bytes_portable(tables, runs, count, slots, out);
 }
 
 void bytes_portable(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
   for (int64_t n = 0; n < count; ++n)
     for (int64_t t = 0; t < kRun; ++t) {
       int32_t sum = 0;
-      for (int64_t s = 0; s < slots; ++s) sum += tables.bytes[static_cast<size_t>(s * kEntries + runs[n][s * kRun + t])];
+      for (int64_t s = 0; s < slots; ++s)
+        sum += tables.bytes[static_cast<size_t>(s * kEntries + runs[n][s * kRun + t])];
       out[n * kRun + t] = std::fma(static_cast<float>(sum), tables.step, tables.base);
     }
 }

@@ -15,12 +15,13 @@
 namespace vqkv::scan {
 
 constexpr int64_t kRun = 64;
-constexpr int64_t kEntries = 256;            // of a byte table; shorter books are padded
-constexpr float kScanLimit = 0x1p-10f;       // logits, of cpu-table; no probability moves by more than 0.2 % of itself
+constexpr int64_t kEntries = 256;       // of a byte table; shorter books are padded
+constexpr float kScanLimit = 0x1p-10f;  // logits, of cpu-table; no probability moves by more than 0.2 % of itself
 // Logits, of byte tables in cpu-table8: no probability moves by more than 28 % of itself (e^(2/8)), numerator and sum
-// erring against each other. Errors of the slots are independent, so the usual one is the bound / sqrt(3 slots): 2 % at 16.
+// erring against each other. Errors of the slots are independent, so the usual one is the bound / sqrt(3 slots): 2 %
+// at 16.
 constexpr float kByteScanLimit = 0x1p-3f;
-constexpr int64_t kMaxSlots = 256;           // sums of bytes stay below 2^16
+constexpr int64_t kMaxSlots = 256;  // sums of bytes stay below 2^16
 
 // The 16-bit tables of one row.
 struct FixedTables {
@@ -36,7 +37,7 @@ void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, 
 struct ByteTables {
   AlignedVector<uint8_t> bytes;  // (slots, 256)
   float base = 0, step = 0;      // logit = base + step * sum
-  float bound = 0;               // largest error of a sum: each slot's largest rounding error, added up; <= slots * step / 2
+  float bound = 0;  // largest error of a sum: each slot's largest rounding error, added up; <= slots * step / 2
 };
 void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, ByteTables& out);
 

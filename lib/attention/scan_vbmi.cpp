@@ -29,8 +29,8 @@ inline __m512i table(const uint8_t* t, int i) { return _mm512_load_si512(t + 64 
 // Sums of 16 neighbouring tokens as 32-bit numbers; part in [0, 4).
 inline __m512i widen(const Sums& s, int part) {
   // Interleave even and odd lanes back into token order within 128-bit lanes, then across.
-  const __m512i index_low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
-                                             3, 34, 2, 33, 1, 32, 0);
+  const __m512i index_low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                                             37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i index_high = _mm512_add_epi16(index_low, _mm512_set1_epi16(16));
   const __m512i half = _mm512_permutex2var_epi16(s.even(), part < 2 ? index_low : index_high, s.odd);
   const __m256i quarter = (part & 1) == 0 ? _mm512_castsi512_si256(half) : _mm512_extracti64x4_epi64(half, 1);
@@ -79,7 +79,8 @@ void bytes_block(const ByteTables& tables, const uint8_t* const* runs, int64_t s
   const __m512 base = _mm512_set1_ps(tables.base), step = _mm512_set1_ps(tables.step);
   for (int n = 0; n < N; ++n)
     for (int part = 0; part < 4; ++part)
-      _mm512_storeu_ps(out + n * kRun + 16 * part, _mm512_fmadd_ps(_mm512_cvtepi32_ps(widen(sums[n], part)), step, base));
+      _mm512_storeu_ps(out + n * kRun + 16 * part,
+                       _mm512_fmadd_ps(_mm512_cvtepi32_ps(widen(sums[n], part)), step, base));
 }
 
 }  // namespace

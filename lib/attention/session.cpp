@@ -9,7 +9,8 @@ namespace vqkv {
 // Sums the columns of every block's probabilities by KV head, and hands them on to the tap of the caller.
 class KvSession::MassTap final : public AttentionTap {
  public:
-  MassTap(KeepPolicy& policy, const CacheShape& shape) : policy_(policy), layers_(shape.layers), heads_(shape.kv_heads), group_(shape.group()) {}
+  MassTap(KeepPolicy& policy, const CacheShape& shape)
+      : policy_(policy), layers_(shape.layers), heads_(shape.kv_heads), group_(shape.group()) {}
 
   void begin(int64_t first, int64_t tokens) {
     first_ = first;
@@ -48,7 +49,9 @@ void KvSession::begin_block(int64_t tokens, Visibility visibility) {
   if (mass_) mass_->begin(cache_.length(), cache_.length() + tokens);
 }
 
-void KvSession::set_keep_policy(KeepPolicy* policy) { mass_ = policy ? std::make_unique<MassTap>(*policy, cache_.shape()) : nullptr; }
+void KvSession::set_keep_policy(KeepPolicy* policy) {
+  mass_ = policy ? std::make_unique<MassTap>(*policy, cache_.shape()) : nullptr;
+}
 
 void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) {
   const CacheShape& shape = cache_.shape();

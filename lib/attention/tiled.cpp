@@ -44,10 +44,19 @@ void RotationTiles::rotate(float* keys, int64_t tile, int64_t from, int64_t to) 
   }
 }
 
-TiledCall::TiledCall(const CompressedCache& cache, int layer_in, int64_t first_in, int64_t queries_in, RotationTiles& rotation_in)
-    : impl(&cache.impl()), rotation(&rotation_in), layer(layer_in), first(first_in), queries(queries_in),
-      tokens(first_in + queries_in), sinks(cache.policy().sinks), d(cache.shape().head_dim), width(padded(d)),
-      group(cache.shape().group()), rows(queries_in * group) {
+TiledCall::TiledCall(const CompressedCache& cache, int layer_in, int64_t first_in, int64_t queries_in,
+                     RotationTiles& rotation_in)
+    : impl(&cache.impl()),
+      rotation(&rotation_in),
+      layer(layer_in),
+      first(first_in),
+      queries(queries_in),
+      tokens(first_in + queries_in),
+      sinks(cache.policy().sinks),
+      d(cache.shape().head_dim),
+      width(padded(d)),
+      group(cache.shape().group()),
+      rows(queries_in * group) {
   VQKV_CHECK(impl->open && layer < impl->appended && tokens <= impl->length + impl->pending);
   for (int64_t i = 0; i < queries; ++i) {
     k_end.push_back(cache.coded_end(Role::kKey, first + i));
@@ -66,7 +75,8 @@ RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
   const std::vector<int64_t>& ends = role == Role::kKey ? k_end : v_end;
   RoleExtent e;
   e.coded_begin = std::clamp<int64_t>(sinks - begin, 0, count);
-  e.all_coded_end = std::clamp(ends[at(std::clamp<int64_t>(begin - first, 0, queries - 1))] - begin, e.coded_begin, count);
+  e.all_coded_end =
+      std::clamp(ends[at(std::clamp<int64_t>(begin - first, 0, queries - 1))] - begin, e.coded_begin, count);
   e.any_coded_end = std::clamp(ends.back() - begin, e.coded_begin, count);
   return e;
 }
@@ -113,11 +123,13 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   token_scale = decoder.has_token_scale();
   y.resize(at(call.rows * y_stride));
   if (decoder.folded()) {
-    kernels::multiply(x.data(), call.d, decoder.map_transposed().data(), y_stride, y.data(), y_stride, call.rows, call.d, y_stride, false);
+    kernels::multiply(x.data(), call.d, decoder.map_transposed().data(), y_stride, y.data(), y_stride, call.rows,
+                      call.d, y_stride, false);
   } else {
     for (int64_t r = 0; r < call.rows; ++r)
       for (int64_t c = 0; c < call.d; ++c)
-        y[at(r * y_stride + c)] = x[at(r * call.d + c)] * (decoder.diagonal().empty() ? 1.0f : decoder.diagonal()[at(c)]);
+        y[at(r * y_stride + c)] =
+            x[at(r * call.d + c)] * (decoder.diagonal().empty() ? 1.0f : decoder.diagonal()[at(c)]);
   }
   const auto project = [&](const std::vector<float>& bias, std::vector<float>& out) {
     out.assign(at(call.rows), 0.0f);
@@ -147,13 +159,15 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
     } else {
       part.resize(at(call.rows * s.width));
       for (int c = 0; c < s.width; ++c) {
-        for (int e = 0; e < s.entries; ++e) words[at(c * lut_stride + e)] = s.words[int64_t{e} * s.stride + s.element[at(c)]];
+        for (int e = 0; e < s.entries; ++e)
+          words[at(c * lut_stride + e)] = s.words[int64_t{e} * s.stride + s.element[at(c)]];
         for (int64_t r = 0; r < call.rows; ++r) part[at(r * s.width + c)] = y[at(r * y_stride + s.channel[at(c)])];
       }
       queries = part.data();
       stride = s.width;
     }
-    kernels::multiply(queries, stride, words.data(), lut_stride, lut.data() + i * lut_stride, slots * lut_stride, call.rows, s.width, lut_stride, false);
+    kernels::multiply(queries, stride, words.data(), lut_stride, lut.data() + i * lut_stride, slots * lut_stride,
+                      call.rows, s.width, lut_stride, false);
   }
   fixed.clear();
   bytes.clear();
@@ -177,8 +191,8 @@ void HeadQueries::unfold_scores(int64_t row, const float* scale, int64_t begin, 
     for (int64_t t = begin; t < end; ++t) line[t] = line[t] + in + out;
 }
 
-void HeadQueries::set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges, int64_t chunks,
-                                int64_t kv_heads, int head) {
+void HeadQueries::set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges,
+                                int64_t chunks, int64_t kv_heads, int head) {
   from_.clear();
   if (map.kind == ScoreMap::Kind::kNone) return;
   from_.assign(at(call.rows), 0.0f);
@@ -260,7 +274,8 @@ void Partial::weigh(int64_t row, float* line, int64_t begin, int64_t end, const 
 void Partial::unfold(const TiledCall& call, int head) {
   if (!folded) return;
   const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
-  kernels::multiply(y.data(), y_stride, decoder.map().data(), width, out.data(), width, call.rows, y_width, width, true);
+  kernels::multiply(y.data(), y_stride, decoder.map().data(), width, out.data(), width, call.rows, y_width, width,
+                    true);
   for (int64_t r = 0; r < call.rows; ++r) {
     float* to = out.data() + r * width;
     if (!decoder.inner_bias().empty()) kernels::add_scaled(decoder.inner_bias().data(), call.d, scaled[at(r)], to);
@@ -268,7 +283,8 @@ void Partial::unfold(const TiledCall& call, int head) {
   }
 }
 
-void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out, AttendStats* stats) {
+void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out,
+                    AttendStats* stats) {
   const int64_t heads = call.impl->shape.kv_heads;
   std::vector<float> share(at(heads * call.rows), 0.0f);
   constexpr int64_t kPiece = 64;

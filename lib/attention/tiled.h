@@ -30,8 +30,8 @@ class RotationTiles {
   std::vector<AlignedVector<float>> tiles_;  // (half, kTile) cos, then sin
 };
 
-// Columns of a tile for one role: [0, coded_begin) exact; [coded_begin, all_coded_end) coded for every query that sees the
-// tile; [all_coded_end, any_coded_end) coded for the later queries and exact for the earlier; the rest exact.
+// Columns of a tile for one role: [0, coded_begin) exact; [coded_begin, all_coded_end) coded for every query that sees
+// the tile; [all_coded_end, any_coded_end) coded for the later queries and exact for the earlier; the rest exact.
 struct RoleExtent {
   int64_t coded_begin = 0, all_coded_end = 0, any_coded_end = 0;
   bool any_coded() const { return any_coded_end > coded_begin; }
@@ -47,9 +47,13 @@ struct TiledCall {
   TiledCall(const CompressedCache& cache, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
   RoleExtent extent(Role role, int64_t begin, int64_t count) const;
   // Columns of a tile that a row's query sees.
-  int64_t seen(int64_t row, int64_t begin, int64_t count) const { return std::min(count, first + row / group + 1 - begin); }
+  int64_t seen(int64_t row, int64_t begin, int64_t count) const {
+    return std::min(count, first + row / group + 1 - begin);
+  }
   const ScoreMap& score_map(int head) const;
-  void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const { rotation->rotate(keys, begin / kTile, from, to); }
+  void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const {
+    rotation->rotate(keys, begin / kTile, from, to);
+  }
   // -inf for tokens that the head's policy evicted.
   void mask_evicted(int head, int64_t begin, int64_t count, float* line) const;
 
@@ -59,9 +63,9 @@ struct TiledCall {
   int layer = 0;
   int64_t first = 0, queries = 0, tokens = 0;  // first position, queries, tokens that the last one sees
   int64_t sinks = 0;
-  int64_t d = 0, width = 0;                    // head_dim, and padded
+  int64_t d = 0, width = 0;  // head_dim, and padded
   int64_t group = 0, rows = 0;
-  std::vector<int64_t> k_end, v_end;           // (queries): end of the coded body
+  std::vector<int64_t> k_end, v_end;  // (queries): end of the coded body
 };
 
 // Lowest and highest coded logit of each row within one chunk.
@@ -80,10 +84,10 @@ class HeadQueries {
                      int64_t kv_heads, int head);
   void map_scores(int64_t row, int64_t begin, int64_t end, float* line) const;
 
-  AlignedVector<float> x;                 // (rows, d)
-  AlignedVector<float> y;                 // (rows, y_stride): x * map^T, when folded
+  AlignedVector<float> x;  // (rows, d)
+  AlignedVector<float> y;  // (rows, y_stride): x * map^T, when folded
   int64_t y_width = 0, y_stride = 0;
-  std::vector<float> inner, outer;        // (rows): q . bias
+  std::vector<float> inner, outer;  // (rows): q . bias
   bool token_scale = false;
   // Table scoring: lut (rows, slots, lut_stride) = every codeword against the query, and its fixed-point form by row.
   AlignedVector<float> lut;
@@ -100,20 +104,22 @@ class HeadQueries {
 // Softmax states of the rows of one (chunk of tiles, kv head).
 struct Partial {
   void reset(const TiledCall& call, int head);
-  // Turns a row's logits (columns padded with -inf) into probabilities relative to the running maximum; [begin, end) are coded.
+  // Turns a row's logits (columns padded with -inf) into probabilities relative to the running maximum; [begin, end)
+  // are coded.
   void absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end);
   // Folded values: notes the mass on coded columns and multiplies it by the token scale.
   void weigh(int64_t row, float* line, int64_t begin, int64_t end, const float* scale);
   // Adds the folded sums to `out`: once a chunk.
   void unfold(const TiledCall& call, int head);
 
-  AlignedVector<float> top, sum, coded, out;   // (rows), (rows), (rows), (rows, width)
-  AlignedVector<float> y, mass, scaled;        // folded values: (rows, y_stride), (rows), (rows)
+  AlignedVector<float> top, sum, coded, out;  // (rows), (rows), (rows), (rows, width)
+  AlignedVector<float> y, mass, scaled;       // folded values: (rows, y_stride), (rows), (rows)
   int64_t width = 0, y_width = 0, y_stride = 0;
   bool folded = false, token_scale = false;
 };
 
 // out = softmax-weighted sums over all chunks, in chunk order. partials: (chunks, kv_heads).
-void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out, AttendStats* stats);
+void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out,
+                    AttendStats* stats);
 
 }  // namespace vqkv

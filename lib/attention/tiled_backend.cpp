@@ -7,8 +7,9 @@
 // token order (cache/kernels.h). So an identity codec gives the bits of the exact cache, a block of queries those of
 // single steps, and the thread count changes nothing.
 //
-// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan.h) and no key is decoded.
-// Values are decoded as above: their tables would have to be scattered into, which loses below some 4k tokens a head.
+// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan.h) and no key is
+// decoded. Values are decoded as above: their tables would have to be scattered into, which loses below some 4k tokens
+// a head.
 //
 // cpu-table8: cpu-table with 8-bit tables for the rows whose error bound stays below scan::kByteScanLimit; the others
 // are scanned as cpu-table scans them. Never chosen by auto.
@@ -30,10 +31,11 @@ namespace {
 constexpr int64_t kChunkTiles = 2;    // tiles a partial state: pieces for every thread already at 1k tokens
 constexpr int64_t kQueryBlock = 256;  // queries that share one decoding of a tile; bounds the partial states
 constexpr int64_t kTableFloats = int64_t{1} << 23;  // 32 MiB of tables a call
-constexpr int64_t kRowBatch = 24;     // rows scored at once: 12 KiB of scores stay in L1
+constexpr int64_t kRowBatch = 24;                   // rows scored at once: 12 KiB of scores stay in L1
 
 struct Scratch {
-  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores, run_scores, run_scale;
+  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores, run_scores,
+      run_scale;
   std::vector<uint8_t> codes;
   std::vector<uint16_t> wide_codes;
 };
@@ -54,7 +56,7 @@ struct TileForms {
   float* other = nullptr;
   int64_t other_begin = 0, other_end = 0;  // columns (tokens within the tile) that `other` holds
   bool folded = false;
-  bool table = false;                      // logits of coded keys lie in Scratch::table_scores
+  bool table = false;  // logits of coded keys lie in Scratch::table_scores
 };
 
 class TiledBackend final : public AttentionBackend {
@@ -67,7 +69,8 @@ class TiledBackend final : public AttentionBackend {
     return tables_ && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
   }
 
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
+  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+              AttentionTap* tap) override {
     const CompressedCache::Impl& impl = cache.impl();
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
     if (tables_ && impl.policy.codes) {
@@ -88,20 +91,24 @@ class TiledBackend final : public AttentionBackend {
   }
 
  private:
-  void attend_block(const CompressedCache& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out, AttendStats* stats,
-                    AttentionTap* tap) {
+  void attend_block(const CompressedCache& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out,
+                    AttendStats* stats, AttentionTap* tap) {
     TiledCall call(cache, layer, first, q.rows, rotation_);
     const int64_t heads = cache.shape().kv_heads;
     const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
     queries_.resize(static_cast<size_t>(heads));
     call.heads = queries_.data();
-    parallel_for(heads, [&](int64_t h) { queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q, call.impl->policy.codes ? scan_ : KeyScan::kNone); });
+    parallel_for(heads, [&](int64_t h) {
+      queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q,
+                                               call.impl->policy.codes ? scan_ : KeyScan::kNone);
+    });
     if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
     partials_.resize(static_cast<size_t>(chunks * heads));
     const auto each = [&](auto&& body) {
       parallel_for(chunks * heads, [&](int64_t item) {
         const int64_t head = item % heads, chunk = item / heads;
-        body(static_cast<int>(head), chunk * kChunkTiles, std::min(tiles, (chunk + 1) * kChunkTiles), static_cast<size_t>(item));
+        body(static_cast<int>(head), chunk * kChunkTiles, std::min(tiles, (chunk + 1) * kChunkTiles),
+             static_cast<size_t>(item));
       });
     };
     // A score map needs the extremes of the whole coded segment before any probability.
@@ -109,10 +116,15 @@ class TiledBackend final : public AttentionBackend {
     for (int h = 0; h < heads; ++h) mapped = mapped || call.score_map(h).kind != ScoreMap::Kind::kNone;
     if (mapped) {
       ranges_.resize(static_cast<size_t>(chunks * heads));
-      each([&](int head, int64_t begin, int64_t end, size_t item) { find_range(call, head, begin, end, ranges_[item]); });
-      for (int h = 0; h < heads; ++h) queries_[static_cast<size_t>(h)].set_score_map(call, call.score_map(h), ranges_, chunks, heads, h);
+      each([&](int head, int64_t begin, int64_t end, size_t item) {
+        find_range(call, head, begin, end, ranges_[item]);
+      });
+      for (int h = 0; h < heads; ++h)
+        queries_[static_cast<size_t>(h)].set_score_map(call, call.score_map(h), ranges_, chunks, heads, h);
     }
-    each([&](int head, int64_t begin, int64_t end, size_t item) { run_chunk(call, head, begin, end, partials_[item], tap != nullptr); });
+    each([&](int head, int64_t begin, int64_t end, size_t item) {
+      run_chunk(call, head, begin, end, partials_[item], tap != nullptr);
+    });
     merge_partials(call, partials_, chunks, out, stats);
     if (tap) report(call, layer, *tap);
   }
@@ -131,7 +143,8 @@ class TiledBackend final : public AttentionBackend {
     // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
     const auto& slots = decoder.slots();
     bool direct = pages.tokens() == scan::kRun && pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
-    for (size_t i = 0; i < slots.size(); ++i) direct = direct && slots[i].field == slots[0].field && slots[i].slot == slots[0].slot + static_cast<int>(i);
+    for (size_t i = 0; i < slots.size(); ++i)
+      direct = direct && slots[i].field == slots[0].field && slots[i].slot == slots[0].slot + static_cast<int>(i);
     const int64_t first_run = low / scan::kRun, runs = (high + scan::kRun - 1) / scan::kRun - first_run;
     const size_t matrix = slots.size() * scan::kRun;
     s.codes.resize(matrix * static_cast<size_t>(runs));
@@ -146,8 +159,12 @@ class TiledBackend final : public AttentionBackend {
       loudest = 0.0f;
       for (int64_t t = 0; t < high - low; ++t) loudest = std::max(loudest, std::abs(scale[t]));
     }
-    const auto by_bytes = [&](int64_t r) { return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest <= scan::kByteScanLimit; };
-    const auto by_fixed = [&](int64_t r) { return !q.fixed.empty() && q.fixed[static_cast<size_t>(r)].bound * loudest <= scan::kScanLimit; };
+    const auto by_bytes = [&](int64_t r) {
+      return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest <= scan::kByteScanLimit;
+    };
+    const auto by_fixed = [&](int64_t r) {
+      return !q.fixed.empty() && q.fixed[static_cast<size_t>(r)].bound * loudest <= scan::kScanLimit;
+    };
     bool need_wide = false;
     for (int64_t r = 0; r < call.rows; ++r) need_wide = need_wide || !(by_bytes(r) || by_fixed(r));
     std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
@@ -162,7 +179,9 @@ class TiledBackend final : public AttentionBackend {
         std::fill_n(narrow, matrix, uint8_t{0});
         continue;
       }
-      if (direct) codes[static_cast<size_t>(n)] = reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot));
+      if (direct)
+        codes[static_cast<size_t>(n)] =
+            reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot));
       if (direct && !need_wide) continue;
       for (size_t i = 0; i < slots.size(); ++i)
         pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
@@ -176,11 +195,12 @@ class TiledBackend final : public AttentionBackend {
         scan::fixed(q.fixed[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
       } else {
         for (int64_t n = 0; n < runs; ++n)
-          scan::plain(q.lut.data() + r * q.slots * q.lut_stride, q.lut_stride, s.wide_codes.data() + static_cast<size_t>(n) * matrix, q.slots,
-                      line + n * scan::kRun);
+          scan::plain(q.lut.data() + r * q.slots * q.lut_stride, q.lut_stride,
+                      s.wide_codes.data() + static_cast<size_t>(n) * matrix, q.slots, line + n * scan::kRun);
       }
       q.unfold_scores(r, s.run_scale.data(), low - base, high - base, line);
-      std::copy(line + (low - base), line + (high - base), s.table_scores.data() + r * span + call.sinks + low - origin);
+      std::copy(line + (low - base), line + (high - base),
+                s.table_scores.data() + r * span + call.sinks + low - origin);
     }
   }
 
@@ -192,10 +212,12 @@ class TiledBackend final : public AttentionBackend {
     f.main = ensure(s.keys, d * kTile);
     f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kKey).folded();
     f.table = e.any_coded() && tables_;
-    const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
+    const int64_t shared_end =
+        f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
     if (e.coded_begin > 0) call.impl->load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
     if (e.all_coded_end < count)
-      call.impl->load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end, kTile);
+      call.impl->load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
+                           kTile);
     f.other_begin = shared_end;
     f.other_end = e.any_coded_end;
     if (e.any_coded() && !f.table) {
@@ -233,29 +255,33 @@ class TiledBackend final : public AttentionBackend {
     const UnitStore& store = call.impl->store(call.layer, head, Role::kValue);
     const int64_t body = begin - call.sinks;
     if (shared_end > e.coded_begin)
-      decoder.values(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width, call.width);
+      decoder.values(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width,
+                     call.width);
     if (f.other_end > f.other_begin) {
       const int64_t wide = padded(decoder.width());
       f.other = ensure(s.other_values, kTile * wide);
       decoder.values(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
       if (f.folded && decoder.has_token_scale()) {
         ensure(s.scale, 2 * kTile);
-        decoder.token_scale(store, body + f.other_begin, f.other_end - f.other_begin, s.scale.data() + kTile + f.other_begin);
+        decoder.token_scale(store, body + f.other_begin, f.other_end - f.other_begin,
+                            s.scale.data() + kTile + f.other_begin);
       }
     }
     return f;
   }
 
-  // Logits of `batch` rows against a tile, each token in the form that the row's query sees; -inf where it sees nothing.
-  static void score(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row, int64_t batch,
-                    Scratch& s) {
+  // Logits of `batch` rows against a tile, each token in the form that the row's query sees; -inf where it sees
+  // nothing.
+  static void score(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row,
+                    int64_t batch, Scratch& s) {
     const HeadQueries& q = call.heads[head];
     const int64_t columns = padded(count);
     float* scores = s.scores.data();
     const auto boundary = [&](int64_t r) { return call.k_end[static_cast<size_t>((row + r) / call.group)] - begin; };
     // Nothing exact in sight: all logits come from tables.
     const bool all_coded = k.table && k.other_begin == 0 && boundary(0) >= count;
-    if (!all_coded) kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
+    if (!all_coded)
+      kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
     const int64_t other_end = std::min(count, k.other_end);
     if (k.table && other_end > k.other_begin) {
       const int64_t at = begin % (kChunkTiles * kTile);
@@ -271,7 +297,8 @@ class TiledBackend final : public AttentionBackend {
         kernels::multiply(q.y.data() + row * q.y_stride, q.y_stride, k.other + low, kTile, others + low, kTile, batch,
                           q.y_width, high - low, false);
       else
-        kernels::multiply(q.x.data() + row * call.d, call.d, k.other + low, kTile, others + low, kTile, batch, call.d, high - low, false);
+        kernels::multiply(q.x.data() + row * call.d, call.d, k.other + low, kTile, others + low, kTile, batch, call.d,
+                          high - low, false);
       for (int64_t r = 0; r < batch; ++r) {
         const int64_t end = std::min(other_end, boundary(r));
         float* from = others + r * kTile;
@@ -314,7 +341,8 @@ class TiledBackend final : public AttentionBackend {
         const int64_t seen = call.seen(row + batch - 1, begin, count), columns = padded(seen);
         score(call, head, k, begin, seen, row, batch, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const int64_t end = std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, seen);
+          const int64_t end =
+              std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, seen);
           const int64_t coded = std::clamp<int64_t>(call.sinks - begin, 0, end);
           float* line = s.scores.data() + r * kTile;
           q.map_scores(row + r, coded, end, line);
@@ -328,8 +356,8 @@ class TiledBackend final : public AttentionBackend {
   }
 
   // out += p * v, in token order whatever the forms.
-  static void accumulate(const TiledCall& call, const TileForms& v, Partial& p, int64_t begin, int64_t count, int64_t row,
-                         int64_t batch, Scratch& s) {
+  static void accumulate(const TiledCall& call, const TileForms& v, Partial& p, int64_t begin, int64_t count,
+                         int64_t row, int64_t batch, Scratch& s) {
     const auto add_main = [&](int64_t r, int64_t n, int64_t from, int64_t to) {
       if (to > from)
         kernels::multiply(s.scores.data() + r * kTile + from, kTile, v.main + from * call.width, call.width,
@@ -351,12 +379,15 @@ class TiledBackend final : public AttentionBackend {
       while (r + n < batch && boundary(r + n) == end) ++n;
       if (end > v.other_begin) {
         if (v.folded) {
-          for (int64_t i = r; i < r + n; ++i) p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, end, s.scale.data() + kTile);
-          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride, p.y_stride,
-                            p.y.data() + (row + r) * p.y_stride, p.y_stride, n, end - v.other_begin, p.y_stride, true);
+          for (int64_t i = r; i < r + n; ++i)
+            p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, end, s.scale.data() + kTile);
+          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride,
+                            p.y_stride, p.y.data() + (row + r) * p.y_stride, p.y_stride, n, end - v.other_begin,
+                            p.y_stride, true);
         } else {
-          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * call.width, call.width,
-                            p.out.data() + (row + r) * call.width, call.width, n, end - v.other_begin, call.width, true);
+          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * call.width,
+                            call.width, p.out.data() + (row + r) * call.width, call.width, n, end - v.other_begin,
+                            call.width, true);
         }
       }
       add_main(r, n, end, other_end);
@@ -395,7 +426,8 @@ class TiledBackend final : public AttentionBackend {
           const float* line = logits_.data() + (h * call.rows + i * call.group + g) * call.tokens;
           const float top = *std::max_element(line, line + call.tokens);
           double sum = 0;
-          for (int64_t t = 0; t < call.tokens; ++t) sum += p(i, t) = top == kNegativeInfinity ? 0.0f : std::exp(line[t] - top);
+          for (int64_t t = 0; t < call.tokens; ++t)
+            sum += p(i, t) = top == kNegativeInfinity ? 0.0f : std::exp(line[t] - top);
           for (int64_t t = 0; t < call.tokens; ++t) p(i, t) = sum > 0 ? static_cast<float>(p(i, t) / sum) : 0.0f;
         }
         tap.on_probabilities(layer, static_cast<int>(h * call.group + g), call.first, p);
@@ -418,7 +450,8 @@ class AutoBackend final : public AttentionBackend {
   std::string name() const override { return "auto"; }
   std::vector<std::string> paths() const override { return {ran_.begin(), ran_.end()}; }
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap) override {
+  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+              AttentionTap* tap) override {
     TiledBackend& chosen = q.rows == 1 && table_pays(cache, layer) ? table_ : reconstruct_;
     ran_.insert(chosen.name());
     chosen.attend(cache, layer, q, out, stats, tap);

@@ -12,7 +12,8 @@
 
 namespace vqkv {
 
-CompressedCache::CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy, std::pmr::memory_resource* memory) {
+CompressedCache::CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
+                                 std::pmr::memory_resource* memory) {
   VQKV_CHECK(codecs != nullptr);
   const CacheShape shape = codecs->shape();
   impl_ = std::make_unique<Impl>(shape, policy, std::move(codecs), memory);
@@ -113,14 +114,16 @@ void CompressedCache::truncate(int64_t n) {
   VQKV_CHECK(!c.open && n >= 0 && n <= c.length);
   for (const RoleStore& s : c.roles)
     if (n < s.coded_end && s.coded_end > c.policy.sinks)
-      fail_internal(fmt::format("truncate to {} tokens: {} are coded; only exact tokens can be rolled back", n, s.coded_end));
+      fail_internal(
+          fmt::format("truncate to {} tokens: {} are coded; only exact tokens can be rolled back", n, s.coded_end));
   c.length = n;
   for (RoleStore& s : c.roles) c.drop_exact(s, s.exact_begin, n);
   c.forget_evictions(n);
 }
 
 void CompressedCache::evict(int layer, int kv_head, std::span<const int64_t> positions) {
-  VQKV_CHECK(!impl_->open && layer >= 0 && layer < impl_->shape.layers && kv_head >= 0 && kv_head < impl_->shape.kv_heads);
+  VQKV_CHECK(!impl_->open && layer >= 0 && layer < impl_->shape.layers && kv_head >= 0 &&
+             kv_head < impl_->shape.kv_heads);
   if (!positions.empty()) impl_->evict(layer, kv_head, positions);
 }
 
@@ -169,7 +172,8 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
     return policy.codes ? std::max<int64_t>(0, std::min(tokens, policy.coded_end(role, tokens)) - policy.sinks) : 0;
   };
   ByteLedger b;
-  b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleStore)) + units * static_cast<int64_t>(sizeof(UnitStore)) +
+  b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleStore)) +
+            units * static_cast<int64_t>(sizeof(UnitStore)) +
             int64_t{shape.layers} * shape.kv_heads * static_cast<int64_t>(sizeof(EvictedSet));
   const int64_t past = std::max<int64_t>(0, tokens - policy.sinks);
   for (const Role role : {Role::kKey, Role::kValue}) {

@@ -35,31 +35,31 @@ class CompressedCache {
 
   const CacheShape& shape() const;
   const CachePolicy& policy() const;
-  const CodecSet* codecs() const;       // null for an exact cache made without
-  int64_t length() const;   // tokens held (as of the last end_block)
+  const CodecSet* codecs() const;  // null for an exact cache made without
+  int64_t length() const;          // tokens held (as of the last end_block)
 
   // One block of n new tokens at positions [length, length + n): call append once for every layer, then end_block.
   // k is PRE-RoPE (n, kv_heads * head_dim), v likewise. Rows longer than a flush are fine.
   void begin_block(int64_t n, Visibility visibility = Visibility::kReplay);
   void append(int layer, ConstMatrix k, ConstMatrix v);
   void end_block();
-  void end_exact_prefill();             // codes what the policy says, drops the exact prompt
+  void end_exact_prefill();  // codes what the policy says, drops the exact prompt
   // Rolls back to n tokens; only into the exact window (kInternal otherwise). Speculative decoding.
   void truncate(int64_t n);
 
-  // Takes positions out of one head's sight, between blocks. Twice the same is fine. A full page of codes whose tokens all
-  // heads of its unit have lost is freed; exact rows are freed as the window moves on.
+  // Takes positions out of one head's sight, between blocks. Twice the same is fine. A full page of codes whose tokens
+  // all heads of its unit have lost is freed; exact rows are freed as the window moves on.
   void evict(int layer, int kv_head, std::span<const int64_t> positions);
 
   // First coded and last coded token for a query, honouring the block's visibility.
-  int64_t coded_begin(Role role) const;                      // = sinks
+  int64_t coded_begin(Role role) const;  // = sinks
   int64_t coded_end(Role role, int64_t position) const;
 
   ByteLedger bytes() const;
-  int64_t bits_held() const;            // 8 * total_sequence
-  double encode_seconds() const;        // spent coding, all layers
+  int64_t bits_held() const;      // 8 * total_sequence
+  double encode_seconds() const;  // spent coding, all layers
 
-  struct Impl;                          // attention reads pages and exact rows through cache/impl.h
+  struct Impl;  // attention reads pages and exact rows through cache/impl.h
   Impl& impl() { return *impl_; }
   const Impl& impl() const { return *impl_; }
 
@@ -67,9 +67,9 @@ class CompressedCache {
   std::unique_ptr<Impl> impl_;
 };
 
-// The ledger of a sequence of `tokens` tokens, computed from layouts alone (no data): what `memory` and the byte columns
-// of a sweep show at contexts that were never run. Equal to CompressedCache::bytes() after replay of that many tokens
-// whenever no overlay is in use.
+// The ledger of a sequence of `tokens` tokens, computed from layouts alone (no data): what `memory` and the byte
+// columns of a sweep show at contexts that were never run. Equal to CompressedCache::bytes() after replay of that many
+// tokens whenever no overlay is in use.
 ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens);
 
 }  // namespace vqkv

@@ -22,10 +22,17 @@ void UnitFacts::prepare(int head_dim) {
 
 Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<const CodecSet> codecs_in,
            std::pmr::memory_resource* memory_in)
-    : shape(shape_in), policy(policy_in), codecs(std::move(codecs_in)), memory(memory_in),
-      rope(std::make_shared<RopeTable>(shape_in.rope)), roles(memory_in), stores(memory_in), evicted(memory_in) {
+    : shape(shape_in),
+      policy(policy_in),
+      codecs(std::move(codecs_in)),
+      memory(memory_in),
+      rope(std::make_shared<RopeTable>(shape_in.rope)),
+      roles(memory_in),
+      stores(memory_in),
+      evicted(memory_in) {
   VQKV_CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.q_heads % shape.kv_heads == 0);
-  VQKV_CHECK(policy.sinks >= 0 && policy.k.flush >= 1 && policy.v.flush >= 1 && policy.k.window >= 0 && policy.v.window >= 0);
+  VQKV_CHECK(policy.sinks >= 0 && policy.k.flush >= 1 && policy.v.flush >= 1 && policy.k.window >= 0 &&
+             policy.v.window >= 0);
   unit_index.assign(static_cast<size_t>(2 * shape.layers * shape.kv_heads), -1);
   layer_units.resize(static_cast<size_t>(shape.layers));
   if (codecs) {
@@ -41,7 +48,9 @@ Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<co
                                role_name(at.role), flush, block, u.spec.method));
       auto known = shared.find(u.codec.get());
       if (known == shared.end())
-        known = shared.emplace(u.codec.get(), std::pair(u.codec->plan(), std::make_shared<PageLayout>(u.codec->layout()))).first;
+        known =
+            shared.emplace(u.codec.get(), std::pair(u.codec->plan(), std::make_shared<PageLayout>(u.codec->layout())))
+                .first;
       UnitFacts facts;
       facts.layer = at.layer;
       facts.first_head = at.first_head;
@@ -54,7 +63,8 @@ Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<co
       together = std::lcm(together, block);
       layer_units[static_cast<size_t>(at.layer)].push_back(units.size());
       for (int h = 0; h < at.heads; ++h) {
-        int& index = unit_index[slot(at.layer, at.role) * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(at.first_head + h)];
+        int& index = unit_index[slot(at.layer, at.role) * static_cast<size_t>(shape.kv_heads) +
+                                static_cast<size_t>(at.first_head + h)];
         VQKV_CHECK(index < 0);
         index = static_cast<int>(units.size());
       }
@@ -96,7 +106,9 @@ void Impl::resize_table(BlockTable& table, int64_t live) {
   const int64_t capacity = BlockTable::capacity_for(live);
   VQKV_CHECK(live >= table.count && live < INT32_MAX);
   if (capacity == table.capacity) return;
-  auto** blocks = capacity == 0 ? nullptr : reinterpret_cast<std::byte**>(allocate(capacity * static_cast<int64_t>(sizeof(std::byte*))));
+  auto** blocks = capacity == 0
+                      ? nullptr
+                      : reinterpret_cast<std::byte**>(allocate(capacity * static_cast<int64_t>(sizeof(std::byte*))));
   std::copy_n(table.blocks, table.count, blocks);
   release(table.blocks, table.capacity * static_cast<int64_t>(sizeof(std::byte*)));
   table.blocks = blocks;
@@ -157,16 +169,26 @@ void narrow(DType type, float* values, int64_t n, std::byte* base, int64_t index
       for (int64_t i = 0; i < n; ++i) values[i] = std::min(65504.0f, std::max(-65504.0f, values[i]));
       to_f16(values, reinterpret_cast<f16*>(base) + index, n);
       return;
-    case DType::kBF16: to_bf16(values, reinterpret_cast<bf16*>(base) + index, n); return;
-    default: std::memcpy(reinterpret_cast<float*>(base) + index, values, static_cast<size_t>(4 * n)); return;
+    case DType::kBF16:
+      to_bf16(values, reinterpret_cast<bf16*>(base) + index, n);
+      return;
+    default:
+      std::memcpy(reinterpret_cast<float*>(base) + index, values, static_cast<size_t>(4 * n));
+      return;
   }
 }
 
 void widen(DType type, const std::byte* base, int64_t index, int64_t count, float* out) {
   switch (type) {
-    case DType::kF16: to_float(reinterpret_cast<const f16*>(base) + index, out, count); return;
-    case DType::kBF16: to_float(reinterpret_cast<const bf16*>(base) + index, out, count); return;
-    default: std::memcpy(out, reinterpret_cast<const float*>(base) + index, static_cast<size_t>(4 * count)); return;
+    case DType::kF16:
+      to_float(reinterpret_cast<const f16*>(base) + index, out, count);
+      return;
+    case DType::kBF16:
+      to_float(reinterpret_cast<const bf16*>(base) + index, out, count);
+      return;
+    default:
+      std::memcpy(out, reinterpret_cast<const float*>(base) + index, static_cast<size_t>(4 * count));
+      return;
   }
 }
 
@@ -239,7 +261,8 @@ void Impl::load_keys(int layer, int head, int64_t first, int64_t count, float* o
   for_each_run(role_store(layer, Role::kKey), policy.sinks, first, count,
                [&](const std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
                  for (int64_t c = 0; c < d; ++c)
-                   widen(policy.exact_dtype, base, place(Role::kKey, head, c, within, d, held), n, out + c * stride + at);
+                   widen(policy.exact_dtype, base, place(Role::kKey, head, c, within, d, held), n,
+                         out + c * stride + at);
                });
 }
 
@@ -248,7 +271,8 @@ void Impl::load_values(int layer, int head, int64_t first, int64_t count, float*
   for_each_run(role_store(layer, Role::kValue), policy.sinks, first, count,
                [&](const std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
                  for (int64_t i = 0; i < n; ++i)
-                   widen(policy.exact_dtype, base, place(Role::kValue, head, 0, within + i, d, held), d, out + (at + i) * stride);
+                   widen(policy.exact_dtype, base, place(Role::kValue, head, 0, within + i, d, held), d,
+                         out + (at + i) * stride);
                });
 }
 
@@ -261,7 +285,9 @@ int64_t Impl::whole_blocks(Role role, int64_t end) const {
 // coded token by token, so that block and step replay fit the same; after an exact prompt the whole prompt.
 int64_t Impl::fit_tokens(int64_t held) const {
   if (exact_prompt || visibility == Visibility::kAllCoded) return held;
-  const auto first = [&](const FlushRule& rule) { return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1; };
+  const auto first = [&](const FlushRule& rule) {
+    return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1;
+  };
   return std::min({held, first(policy.k), first(policy.v)});
 }
 
@@ -368,7 +394,8 @@ void Impl::evict(int layer, int head, std::span<const int64_t> positions) {
       std::byte*& at = s.pages.blocks[page];
       bool dead = at != nullptr;
       for (int h = u.first_head; dead && h < u.first_head + u.heads; ++h)
-        for (int64_t t = 0; dead && t < tokens; ++t) dead = evicted_set(layer, h).contains(policy.sinks + page * tokens + t);
+        for (int64_t t = 0; dead && t < tokens; ++t)
+          dead = evicted_set(layer, h).contains(policy.sinks + page * tokens + t);
       if (!dead) continue;
       release(at, u.pages->bytes());
       at = nullptr;
@@ -384,7 +411,10 @@ void Impl::forget_evictions(int64_t from) {
 }
 
 void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64_t k_end, int64_t v_end) {
-  struct Task { size_t unit; int64_t from, to; };
+  struct Task {
+    size_t unit;
+    int64_t from, to;
+  };
   std::vector<Task> tasks;
   const Stopwatch watch;
   for (const int layer : layers) {
@@ -398,11 +428,12 @@ void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64
   // Parameters of the prompt: for both roles when the first of them codes, since a codec may look at either.
   std::vector<size_t> fits;
   for (const int layer : layers)
-    if (role_store(layer, Role::kKey).coded_end == policy.sinks && role_store(layer, Role::kValue).coded_end == policy.sinks &&
-        (k_end > policy.sinks || v_end > policy.sinks))
+    if (role_store(layer, Role::kKey).coded_end == policy.sinks &&
+        role_store(layer, Role::kValue).coded_end == policy.sinks && (k_end > policy.sinks || v_end > policy.sinks))
       for (const size_t u : layer_units[static_cast<size_t>(layer)])
         if (!units[u].state) fits.push_back(u);
-  parallel_for(static_cast<int64_t>(fits.size()), [&](int64_t i) { fit_unit(fits[static_cast<size_t>(i)], fit_tokens(tokens)); });
+  parallel_for(static_cast<int64_t>(fits.size()),
+               [&](int64_t i) { fit_unit(fits[static_cast<size_t>(i)], fit_tokens(tokens)); });
   for (const size_t u : fits) {
     if (!units[u].state) continue;
     stores[u].state_bytes = units[u].state->bytes();

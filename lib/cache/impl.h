@@ -1,5 +1,5 @@
-// Inside of CompressedCache, for the attention backends. Everything a sequence owns is allocated from the cache's memory
-// resource; plans and shapes are model-side and are not.
+// Inside of CompressedCache, for the attention backends. Everything a sequence owns is allocated from the cache's
+// memory resource; plans and shapes are model-side and are not.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -13,8 +13,8 @@
 
 namespace vqkv {
 
-// A table of blocks that come at the back and leave at the front. Its capacity is a pure function of how many blocks are
-// live, so that the ledger of any length can be computed without a history.
+// A table of blocks that come at the back and leave at the front. Its capacity is a pure function of how many blocks
+// are live, so that the ledger of any length can be computed without a history.
 struct BlockTable {
   std::byte** blocks = nullptr;
   int32_t count = 0;
@@ -25,7 +25,8 @@ struct BlockTable {
 };
 
 // Exact and coded extent of one (layer, role).
-//   [0, S) sinks, exact for ever · [S, coded_end) coded · [exact_begin, tokens) exact; the two overlap inside a block only
+//   [0, S) sinks, exact for ever · [S, coded_end) coded · [exact_begin, tokens) exact; the two overlap inside a block
+//   only
 struct RoleStore {
   std::byte* sinks = nullptr;
   BlockTable chunks;
@@ -35,8 +36,8 @@ struct RoleStore {
 
 // One exact exception as stored: 8 bytes.
 struct StoredOverlay {
-  int32_t token = 0;       // from the first coded token of the sequence
-  uint16_t channel = 0;    // bit 15: add
+  int32_t token = 0;     // from the first coded token of the sequence
+  uint16_t channel = 0;  // bit 15: add
   f16 value{};
 };
 
@@ -51,7 +52,7 @@ struct EvictedSet {
 
 // Coded tokens of one unit.
 struct UnitStore {
-  BlockTable pages;                   // null where a page died of eviction
+  BlockTable pages;  // null where a page died of eviction
   int64_t dead_pages = 0;
   StoredOverlay* overlay = nullptr;
   int64_t overlay_count = 0, overlay_capacity = 0;
@@ -64,21 +65,24 @@ struct UnitFacts {
   int layer = 0, first_head = 0, heads = 0;
   Role role = Role::kKey;
   const Codec* codec = nullptr;
-  DecodePlan plan;                            // of the fitted state once there is one
+  DecodePlan plan;  // of the fitted state once there is one
   std::shared_ptr<const PageLayout> pages;
   std::unique_ptr<SequenceState> state;
-  std::vector<TileDecoder> decoders;          // one a head
-  void prepare(int head_dim);                 // decoders from `plan`
+  std::vector<TileDecoder> decoders;  // one a head
+  void prepare(int head_dim);         // decoders from `plan`
 };
 
 struct CompressedCache::Impl {
-  Impl(const CacheShape& shape, CachePolicy policy, std::shared_ptr<const CodecSet> codecs, std::pmr::memory_resource* memory);
+  Impl(const CacheShape& shape, CachePolicy policy, std::shared_ptr<const CodecSet> codecs,
+       std::pmr::memory_resource* memory);
   ~Impl();
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
   // One (layer, role, head): unit index or -1 in a cache without codecs.
-  int unit_of(int layer, int head, Role role) const { return unit_index[slot(layer, role) * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(head)]; }
+  int unit_of(int layer, int head, Role role) const {
+    return unit_index[slot(layer, role) * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(head)];
+  }
   size_t slot(int layer, Role role) const { return static_cast<size_t>(2 * layer + (role == Role::kValue)); }
   const EvictedSet& evicted_set(int layer, int head) const {
     return evicted[static_cast<size_t>(layer * shape.kv_heads + head)];
@@ -97,7 +101,9 @@ struct CompressedCache::Impl {
     const UnitFacts& u = units[static_cast<size_t>(unit_of(layer, head, role))];
     return u.decoders[static_cast<size_t>(head - u.first_head)];
   }
-  const UnitStore& store(int layer, int head, Role role) const { return stores[static_cast<size_t>(unit_of(layer, head, role))]; }
+  const UnitStore& store(int layer, int head, Role role) const {
+    return stores[static_cast<size_t>(unit_of(layer, head, role))];
+  }
 
   // Exact rows of a head, tokens [first, first + count), none of them coded away. Keys come transposed:
   // out[channel * stride + i]; values as rows: out[i * stride + channel]. fp32.
@@ -120,30 +126,34 @@ struct CompressedCache::Impl {
   int64_t whole_blocks(Role role, int64_t end) const;
   void resize_table(BlockTable& table, int64_t live);
   void free_table(BlockTable& table, int64_t block_bytes);
-  std::byte* allocate(int64_t bytes) { return static_cast<std::byte*>(memory->allocate(static_cast<size_t>(bytes), 64)); }
-  void release(void* p, int64_t bytes) { if (p) memory->deallocate(p, static_cast<size_t>(bytes), 64); }
+  std::byte* allocate(int64_t bytes) {
+    return static_cast<std::byte*>(memory->allocate(static_cast<size_t>(bytes), 64));
+  }
+  void release(void* p, int64_t bytes) {
+    if (p) memory->deallocate(p, static_cast<size_t>(bytes), 64);
+  }
 
   CacheShape shape;
   CachePolicy policy;
   std::shared_ptr<const CodecSet> codecs;
   std::pmr::memory_resource* memory;
   std::shared_ptr<const RopeTable> rope;
-  std::vector<int> unit_index;            // (layer, role, head)
+  std::vector<int> unit_index;  // (layer, role, head)
   std::vector<UnitFacts> units;
   std::vector<std::vector<size_t>> layer_units;  // units of a layer, both roles
-  int64_t block_tokens[2] = {1, 1};       // lcm over units, per role: a fake-quant tail shorter than this stays exact
+  int64_t block_tokens[2] = {1, 1};  // lcm over units, per role: a fake-quant tail shorter than this stays exact
 
-  std::pmr::vector<RoleStore> roles;      // (layers * 2)
-  std::pmr::vector<UnitStore> stores;     // (units)
-  std::pmr::vector<EvictedSet> evicted;   // (layers * kv_heads)
+  std::pmr::vector<RoleStore> roles;     // (layers * 2)
+  std::pmr::vector<UnitStore> stores;    // (units)
+  std::pmr::vector<EvictedSet> evicted;  // (layers * kv_heads)
   int64_t length = 0;
-  int64_t pending = 0;                    // tokens of the open block
-  int appended = 0;                       // layers of the open block that have theirs
+  int64_t pending = 0;  // tokens of the open block
+  int appended = 0;     // layers of the open block that have theirs
   bool open = false, exact_prompt = false;
   Visibility visibility = Visibility::kReplay;
-  mutable int64_t codebook_bytes = -1;    // constants of the codecs, asked for once
+  mutable int64_t codebook_bytes = -1;  // constants of the codecs, asked for once
   double encode_seconds = 0;
-  std::vector<float> staging;             // rotated keys of one append; freed by end_block
+  std::vector<float> staging;  // rotated keys of one append; freed by end_block
 };
 
 }  // namespace vqkv

@@ -7,6 +7,7 @@
 #define HWY_TARGET_INCLUDE "cache/kernels.cpp"
 #include <hwy/foreach_target.h>  // compiles this file once per target
 #include <hwy/highway.h>
+
 #include <hwy/contrib/math/math-inl.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -46,8 +47,8 @@ HWY_INLINE void multiply_block(const float* HWY_RESTRICT a, int64_t lda, const f
 }
 
 template <int R>
-HWY_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
-                              int64_t n, bool accumulate) {
+HWY_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+                              int64_t k, int64_t n, bool accumulate) {
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
   int64_t j = 0;
   for (; j + kVectors * lanes <= n; j += kVectors * lanes)
@@ -63,12 +64,23 @@ void Multiply(const float* a, int64_t lda, const float* b, int64_t ldb, float* c
   a += r * lda;
   c += r * ldc;
   switch (m - r) {
-    case 5: multiply_rows<5>(a, lda, b, ldb, c, ldc, k, n, accumulate); break;
-    case 4: multiply_rows<4>(a, lda, b, ldb, c, ldc, k, n, accumulate); break;
-    case 3: multiply_rows<3>(a, lda, b, ldb, c, ldc, k, n, accumulate); break;
-    case 2: multiply_rows<2>(a, lda, b, ldb, c, ldc, k, n, accumulate); break;
-    case 1: multiply_rows<1>(a, lda, b, ldb, c, ldc, k, n, accumulate); break;
-    default: break;
+    case 5:
+      multiply_rows<5>(a, lda, b, ldb, c, ldc, k, n, accumulate);
+      break;
+    case 4:
+      multiply_rows<4>(a, lda, b, ldb, c, ldc, k, n, accumulate);
+      break;
+    case 3:
+      multiply_rows<3>(a, lda, b, ldb, c, ldc, k, n, accumulate);
+      break;
+    case 2:
+      multiply_rows<2>(a, lda, b, ldb, c, ldc, k, n, accumulate);
+      break;
+    case 1:
+      multiply_rows<1>(a, lda, b, ldb, c, ldc, k, n, accumulate);
+      break;
+    default:
+      break;
   }
 }
 
@@ -127,14 +139,15 @@ HWY_INLINE void lookup_fixed(Tag tag, const float* words, int64_t word_stride, c
     const float* word = words + int64_t{codes[t]} * word_stride;
     float* row = rows + t * row_stride;
     if (add)
-      for (int64_t i = 0; i < width; i += lanes) hn::StoreU(hn::Add(hn::LoadU(tag, row + i), hn::LoadU(tag, word + i)), tag, row + i);
+      for (int64_t i = 0; i < width; i += lanes)
+        hn::StoreU(hn::Add(hn::LoadU(tag, row + i), hn::LoadU(tag, word + i)), tag, row + i);
     else
       for (int64_t i = 0; i < width; i += lanes) hn::StoreU(hn::LoadU(tag, word + i), tag, row + i);
   }
 }
 
-void LookupRows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width, float* rows,
-                int64_t row_stride, bool add) {
+void LookupRows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width,
+                float* rows, int64_t row_stride, bool add) {
   const D d;
   const hn::CappedTag<float, 8> d8;
   const hn::CappedTag<float, 4> d4;
@@ -163,9 +176,12 @@ void DecodeLevels(const uint16_t* codes, int64_t count, const float* levels, flo
   for (; t + lanes <= count; t += lanes) {
     const auto code = hn::PromoteTo(di, hn::LoadU(d16, codes + t));
     V v = levels ? hn::GatherIndex(d, levels, code) : hn::Sub(hn::ConvertTo(d, code), hn::Set(d, offset));
-    if (scale && zero) v = hn::MulAdd(hn::LoadU(d, scale + t), v, hn::LoadU(d, zero + t));
-    else if (scale) v = hn::Mul(hn::LoadU(d, scale + t), v);
-    else if (zero) v = hn::Add(v, hn::LoadU(d, zero + t));
+    if (scale && zero)
+      v = hn::MulAdd(hn::LoadU(d, scale + t), v, hn::LoadU(d, zero + t));
+    else if (scale)
+      v = hn::Mul(hn::LoadU(d, scale + t), v);
+    else if (zero)
+      v = hn::Add(v, hn::LoadU(d, zero + t));
     hn::StoreU(add ? hn::Add(v, hn::LoadU(d, out + t)) : v, d, out + t);
   }
   for (; t < count; ++t) {
@@ -173,9 +189,12 @@ void DecodeLevels(const uint16_t* codes, int64_t count, const float* levels, flo
     const hn::CappedTag<float, 1> d1;
     const float level = levels ? levels[codes[t]] : static_cast<float>(codes[t]) - offset;
     auto v = hn::Set(d1, level);
-    if (scale && zero) v = hn::MulAdd(hn::Set(d1, scale[t]), v, hn::Set(d1, zero[t]));
-    else if (scale) v = hn::Mul(hn::Set(d1, scale[t]), v);
-    else if (zero) v = hn::Add(v, hn::Set(d1, zero[t]));
+    if (scale && zero)
+      v = hn::MulAdd(hn::Set(d1, scale[t]), v, hn::Set(d1, zero[t]));
+    else if (scale)
+      v = hn::Mul(hn::Set(d1, scale[t]), v);
+    else if (zero)
+      v = hn::Add(v, hn::Set(d1, zero[t]));
     out[t] = add ? out[t] + hn::GetLane(v) : hn::GetLane(v);
   }
 }
@@ -209,8 +228,8 @@ float exp_row(float* s, int64_t n, float top) { return HWY_DYNAMIC_DISPATCH(ExpR
 float range_sum(const float* s, int64_t first, int64_t last) { return HWY_DYNAMIC_DISPATCH(RangeSum)(s, first, last); }
 void scale_row(float* x, int64_t n, float f) { HWY_DYNAMIC_DISPATCH(ScaleRow)(x, n, f); }
 void add_scaled(const float* x, int64_t n, float f, float* y) { HWY_DYNAMIC_DISPATCH(AddScaled)(x, n, f, y); }
-void lookup_rows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width, float* rows,
-                 int64_t row_stride, bool add) {
+void lookup_rows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width,
+                 float* rows, int64_t row_stride, bool add) {
   HWY_DYNAMIC_DISPATCH(LookupRows)(words, word_stride, codes, count, width, rows, row_stride, add);
 }
 void decode_levels(const uint16_t* codes, int64_t count, const float* levels, float offset, const float* scale,
@@ -221,7 +240,8 @@ void decode_levels(const uint16_t* codes, int64_t count, const float* levels, fl
 namespace {
 
 // One 8 x 8 block in registers; `add` sums into what is there.
-__attribute__((target("avx2"))) void transpose_8x8(const float* in, int64_t in_stride, float* out, int64_t out_stride, bool add) {
+__attribute__((target("avx2"))) void transpose_8x8(const float* in, int64_t in_stride, float* out, int64_t out_stride,
+                                                   bool add) {
   __m256 r[8], s[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
   for (int i = 0; i < 8; i += 2) {
@@ -246,7 +266,8 @@ __attribute__((target("avx2"))) void transpose_8x8(const float* in, int64_t in_s
 
 }  // namespace
 
-void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride, bool add) {
+void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride,
+               bool add) {
   const bool fast = cpu_features().avx2;
   for (int64_t r = 0; r < rows; r += 8) {
     for (int64_t c = 0; c < columns; c += 8) {

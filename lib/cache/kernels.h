@@ -26,13 +26,14 @@ void scale_row(float* x, int64_t n, float f);
 void add_scaled(const float* x, int64_t n, float f, float* y);
 
 // rows[t * row_stride + i] = [+] words[codes[t] * word_stride + i], i < width.
-void lookup_rows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width, float* rows,
-                 int64_t row_stride, bool add);
+void lookup_rows(const float* words, int64_t word_stride, const uint16_t* codes, int64_t count, int64_t width,
+                 float* rows, int64_t row_stride, bool add);
 // out[t] = [+] scale[t] * level(codes[t]) + zero[t]; level is levels[code], or code - offset without a table. scale and
 // zero may be null (1 and 0).
 void decode_levels(const uint16_t* codes, int64_t count, const float* levels, float offset, const float* scale,
                    const float* zero, float* out, bool add);
 // out[c * out_stride + r] = [+] in[r * in_stride + c]
-void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride, bool add);
+void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride,
+               bool add);
 
 }  // namespace vqkv::kernels

@@ -24,7 +24,9 @@ void get_codes(const std::byte* run, int bits, int64_t first, int64_t count, uin
   }
 }
 
-int64_t run_length(bool per_token, int64_t tokens, int block_tokens) { return per_token ? tokens : tokens / block_tokens; }
+int64_t run_length(bool per_token, int64_t tokens, int block_tokens) {
+  return per_token ? tokens : tokens / block_tokens;
+}
 
 }  // namespace
 
@@ -56,14 +58,21 @@ void PageLayout::codes(const std::byte* page, int field, int slot, int64_t first
 void PageLayout::side(const std::byte* page, int side, int slot, int64_t first, int64_t count, float* out) const {
   const std::byte* run = page + side_offset(side, slot);
   switch (layout_.sides[at(side)].type) {
-    case DType::kF16: to_float(reinterpret_cast<const f16*>(run) + first, out, count); return;
-    case DType::kBF16: to_float(reinterpret_cast<const bf16*>(run) + first, out, count); return;
-    case DType::kF32: std::memcpy(out, run + 4 * first, static_cast<size_t>(4 * count)); return;
+    case DType::kF16:
+      to_float(reinterpret_cast<const f16*>(run) + first, out, count);
+      return;
+    case DType::kBF16:
+      to_float(reinterpret_cast<const bf16*>(run) + first, out, count);
+      return;
+    case DType::kF32:
+      std::memcpy(out, run + 4 * first, static_cast<size_t>(4 * count));
+      return;
     case DType::kU8:
       for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(static_cast<uint8_t>(run[first + i]));
       return;
     case DType::kU16:
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(reinterpret_cast<const uint16_t*>(run)[first + i]);
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = static_cast<float>(reinterpret_cast<const uint16_t*>(run)[first + i]);
       return;
     case DType::kF8E5M2:  // the upper byte of an f16
       for (int64_t i = 0; i < count; ++i)
@@ -84,7 +93,8 @@ void PageLayout::store(std::byte* page, int64_t at_block, const CodeBlock& from,
       std::byte* run = page + field_offset(static_cast<int>(f), slot);
       const uint16_t* codes = from.fields[f].data() + first * unit * spec.slots + slot;
       if (spec.bits == 8) {
-        for (int64_t i = 0; i < count * unit; ++i) run[at_block * unit + i] = static_cast<std::byte>(codes[i * spec.slots]);
+        for (int64_t i = 0; i < count * unit; ++i)
+          run[at_block * unit + i] = static_cast<std::byte>(codes[i * spec.slots]);
       } else {
         for (int64_t i = 0; i < count * unit; ++i) put_code(run, at_block * unit + i, spec.bits, codes[i * spec.slots]);
       }
@@ -99,13 +109,27 @@ void PageLayout::store(std::byte* page, int64_t at_block, const CodeBlock& from,
         const float v = from.sides[s][static_cast<size_t>((first * unit + i) * spec.slots + slot)];
         const int64_t to = at_block * unit + i;
         switch (spec.type) {
-          case DType::kF16: reinterpret_cast<f16*>(run)[to] = to_f16(v); break;
-          case DType::kBF16: reinterpret_cast<bf16*>(run)[to] = to_bf16(v); break;
-          case DType::kF32: reinterpret_cast<float*>(run)[to] = v; break;
-          case DType::kU8: run[to] = static_cast<std::byte>(static_cast<uint8_t>(v)); break;
-          case DType::kU16: reinterpret_cast<uint16_t*>(run)[to] = static_cast<uint16_t>(v); break;
-          case DType::kF8E5M2: run[to] = static_cast<std::byte>(to_f16(v).bits >> 8); break;
-          case DType::kI32: reinterpret_cast<int32_t*>(run)[to] = static_cast<int32_t>(v); break;
+          case DType::kF16:
+            reinterpret_cast<f16*>(run)[to] = to_f16(v);
+            break;
+          case DType::kBF16:
+            reinterpret_cast<bf16*>(run)[to] = to_bf16(v);
+            break;
+          case DType::kF32:
+            reinterpret_cast<float*>(run)[to] = v;
+            break;
+          case DType::kU8:
+            run[to] = static_cast<std::byte>(static_cast<uint8_t>(v));
+            break;
+          case DType::kU16:
+            reinterpret_cast<uint16_t*>(run)[to] = static_cast<uint16_t>(v);
+            break;
+          case DType::kF8E5M2:
+            run[to] = static_cast<std::byte>(to_f16(v).bits >> 8);
+            break;
+          case DType::kI32:
+            reinterpret_cast<int32_t*>(run)[to] = static_cast<int32_t>(v);
+            break;
         }
       }
     }

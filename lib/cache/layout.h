@@ -1,7 +1,7 @@
 // Where bytes lie inside a cache. Exact rows live in chunks of kChunkTokens tokens, coded tokens in pages of P tokens.
 //
-// Both grids start at the first token after the sinks, so a window that moves in steps of a multiple of the chunk leaves
-// no dead rows in front. Inside a page every field is slot-major and token-minor: the P codes of one slot are
+// Both grids start at the first token after the sinks, so a window that moves in steps of a multiple of the chunk
+// leaves no dead rows in front. Inside a page every field is slot-major and token-minor: the P codes of one slot are
 // consecutive, packed at their width, so that a scan over tokens reads one stream a slot (8-bit slots: P bytes).
 #pragma once
 #include <cstddef>
@@ -19,8 +19,8 @@ class PageLayout {
  public:
   explicit PageLayout(const CodeLayout& layout);
 
-  int64_t tokens() const { return tokens_; }              // P = lcm(64, block_tokens)
-  int64_t bytes() const { return bytes_; }                // of one page
+  int64_t tokens() const { return tokens_; }  // P = lcm(64, block_tokens)
+  int64_t bytes() const { return bytes_; }    // of one page
   int64_t blocks() const { return tokens_ / layout_.block_tokens; }
   const CodeLayout& layout() const { return layout_; }
 
@@ -29,7 +29,9 @@ class PageLayout {
   int64_t side_offset(int side, int slot) const { return side_[at(side)] + slot * side_stride_[at(side)]; }
 
   // Bytes that `tokens` coded tokens (a multiple of block_tokens) put to use; the rest of their pages is padding.
-  int64_t code_bytes(int64_t coded) const { return (layout_.code_bits_per_block() * (coded / layout_.block_tokens) + 7) / 8; }
+  int64_t code_bytes(int64_t coded) const {
+    return (layout_.code_bits_per_block() * (coded / layout_.block_tokens) + 7) / 8;
+  }
   int64_t side_bytes(int64_t coded) const { return layout_.side_bits_per_block() * (coded / layout_.block_tokens) / 8; }
 
   // Writes blocks [first, first + count) of `from` into the page at block `at_block`. The bits are or-ed in: a page

@@ -5,8 +5,10 @@
 namespace vqkv {
 
 Json ByteLedger::to_json() const {
-  return {{"codes", codes},     {"side", side},       {"overlay", overlay}, {"sinks", sinks},
-          {"window", window},   {"padding", padding}, {"index", index},     {"workspace", workspace},
+  return {{"codes", codes},         {"side", side},
+          {"overlay", overlay},     {"sinks", sinks},
+          {"window", window},       {"padding", padding},
+          {"index", index},         {"workspace", workspace},
           {"codebooks", codebooks}, {"total_sequence", total_sequence()}};
 }
 
@@ -14,8 +16,7 @@ void* CountingResource::do_allocate(size_t bytes, size_t alignment) {
   void* p = upstream_->allocate(bytes, alignment);
   const int64_t now = live_.fetch_add(static_cast<int64_t>(bytes)) + static_cast<int64_t>(bytes);
   int64_t seen = peak_.load();
-  while (now > seen && !peak_.compare_exchange_weak(seen, now)) {
-  }
+  while (now > seen && !peak_.compare_exchange_weak(seen, now)) {}
   return p;
 }
 

@@ -27,7 +27,8 @@ struct ByteLedger {
 // Owns every byte of a cache: forwards to an upstream resource and counts.
 class CountingResource final : public std::pmr::memory_resource {
  public:
-  explicit CountingResource(std::pmr::memory_resource* upstream = std::pmr::new_delete_resource()) : upstream_(upstream) {}
+  explicit CountingResource(std::pmr::memory_resource* upstream = std::pmr::new_delete_resource())
+      : upstream_(upstream) {}
   int64_t live() const { return live_; }
   int64_t peak() const { return peak_; }
 

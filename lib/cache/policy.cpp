@@ -21,8 +21,8 @@ void check_keys(const Json& object, const std::string& path, const std::vector<s
     for (const auto& a : allowed) known = known || a == key;
     if (known) continue;
     const std::string near = nearest_name(key, allowed);
-    fail_usage(fmt::format("{}.{}: unknown key{}; allowed: {}", path, key, near.empty() ? "" : ", did you mean '" + near + "'",
-                           fmt::join(allowed, ", ")));
+    fail_usage(fmt::format("{}.{}: unknown key{}; allowed: {}", path, key,
+                           near.empty() ? "" : ", did you mean '" + near + "'", fmt::join(allowed, ", ")));
   }
 }
 
@@ -30,10 +30,12 @@ int64_t integer(const Json& object, const std::string& path, const char* key, in
   const auto it = object.find(key);
   if (it == object.end()) return fallback;
   // 4 and 4.0 are one value everywhere in a configuration.
-  const bool integral = it->is_number_integer() || (it->is_number_float() && it->get<double>() == std::floor(it->get<double>()));
+  const bool integral =
+      it->is_number_integer() || (it->is_number_float() && it->get<double>() == std::floor(it->get<double>()));
   const double value = it->is_number() ? it->get<double>() : -1;
   if (!integral || value < static_cast<double>(low) || value > static_cast<double>(kMaxTokens))
-    fail_usage(fmt::format("{}.{}: {} is not allowed; an integer from {} to {} tokens", path, key, it->dump(), low, kMaxTokens));
+    fail_usage(fmt::format("{}.{}: {} is not allowed; an integer from {} to {} tokens", path, key, it->dump(), low,
+                           kMaxTokens));
   return static_cast<int64_t>(value);
 }
 
@@ -91,7 +93,8 @@ Json canonical_cache_config(const Json& config) {
               {"k", refined("k")},
               {"v", refined("v")}};
   if ((out["k"]["rule"] == "none") != (out["v"]["rule"] == "none"))
-    fail_usage("cache: rule none holds for both roles or for neither; to keep one role exact give it the codec 'exact'");
+    fail_usage(
+        "cache: rule none holds for both roles or for neither; to keep one role exact give it the codec 'exact'");
   return out;
 }
 

@@ -28,11 +28,13 @@ struct FlushRule {
 struct CachePolicy {
   int64_t sinks = 4;
   FlushRule k, v;
-  bool codes = true;               // false: everything stays exact
-  DType exact_dtype = DType::kF16; // of sinks and window
+  bool codes = true;                // false: everything stays exact
+  DType exact_dtype = DType::kF16;  // of sinks and window
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
   // First token that is exact for the query at `position`, beyond the sinks.
-  int64_t coded_end(Role r, int64_t position) const { return codes ? rule(r).coded_end(sinks, position) : std::min(sinks, position + 1); }
+  int64_t coded_end(Role r, int64_t position) const {
+    return codes ? rule(r).coded_end(sinks, position) : std::min(sinks, position + 1);
+  }
 
   static CachePolicy from_json(const Json& cache_config);
   static CachePolicy exact(DType dtype = DType::kF16);

@@ -44,7 +44,8 @@ float* ensure(AlignedVector<float>& v, int64_t n) {
 
 }  // namespace
 
-TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head, int head_dim)
+TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head,
+                         int head_dim)
     : pages_(std::move(pages)), head_dim_(head_dim), low_(int64_t{head} * head_dim) {
   dense_map_ = !plan.map.dense.empty();
   VQKV_CHECK(dense_map_ || plan.code_channels == plan.channels);
@@ -140,7 +141,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
       for (size_t i = 0; i < dense.channel.size(); ++i) {
         const int64_t c = dense.channel[i] - code_low;
         if (c < 0 || c >= code_width_) continue;
-        dense_.push_back({dense.side, static_cast<int>(i), static_cast<int>(c), first_writer({static_cast<int32_t>(c)})});
+        dense_.push_back(
+            {dense.side, static_cast<int>(i), static_cast<int>(c), first_writer({static_cast<int32_t>(c)})});
       }
     }
   }
@@ -150,7 +152,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   zero_columns_ = !all && others;
 }
 
-void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const {
+void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows,
+                                int64_t stride) const {
   uint16_t codes[kTileTokens];
   for (const Slot& s : slots_) {
     pages_->codes(page, s.field, s.slot, first, count, codes);
@@ -171,7 +174,8 @@ void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t co
   }
 }
 
-void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const {
+void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns,
+                                 int64_t stride) const {
   uint16_t codes[kTileTokens];
   float scale[kTileTokens], zero[kTileTokens], value[kTileTokens];
   const CodeLayout& layout = pages_->layout();
@@ -199,8 +203,10 @@ void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t c
     pages_->codes(page, l.field, l.slot, first, count, codes);
     // Neighbouring channels of a group share their metadata.
     const int group = l.slot / l.term.group_channels;
-    if (l.term.scale_side >= 0 && (group != scale_group || scale_term == nullptr)) group_values(l, l.term.scale_side, scale);
-    if (l.term.zero_side >= 0 && (group != zero_group || scale_term == nullptr)) group_values(l, l.term.zero_side, zero);
+    if (l.term.scale_side >= 0 && (group != scale_group || scale_term == nullptr))
+      group_values(l, l.term.scale_side, scale);
+    if (l.term.zero_side >= 0 && (group != zero_group || scale_term == nullptr))
+      group_values(l, l.term.zero_side, zero);
     scale_group = zero_group = group;
     scale_term = &l.term;
     kernels::decode_levels(codes, count, l.term.levels.empty() ? nullptr : l.term.levels.data(), l.term.offset,
@@ -220,8 +226,10 @@ void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t c
 }
 
 void TileDecoder::scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const {
-  if (page) pages_->side(page, scale_side_, slot, first, count, out);
-  else std::fill_n(out, count, 0.0f);
+  if (page)
+    pages_->side(page, scale_side_, slot, first, count, out);
+  else
+    std::fill_n(out, count, 0.0f);
 }
 
 void TileDecoder::token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const {
@@ -233,10 +241,12 @@ void TileDecoder::token_scale(const UnitStore& store, int64_t first, int64_t cou
   }
 }
 
-void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const {
+void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
+                                int64_t stride) const {
   const StoredOverlay* begin = store.overlay;
   const StoredOverlay* end = begin + store.overlay_count;
-  const StoredOverlay* e = std::lower_bound(begin, end, first, [](const StoredOverlay& o, int64_t t) { return o.token < t; });
+  const StoredOverlay* e =
+      std::lower_bound(begin, end, first, [](const StoredOverlay& o, int64_t t) { return o.token < t; });
   for (; e != end && e->token < first + count; ++e) {
     const int64_t channel = (e->channel & 0x7fff) - low_;
     if (channel < 0 || channel >= head_dim_) continue;
@@ -245,7 +255,8 @@ void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t c
   }
 }
 
-void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const {
+void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
+                         int64_t stride) const {
   VQKV_CHECK(count <= kTileTokens);
   Buffers& b = buffers();
   const bool tables = !slots_.empty(), others = !levels_.empty() || !dense_.empty();
@@ -289,10 +300,14 @@ void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, b
   }
   if (!diagonal_.empty() || !inner_.empty() || !outer_.empty() || scale_side_ >= 0) {
     float scale[kTileTokens];
-    const auto element = [&](int64_t t, int64_t c) -> float& { return transposed ? out[c * stride + t] : out[t * stride + c]; };
+    const auto element = [&](int64_t t, int64_t c) -> float& {
+      return transposed ? out[c * stride + t] : out[t * stride + c];
+    };
     for (int64_t c = 0; c < head_dim_;) {
       // Channels of one scale group.
-      const int64_t end = scale_side_ >= 0 ? std::min<int64_t>(head_dim_, ((low_ + c) / scale_width_ + 1) * scale_width_ - low_) : head_dim_;
+      const int64_t end = scale_side_ >= 0
+                              ? std::min<int64_t>(head_dim_, ((low_ + c) / scale_width_ + 1) * scale_width_ - low_)
+                              : head_dim_;
       if (scale_side_ >= 0) {
         for (int64_t t = 0; t < count;) {
           const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();

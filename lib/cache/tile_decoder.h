@@ -23,12 +23,12 @@ class TileDecoder {
   // sums. Otherwise decode gives x itself. Folded when the map is dense and nothing has to be done to x token by token
   // (no RoPE, no overlay, one scale a head): one product a query instead of one a token.
   bool folded() const { return folded_; }
-  int64_t width() const { return folded_ ? code_width_ : head_dim_; }       // channels that decode gives
+  int64_t width() const { return folded_ ? code_width_ : head_dim_; }  // channels that decode gives
   int64_t code_width() const { return code_width_; }
-  const AlignedVector<float>& map() const { return map_; }                   // (code_width, padded head_dim)
-  const AlignedVector<float>& map_transposed() const { return map_t_; }      // (head_dim, padded code_width)
-  const std::vector<float>& diagonal() const { return diagonal_; }          // (head_dim) or empty
-  const std::vector<float>& inner_bias() const { return inner_; }            // (head_dim) or empty
+  const AlignedVector<float>& map() const { return map_; }               // (code_width, padded head_dim)
+  const AlignedVector<float>& map_transposed() const { return map_t_; }  // (head_dim, padded code_width)
+  const std::vector<float>& diagonal() const { return diagonal_; }       // (head_dim) or empty
+  const std::vector<float>& inner_bias() const { return inner_; }        // (head_dim) or empty
   const std::vector<float>& outer_bias() const { return outer_; }
   bool has_token_scale() const { return scale_side_ >= 0; }
 
@@ -47,7 +47,7 @@ class TileDecoder {
     int begin = 0;                 // first channel, when contiguous
     int width = 0;                 // channels it gives
     bool contiguous = true;
-    bool store = false;            // nothing was written to these channels before
+    bool store = false;                     // nothing was written to these channels before
     std::vector<int32_t> element, channel;  // when not contiguous
   };
   const std::vector<Slot>& slots() const { return slots_; }
@@ -70,11 +70,12 @@ class TileDecoder {
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
   void scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const;
-  void apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
+  void apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
+                     int64_t stride) const;
 
   std::shared_ptr<const PageLayout> pages_;
   int head_dim_ = 0;
-  int64_t low_ = 0;             // first channel of this head in the unit
+  int64_t low_ = 0;  // first channel of this head in the unit
   int64_t code_width_ = 0;
   bool folded_ = false, dense_map_ = false, overlay_ = false;
   bool zero_rows_ = false, zero_columns_ = false;  // some channels are written by nobody

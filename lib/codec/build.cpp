@@ -25,7 +25,8 @@ struct Job {
 };
 
 std::string place(const UnitShape& u) {
-  return fmt::format("layer {}, role {}, heads {}..{}", u.layer, role_name(u.role), u.first_head, u.first_head + u.heads - 1);
+  return fmt::format("layer {}, role {}, heads {}..{}", u.layer, role_name(u.role), u.first_head,
+                     u.first_head + u.heads - 1);
 }
 
 std::vector<Job> jobs_of(const CodecPlan& plan) {
@@ -38,8 +39,8 @@ std::vector<Job> jobs_of(const CodecPlan& plan) {
     const std::string head = alone ? std::to_string(s.unit.first_head) : "all";
     const std::string stream = fmt::format("{}/{}/{}", layer, head, role_name(s.unit.role));
     // Overrides may split a group: only units with equal configurations share.
-    const std::string key = fmt::format("{}/{}/{}/{}/{}/{}", stream, s.unit.heads, s.unit.rope == RopePlacement::kPre, s.method,
-                                        canonical_json(s.knobs), canonical_json(s.transforms));
+    const std::string key = fmt::format("{}/{}/{}/{}/{}/{}", stream, s.unit.heads, s.unit.rope == RopePlacement::kPre,
+                                        s.method, canonical_json(s.knobs), canonical_json(s.transforms));
     const auto [it, fresh] = shared.emplace(key, jobs.size());
     if (fresh) jobs.push_back({{}, stream});
     jobs[it->second].members.push_back(i);
@@ -80,10 +81,13 @@ void add_unit(TrainData& pool, const TrainData& part, int64_t most) {
   append_rows(pool.queries, part.queries, all);
   // The error through W_O adds up over units: their slices are stacked.
   append_rows(pool.output_weight, part.output_weight, all);
-  if (pool.query_moment.rows == 0) pool.query_moment = part.query_moment;
+  if (pool.query_moment.rows == 0)
+    pool.query_moment = part.query_moment;
   else
-    for (size_t i = 0; i < pool.query_moment.storage.size(); ++i) pool.query_moment.storage[i] += part.query_moment.storage[i];
-  if (pool.query_pair_moment.empty()) pool.query_pair_moment = part.query_pair_moment;
+    for (size_t i = 0; i < pool.query_moment.storage.size(); ++i)
+      pool.query_moment.storage[i] += part.query_moment.storage[i];
+  if (pool.query_pair_moment.empty())
+    pool.query_pair_moment = part.query_pair_moment;
   else
     for (size_t i = 0; i < pool.query_pair_moment.size(); ++i) pool.query_pair_moment[i] += part.query_pair_moment[i];
 }
@@ -148,11 +152,12 @@ TrainSet TrainData::set(const UnitShape& unit) const {
 
 bool needs_training(const UnitSpec& spec) {
   return find_method(spec.method).describe().trained ||
-         std::any_of(spec.transforms.begin(), spec.transforms.end(), [](const Json& t) { return find_transform(t.at("name").get<std::string>()).describe().trained; });
+         std::any_of(spec.transforms.begin(), spec.transforms.end(),
+                     [](const Json& t) { return find_transform(t.at("name").get<std::string>()).describe().trained; });
 }
 
-std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape, const TrainSource& source,
-                                                const TrainOptions& options) {
+std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape,
+                                                const TrainSource& source, const TrainOptions& options) {
   if (!plan.skip.empty()) fail_usage(plan.skip);
   const std::vector<Job> jobs = jobs_of(plan);
   const auto total = static_cast<int64_t>(jobs.size());
@@ -178,7 +183,8 @@ std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const Cac
     }
   };
   // Fewer codecs than threads: one after the other, and each trains on all threads.
-  if (total >= thread_count()) parallel_for(total, run);
+  if (total >= thread_count())
+    parallel_for(total, run);
   else
     for (int64_t j = 0; j < total; ++j) run(j);
 

@@ -26,7 +26,7 @@ class TrainSource {
 };
 
 struct TrainOptions {
-  std::string cell;         // names the random streams, with layer, head and role: the same cell gives the same codecs
+  std::string cell;  // names the random streams, with layer, head and role: the same cell gives the same codecs
   std::string model_hash;
   // After each trained codec, from one thread at a time. May throw to stop: what has begun is finished and dropped.
   std::function<void(int64_t done, int64_t total)> progress;
@@ -38,7 +38,7 @@ bool needs_training(const UnitSpec& spec);
 // One codec a unit; units that share (`share: heads` within a layer, `layers` over all of them) and agree in everything
 // else get one codec trained on all their rows, thinned evenly to at most 2^20. Bit-identical at any thread count.
 // Throws kUsage with plan.skip where it is set.
-std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape, const TrainSource& source,
-                                                const TrainOptions& options);
+std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape,
+                                                const TrainSource& source, const TrainOptions& options);
 
 }  // namespace vqkv

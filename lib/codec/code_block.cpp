@@ -12,7 +12,8 @@ int64_t CodeLayout::code_bits_per_block() const {
 
 int64_t CodeLayout::side_bits_per_block() const {
   int64_t bits = 0;
-  for (const SideSpec& s : sides) bits += int64_t{8} * static_cast<int64_t>(dtype_size(s.type)) * s.slots * (s.per_token ? block_tokens : 1);
+  for (const SideSpec& s : sides)
+    bits += int64_t{8} * static_cast<int64_t>(dtype_size(s.type)) * s.slots * (s.per_token ? block_tokens : 1);
   return bits;
 }
 

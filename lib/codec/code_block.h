@@ -13,7 +13,7 @@ namespace vqkv {
 // (slots * tokens codes); for a per-block field, `slots` codes a block.
 struct FieldSpec {
   std::string name;
-  int bits = 0;       // 1..16
+  int bits = 0;  // 1..16
   int slots = 0;
   bool per_token = true;
 };
@@ -28,11 +28,11 @@ struct SideSpec {
 
 // Exact layout of one block; every bit that a token costs follows from it.
 struct CodeLayout {
-  int block_tokens = 1;                // tokens coded together (KIVI keys: the group; most codecs: 1)
+  int block_tokens = 1;  // tokens coded together (KIVI keys: the group; most codecs: 1)
   std::vector<FieldSpec> fields;
   std::vector<SideSpec> sides;
-  bool overlay = false;                // blocks may carry exact exceptions
-  int overlay_value_bits = 16;         // what one exception costs
+  bool overlay = false;         // blocks may carry exact exceptions
+  int overlay_value_bits = 16;  // what one exception costs
   int overlay_index_bits = 16;
 
   int64_t code_bits_per_block() const;  // integer fields

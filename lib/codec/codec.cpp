@@ -21,7 +21,9 @@ Json TrainReport::to_json() const {
 
 std::unique_ptr<SequenceState> Codec::fit(ConstMatrix, ConstMatrix, ConstMatrix) const { return nullptr; }
 
-void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query) const { decode_plan(plan(query), block, x); }
+void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query) const {
+  decode_plan(plan(query), block, x);
+}
 
 int64_t Codec::constant_bytes() const { return plan().constant_bytes(); }
 
@@ -34,7 +36,8 @@ void check_encode_input(const Codec& codec, ConstMatrix x) {
     for (int64_t c = 0; c < x.cols; ++c) sum += double{row[c]};
     if (std::isfinite(sum)) continue;
     for (int64_t c = 0; c < x.cols; ++c)
-      if (!std::isfinite(row[c])) fail_data(fmt::format("token {}, channel {}: {} cannot be coded; values must be finite", t, c, row[c]));
+      if (!std::isfinite(row[c]))
+        fail_data(fmt::format("token {}, channel {}: {} cannot be coded; values must be finite", t, c, row[c]));
   }
 }
 
@@ -61,11 +64,12 @@ const std::vector<const Method*>& all_methods() {
 }
 
 const Method& find_method(const std::string& name) {
-  static const std::vector<std::string> names = [] {  // describing every entry anew would dominate the resolution of plans
-    std::vector<std::string> all;
-    for (const Method* m : all_methods()) all.push_back(m->describe().name);
-    return all;
-  }();
+  static const std::vector<std::string> names =
+      [] {  // describing every entry anew would dominate the resolution of plans
+        std::vector<std::string> all;
+        for (const Method* m : all_methods()) all.push_back(m->describe().name);
+        return all;
+      }();
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return *all_methods()[static_cast<size_t>(it - names.begin())];
   const std::string near = nearest_name(name, names);

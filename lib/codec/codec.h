@@ -21,21 +21,21 @@ std::string role_name(Role r);  // "k", "v"
 
 // What a codec may learn from, for one unit and role. Rows are tokens of the train documents, in order.
 struct TrainSet {
-  ConstMatrix x;                           // (n, channels), in the codec's RoPE domain, before any transform
-  std::span<const int32_t> position;       // (n)
-  std::span<const int32_t> document;       // (n)
-  std::span<const float> weight;           // (n) or empty: importance of a token
-  std::span<const float> received_mass;    // (n) or empty: sum of p over recorded queries
-  std::span<const float> received_mass2;   // (n) or empty: sum of p^2
-  ConstMatrix queries;                     // (m, channels) post-RoPE sample, heads of a unit side by side; may be empty
+  ConstMatrix x;                          // (n, channels), in the codec's RoPE domain, before any transform
+  std::span<const int32_t> position;      // (n)
+  std::span<const int32_t> document;      // (n)
+  std::span<const float> weight;          // (n) or empty: importance of a token
+  std::span<const float> received_mass;   // (n) or empty: sum of p over recorded queries
+  std::span<const float> received_mass2;  // (n) or empty: sum of p^2
+  ConstMatrix queries;                    // (m, channels) post-RoPE sample, heads of a unit side by side; may be empty
   // Second moment of the queries over ALL train positions, summed over the query heads of each KV head: (channels,
   // channels) with one head_dim block a head (post-RoPE) and E|q_p|^2 per pair (pre-RoPE). Empty for values.
   ConstMatrix query_moment;
   std::span<const float> query_pair_moment;  // (channels / 2)
-  ConstMatrix output_weight;               // W_O slice of the unit's query heads: (hidden, group * channels); may be empty
-  ConstMatrix other_role;                  // (n, channels) of the other role
+  ConstMatrix output_weight;  // W_O slice of the unit's query heads: (hidden, group * channels); may be empty
+  ConstMatrix other_role;     // (n, channels) of the other role
   int head_dim = 0;
-  int heads = 1;                           // heads of the unit
+  int heads = 1;  // heads of the unit
 };
 
 // Per-prompt parameters (pruned channels, bases, calibrated levels): fitted once on a prompt, counted as side data.
@@ -46,7 +46,7 @@ struct SequenceState {
 
 struct TrainReport {
   double seconds = 0;
-  int64_t vectors = 0;        // trained on
+  int64_t vectors = 0;  // trained on
   int64_t iterations = 0;
   std::vector<double> curve;  // training error after each stage or sweep, relative to the variance of x
   Json to_json() const;
@@ -57,7 +57,7 @@ class ParameterReader;
 
 // How a plan may be asked for: a prefix of residual stages or of nibbles, and a prompt's parameters.
 struct PlanQuery {
-  int level = -1;                        // -1: everything
+  int level = -1;  // -1: everything
   const SequenceState* state = nullptr;
 };
 
@@ -74,12 +74,13 @@ class Codec {
 
   virtual std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const;
 
-  // x: (n, channels) with n a multiple of layout().block_tokens, in this codec's RoPE domain. Rejects NaN and infinities
-  // (kBadData). Thread-safe; may use parallel_for. Rows are coded independently of their neighbours outside a block.
+  // x: (n, channels) with n a multiple of layout().block_tokens, in this codec's RoPE domain. Rejects NaN and
+  // infinities (kBadData). Thread-safe; may use parallel_for. Rows are coded independently of their neighbours outside
+  // a block.
   virtual void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state = nullptr) const = 0;
 
   virtual DecodePlan plan(const PlanQuery& query = {}) const = 0;
-  virtual int levels() const { return 1; }   // how many values PlanQuery::level may take
+  virtual int levels() const { return 1; }  // how many values PlanQuery::level may take
 
   // Decodes through plan(): one definition of what a code means.
   void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}) const;
@@ -121,7 +122,7 @@ class ParameterReader {
 struct UnitShape {
   Role role = Role::kKey;
   int head_dim = 0;
-  int heads = 1;          // heads of the unit
+  int heads = 1;  // heads of the unit
   int layer = 0;
   int first_head = 0;
   RopePlacement rope = RopePlacement::kPost;  // as configured; a method that needs one placement refuses the other
@@ -131,22 +132,22 @@ struct UnitShape {
 // The one description of a method: `ls`, `explain`, README's table and the sweep columns read it.
 struct MethodInfo {
   std::string name;
-  std::string title;      // one line
-  std::string paper;      // authors, venue, arXiv id
-  std::string bibtex;     // key
-  std::string family;     // table | levels | dense
+  std::string title;   // one line
+  std::string paper;   // authors, venue, arXiv id
+  std::string bibtex;  // key
+  std::string family;  // table | levels | dense
   // Bits a value of the coded body, overlay apart, in the knobs' names and the unit's: `bits * codebooks / head_dim`,
   // `bits + (mode == asymmetric ? 32 : 16) / group`. The conformance suite evaluates it and compares with the layout:
   // numbers, names, + - * / ( ) == < ? :, log2 ceil floor min max; channels, head_dim, heads, role (k or v).
   std::string bits;
   std::string caveat;
-  bool trained = true;    // false: learns nothing, and no data are read for it
-  int version = 1;        // raised when codes or training change; part of a cell's identity
+  bool trained = true;  // false: learns nothing, and no data are read for it
+  int version = 1;      // raised when codes or training change; part of a cell's identity
   std::vector<std::string> rope = {"post", "pre"};
   // Name -> {codec: {...}, cache: {...}, note: "..."}, all optional: published configurations. `codec` holds what would
   // stand under `codec:` (knobs, rope, transform, k, v); `preset: NAME` in a configuration starts from it, and a
-  // configuration without one starts from presets["default"] where there is one. `cache` is the method's own flush rule,
-  // taken when a configuration has no `cache:` section (default_cache_config).
+  // configuration without one starts from presets["default"] where there is one. `cache` is the method's own flush
+  // rule, taken when a configuration has no `cache:` section (default_cache_config).
   Json presets;
 };
 
@@ -158,7 +159,8 @@ class Method {
   virtual std::vector<Knob> knobs() const = 0;
   // Checks `knobs` (flat object) and completes it with defaults.
   virtual Json canonical(const Json& knobs, const std::string& path) const = 0;
-  // A reason why this method can't code this unit with these knobs ("sub-vectors of 3 channels don't divide 64"), or "".
+  // A reason why this method can't code this unit with these knobs ("sub-vectors of 3 channels don't divide 64"), or
+  // "".
   virtual std::string check(const Json& knobs, const UnitShape& unit) const = 0;
   virtual std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
@@ -206,10 +208,10 @@ std::vector<Knob> MethodOf<Knobs, CodecType>::knobs() const {
   return defaults.table().knobs();
 }
 
-#define VQKV_DEFINE_METHOD(name, KnobsType, CodecType, describe, check)                     \
-  const ::vqkv::Method& vqkv_method_##name() {                                              \
-    static const ::vqkv::MethodOf<KnobsType, CodecType> method(describe, check);            \
-    return method;                                                                          \
+#define VQKV_DEFINE_METHOD(name, KnobsType, CodecType, describe, check)          \
+  const ::vqkv::Method& vqkv_method_##name() {                                   \
+    static const ::vqkv::MethodOf<KnobsType, CodecType> method(describe, check); \
+    return method;                                                               \
   }
 
 }  // namespace vqkv

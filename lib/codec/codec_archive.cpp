@@ -46,7 +46,8 @@ class Reader final : public ParameterReader {
 int bounded(const Json& j, const char* key, int64_t low, int64_t high, const std::string& where) {
   const auto it = j.is_object() ? j.find(key) : j.end();
   if (it == j.end() || !it->is_number_integer()) fail_data(fmt::format("{}: '{}' must be an integer", where, key));
-  const int64_t v = it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX} ? INT64_MAX : it->get<int64_t>();
+  const int64_t v =
+      it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX} ? INT64_MAX : it->get<int64_t>();
   if (v < low || v > high) fail_data(fmt::format("{}: '{}' is {}; allowed: {} to {}", where, key, v, low, high));
   return static_cast<int>(v);
 }
@@ -57,7 +58,8 @@ std::string text_of(const Json& j, const char* key, const std::string& where) {
   return it->get<std::string>();
 }
 
-std::string one_of(const Json& j, const char* key, std::initializer_list<const char*> allowed, const std::string& where) {
+std::string one_of(const Json& j, const char* key, std::initializer_list<const char*> allowed,
+                   const std::string& where) {
   const std::string value = text_of(j, key, where);
   std::string list;
   for (const char* a : allowed) {
@@ -68,9 +70,17 @@ std::string one_of(const Json& j, const char* key, std::initializer_list<const c
 }
 
 Json spec_to_json(const UnitSpec& s) {
-  return {{"role", role_name(s.unit.role)}, {"layer", s.unit.layer}, {"first_head", s.unit.first_head}, {"heads", s.unit.heads},
-          {"head_dim", s.unit.head_dim}, {"rope", s.unit.rope == RopePlacement::kPre ? "pre" : "post"}, {"method", s.method},
-          {"version", find_method(s.method).describe().version}, {"knobs", s.knobs}, {"transforms", s.transforms}, {"share", s.share}};
+  return {{"role", role_name(s.unit.role)},
+          {"layer", s.unit.layer},
+          {"first_head", s.unit.first_head},
+          {"heads", s.unit.heads},
+          {"head_dim", s.unit.head_dim},
+          {"rope", s.unit.rope == RopePlacement::kPre ? "pre" : "post"},
+          {"method", s.method},
+          {"version", find_method(s.method).describe().version},
+          {"knobs", s.knobs},
+          {"transforms", s.transforms},
+          {"share", s.share}};
 }
 
 UnitSpec spec_from_json(const Json& j, const CacheShape& shape, const std::string& where) {
@@ -80,7 +90,8 @@ UnitSpec spec_from_json(const Json& j, const CacheShape& shape, const std::strin
   s.unit.heads = bounded(j, "heads", 1, shape.kv_heads, where);
   s.unit.first_head = bounded(j, "first_head", 0, shape.kv_heads - s.unit.heads, where);
   s.unit.head_dim = bounded(j, "head_dim", shape.head_dim, shape.head_dim, where);
-  if (s.unit.channels() > kMaxUnitChannels) fail_data(fmt::format("{}: a unit of {} channels; at most {}", where, s.unit.channels(), kMaxUnitChannels));
+  if (s.unit.channels() > kMaxUnitChannels)
+    fail_data(fmt::format("{}: a unit of {} channels; at most {}", where, s.unit.channels(), kMaxUnitChannels));
   s.unit.rope = one_of(j, "rope", {"post", "pre"}, where) == "pre" ? RopePlacement::kPre : RopePlacement::kPost;
   s.share = one_of(j, "share", {"none", "heads", "layers"}, where);
   s.method = text_of(j, "method", where);
@@ -88,12 +99,14 @@ UnitSpec spec_from_json(const Json& j, const CacheShape& shape, const std::strin
     if (!j.contains(key)) fail_data(fmt::format("{}: '{}' is missing", where, key));
   s.knobs = j["knobs"];
   s.transforms = j["transforms"];
-  if (!s.knobs.is_object() || !s.transforms.is_array()) fail_data(where + ": 'knobs' must be an object and 'transforms' a list");
+  if (!s.knobs.is_object() || !s.transforms.is_array())
+    fail_data(where + ": 'knobs' must be an object and 'transforms' a list");
   for (const Json& t : s.transforms) text_of(t, "name", where + ": transforms");
   const MethodInfo info = find_method(s.method).describe();
   const int version = bounded(j, "version", 1, INT32_MAX, where);
   if (version > info.version)
-    fail_data(fmt::format("{}: method '{}' version {}; this build knows up to {}", where, s.method, version, info.version));
+    fail_data(
+        fmt::format("{}: method '{}' version {}; this build knows up to {}", where, s.method, version, info.version));
   return s;
 }
 
@@ -104,38 +117,40 @@ TrainReport report_from_json(const Json& j, const std::string& where) {
     r.vectors = j.at("vectors").get<int64_t>();
     r.iterations = j.at("iterations").get<int64_t>();
     r.curve = j.at("curve").get<std::vector<double>>();
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("{}: training report: {}", where, e.what()));
-  }
+  } catch (const Json::exception& e) { fail_data(fmt::format("{}: training report: {}", where, e.what())); }
   return r;
 }
 
 // What two units that share a codec must have in common.
 bool may_share(const UnitSpec& a, const UnitSpec& b) {
-  return a.unit.role == b.unit.role && a.unit.heads == b.unit.heads && a.unit.rope == b.unit.rope && a.method == b.method &&
-         a.knobs == b.knobs && a.transforms == b.transforms;
+  return a.unit.role == b.unit.role && a.unit.heads == b.unit.heads && a.unit.rope == b.unit.rope &&
+         a.method == b.method && a.knobs == b.knobs && a.transforms == b.transforms;
 }
 
 CodecSet load(const ArchiveReader& in) {
   const std::string where = in.path() + ": set";
   const Json set = in.facts("set");
-  if (!set.is_object() || !set.contains("units") || !set["units"].is_array() || !set.contains("shape") || !set.contains("config"))
+  if (!set.is_object() || !set.contains("units") || !set["units"].is_array() || !set.contains("shape") ||
+      !set.contains("config"))
     fail_data(where + ": 'shape', 'config' and a list 'units' must be there");
   const CacheShape shape = cache_shape_from_json(set["shape"], where + ": shape");
   const std::string model_hash = text_of(set, "model_hash", where);
   const int64_t most = int64_t{2} * shape.layers * shape.kv_heads;
-  if (static_cast<int64_t>(set["units"].size()) > most) fail_data(fmt::format("{}: {} units; at most {}", where, set["units"].size(), most));
+  if (static_cast<int64_t>(set["units"].size()) > most)
+    fail_data(fmt::format("{}: {} units; at most {}", where, set["units"].size(), most));
   std::vector<TrainedUnit> units;
-  std::map<int, size_t> owner;   // codec number -> first unit that uses it
+  std::map<int, size_t> owner;  // codec number -> first unit that uses it
   for (const Json& u : set["units"]) {
     const std::string here = fmt::format("{}: unit {}", in.path(), units.size());
-    if (!u.is_object() || !u.contains("spec") || !u.contains("report")) fail_data(here + ": 'spec' and 'report' must be there");
+    if (!u.is_object() || !u.contains("spec") || !u.contains("report"))
+      fail_data(here + ": 'spec' and 'report' must be there");
     TrainedUnit unit{spec_from_json(u["spec"], shape, here), nullptr, report_from_json(u["report"], here)};
     const int number = bounded(u, "codec", 0, most - 1, here);
     const auto known = owner.find(number);
     if (known != owner.end()) {
       if (!may_share(unit.spec, units[known->second].spec))
-        fail_data(fmt::format("{}: shares codec {} with unit {}, which is of another kind", here, number, known->second));
+        fail_data(
+            fmt::format("{}: shares codec {} with unit {}, which is of another kind", here, number, known->second));
       unit.codec = units[known->second].codec;
     } else {
       std::unique_ptr<Codec> codec = make_codec(unit.spec);
@@ -151,8 +166,8 @@ CodecSet load(const ArchiveReader& in) {
 }  // namespace
 
 Json cache_shape_to_json(const CacheShape& s) {
-  return {{"layers", s.layers}, {"q_heads", s.q_heads}, {"kv_heads", s.kv_heads}, {"head_dim", s.head_dim},
-          {"score_scale", s.score_scale}, {"rope", s.rope.to_json()}};
+  return {{"layers", s.layers},     {"q_heads", s.q_heads},         {"kv_heads", s.kv_heads},
+          {"head_dim", s.head_dim}, {"score_scale", s.score_scale}, {"rope", s.rope.to_json()}};
 }
 
 CacheShape cache_shape_from_json(const Json& j, const std::string& where) {
@@ -161,7 +176,8 @@ CacheShape cache_shape_from_json(const Json& j, const std::string& where) {
   s.q_heads = bounded(j, "q_heads", 1, kMaxHeads, where);
   s.kv_heads = bounded(j, "kv_heads", 1, kMaxHeads, where);
   s.head_dim = bounded(j, "head_dim", 2, kMaxHeadDim, where);
-  if (s.q_heads % s.kv_heads) fail_data(fmt::format("{}: {} query heads are no multiple of {} KV heads", where, s.q_heads, s.kv_heads));
+  if (s.q_heads % s.kv_heads)
+    fail_data(fmt::format("{}: {} query heads are no multiple of {} KV heads", where, s.q_heads, s.kv_heads));
   const auto scale = j.find("score_scale");
   if (scale == j.end() || !scale->is_number() || !(scale->get<float>() > 0) || !std::isfinite(scale->get<float>()))
     fail_data(where + ": 'score_scale' must be a positive number");
@@ -169,16 +185,15 @@ CacheShape cache_shape_from_json(const Json& j, const std::string& where) {
   if (!j.contains("rope")) fail_data(where + ": 'rope' is missing");
   try {
     s.rope = RopeFacts::from_json(j["rope"]);
-  } catch (const Error& e) {
-    fail_data(fmt::format("{}: {}", where, e.what()));
-  }
-  if (s.rope.head_dim != s.head_dim) fail_data(fmt::format("{}: rope.head_dim is {}, head_dim {}", where, s.rope.head_dim, s.head_dim));
+  } catch (const Error& e) { fail_data(fmt::format("{}: {}", where, e.what())); }
+  if (s.rope.head_dim != s.head_dim)
+    fail_data(fmt::format("{}: rope.head_dim is {}, head_dim {}", where, s.rope.head_dim, s.head_dim));
   return s;
 }
 
 void save_codec_set(const CodecSet& set, const std::string& path, const Json& facts) {
   ArchiveWriter out(path, kCodecFormat, kCodecVersion);
-  std::map<const Codec*, int64_t> number;   // shared codecs once
+  std::map<const Codec*, int64_t> number;  // shared codecs once
   Json units = Json::array();
   for (const TrainedUnit& u : set.units()) {
     const auto [it, fresh] = number.emplace(u.codec.get(), static_cast<int64_t>(number.size()));
@@ -188,7 +203,10 @@ void save_codec_set(const CodecSet& set, const std::string& path, const Json& fa
     }
     units.push_back({{"spec", spec_to_json(u.spec)}, {"codec", it->second}, {"report", u.report.to_json()}});
   }
-  out.facts("set", {{"shape", cache_shape_to_json(set.shape())}, {"config", set.config()}, {"model_hash", set.model_hash()}, {"units", units}});
+  out.facts("set", {{"shape", cache_shape_to_json(set.shape())},
+                    {"config", set.config()},
+                    {"model_hash", set.model_hash()},
+                    {"units", units}});
   out.facts("facts", facts);
   out.finish();
 }
@@ -203,9 +221,7 @@ CodecSet load_codec_set(const std::string& path, Json* facts) {
     // So is a check that fails on what the file says, and a message without the path.
     const std::string message = e.what();
     fail_data(message.starts_with(path) ? message : path + ": " + message);
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("{}: {}", path, e.what()));
-  }
+  } catch (const Json::exception& e) { fail_data(fmt::format("{}: {}", path, e.what())); }
 }
 
 }  // namespace vqkv

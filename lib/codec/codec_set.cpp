@@ -26,7 +26,8 @@ std::string text_of(const Json& config, const std::string& key, const std::strin
   return it->get<std::string>();
 }
 
-std::string choice_of(const Json& config, const std::string& key, const std::vector<std::string>& allowed, const std::string& path) {
+std::string choice_of(const Json& config, const std::string& key, const std::vector<std::string>& allowed,
+                      const std::string& path) {
   const std::string value = text_of(config, key, allowed[0], path);
   if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
     const std::string near = nearest_name(value, allowed);
@@ -64,7 +65,8 @@ void merge_keys(Json& into, const Json& from) {
 // `given` (one role's keys, unchecked) over the preset that it names or the method's default.
 Json over_preset(Json given, Role role, const std::string& path) {
   const std::string r = role_name(role);
-  if (!given.contains("name")) fail_usage(path + ": `name` is missing: which codec for role " + r + "? (vqkv-sweep ls codecs)");
+  if (!given.contains("name"))
+    fail_usage(path + ": `name` is missing: which codec for role " + r + "? (vqkv-sweep ls codecs)");
   const std::string method = text_of(given, "name", "", path);
   Json out = Json::object();
   out["name"] = method;
@@ -90,7 +92,8 @@ Json role_config(const Json& config, Role role) {
   if (config.contains(r)) {
     path = "codec." + r;
     require_object(config[r], path);
-    if (role == Role::kValue && config[r].contains("rope")) fail_usage("codec.v.rope: values are not rotated; rope is a key of codec or codec.k");
+    if (role == Role::kValue && config[r].contains("rope"))
+      fail_usage("codec.v.rope: values are not rotated; rope is a key of codec or codec.k");
     merge_keys(given, config[r]);
   }
   return over_preset(given, role, path);
@@ -144,11 +147,14 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
   if (role == Role::kKey) out["rope"] = choice_of(raw, "rope", {"post", "pre"}, path);
   out["share"] = choice_of(raw, "share", {"none", "heads", "layers"}, path);
   const Json heads = raw.contains("heads") ? raw["heads"] : Json(1);
-  const bool whole = heads.is_number() && heads.get<double>() >= 1 && heads.get<double>() <= 65536 && heads.get<double>() == static_cast<int>(heads.get<double>());
+  const bool whole = heads.is_number() && heads.get<double>() >= 1 && heads.get<double>() <= 65536 &&
+                     heads.get<double>() == static_cast<int>(heads.get<double>());
   if (!(heads.is_string() && heads == "all") && !whole)
-    fail_usage(fmt::format("{}.heads: {} is not allowed; it takes 1, 2, ... or all: the heads of a unit", path, heads.dump()));
+    fail_usage(
+        fmt::format("{}.heads: {} is not allowed; it takes 1, 2, ... or all: the heads of a unit", path, heads.dump()));
   out["heads"] = whole ? Json(static_cast<int>(heads.get<double>())) : heads;
-  out["transform"] = raw.contains("transform") ? canonical_transforms(raw["transform"], path + ".transform") : Json::array();
+  out["transform"] =
+      raw.contains("transform") ? canonical_transforms(raw["transform"], path + ".transform") : Json::array();
   return out;
 }
 
@@ -158,7 +164,9 @@ Json canonical_selection(const Json& value, const std::string& path) {
   const Json list = value.is_array() ? value : Json::array({value});
   std::set<int> numbers;
   for (const Json& v : list) {
-    if (!v.is_number_integer() || v < 0 || v > 65535) fail_usage(fmt::format("{}: {} is not allowed; it takes all, a number or a list of numbers from 0", path, v.dump()));
+    if (!v.is_number_integer() || v < 0 || v > 65535)
+      fail_usage(
+          fmt::format("{}: {} is not allowed; it takes all, a number or a list of numbers from 0", path, v.dump()));
     numbers.insert(v.get<int>());
   }
   if (numbers.empty()) fail_usage(path + ": an empty list selects nothing; write all or name some");
@@ -206,7 +214,8 @@ Json canonical_override(const Json& entry, const std::string& path) {
   for (const char* r : {"k", "v"}) {
     const Json& set = *r == 'k' ? k : v;
     if (set.empty()) continue;
-    if (set.contains("heads") && out["heads"] != "all") fail_usage(path + ": `heads` of a unit can be set for whole layers only");
+    if (set.contains("heads") && out["heads"] != "all")
+      fail_usage(path + ": `heads` of a unit can be set for whole layers only");
     out["set"][r] = set;
   }
   if (out["set"].empty()) fail_usage(path + ".set: nothing to change");
@@ -271,15 +280,16 @@ void resolve_layer(CodecPlan& plan, const CacheShape& shape, int layer, Role rol
       int chosen = 0;
       for (int h = first; h < first + heads; ++h) chosen += selects(entry["heads"], h);
       if (chosen != 0 && chosen != heads)
-        fail_usage(fmt::format("codec.overrides: heads {} cut the unit of heads {}..{} of layer {} in two", entry["heads"].dump(),
-                               first, first + heads - 1, layer));
+        fail_usage(fmt::format("codec.overrides: heads {} cut the unit of heads {}..{} of layer {} in two",
+                               entry["heads"].dump(), first, first + heads - 1, layer));
       return chosen != 0;
     });
     plan.units.push_back(spec_of(resolved, role, shape, layer, first, heads));
     const UnitSpec& now = plan.units.back();
     // Most units repeat the one before; whether they can be built does not depend on where they are.
-    const bool repeated = checked && checked->unit.role == role && checked->unit.heads == heads && checked->unit.rope == now.unit.rope &&
-                          checked->method == now.method && checked->knobs == now.knobs && checked->transforms == now.transforms;
+    const bool repeated = checked && checked->unit.role == role && checked->unit.heads == heads &&
+                          checked->unit.rope == now.unit.rope && checked->method == now.method &&
+                          checked->knobs == now.knobs && checked->transforms == now.transforms;
     if (repeated) continue;
     checked = now;
     const std::string reason = now.check();
@@ -295,7 +305,8 @@ Json without_name(Json config) {
 
 std::vector<std::unique_ptr<Transform>> make_chain(const UnitSpec& spec) {
   std::vector<std::unique_ptr<Transform>> chain;
-  for (const Json& t : spec.transforms) chain.push_back(find_transform(t.at("name").get<std::string>()).make(without_name(t), spec.unit));
+  for (const Json& t : spec.transforms)
+    chain.push_back(find_transform(t.at("name").get<std::string>()).make(without_name(t), spec.unit));
   return chain;
 }
 
@@ -319,7 +330,9 @@ std::string UnitSpec::check() const {
 
 std::unique_ptr<Codec> make_codec(const UnitSpec& spec) {
   const std::string reason = spec.check();
-  if (!reason.empty()) fail_usage(fmt::format("codec '{}', layer {}, role {}: {}", spec.method, spec.unit.layer, role_name(spec.unit.role), reason));
+  if (!reason.empty())
+    fail_usage(fmt::format("codec '{}', layer {}, role {}: {}", spec.method, spec.unit.layer, role_name(spec.unit.role),
+                           reason));
   return with_transforms(make_chain(spec), find_method(spec.method).make(spec.knobs, spec.unit), spec.unit);
 }
 
@@ -333,7 +346,8 @@ Json canonical_codec_config(const Json& codec_config) {
   if (codec_config.contains("overrides")) {
     const Json& list = codec_config["overrides"];
     if (!list.is_array()) fail_usage(fmt::format("codec.overrides: expected a list, found {}", list.dump()));
-    for (size_t i = 0; i < list.size(); ++i) out["overrides"].push_back(canonical_override(list[i], fmt::format("codec.overrides[{}]", i)));
+    for (size_t i = 0; i < list.size(); ++i)
+      out["overrides"].push_back(canonical_override(list[i], fmt::format("codec.overrides[{}]", i)));
   }
   return out;
 }
@@ -375,23 +389,35 @@ CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape) {
       for (const auto& [key, limit] : {std::pair{"layers", shape.layers}, std::pair{"heads", shape.kv_heads}})
         if (entry[key].is_array())
           for (const Json& index : entry[key])
-            if (index >= limit) fail_usage(fmt::format("codec.overrides[{}].{}: {} is out of range; the model has {} of them", i, key, index.dump(), limit));
+            if (index >= limit)
+              fail_usage(fmt::format("codec.overrides[{}].{}: {} is out of range; the model has {} of them", i, key,
+                                     index.dump(), limit));
     }
   std::optional<UnitSpec> checked[2];
   for (int layer = 0; layer < shape.layers; ++layer)
-    for (const Role role : {Role::kKey, Role::kValue}) resolve_layer(plan, shape, layer, role, checked[static_cast<int>(role)]);
+    for (const Role role : {Role::kKey, Role::kValue})
+      resolve_layer(plan, shape, layer, role, checked[static_cast<int>(role)]);
   return plan;
 }
 
 CodecSet::CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units, std::string model_hash)
-    : shape_(std::move(shape)), config_(std::move(config)), units_(std::move(units)), model_hash_(std::move(model_hash)) {
+    : shape_(std::move(shape)),
+      config_(std::move(config)),
+      units_(std::move(units)),
+      model_hash_(std::move(model_hash)) {
   index_.assign(static_cast<size_t>(shape_.layers) * 2 * static_cast<size_t>(shape_.kv_heads), -1);
   for (size_t i = 0; i < units_.size(); ++i) {
     const UnitShape& u = units_[i].spec.unit;
-    const auto where = [&] { return fmt::format("codec set: layer {}, role {}, heads {}..{}", u.layer, role_name(u.role), u.first_head, u.first_head + u.heads - 1); };
-    if (u.layer < 0 || u.layer >= shape_.layers || u.first_head < 0 || u.heads < 1 || u.heads > shape_.kv_heads - u.first_head || u.head_dim != shape_.head_dim)
-      fail_data(fmt::format("{}: not a unit of a model with {} layers, {} KV heads of {} channels", where(), shape_.layers, shape_.kv_heads, shape_.head_dim));
-    if (!units_[i].codec || units_[i].codec->channels() != u.channels()) fail_data(where() + ": its codec has other channels");
+    const auto where = [&] {
+      return fmt::format("codec set: layer {}, role {}, heads {}..{}", u.layer, role_name(u.role), u.first_head,
+                         u.first_head + u.heads - 1);
+    };
+    if (u.layer < 0 || u.layer >= shape_.layers || u.first_head < 0 || u.heads < 1 ||
+        u.heads > shape_.kv_heads - u.first_head || u.head_dim != shape_.head_dim)
+      fail_data(fmt::format("{}: not a unit of a model with {} layers, {} KV heads of {} channels", where(),
+                            shape_.layers, shape_.kv_heads, shape_.head_dim));
+    if (!units_[i].codec || units_[i].codec->channels() != u.channels())
+      fail_data(where() + ": its codec has other channels");
     for (int h = u.first_head; h < u.first_head + u.heads; ++h) {
       int& slot = index_[static_cast<size_t>((u.layer * 2 + (u.role == Role::kValue)) * shape_.kv_heads + h)];
       if (slot >= 0) fail_data(where() + ": a head is held by two units");

@@ -12,30 +12,30 @@ namespace vqkv {
 // One (layer, unit, role): which method, with which knobs.
 struct UnitSpec {
   UnitShape unit;
-  std::string method;             // registry name
-  Json knobs;                     // canonical
-  Json transforms;                // canonical array of {name, ...knobs}
-  std::string share = "none";     // codebook sharing: none | heads (one codec a layer) | layers (one a role)
-  std::string check() const;      // reason why it can't be built, or ""
+  std::string method;          // registry name
+  Json knobs;                  // canonical
+  Json transforms;             // canonical array of {name, ...knobs}
+  std::string share = "none";  // codebook sharing: none | heads (one codec a layer) | layers (one a role)
+  std::string check() const;   // reason why it can't be built, or ""
 };
 
 // `codec:` of a configuration resolved against a shape: every unit of every layer, both roles, overrides applied.
 //   codec: {name: rvq, codebooks: 4, rope: post, heads: 1, share: none, transform: [center], k: {...}, v: {...},
 //           overrides: [{layers: [0, 1], heads: all, set: {k.bits: 8}}]}
-// Keys of `codec` beside the method's knobs: name; preset; rope: post|pre (keys only); heads: 1, 2, ... or all (heads of a
-// unit); share: none|heads|layers; transform: names or {name, knobs}; k, v (the same keys for one role, which win; a role
-// that names another method takes that method's defaults instead of the common knobs); overrides (in order, later wins;
-// `layers`, `heads`: all or a list, `set`: keys of one or both roles, dotted or nested).
-// heads (unit size) that doesn't divide kv_heads, or a method that can't code the unit, gives a reason in `skip`.
+// Keys of `codec` beside the method's knobs: name; preset; rope: post|pre (keys only); heads: 1, 2, ... or all (heads
+// of a unit); share: none|heads|layers; transform: names or {name, knobs}; k, v (the same keys for one role, which win;
+// a role that names another method takes that method's defaults instead of the common knobs); overrides (in order,
+// later wins; `layers`, `heads`: all or a list, `set`: keys of one or both roles, dotted or nested). heads (unit size)
+// that doesn't divide kv_heads, or a method that can't code the unit, gives a reason in `skip`.
 struct CodecPlan {
-  Json config;                    // canonical, without overrides expanded
-  std::vector<UnitSpec> units;    // ordered by (layer, role, first_head)
-  std::string skip;               // non-empty: the cell is skipped with this reason
+  Json config;                  // canonical, without overrides expanded
+  std::vector<UnitSpec> units;  // ordered by (layer, role, first_head)
+  std::string skip;             // non-empty: the cell is skipped with this reason
 };
 CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
-// The canonical form, {k: {...}, v: {...}, overrides?: [...]} with all defaults: a fixed point of itself. Throws kUsage for
-// unknown keys (nearest name), wrong types and ranges. Overrides are checked for their form here, for their layers, heads
-// and knobs by resolve_codec.
+// The canonical form, {k: {...}, v: {...}, overrides?: [...]} with all defaults: a fixed point of itself. Throws kUsage
+// for unknown keys (nearest name), wrong types and ranges. Overrides are checked for their form here, for their layers,
+// heads and knobs by resolve_codec.
 Json canonical_codec_config(const Json& codec_config);
 // The `cache:` section that the methods ask for when a configuration has none (KIVI's rule), or null. Takes the
 // configuration as written: the canonical form no longer knows its preset.
@@ -46,7 +46,7 @@ std::unique_ptr<Codec> make_codec(const UnitSpec& spec);
 
 struct TrainedUnit {
   UnitSpec spec;
-  std::shared_ptr<const Codec> codec;   // shared between units when `share` says so
+  std::shared_ptr<const Codec> codec;  // shared between units when `share` says so
   TrainReport report;
 };
 
@@ -68,7 +68,7 @@ class CodecSet {
   Json config_;
   std::vector<TrainedUnit> units_;
   std::string model_hash_;
-  std::vector<int> index_;        // (layer, role, head) -> unit
+  std::vector<int> index_;  // (layer, role, head) -> unit
 };
 
 // The codec that stores exact values (`exact`, post-RoPE) in `dtype` (f16, bf16 or f32): trains nothing.

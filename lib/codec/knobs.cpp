@@ -30,7 +30,8 @@ KnobTable& KnobTable::integer(std::string name, int* value, int low, int high, s
                       // 4 and 4.0 are one value (one identity); 4.5, "4" and true are not integers.
                       if (!v.is_number()) wrong_value(name, v, "a whole number in " + range);
                       const double d = v.get<double>();
-                      if (!(d >= low && d <= high) || d != std::floor(d)) wrong_value(name, v, "a whole number in " + range);
+                      if (!(d >= low && d <= high) || d != std::floor(d))
+                        wrong_value(name, v, "a whole number in " + range);
                       *value = static_cast<int>(d);
                     }});
   return *this;
@@ -59,22 +60,24 @@ KnobTable& KnobTable::boolean(std::string name, bool* value, std::string help) {
 
 KnobTable& KnobTable::choice(std::string name, std::string* value, std::vector<std::string> allowed, std::string help) {
   const std::string range = joined(allowed);
-  knobs_.push_back({name, std::move(help), "choice", range, [value] { return Json(*value); },
-                    [name, value, allowed, range](const Json& v) {
-                      if (!v.is_string()) wrong_value(name, v, "one of " + range);
-                      const auto text = v.get<std::string>();
-                      if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
-                        const std::string near = nearest_name(text, allowed);
-                        wrong_value(name, v, "one of " + range + (near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near)));
-                      }
-                      *value = text;
-                    }});
+  knobs_.push_back(
+      {name, std::move(help), "choice", range, [value] { return Json(*value); },
+       [name, value, allowed, range](const Json& v) {
+         if (!v.is_string()) wrong_value(name, v, "one of " + range);
+         const auto text = v.get<std::string>();
+         if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
+           const std::string near = nearest_name(text, allowed);
+           wrong_value(name, v, "one of " + range + (near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near)));
+         }
+         *value = text;
+       }});
   return *this;
 }
 
 void KnobTable::apply(const Json& values, const std::string& path) {
   if (values.is_null()) return;
-  if (!values.is_object()) fail_usage(fmt::format("{}: expected knobs as `name: value` pairs, found {}", path, values.dump()));
+  if (!values.is_object())
+    fail_usage(fmt::format("{}: expected knobs as `name: value` pairs, found {}", path, values.dump()));
   for (const auto& [key, value] : values.items()) {
     const auto knob = std::find_if(knobs_.begin(), knobs_.end(), [&](const Knob& k) { return k.name == key; });
     if (knob == knobs_.end()) {
@@ -86,9 +89,7 @@ void KnobTable::apply(const Json& values, const std::string& path) {
     }
     try {
       knob->set(value);
-    } catch (const Error& e) {
-      throw Error(e.kind(), path + "." + e.what());
-    }
+    } catch (const Error& e) { throw Error(e.kind(), path + "." + e.what()); }
   }
 }
 

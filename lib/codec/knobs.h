@@ -1,5 +1,5 @@
-// Knobs: the parameters of a method, transform or policy, as data. One table drives YAML checking, `explain`, sweep axes
-// and the canonical configuration.
+// Knobs: the parameters of a method, transform or policy, as data. One table drives YAML checking, `explain`, sweep
+// axes and the canonical configuration.
 #pragma once
 #include <functional>
 #include <string>
@@ -11,11 +11,11 @@ namespace vqkv {
 
 struct Knob {
   std::string name;
-  std::string help;        // one sentence with the unit
-  std::string type;        // "int" | "float" | "bool" | "choice" | "text"
-  std::string range;       // as shown by `explain`: "1..16", "greedy|beam"
-  std::function<Json()> get;                    // current value
-  std::function<void(const Json&)> set;         // checks type and range; throws kUsage saying what is allowed
+  std::string help;                      // one sentence with the unit
+  std::string type;                      // "int" | "float" | "bool" | "choice" | "text"
+  std::string range;                     // as shown by `explain`: "1..16", "greedy|beam"
+  std::function<Json()> get;             // current value
+  std::function<void(const Json&)> set;  // checks type and range; throws kUsage saying what is allowed
 };
 
 // Built by a knobs struct over its own members:
@@ -27,7 +27,8 @@ class KnobTable {
   KnobTable& boolean(std::string name, bool* value, std::string help);
   KnobTable& choice(std::string name, std::string* value, std::vector<std::string> allowed, std::string help);
 
-  // Sets every key of `values` (a flat object); an unknown key is an error with the nearest name. `path` prefixes messages.
+  // Sets every key of `values` (a flat object); an unknown key is an error with the nearest name. `path` prefixes
+  // messages.
   void apply(const Json& values, const std::string& path);
   // All knobs with their current values: the canonical form.
   Json values() const;

@@ -75,7 +75,8 @@ constexpr auto kPack16 = pack_table<uint16_t>(std::make_index_sequence<16>{});
 constexpr auto kPack8 = pack_table<uint8_t>(std::make_index_sequence<8>{});
 
 void check_bits(int bits, int most) {
-  if (bits < 1 || bits > most) fail_internal("packing takes 1.." + std::to_string(most) + " bits, not " + std::to_string(bits));
+  if (bits < 1 || bits > most)
+    fail_internal("packing takes 1.." + std::to_string(most) + " bits, not " + std::to_string(bits));
 }
 
 }  // namespace

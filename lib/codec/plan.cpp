@@ -24,7 +24,8 @@ void check_term(const DecodePlan& plan, const TableTerm& t) {
   VQKV_CHECK(f.per_token);
   VQKV_CHECK(t.first_slot >= 0 && t.slots >= 1 && t.first_slot + t.slots <= f.slots);
   VQKV_CHECK(t.entries >= 1 && t.entries <= (1 << f.bits) && t.width >= 1 && t.books >= 1);
-  VQKV_CHECK(t.codewords && t.codewords->size() == static_cast<size_t>(t.books) * static_cast<size_t>(t.entries) * static_cast<size_t>(t.width));
+  VQKV_CHECK(t.codewords && t.codewords->size() == static_cast<size_t>(t.books) * static_cast<size_t>(t.entries) *
+                                                       static_cast<size_t>(t.width));
   VQKV_CHECK(t.book_of_slot.size() == static_cast<size_t>(t.slots));
   VQKV_CHECK(t.channel.size() == static_cast<size_t>(t.slots) * static_cast<size_t>(t.width));
   for (const int32_t b : t.book_of_slot) VQKV_CHECK(b >= 0 && b < t.books);
@@ -68,7 +69,8 @@ struct TokenRef {
   int64_t in_block;
 };
 
-void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block, const TokenRef& at, std::vector<double>& y) {
+void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block, const TokenRef& at,
+              std::vector<double>& y) {
   const int field_slots = plan.layout.fields[static_cast<size_t>(t.field)].slots;
   const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * field_slots + t.first_slot;
   const int half = t.width / 2;
@@ -86,7 +88,8 @@ void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block
   }
 }
 
-double group_value(const DecodePlan& plan, const LevelsTerm& t, int side, const CodeBlock& block, const TokenRef& at, int channel) {
+double group_value(const DecodePlan& plan, const LevelsTerm& t, int side, const CodeBlock& block, const TokenRef& at,
+                   int channel) {
   const SideSpec& spec = plan.layout.sides[static_cast<size_t>(side)];
   const std::vector<float>& values = block.sides[static_cast<size_t>(side)];
   const int group = channel / t.group_channels;
@@ -95,25 +98,28 @@ double group_value(const DecodePlan& plan, const LevelsTerm& t, int side, const 
   return values[static_cast<size_t>(at.block * spec.slots + at.in_block / t.group_tokens * channel_groups + group)];
 }
 
-void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& block, const TokenRef& at, std::vector<double>& y) {
+void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& block, const TokenRef& at,
+              std::vector<double>& y) {
   const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * plan.code_channels;
   for (int j = 0; j < plan.code_channels; ++j) {
     VQKV_CHECK(t.levels.empty() || codes[j] < t.levels.size());
-    const double level = t.levels.empty() ? double{static_cast<float>(codes[j])} - t.offset : double{t.levels[codes[j]]};
+    const double level =
+        t.levels.empty() ? double{static_cast<float>(codes[j])} - t.offset : double{t.levels[codes[j]]};
     const double scale = t.scale_side < 0 ? 1.0 : group_value(plan, t, t.scale_side, block, at, j);
     const double zero = t.zero_side < 0 ? 0.0 : group_value(plan, t, t.zero_side, block, at, j);
     y[static_cast<size_t>(j)] += scale * level + zero;
   }
 }
 
-void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, const TokenRef& at, std::vector<double>& y) {
+void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, const TokenRef& at,
+              std::vector<double>& y) {
   const size_t slots = t.channel.size();
   const float* values = block.sides[static_cast<size_t>(t.side)].data() + static_cast<size_t>(at.token) * slots;
   for (size_t i = 0; i < slots; ++i) y[static_cast<size_t>(t.channel[i])] += values[i];
 }
 
-// Non-zero columns [first, last) of each row of the map: maps are block-diagonal by head, and a unit of many heads would
-// spend nearly all its time on zeros.
+// Non-zero columns [first, last) of each row of the map: maps are block-diagonal by head, and a unit of many heads
+// would spend nearly all its time on zeros.
 std::vector<std::pair<int, int>> columns_of(const DecodePlan& plan) {
   std::vector<std::pair<int, int>> out;
   for (size_t i = 0; i < plan.map.dense.size(); i += static_cast<size_t>(plan.channels)) {
@@ -126,11 +132,12 @@ std::vector<std::pair<int, int>> columns_of(const DecodePlan& plan) {
   return out;
 }
 
-void decode_token(const DecodePlan& plan, const std::vector<std::pair<int, int>>& columns, const CodeBlock& block, const TokenRef& at,
-                  std::vector<double>& y, std::vector<double>& z, float* x) {
+void decode_token(const DecodePlan& plan, const std::vector<std::pair<int, int>>& columns, const CodeBlock& block,
+                  const TokenRef& at, std::vector<double>& y, std::vector<double>& z, float* x) {
   std::fill(y.begin(), y.end(), 0.0);
   for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { add_term(plan, t, block, at, y); }, term);
-  for (int j = 0; j < plan.channels; ++j) z[static_cast<size_t>(j)] = plan.inner_bias.empty() ? 0.0 : double{plan.inner_bias[static_cast<size_t>(j)]};
+  for (int j = 0; j < plan.channels; ++j)
+    z[static_cast<size_t>(j)] = plan.inner_bias.empty() ? 0.0 : double{plan.inner_bias[static_cast<size_t>(j)]};
   if (!plan.map.dense.empty()) {
     for (int i = 0; i < plan.code_channels; ++i) {
       const float* row = plan.map.dense.data() + int64_t{i} * plan.channels;
@@ -143,13 +150,15 @@ void decode_token(const DecodePlan& plan, const std::vector<std::pair<int, int>>
       z[c] += plan.map.diagonal.empty() ? y[c] : y[c] * plan.map.diagonal[c];
     }
   }
-  const int scale_slots = plan.token_scale_side < 0 ? 1 : plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots;
+  const int scale_slots =
+      plan.token_scale_side < 0 ? 1 : plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots;
   const int scale_width = plan.channels / scale_slots;
   for (int j = 0; j < plan.channels; ++j) {
     const auto c = static_cast<size_t>(j);
     double v = z[c];
     if (plan.token_scale_side >= 0)
-      v *= block.sides[static_cast<size_t>(plan.token_scale_side)][static_cast<size_t>(at.token * scale_slots + j / scale_width)];
+      v *= block.sides[static_cast<size_t>(plan.token_scale_side)]
+                      [static_cast<size_t>(at.token * scale_slots + j / scale_width)];
     if (!plan.outer_bias.empty()) v += plan.outer_bias[c];
     x[j] = static_cast<float>(v);
   }
@@ -158,7 +167,8 @@ void decode_token(const DecodePlan& plan, const std::vector<std::pair<int, int>>
 }  // namespace
 
 bool DecodePlan::table_only() const {
-  return std::all_of(terms.begin(), terms.end(), [](const PlanTerm& t) { return std::holds_alternative<TableTerm>(t); });
+  return std::all_of(terms.begin(), terms.end(),
+                     [](const PlanTerm& t) { return std::holds_alternative<TableTerm>(t); });
 }
 
 int64_t DecodePlan::constant_bytes() const {
@@ -172,8 +182,10 @@ int64_t DecodePlan::constant_bytes() const {
       bytes += static_cast<int64_t>(l->levels.size() * sizeof(float));
     }
   }
-  if (map.stored_bytes >= 0) bytes += map.stored_bytes;
-  else bytes += static_cast<int64_t>((map.diagonal.size() + map.dense.size()) * sizeof(float));
+  if (map.stored_bytes >= 0)
+    bytes += map.stored_bytes;
+  else
+    bytes += static_cast<int64_t>((map.diagonal.size() + map.dense.size()) * sizeof(float));
   return bytes + static_cast<int64_t>((inner_bias.size() + outer_bias.size()) * sizeof(float));
 }
 

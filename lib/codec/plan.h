@@ -25,11 +25,11 @@ enum class RopePlacement { kPost, kPre };  // keys coded after or before RoPE; v
 // y[channels[slot][i]] += codewords[book_of_slot[slot]][code][i] for every slot: product, residual, grouped residual,
 // additive. Two slots may cover the same channels (residual stages) and share a book (Kumar's groups).
 struct TableTerm {
-  int field = 0;           // index into CodeLayout::fields, per-token
-  int first_slot = 0;      // slots [first_slot, first_slot + slots) of that field
+  int field = 0;       // index into CodeLayout::fields, per-token
+  int first_slot = 0;  // slots [first_slot, first_slot + slots) of that field
   int slots = 0;
-  int entries = 0;         // codewords a book
-  int width = 0;           // channels a codeword covers
+  int entries = 0;  // codewords a book
+  int width = 0;    // channels a codeword covers
   int books = 0;
   std::shared_ptr<const AlignedVector<float>> codewords;  // (books, entries, width), values exact in stored_as
   DType stored_as = DType::kF16;                          // how a deployment keeps them: what the ledger counts
@@ -37,34 +37,35 @@ struct TableTerm {
   std::vector<int32_t> channel;                           // (slots, width): code channel of each codeword element
   // rotate90: the codeword acts as i*Z on (x, y) pairs stored as [x..., y...] of its width (CommVQ's second code).
   enum class Op { kIdentity, kRotate90 } op = Op::kIdentity;
-  bool disjoint = false;   // no code channel is covered by two slots (a product code)
+  bool disjoint = false;  // no code channel is covered by two slots (a product code)
 };
 
 // y[j] += scale * level(code) + zero for a scalar field with one slot a code channel.
 struct LevelsTerm {
-  int field = 0;                  // per-token field with code_channels slots
-  std::vector<float> levels;      // empty: level(code) = code - offset
+  int field = 0;              // per-token field with code_channels slots
+  std::vector<float> levels;  // empty: level(code) = code - offset
   float offset = 0;
   // The metadata groups: scale and zero are side arrays. Group of (token t, channel j): per-token sides are indexed by
-  // channel / group_channels; per-block sides by (token within block / group_tokens) * channel_groups + channel / group_channels.
-  int scale_side = -1;            // -1: 1
-  int zero_side = -1;             // -1: 0
+  // channel / group_channels; per-block sides by (token within block / group_tokens) * channel_groups + channel /
+  // group_channels.
+  int scale_side = -1;  // -1: 1
+  int zero_side = -1;   // -1: 0
   int group_channels = 1;
   int group_tokens = 1;
 };
 
 // y = side values themselves (exact channels).
 struct DenseTerm {
-  int side = 0;                   // per-token side with `channel.size()` slots
-  std::vector<int32_t> channel;   // code channel of each slot
+  int side = 0;                  // per-token side with `channel.size()` slots
+  std::vector<int32_t> channel;  // code channel of each slot
 };
 
 using PlanTerm = std::variant<TableTerm, LevelsTerm, DenseTerm>;
 
 // y * map, (code_channels) -> (channels). A diagonal or dense matrix; identity when both are empty.
 struct LinearMap {
-  std::vector<float> diagonal;    // (channels)
-  std::vector<float> dense;       // (code_channels, channels), row-major
+  std::vector<float> diagonal;  // (channels)
+  std::vector<float> dense;     // (code_channels, channels), row-major
   // What a deployment keeps of it: 4 bytes a number when negative. A Hadamard matrix is computed and keeps its signs.
   int64_t stored_bytes = -1;
   bool identity() const { return diagonal.empty() && dense.empty(); }
@@ -73,13 +74,13 @@ struct LinearMap {
 // Adjusts logits of the coded segment, per query (CalibQuant's range map; mass corrections). Applied before softmax.
 struct ScoreMap {
   enum class Kind { kNone, kRange } kind = Kind::kNone;
-  float low_shift = 0;            // kRange: [min, max] of the segment maps linearly to [min + low_shift, max - high_shift]
+  float low_shift = 0;  // kRange: [min, max] of the segment maps linearly to [min + low_shift, max - high_shift]
   float high_shift = 0;
 };
 
 struct DecodePlan {
-  int channels = 0;               // of the unit
-  int code_channels = 0;          // of the coded domain (== channels unless the map changes the dimension)
+  int channels = 0;       // of the unit
+  int code_channels = 0;  // of the coded domain (== channels unless the map changes the dimension)
   CodeLayout layout;
   std::vector<PlanTerm> terms;
   LinearMap map;
@@ -90,8 +91,8 @@ struct DecodePlan {
   RopePlacement rope = RopePlacement::kPost;
   ScoreMap score;
 
-  bool table_only() const;        // every term is a TableTerm
-  int64_t constant_bytes() const; // books, map, biases as stored: model-side constants of this unit
+  bool table_only() const;         // every term is a TableTerm
+  int64_t constant_bytes() const;  // books, map, biases as stored: model-side constants of this unit
 };
 
 // Throws kInternal where a plan contradicts itself (sizes, field and side indices, channels out of range).

@@ -23,8 +23,10 @@ void merge_tree(Json& base, const Json& over) {
     return;
   }
   for (const auto& [key, value] : over.items()) {
-    if (base.contains(key)) merge_tree(base[key], value);
-    else base[key] = value;
+    if (base.contains(key))
+      merge_tree(base[key], value);
+    else
+      base[key] = value;
   }
 }
 
@@ -33,7 +35,8 @@ std::string read_text(const fs::path& path, const std::string& named_by) {
   const auto status = fs::status(path, ec);
   const std::string lead = named_by.empty() ? "" : named_by + ": ";
   if (ec || !fs::exists(status)) fail_usage(fmt::format("{}configuration file {} does not exist", lead, path.string()));
-  if (fs::is_directory(status)) fail_usage(fmt::format("{}{} is a folder; a YAML file is expected", lead, path.string()));
+  if (fs::is_directory(status))
+    fail_usage(fmt::format("{}{} is a folder; a YAML file is expected", lead, path.string()));
   std::ifstream in(path, std::ios::binary);
   if (!in) fail_usage(fmt::format("{}{} can't be read", lead, path.string()));
   // One byte beyond the limit is enough to refuse, so a device or a huge file costs nothing.
@@ -56,14 +59,16 @@ struct Loader {
       for (const auto& p : open) chain += p.filename().string() + " -> ";
       fail_usage(fmt::format("{}: include goes in a circle: {}{}", named_by, chain, identity.filename().string()));
     }
-    if (++files > kMaxConfigFiles) fail_usage(fmt::format("{}: more than {} included files", named_by, kMaxConfigFiles));
+    if (++files > kMaxConfigFiles)
+      fail_usage(fmt::format("{}: more than {} included files", named_by, kMaxConfigFiles));
     Config own = parse_yaml(read_text(path, named_by), path.string());
     if (!own.tree.contains("include")) return own;
     const Json list = own.tree["include"];
     own.tree.erase("include");
     const std::string where = own.where("include");
     std::vector<std::string> names;
-    if (list.is_string()) names.push_back(list.get<std::string>());
+    if (list.is_string())
+      names.push_back(list.get<std::string>());
     else if (list.is_array()) {
       for (const auto& n : list) {
         if (!n.is_string()) fail_usage(fmt::format("{}: include: a file name is expected, found {}", where, n.dump()));
@@ -157,7 +162,8 @@ const Json* find_path(const Json& tree, const std::string& path) {
 void set_path(Json& tree, const std::string& path, Json value) {
   Json* at = &tree;
   const auto parts = split_path(path);
-  if (parts.size() > static_cast<size_t>(kMaxConfigDepth)) fail_usage(fmt::format("'{}' has more than {} parts", path, kMaxConfigDepth));
+  if (parts.size() > static_cast<size_t>(kMaxConfigDepth))
+    fail_usage(fmt::format("'{}' has more than {} parts", path, kMaxConfigDepth));
   std::string so_far;
   for (size_t i = 0; i + 1 < parts.size(); ++i) {
     so_far = join(so_far, parts[i]);
@@ -190,7 +196,8 @@ void apply_override(Config& config, const std::string& assignment) {
   if (!done) set_path(config.tree, path, std::move(value));
   // Positions inside what was replaced no longer say where a value comes from.
   for (auto it = config.marks.lower_bound(path); it != config.marks.end() && it->first.starts_with(path);) {
-    const bool inside = it->first.size() > path.size() && (it->first[path.size()] == '.' || it->first[path.size()] == '[');
+    const bool inside =
+        it->first.size() > path.size() && (it->first[path.size()] == '.' || it->first[path.size()] == '[');
     it = inside ? config.marks.erase(it) : std::next(it);
   }
   config.marks[path] = {"command line: " + path, 0, 0};
@@ -204,7 +211,9 @@ void apply_group(Config& config) {
   if (!groups.is_null() && !groups.is_object())
     fail_usage(fmt::format("{}: groups: a map of named sets of values is expected", config.where("groups")));
   if (chosen.is_null()) return;
-  if (!chosen.is_string()) fail_usage(fmt::format("{}: group: the name of a group is expected, found {}", config.where("group"), chosen.dump()));
+  if (!chosen.is_string())
+    fail_usage(
+        fmt::format("{}: group: the name of a group is expected, found {}", config.where("group"), chosen.dump()));
   const std::string name = chosen.get<std::string>();
   std::vector<std::string> known;
   if (groups.is_object())
@@ -215,7 +224,8 @@ void apply_group(Config& config) {
     fail_usage(fmt::format("{}: group: no group is named '{}'; there {}", config.where("group"), name,
                            list.empty() ? "are none" : "is " + list));
   }
-  if (!groups[name].is_object()) fail_usage(fmt::format("{}: groups.{}: a map is expected", config.where("groups." + name), name));
+  if (!groups[name].is_object())
+    fail_usage(fmt::format("{}: groups.{}: a map is expected", config.where("groups." + name), name));
   Config over;
   over.tree = groups[name];
   const std::string prefix = "groups." + name + ".";
@@ -227,7 +237,8 @@ void apply_group(Config& config) {
 std::vector<Json> range_or_list(const Json& value, const std::string& what) {
   if (value.is_array()) return std::vector<Json>(value.begin(), value.end());
   if (!value.is_object() || value.size() != 1 || !value.contains("range"))
-    fail_usage(fmt::format("{}: a list [a, b] or {{range: [first, last, step]}} is expected, found {}", what, value.dump()));
+    fail_usage(
+        fmt::format("{}: a list [a, b] or {{range: [first, last, step]}} is expected, found {}", what, value.dump()));
   const Json& r = value["range"];
   bool numbers = r.is_array() && (r.size() == 2 || r.size() == 3);
   bool integers = numbers;
@@ -238,7 +249,9 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
       integers = integers && x.is_number_integer();
       numbers = numbers && std::fabs(x.get<double>()) <= 1e15;  // steps stay exact and can't overflow
     }
-  if (!numbers) fail_usage(fmt::format("{}.range: [first, last] or [first, last, step] of numbers up to 1e15 is expected, found {}", what, r.dump()));
+  if (!numbers)
+    fail_usage(fmt::format("{}.range: [first, last] or [first, last, step] of numbers up to 1e15 is expected, found {}",
+                           what, r.dump()));
   std::vector<Json> out;
   const double first = r[0].get<double>(), last = r[1].get<double>(), step = r.size() == 3 ? r[2].get<double>() : 1.0;
   if (!(step != 0) || (last - first) / step < 0)
@@ -247,8 +260,10 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
   if (!(count <= static_cast<double>(kMaxRangeValues)))
     fail_usage(fmt::format("{}.range: more than {} values", what, kMaxRangeValues));
   for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
-    if (integers) out.push_back(r[0].get<int64_t>() + i * (r.size() == 3 ? r[2].get<int64_t>() : 1));
-    else out.push_back(first + static_cast<double>(i) * step);
+    if (integers)
+      out.push_back(r[0].get<int64_t>() + i * (r.size() == 3 ? r[2].get<int64_t>() : 1));
+    else
+      out.push_back(first + static_cast<double>(i) * step);
   }
   return out;
 }
@@ -284,7 +299,8 @@ std::string ConfigReader::text(const std::string& key, const std::string& fallba
 int64_t ConfigReader::integer(const std::string& key, int64_t fallback, int64_t low, int64_t high) {
   const Json* v = find(key);
   if (!v) return fallback;
-  if (!v->is_number_integer()) fail(key, fmt::format("an integer in [{}, {}] is expected, found {}", low, high, v->dump()));
+  if (!v->is_number_integer())
+    fail(key, fmt::format("an integer in [{}, {}] is expected, found {}", low, high, v->dump()));
   const int64_t i = v->get<int64_t>();
   if (i < low || i > high) fail(key, fmt::format("{} is outside [{}, {}]", i, low, high));
   return i;
@@ -301,10 +317,13 @@ std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t low,
   const Json* v = find(key);
   if (!v || (may_be_all && v->is_string() && v->get<std::string>() == "all")) return {};
   std::vector<Json> values;
-  if (v->is_number_integer()) values.push_back(*v);
-  else if (v->is_string()) fail(key, fmt::format("{}a list of integers or {{range: [first, last, step]}} is expected, found {}",
-                                                 may_be_all ? "all, " : "", v->dump()));
-  else values = range_or_list(*v, config_.where(join(path_, key)) + ": " + join(path_, key));
+  if (v->is_number_integer())
+    values.push_back(*v);
+  else if (v->is_string())
+    fail(key, fmt::format("{}a list of integers or {{range: [first, last, step]}} is expected, found {}",
+                          may_be_all ? "all, " : "", v->dump()));
+  else
+    values = range_or_list(*v, config_.where(join(path_, key)) + ": " + join(path_, key));
   std::vector<int64_t> out;
   for (const auto& x : values) {
     if (!x.is_number_integer()) fail(key, fmt::format("integers are expected, found {}", x.dump()));

@@ -1,6 +1,6 @@
-// Configuration: strict YAML, includes and key=value overrides, as one JSON tree that remembers where each value stands.
-// A YAML path is an override's path is a result column. No interpolation and no environment: a file means the same
-// tomorrow.
+// Configuration: strict YAML, includes and key=value overrides, as one JSON tree that remembers where each value
+// stands. A YAML path is an override's path is a result column. No interpolation and no environment: a file means the
+// same tomorrow.
 #pragma once
 #include <map>
 #include <string>
@@ -32,12 +32,12 @@ struct Config {
 // Limits that hostile files run into: a message and kUsage instead of a hang.
 inline constexpr int64_t kMaxConfigBytes = 1 << 20;  // a file
 inline constexpr int kMaxConfigDepth = 32;
-inline constexpr int kMaxConfigNodes = 200'000;      // after aliases are expanded; a long text weighs more
-inline constexpr int kMaxConfigFiles = 64;           // opened through include
+inline constexpr int kMaxConfigNodes = 200'000;  // after aliases are expanded; a long text weighs more
+inline constexpr int kMaxConfigFiles = 64;       // opened through include
 
-// One document whose root is a map (an empty file is an empty map). Refused: duplicate keys, merge keys (<<), tags, keys
-// that are not scalars, infinities and NaN, text that is not UTF-8. Plain scalars follow the core schema of YAML 1.2, so
-// `yes` and `on` are strings. Throws kUsage with file:line:column.
+// One document whose root is a map (an empty file is an empty map). Refused: duplicate keys, merge keys (<<), tags,
+// keys that are not scalars, infinities and NaN, text that is not UTF-8. Plain scalars follow the core schema of
+// YAML 1.2, so `yes` and `on` are strings. Throws kUsage with file:line:column.
 Config parse_yaml(std::string_view text, const std::string& file);
 
 // A scalar or flow collection, as in the value of an override.

@@ -41,7 +41,8 @@ void flatten(const Config& c, const Json& map, const std::string& prefix, const 
 }
 
 void require_map(const Config& c, const Json& v, const std::string& path) {
-  if (!v.is_object()) fail_usage(fmt::format("{}: a map of paths to lists is expected, found {}", at(c, path), v.dump()));
+  if (!v.is_object())
+    fail_usage(fmt::format("{}: a map of paths to lists is expected, found {}", at(c, path), v.dump()));
 }
 
 void add_product(const Config& c, const Json& map, const std::string& shown, bool repeat, std::vector<Axis>& axes) {
@@ -73,8 +74,8 @@ void add_zip(const Config& c, const Json& list, std::vector<Axis>& axes) {
     a.values.resize(flat[0].values.size());
     for (const auto& [path, place, values] : flat) {
       if (values.size() != a.values.size())
-        fail_usage(fmt::format("{}: {} has {} values and {} has {}; zipped lists have one length", at(c, shown), flat[0].path,
-                               a.values.size(), path, values.size()));
+        fail_usage(fmt::format("{}: {} has {} values and {} has {}; zipped lists have one length", at(c, shown),
+                               flat[0].path, a.values.size(), path, values.size()));
       a.paths.push_back(path);
       a.shown.push_back(place);
       for (size_t k = 0; k < values.size(); ++k) a.values[k].push_back(values[k]);
@@ -107,10 +108,12 @@ Sweep expand_sweep(const Config& config) {
   add_product(config, reader.raw("repeat"), "sweep.repeat", true, axes);
   const Json skip = reader.raw("skip");
   reader.finish();
-  if (!skip.is_null() && !skip.is_array()) fail_usage(fmt::format("{}: a list of maps is expected", at(config, "sweep.skip")));
+  if (!skip.is_null() && !skip.is_array())
+    fail_usage(fmt::format("{}: a list of maps is expected", at(config, "sweep.skip")));
   for (size_t i = 0; i < skip.size(); ++i) {
     require_map(config, skip[i], fmt::format("sweep.skip[{}]", i));
-    if (skip[i].empty()) fail_usage(fmt::format("{}: an empty rule would skip every cell", at(config, fmt::format("sweep.skip[{}]", i))));
+    if (skip[i].empty())
+      fail_usage(fmt::format("{}: an empty rule would skip every cell", at(config, fmt::format("sweep.skip[{}]", i))));
   }
 
   int64_t count = 1;
@@ -119,9 +122,11 @@ Sweep expand_sweep(const Config& config) {
       for (const auto& p : axes[i].paths)
         for (const auto& q : axes[j].paths)
           if (p == q || p.starts_with(q + ".") || q.starts_with(p + "."))
-            fail_usage(fmt::format("{}: {} and {} are both swept, and one would overwrite the other", at(config, "sweep"), q, p));
+            fail_usage(fmt::format("{}: {} and {} are both swept, and one would overwrite the other",
+                                   at(config, "sweep"), q, p));
     count *= static_cast<int64_t>(axes[i].values.size());
-    if (count > kMaxSweepPoints) fail_usage(fmt::format("{}: more than {} cells", at(config, "sweep"), kMaxSweepPoints));
+    if (count > kMaxSweepPoints)
+      fail_usage(fmt::format("{}: more than {} cells", at(config, "sweep"), kMaxSweepPoints));
   }
 
   const int64_t bytes = static_cast<int64_t>(canonical_json(base).size()) + 64;

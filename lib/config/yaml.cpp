@@ -1,5 +1,5 @@
-// The walk over yaml-cpp's events rather than its nodes: nodes keep duplicate keys silently, share aliased subtrees that
-// a walker then expands without bound, and turn `yes` into a bool.
+// The walk over yaml-cpp's events rather than its nodes: nodes keep duplicate keys silently, share aliased subtrees
+// that a walker then expands without bound, and turn `yes` into a bool.
 #include <fmt/format.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/exceptions.h>
@@ -23,7 +23,9 @@ bool one_of(std::string_view s, std::initializer_list<std::string_view> list) {
   return false;
 }
 
-bool all_digits(std::string_view s) { return !s.empty() && s.find_first_not_of("0123456789") == std::string_view::npos; }
+bool all_digits(std::string_view s) {
+  return !s.empty() && s.find_first_not_of("0123456789") == std::string_view::npos;
+}
 
 // [-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?
 bool looks_like_float(std::string_view s) {
@@ -49,13 +51,20 @@ Json core_scalar(const std::string& s, std::string& problem) {
   if (one_of(s, {"false", "False", "FALSE"})) return false;
   std::string_view digits = s;
   int base = 10;
-  if (digits.starts_with("0x")) { base = 16; digits.remove_prefix(2); }
-  else if (digits.starts_with("0o")) { base = 8; digits.remove_prefix(2); }
-  else if (digits.starts_with("+")) digits.remove_prefix(1);
-  const std::string_view unsigned_part = base == 10 && digits.starts_with("-") && !s.starts_with("+") ? digits.substr(1) : digits;
-  const bool integral = base == 10 ? all_digits(unsigned_part)
-                        : base == 8 ? !digits.empty() && digits.find_first_not_of("01234567") == std::string_view::npos
-                                    : !digits.empty() && digits.find_first_not_of("0123456789abcdefABCDEF") == std::string_view::npos;
+  if (digits.starts_with("0x")) {
+    base = 16;
+    digits.remove_prefix(2);
+  } else if (digits.starts_with("0o")) {
+    base = 8;
+    digits.remove_prefix(2);
+  } else if (digits.starts_with("+"))
+    digits.remove_prefix(1);
+  const std::string_view unsigned_part =
+      base == 10 && digits.starts_with("-") && !s.starts_with("+") ? digits.substr(1) : digits;
+  const bool integral =
+      base == 10  ? all_digits(unsigned_part)
+      : base == 8 ? !digits.empty() && digits.find_first_not_of("01234567") == std::string_view::npos
+                  : !digits.empty() && digits.find_first_not_of("0123456789abcdefABCDEF") == std::string_view::npos;
   if (integral) {
     int64_t value = 0;
     const auto r = std::from_chars(digits.data(), digits.data() + digits.size(), value, base);
@@ -66,7 +75,8 @@ Json core_scalar(const std::string& s, std::string& problem) {
     double value = 0;
     const char* first = s.data() + (s[0] == '+' ? 1 : 0);
     const auto r = std::from_chars(first, s.data() + s.size(), value);
-    if (r.ec != std::errc() || r.ptr != s.data() + s.size() || !std::isfinite(value)) problem = fmt::format("the number '{}' is out of range", s);
+    if (r.ec != std::errc() || r.ptr != s.data() + s.size() || !std::isfinite(value))
+      problem = fmt::format("the number '{}' is out of range", s);
     return value;
   }
   std::string_view inf = s;
@@ -80,7 +90,12 @@ Json core_scalar(const std::string& s, std::string& problem) {
 size_t invalid_utf8(std::string_view t) {
   for (size_t i = 0; i < t.size();) {
     const auto c = static_cast<unsigned char>(t[i]);
-    const int n = c == 0 ? 0 : c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+    const int n = c == 0                  ? 0
+                  : c < 0x80              ? 1
+                  : c >= 0xC2 && c < 0xE0 ? 2
+                  : c >= 0xE0 && c < 0xF0 ? 3
+                  : c >= 0xF0 && c < 0xF5 ? 4
+                                          : 0;
     if (n == 0 || i + static_cast<size_t>(n) > t.size()) return i;
     uint32_t code = n == 1 ? c : c & (0xFFu >> (n + 1));
     for (int k = 1; k < n; ++k) {
@@ -88,7 +103,9 @@ size_t invalid_utf8(std::string_view t) {
       if ((d & 0xC0) != 0x80) return i;
       code = (code << 6) | (d & 0x3Fu);
     }
-    if ((n == 3 && code < 0x800) || (n == 4 && (code < 0x10000 || code > 0x10FFFF)) || (code >= 0xD800 && code < 0xE000)) return i;
+    if ((n == 3 && code < 0x800) || (n == 4 && (code < 0x10000 || code > 0x10FFFF)) ||
+        (code >= 0xD800 && code < 0xE000))
+      return i;
     i += static_cast<size_t>(n);
   }
   return std::string_view::npos;
@@ -128,10 +145,12 @@ class Builder final : public YAML::EventHandler {
     if (!problem.empty()) fail(m, problem);
     place(std::move(v), m, anchor, weight(value.size()));
   }
-  void OnSequenceStart(const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnSequenceStart(const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
     open(Json::array(), m, tag, anchor);
   }
-  void OnMapStart(const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnMapStart(const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
     open(Json::object(), m, tag, anchor);
   }
   void OnSequenceEnd() override { close(); }
@@ -184,7 +203,8 @@ class Builder final : public YAML::EventHandler {
   }
   void place(Json v, const YAML::Mark& m, YAML::anchor_t anchor, int64_t nodes) {
     nodes_ += nodes;
-    if (nodes_ > kMaxConfigNodes) fail(m, fmt::format("more than {} values (aliases count each time)", kMaxConfigNodes));
+    if (nodes_ > kMaxConfigNodes)
+      fail(m, fmt::format("more than {} values (aliases count each time)", kMaxConfigNodes));
     if (anchor) anchors_[anchor] = {v, nodes};
     if (levels_.empty()) {
       root = std::move(v);
@@ -204,7 +224,8 @@ class Builder final : public YAML::EventHandler {
   void open(Json empty, const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor) {
     if (!tag.empty() && tag != "?" && tag != "!") fail(m, fmt::format("tags are not supported, found {}", tag));
     if (expects_key()) fail(m, "a key must be a plain text, not a list or a map");
-    if (levels_.size() >= static_cast<size_t>(kMaxConfigDepth)) fail(m, fmt::format("nested deeper than {} levels", kMaxConfigDepth));
+    if (levels_.size() >= static_cast<size_t>(kMaxConfigDepth))
+      fail(m, fmt::format("nested deeper than {} levels", kMaxConfigDepth));
     Level l;
     l.path = path_here();
     l.value = std::move(empty);

@@ -1,8 +1,8 @@
 #include "core/cpu.h"
 
+#include <hwy/targets.h>
 #include <cstdlib>
 #include <fstream>
-#include <hwy/targets.h>
 
 #include "core/error.h"
 
@@ -15,16 +15,21 @@ CpuFeatures detect() {
   __builtin_cpu_init();
   f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
   f.avx512_vbmi = f.avx512 && __builtin_cpu_supports("avx512vbmi");
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
   if (const char* cap = std::getenv("VQKV_CPU")) {
     const std::string c = cap;
-    if (c == "baseline") f = CpuFeatures{};
-    else if (c == "avx2") f = CpuFeatures{.avx2 = f.avx2};
-    else if (c == "avx512") f.avx512_vbmi = f.avx512_bf16 = false;
-    else fail_usage("VQKV_CPU is '" + c + "'; allowed: baseline, avx2, avx512");
+    if (c == "baseline")
+      f = CpuFeatures{};
+    else if (c == "avx2")
+      f = CpuFeatures{.avx2 = f.avx2};
+    else if (c == "avx512")
+      f.avx512_vbmi = f.avx512_bf16 = false;
+    else
+      fail_usage("VQKV_CPU is '" + c + "'; allowed: baseline, avx2, avx512");
   }
   return f;
 }

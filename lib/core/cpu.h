@@ -5,8 +5,8 @@
 namespace vqkv {
 
 struct CpuFeatures {
-  bool avx2 = false;         // AVX2, FMA and F16C
-  bool avx512 = false;       // F, BW, CD, DQ, VL: x86-64-v4
+  bool avx2 = false;    // AVX2, FMA and F16C
+  bool avx512 = false;  // F, BW, CD, DQ, VL: x86-64-v4
   bool avx512_vbmi = false;
   bool avx512_bf16 = false;
 };

@@ -11,9 +11,17 @@
 namespace vqkv {
 namespace {
 
-struct DTypeRow { DType type; std::string_view name; size_t size; };
-constexpr std::array<DTypeRow, 7> kTypes{{{DType::kF32, "f32", 4}, {DType::kF16, "f16", 2}, {DType::kBF16, "bf16", 2},
-                                          {DType::kF8E5M2, "f8e5m2", 1}, {DType::kU8, "u8", 1}, {DType::kU16, "u16", 2},
+struct DTypeRow {
+  DType type;
+  std::string_view name;
+  size_t size;
+};
+constexpr std::array<DTypeRow, 7> kTypes{{{DType::kF32, "f32", 4},
+                                          {DType::kF16, "f16", 2},
+                                          {DType::kBF16, "bf16", 2},
+                                          {DType::kF8E5M2, "f8e5m2", 1},
+                                          {DType::kU8, "u8", 1},
+                                          {DType::kU16, "u16", 2},
                                           {DType::kI32, "i32", 4}}};
 
 const DTypeRow& row_of(DType t) {
@@ -46,7 +54,8 @@ __attribute__((target("avx2"))) int64_t narrow_bf16_avx2(const float* in, bf16* 
     for (int k = 0; k < 2; ++k) {
       const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i + 8 * k));
       const __m256i high = _mm256_srli_epi32(u, 16);
-      const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(bias, _mm256_and_si256(high, one))), 16);
+      const __m256i rounded =
+          _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(bias, _mm256_and_si256(high, one))), 16);
       const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(u, magnitude), infinity);
       half[k] = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, quiet), nan);
     }
@@ -87,7 +96,8 @@ void to_bf16(const float* in, bf16* out, int64_t n) {
 
 void round_to(DType t, float* values, int64_t n) {
   switch (t) {
-    case DType::kF32: return;
+    case DType::kF32:
+      return;
     case DType::kF16:
       for (int64_t i = 0; i < n; ++i) values[i] = round_to_f16(values[i]);
       return;
@@ -101,7 +111,8 @@ void round_to(DType t, float* values, int64_t n) {
         values[i] = to_float(f16{static_cast<uint16_t>((h + 0x7fu + ((h >> 8) & 1u)) & 0xff00u)});
       }
       return;
-    default: fail_internal(fmt::format("round_to: {} is not a floating-point cache type", dtype_name(t)));
+    default:
+      fail_internal(fmt::format("round_to: {} is not a floating-point cache type", dtype_name(t)));
   }
 }
 

@@ -15,8 +15,12 @@ size_t dtype_size(DType t);
 std::string_view dtype_name(DType t);
 DType dtype_from_name(std::string_view name);  // throws kUsage naming the allowed ones
 
-struct f16 { uint16_t bits; };
-struct bf16 { uint16_t bits; };
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
 
 inline float to_float(bf16 v) { return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
 inline bf16 to_bf16(float v) {

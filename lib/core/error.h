@@ -46,7 +46,10 @@ std::string nearest_name(const std::string& name, const Range& known) {
   size_t best_distance = name.size() / 2 + 2;
   for (const auto& k : known) {
     const size_t distance = edit_distance(name, std::string(k));
-    if (distance < best_distance) { best_distance = distance; best = std::string(k); }
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = std::string(k);
+    }
   }
   return best;
 }

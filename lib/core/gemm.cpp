@@ -134,8 +134,8 @@ void gemm(ConstMatrix a, ConstMatrix b, bool transpose_b, MutMatrix c, bool accu
   const int64_t row_stride = transpose_b ? 1 : b.stride, col_stride = transpose_b ? b.stride : 1;
   // b is repacked inside every tile: tall tiles keep that below one part in a hundred of the work.
   for_tiles(Cut(m, 256, 32), Cut(n, 1024, 64), [&](int64_t row, int64_t rows, int64_t col, int64_t cols) {
-    run({rows, cols, k, a.stride, row_stride, col_stride, c.stride, accumulate}, a.row(row),
-        b.data + col * col_stride, c.row(row) + col);
+    run({rows, cols, k, a.stride, row_stride, col_stride, c.stride, accumulate}, a.row(row), b.data + col * col_stride,
+        c.row(row) + col);
   });
 }
 
@@ -180,8 +180,10 @@ PackedWeights::PackedWeights(std::span<const ConstMatrix> stacked, DType storage
   impl->bytes.resize(static_cast<size_t>(impl->panels() * kPanelWidth * impl->in) * dtype_size(storage));
   int64_t first = 0;
   for (const ConstMatrix& w : stacked) {
-    if (storage == DType::kF32) impl->pack<float>(w, first, [](float v) { return v; });
-    else impl->pack<bf16>(w, first, [](float v) { return to_bf16(v); });
+    if (storage == DType::kF32)
+      impl->pack<float>(w, first, [](float v) { return v; });
+    else
+      impl->pack<bf16>(w, first, [](float v) { return to_bf16(v); });
     first += w.rows;
   }
   impl_ = std::move(impl);
@@ -195,9 +197,16 @@ void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
   const Cut rows(x.rows, 192, 6);
   parallel_for(rows.count * w.panels(), [&](int64_t i) {
     const int64_t tile = i / w.panels(), panel = i % w.panels(), row = rows.first(tile), col = panel * kPanelWidth;
-    multiply_panel({.panel = w.panel(panel), .type = w.type, .depth = w.in, .x = x.row(row), .x_stride = x.stride,
-                    .rows = rows.length(tile), .y = y.row(row) + col, .y_stride = y.stride,
-                    .cols = std::min(kPanelWidth, w.out - col), .accumulate = accumulate});
+    multiply_panel({.panel = w.panel(panel),
+                    .type = w.type,
+                    .depth = w.in,
+                    .x = x.row(row),
+                    .x_stride = x.stride,
+                    .rows = rows.length(tile),
+                    .y = y.row(row) + col,
+                    .y_stride = y.stride,
+                    .cols = std::min(kPanelWidth, w.out - col),
+                    .accumulate = accumulate});
   });
 }
 

@@ -1,8 +1,9 @@
-// The one seam to a matrix product on the CPU. Any two matrices go through oneDNN's matmul primitive, one thread a tile:
-// the tiles are cut by the shape alone and spread over our own pool, so the bits do not depend on the thread count, and
-// no OpenMP team spins beside the pool. Weights, packed once, go through our own kernel, for one row (decode, at memory
-// bandwidth) and for blocks (97 % of what oneDNN reaches): its packed layouts refuse strided outputs, and with one order
-// of summation for every number of rows a block has the same bits as its tokens one at a time.
+// The one seam to a matrix product on the CPU. Any two matrices go through oneDNN's matmul primitive, one thread a
+// tile: the tiles are cut by the shape alone and spread over our own pool, so the bits do not depend on the thread
+// count, and no OpenMP team spins beside the pool. Weights, packed once, go through our own kernel, for one row
+// (decode, at memory bandwidth) and for blocks (97 % of what oneDNN reaches): its packed layouts refuse strided
+// outputs, and with one order of summation for every number of rows a block has the same bits as its tokens one at a
+// time.
 #pragma once
 #include <memory>
 #include <span>

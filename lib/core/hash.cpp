@@ -26,7 +26,8 @@ class Sha256 {
   Sha256Digest finish() {
     Sha256Digest digest{};
     unsigned length = 0;
-    if (EVP_DigestFinal_ex(context_, digest.data(), &length) != 1 || length != digest.size()) fail_internal("SHA-256 failed");
+    if (EVP_DigestFinal_ex(context_, digest.data(), &length) != 1 || length != digest.size())
+      fail_internal("SHA-256 failed");
     return digest;
   }
 
@@ -66,7 +67,9 @@ std::string sha256_file(const std::string& path) {
   return to_hex(d.data(), d.size());
 }
 
-struct ContentHash::State { XXH3_state_t* xxh; };
+struct ContentHash::State {
+  XXH3_state_t* xxh;
+};
 
 ContentHash::ContentHash() : state_(new State{XXH3_createState()}) { XXH3_128bits_reset(state_->xxh); }
 ContentHash::~ContentHash() {

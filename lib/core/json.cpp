@@ -47,7 +47,8 @@ void append_canonical(const Json& v, std::string& out) {
       out += text;
       return;
     }
-    default: out += v.dump();
+    default:
+      out += v.dump();
   }
 }
 
@@ -58,20 +59,30 @@ Json parse_json(std::string_view text, const std::string& where) {
   const auto line_of = [&](size_t byte) {
     size_t line = 1, column = 1;
     for (size_t i = 0; i < byte && i < text.size(); ++i) {
-      if (text[i] == '\n') { ++line; column = 1; } else { ++column; }
+      if (text[i] == '\n') {
+        ++line;
+        column = 1;
+      } else {
+        ++column;
+      }
     }
     return fmt::format("{}:{}:{}", where, line, column);
   };
   const Json::parser_callback_t watch = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth > kMaxDepth) fail_data(fmt::format("{}: nested deeper than {} levels", where, kMaxDepth));
     switch (event) {
-      case Json::parse_event_t::object_start: keys.emplace_back(); break;
-      case Json::parse_event_t::object_end: keys.pop_back(); break;
+      case Json::parse_event_t::object_start:
+        keys.emplace_back();
+        break;
+      case Json::parse_event_t::object_end:
+        keys.pop_back();
+        break;
       case Json::parse_event_t::key:
         if (!keys.back().insert(value.get<std::string>()).second)
           fail_data(fmt::format("{}: key \"{}\" stands twice in one object", where, value.get<std::string>()));
         break;
-      default: break;
+      default:
+        break;
     }
     return true;
   };
@@ -79,9 +90,7 @@ Json parse_json(std::string_view text, const std::string& where) {
     return Json::parse(text.begin(), text.end(), watch);
   } catch (const Json::parse_error& e) {
     fail_data(fmt::format("{}: not valid JSON: {}", line_of(e.byte ? e.byte - 1 : 0), e.what()));
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("{}: not valid JSON: {}", where, e.what()));
-  }
+  } catch (const Json::exception& e) { fail_data(fmt::format("{}: not valid JSON: {}", where, e.what())); }
 }
 
 std::string canonical_json(const Json& value) {

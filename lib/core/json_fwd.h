@@ -2,4 +2,6 @@
 #pragma once
 #include <nlohmann/json_fwd.hpp>
 
-namespace vqkv { using Json = nlohmann::json; }
+namespace vqkv {
+using Json = nlohmann::json;
+}

@@ -21,9 +21,15 @@ void write_line(const std::string& line) {
 
 void set_log_level(LogLevel level) { g_level = level; }
 LogLevel log_level() { return g_level; }
-void log_warning(const std::string& m) { if (log_level() >= LogLevel::kWarning) write_line("warning: " + m + "\n"); }
-void log_info(const std::string& m) { if (log_level() >= LogLevel::kInfo) write_line(m + "\n"); }
-void log_debug(const std::string& m) { if (log_level() >= LogLevel::kDebug) write_line(m + "\n"); }
+void log_warning(const std::string& m) {
+  if (log_level() >= LogLevel::kWarning) write_line("warning: " + m + "\n");
+}
+void log_info(const std::string& m) {
+  if (log_level() >= LogLevel::kInfo) write_line(m + "\n");
+}
+void log_debug(const std::string& m) {
+  if (log_level() >= LogLevel::kDebug) write_line(m + "\n");
+}
 
 Progress::Progress(std::string label, int64_t total)
     : label_(std::move(label)), total_(total), start_(now_seconds()), terminal_(isatty(STDERR_FILENO) != 0) {}
@@ -42,7 +48,9 @@ void Progress::update(int64_t done, const std::string& note) {
   std::string line = fmt::format("{} {}", label_, done);
   if (total_ > 0) {
     line += fmt::format("/{}", total_);
-    if (done > 0) line += fmt::format("  {:.0f} s, {:.0f} s left", elapsed, elapsed / static_cast<double>(done) * static_cast<double>(total_ - done));
+    if (done > 0)
+      line += fmt::format("  {:.0f} s, {:.0f} s left", elapsed,
+                          elapsed / static_cast<double>(done) * static_cast<double>(total_ - done));
   }
   if (!note.empty()) line += "  " + note;
   drawn_ = true;

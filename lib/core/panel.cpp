@@ -45,7 +45,8 @@ HWY_INLINE void tile(const T* HWY_RESTRICT w, int64_t depth, const float* HWY_RE
 // AVX-512: 6 rows x 4 vectors use 24 of 32 registers for sums. With 16 registers 6 x 2 is what fits. A single row
 // (decode) takes as many columns at once as possible, so that the panel streams through once.
 template <int Rows, class T>
-void rows_of_panel(const T* w, int64_t depth, const float* x, int64_t x_stride, float* y, int64_t y_stride, bool from_zero) {
+void rows_of_panel(const T* w, int64_t depth, const float* x, int64_t x_stride, float* y, int64_t y_stride,
+                   bool from_zero) {
   constexpr int kWhole = static_cast<int>(kPanelWidth / kLanes);
   constexpr int kVectors = std::min(kWhole, kLanes >= 16 ? 4 : Rows == 1 ? 8 : 2);
   for (int64_t c = 0; c < kPanelWidth; c += kVectors * kLanes)
@@ -65,12 +66,24 @@ void multiply(const PanelProduct& p, float* y, int64_t y_stride) {
       const float* x = p.x + r * p.x_stride + first;
       float* out = y + r * y_stride;
       switch (std::min(kRows, p.rows - r)) {
-        case 1: rows_of_panel<1>(w, depth, x, p.x_stride, out, y_stride, from_zero); break;
-        case 2: rows_of_panel<2>(w, depth, x, p.x_stride, out, y_stride, from_zero); break;
-        case 3: rows_of_panel<3>(w, depth, x, p.x_stride, out, y_stride, from_zero); break;
-        case 4: rows_of_panel<4>(w, depth, x, p.x_stride, out, y_stride, from_zero); break;
-        case 5: rows_of_panel<5>(w, depth, x, p.x_stride, out, y_stride, from_zero); break;
-        default: rows_of_panel<6>(w, depth, x, p.x_stride, out, y_stride, from_zero); break;
+        case 1:
+          rows_of_panel<1>(w, depth, x, p.x_stride, out, y_stride, from_zero);
+          break;
+        case 2:
+          rows_of_panel<2>(w, depth, x, p.x_stride, out, y_stride, from_zero);
+          break;
+        case 3:
+          rows_of_panel<3>(w, depth, x, p.x_stride, out, y_stride, from_zero);
+          break;
+        case 4:
+          rows_of_panel<4>(w, depth, x, p.x_stride, out, y_stride, from_zero);
+          break;
+        case 5:
+          rows_of_panel<5>(w, depth, x, p.x_stride, out, y_stride, from_zero);
+          break;
+        default:
+          rows_of_panel<6>(w, depth, x, p.x_stride, out, y_stride, from_zero);
+          break;
       }
     }
   }
@@ -78,12 +91,14 @@ void multiply(const PanelProduct& p, float* y, int64_t y_stride) {
 
 void multiply_any(const PanelProduct& p) {
   const auto run = [&](float* y, int64_t stride) {
-    if (p.type == DType::kF32) multiply<float>(p, y, stride);
-    else multiply<bf16>(p, y, stride);
+    if (p.type == DType::kF32)
+      multiply<float>(p, y, stride);
+    else
+      multiply<bf16>(p, y, stride);
   };
   if (p.cols == kPanelWidth && !p.accumulate) return run(p.y, p.y_stride);
-  // The last panel may be narrower than 64: whole vectors go through a buffer. So does y += x W: one rounding of a large
-  // residual stream instead of one a product.
+  // The last panel may be narrower than 64: whole vectors go through a buffer. So does y += x W: one rounding of a
+  // large residual stream instead of one a product.
   AlignedVector<float> sums(static_cast<size_t>(p.rows * kPanelWidth));
   run(sums.data(), kPanelWidth);
   for (int64_t r = 0; r < p.rows; ++r) {

@@ -11,15 +11,15 @@ namespace vqkv {
 inline constexpr int64_t kPanelWidth = 64;
 
 struct PanelProduct {
-  const void* panel = nullptr;   // float or bf16, (depth, 64)
+  const void* panel = nullptr;  // float or bf16, (depth, 64)
   DType type = DType::kF32;
   int64_t depth = 0;
-  const float* x = nullptr;      // (rows, depth)
+  const float* x = nullptr;  // (rows, depth)
   int64_t x_stride = 0;
   int64_t rows = 0;
-  float* y = nullptr;            // (rows, cols)
+  float* y = nullptr;  // (rows, cols)
   int64_t y_stride = 0;
-  int64_t cols = 0;              // 1..64
+  int64_t cols = 0;  // 1..64
   bool accumulate = false;
 };
 

@@ -18,9 +18,9 @@ class Rng {
 
   uint32_t next_u32();
   uint64_t next_u64();
-  double uniform();                  // [0, 1), 53 bits
-  double normal();                   // N(0, 1), Box-Muller
-  uint64_t below(uint64_t n);        // [0, n), unbiased; n > 0
+  double uniform();            // [0, 1), 53 bits
+  double normal();             // N(0, 1), Box-Muller
+  uint64_t below(uint64_t n);  // [0, n), unbiased; n > 0
   // k distinct indices of [0, n), ascending; all of them when k >= n.
   std::vector<int64_t> sample(int64_t n, int64_t k);
   uint64_t key() const { return key_; }

@@ -27,7 +27,10 @@ void RopeFacts::apply_llama3(double factor, double low_freq_factor, double high_
   for (double& f : inverse_frequency) {
     const double wavelength = 2.0 * std::numbers::pi / f;
     if (wavelength < high_wavelength) continue;
-    if (wavelength > low_wavelength) { f /= factor; continue; }
+    if (wavelength > low_wavelength) {
+      f /= factor;
+      continue;
+    }
     const double smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
     f = (1.0 - smooth) * f / factor + smooth * f;
   }
@@ -45,8 +48,13 @@ void RopeFacts::apply_factors(const std::vector<float>& factors) {
 }
 
 Json RopeFacts::to_json() const {
-  return {{"head_dim", head_dim}, {"rotary_dim", rotary_dim}, {"theta", theta}, {"scaling", scaling},
-          {"attention_factor", attention_factor}, {"layout", "half"}, {"inverse_frequency", inverse_frequency}};
+  return {{"head_dim", head_dim},
+          {"rotary_dim", rotary_dim},
+          {"theta", theta},
+          {"scaling", scaling},
+          {"attention_factor", attention_factor},
+          {"layout", "half"},
+          {"inverse_frequency", inverse_frequency}};
 }
 
 RopeFacts RopeFacts::from_json(const Json& j) {
@@ -59,9 +67,7 @@ RopeFacts RopeFacts::from_json(const Json& j) {
     f.attention_factor = j.at("attention_factor").get<double>();
     f.inverse_frequency = j.at("inverse_frequency").get<std::vector<double>>();
     if (j.at("layout").get<std::string>() != "half") fail_data("rope.layout must be \"half\"");
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("RoPE facts are incomplete: {}", e.what()));
-  }
+  } catch (const Json::exception& e) { fail_data(fmt::format("RoPE facts are incomplete: {}", e.what())); }
   if (f.head_dim < 1 || f.head_dim > 4096 || f.rotary_dim < 0 || f.rotary_dim % 2 || f.rotary_dim > f.head_dim ||
       f.inverse_frequency.size() != static_cast<size_t>(f.rotary_dim / 2))
     fail_data("RoPE facts contradict themselves (head_dim, rotary_dim, inverse_frequency)");
@@ -96,7 +102,8 @@ const float* RopeTable::row(int64_t position) const {
       for (int64_t p = 0; p < half; ++p) {
         const double angle = t * facts_.inverse_frequency[static_cast<size_t>(p)];
         rows[static_cast<size_t>(i * 2 * half + p)] = static_cast<float>(std::cos(angle) * facts_.attention_factor);
-        rows[static_cast<size_t>(i * 2 * half + half + p)] = static_cast<float>(std::sin(angle) * facts_.attention_factor);
+        rows[static_cast<size_t>(i * 2 * half + half + p)] =
+            static_cast<float>(std::sin(angle) * facts_.attention_factor);
       }
     }
   }

@@ -15,10 +15,10 @@ namespace vqkv {
 
 struct RopeFacts {
   int head_dim = 0;
-  int rotary_dim = 0;              // channels [0, rotary_dim) rotate; the rest pass through
+  int rotary_dim = 0;  // channels [0, rotary_dim) rotate; the rest pass through
   double theta = 10000.0;
-  double attention_factor = 1.0;   // multiplies cos and sin (1 for every family supported today)
-  std::string scaling = "none";    // "none" | "llama3" | "linear" | "factors": how inverse_frequency was made
+  double attention_factor = 1.0;          // multiplies cos and sin (1 for every family supported today)
+  std::string scaling = "none";           // "none" | "llama3" | "linear" | "factors": how inverse_frequency was made
   std::vector<double> inverse_frequency;  // (rotary_dim / 2), scaling applied
 
   // theta^(-2p/rotary_dim) with no scaling.

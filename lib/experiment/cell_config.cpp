@@ -27,11 +27,12 @@ auto annotated(const Config& config, F&& f) -> decltype(f()) {
   }
 }
 
-void refuse_overlap(const Config& config, const char* a, const std::vector<int64_t>& x, const char* b, const std::vector<int64_t>& y) {
+void refuse_overlap(const Config& config, const char* a, const std::vector<int64_t>& x, const char* b,
+                    const std::vector<int64_t>& y) {
   for (const int64_t d : x)
     if (std::find(y.begin(), y.end(), d) != y.end())
-      fail_usage(fmt::format("{}: trace.{}: document {} also stands in trace.{}; documents have one role", config.where(std::string("trace.") + a),
-                             a, d, b));
+      fail_usage(fmt::format("{}: trace.{}: document {} also stands in trace.{}; documents have one role",
+                             config.where(std::string("trace.") + a), a, d, b));
 }
 
 }  // namespace
@@ -49,14 +50,17 @@ CellConfig read_cell_config(const Config& config, bool measured) {
   c.queries = trace.integer("queries", 0, 0, kMaxTokens);
   trace.finish();
   if (c.trace.empty()) trace.fail("path", "the trace to sweep over is missing; write trace.path=FILE.trace.h5");
-  if (c.report.empty() && measured) trace.fail("report", "no document to report on; `vqkv-dump inspect` lists a trace's documents");
+  if (c.report.empty() && measured)
+    trace.fail("report", "no document to report on; `vqkv-dump inspect` lists a trace's documents");
   refuse_overlap(config, "train", c.train, "select", c.select);
   refuse_overlap(config, "train", c.train, "report", c.report);
   refuse_overlap(config, "select", c.select, "report", c.report);
   for (auto* list : {&c.train, &c.select, &c.report}) std::sort(list->begin(), list->end());
 
   const Json* codec = find_path(config.tree, "codec");
-  if (!codec || codec->is_null()) fail_usage(fmt::format("{}: codec: no codec is configured; `vqkv-sweep ls codecs` lists them", config.where("codec")));
+  if (!codec || codec->is_null())
+    fail_usage(
+        fmt::format("{}: codec: no codec is configured; `vqkv-sweep ls codecs` lists them", config.where("codec")));
   c.codec = annotated(config, [&] { return canonical_codec_config(*codec); });
   const Json* cache = find_path(config.tree, "cache");
   const bool own_cache = cache && !cache->is_null();
@@ -76,16 +80,16 @@ CellConfig read_cell_config(const Config& config, bool measured) {
     for (const MetricKind* m : all_metrics()) c.metrics.push_back(m->describe().name);
   } else {
     c.metrics = top.texts("metrics");
-    for (const auto& name : c.metrics) annotated(config, [&] {
-      try {
-        find_metric(name);
-      } catch (const Error& e) {
-        fail_usage(fmt::format("metrics: {}", e.what()));
-      }
-    });
+    for (const auto& name : c.metrics)
+      annotated(config, [&] {
+        try {
+          find_metric(name);
+        } catch (const Error& e) { fail_usage(fmt::format("metrics: {}", e.what())); }
+      });
   }
   std::sort(c.metrics.begin(), c.metrics.end());
-  if (std::adjacent_find(c.metrics.begin(), c.metrics.end()) != c.metrics.end()) top.fail("metrics", "a metric stands twice");
+  if (std::adjacent_find(c.metrics.begin(), c.metrics.end()) != c.metrics.end())
+    top.fail("metrics", "a metric stands twice");
   c.contexts = top.integers("contexts", 1, kMaxTokens, false);
   if (!top.has("contexts")) c.contexts = {4096, 32768};
   c.sequences = top.integers("sequences", 1, 1'000'000, false);
@@ -99,7 +103,13 @@ CellConfig read_cell_config(const Config& config, bool measured) {
 }
 
 Json CellConfig::canonical() const {
-  return {{"trace", {{"path", trace}, {"train", train}, {"select", select}, {"report", report}, {"train_tokens", train_tokens}, {"queries", queries}}},
+  return {{"trace",
+           {{"path", trace},
+            {"train", train},
+            {"select", select},
+            {"report", report},
+            {"train_tokens", train_tokens},
+            {"queries", queries}}},
           {"codec", codec},
           {"cache", cache},
           {"layers", all_or_list(layers)},

@@ -11,18 +11,18 @@
 namespace vqkv {
 
 struct CellConfig {
-  std::string trace;                          // path of the trace
-  std::vector<int64_t> train, select, report; // document ids; the three never overlap
-  int64_t train_tokens = 0;                   // rows a unit is trained on, evenly spaced; 0: all
-  int64_t queries = 0;                        // recorded queries used a window, evenly spaced; 0: all
-  Json codec, cache;                          // canonical
-  std::vector<int64_t> layers, heads;         // of the trace; empty: all. A subsample is named in the row
+  std::string trace;                           // path of the trace
+  std::vector<int64_t> train, select, report;  // document ids; the three never overlap
+  int64_t train_tokens = 0;                    // rows a unit is trained on, evenly spaced; 0: all
+  int64_t queries = 0;                         // recorded queries used a window, evenly spaced; 0: all
+  Json codec, cache;                           // canonical
+  std::vector<int64_t> layers, heads;          // of the trace; empty: all. A subsample is named in the row
   std::vector<std::string> metrics;
-  std::vector<int64_t> contexts, sequences;   // of the byte columns
+  std::vector<int64_t> contexts, sequences;  // of the byte columns
   int64_t seed = 0;
-  bool curve = false;                         // also train with half and twice the iterations
+  bool curve = false;  // also train with half and twice the iterations
 
-  Json canonical() const;                     // what plan.jsonl holds
+  Json canonical() const;  // what plan.jsonl holds
   CachePolicy policy() const { return CachePolicy::from_json(cache); }
 };
 

@@ -18,7 +18,8 @@ Budget parse_budget(const std::string& text) {
   const std::string unit(r.ptr, text.data() + text.size());
   const std::map<std::string, double> units = {{"B", 1.0}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}};
   if (r.ec != std::errc() || !std::isfinite(b.limit) || b.limit <= 0 || (unit != "bpv" && !units.contains(unit)))
-    fail_usage(fmt::format("'{}' is not a budget; write bits a value (2.5bpv) or bytes (64KiB, 512MiB, 1GiB, 1000B)", text));
+    fail_usage(
+        fmt::format("'{}' is not a budget; write bits a value (2.5bpv) or bytes (64KiB, 512MiB, 1GiB, 1000B)", text));
   if (unit != "bpv") {
     b.limit *= units.at(unit);
     b.bytes = true;
@@ -36,11 +37,13 @@ int64_t longest_context(const ResultSet& results) {
 std::vector<Choice> choose(const ResultSet& results, const ChooseOptions& options) {
   if (options.column != "resident" && options.column != "shared" && options.column != "codes")
     fail_usage(fmt::format("--column {}: resident, shared or codes", options.column));
-  if (options.column == "codes" && options.budget.bytes) fail_usage("--column codes is in bits a value; write the budget as 2.5bpv");
+  if (options.column == "codes" && options.budget.bytes)
+    fail_usage("--column codes is in bits a value; write the budget as 2.5bpv");
   const int64_t context = options.context > 0 ? options.context : longest_context(results);
   const auto cost_of = [&](const CellResult& c) {
     if (options.column == "codes") return c.value("cost", "bits_per_value.codes");
-    return c.value("cost", options.budget.bytes ? "bytes" : "bits_per_value", context, options.column == "shared" ? options.sequences : 0);
+    return c.value("cost", options.budget.bytes ? "bytes" : "bits_per_value", context,
+                   options.column == "shared" ? options.sequences : 0);
   };
   std::map<std::string, Choice> groups;
   std::set<std::string> tags;
@@ -58,12 +61,16 @@ std::vector<Choice> choose(const ResultSet& results, const ChooseOptions& option
     if (cost <= options.budget.limit) groups[c.cell.at("group").get<std::string>()].cells.push_back(&c);
   }
   if (!any_ok) fail_usage(fmt::format("{} holds no finished cell yet", results.folder));
-  if (tags.empty()) fail_usage("nothing was measured on select documents (trace.select); report documents are never chosen on");
+  if (tags.empty())
+    fail_usage("nothing was measured on select documents (trace.select); report documents are never chosen on");
   if (!tags.contains(options.by)) {
     const std::string near = nearest_name(options.by, tags);
-    fail_usage(fmt::format("--by {}: not measured{}; there is {}", options.by, near.empty() ? "" : fmt::format(" (did you mean {}?)", near), fmt::join(tags, ", ")));
+    fail_usage(fmt::format("--by {}: not measured{}; there is {}", options.by,
+                           near.empty() ? "" : fmt::format(" (did you mean {}?)", near), fmt::join(tags, ", ")));
   }
-  if (!any_cost) fail_usage(fmt::format("no cell has byte columns for a context of {} tokens and {} sequences", context, options.sequences));
+  if (!any_cost)
+    fail_usage(fmt::format("no cell has byte columns for a context of {} tokens and {} sequences", context,
+                           options.sequences));
   std::vector<Choice> out;
   for (auto& [group, c] : groups) {
     const double n = static_cast<double>(c.cells.size());

@@ -52,7 +52,8 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config) {
 
 Json cost_ledgers(const CodecSet& codecs, const CellConfig& config) {
   Json out = Json::object();
-  for (const int64_t context : config.contexts) out[std::to_string(context)] = ledger_at(codecs, config.policy(), context).to_json();
+  for (const int64_t context : config.contexts)
+    out[std::to_string(context)] = ledger_at(codecs, config.policy(), context).to_json();
   return out;
 }
 

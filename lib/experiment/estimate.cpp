@@ -24,14 +24,17 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
     const double heads = config.heads.empty() ? s.kv_heads : static_cast<double>(config.heads.size());
     double train = 0, tested = 0;
     for (const auto& d : reader->documents()) {
-      if (std::find(config.train.begin(), config.train.end(), d.id) != config.train.end()) train += static_cast<double>(d.tokens);
+      if (std::find(config.train.begin(), config.train.end(), d.id) != config.train.end())
+        train += static_cast<double>(d.tokens);
       for (const auto* list : {&config.select, &config.report})
         if (std::find(list->begin(), list->end(), d.id) != list->end()) tested += static_cast<double>(d.tokens);
     }
     const double row = static_cast<double>(s.head_dim) * heads;
-    e.bytes_read = std::max(e.bytes_read, 2 * layers * row * static_cast<double>(dtype_size(reader->info().stored)) * (2 * train + 2 * tested));
+    e.bytes_read = std::max(e.bytes_read, 2 * layers * row * static_cast<double>(dtype_size(reader->info().stored)) *
+                                              (2 * train + 2 * tested));
     // Exact and decoded rows of a layer, a copy on the way; the rows of the units in training, one a thread.
-    e.bytes_memory = std::max(e.bytes_memory, 4 * (6 * row * tested + 4 * train * s.head_dim * std::min<double>(thread_count(), heads)));
+    e.bytes_memory = std::max(
+        e.bytes_memory, 4 * (6 * row * tested + 4 * train * s.head_dim * std::min<double>(thread_count(), heads)));
     const std::string methods = cell.at("versions").dump();
     if (!seconds_a_layer.contains(methods)) {
       const Stopwatch watch;

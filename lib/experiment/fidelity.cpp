@@ -21,8 +21,8 @@ struct HeadRows {
 
 struct Layer {
   int windows = 0, heads = 0;
-  std::vector<HeadRows> rows;              // (windows, heads)
-  std::vector<CodeBlock> blocks;           // (windows, units of the layer)
+  std::vector<HeadRows> rows;     // (windows, heads)
+  std::vector<CodeBlock> blocks;  // (windows, units of the layer)
   HeadRows& at(int w, int h) { return rows[static_cast<size_t>(w * heads + h)]; }
 };
 
@@ -32,7 +32,8 @@ struct Totals {
 };
 
 // Codes one unit of one window; fills k_hat or v_hat of its heads.
-Totals code_unit(const TraceRows& rows, const TrainedUnit& unit, const EvalWindow& w, Layer& layer, int window, CodeBlock& block) {
+Totals code_unit(const TraceRows& rows, const TrainedUnit& unit, const EvalWindow& w, Layer& layer, int window,
+                 CodeBlock& block) {
   const UnitShape& u = unit.spec.unit;
   const Codec& codec = *unit.codec;
   const CachePolicy policy = rows.config().policy();
@@ -64,7 +65,8 @@ Totals code_unit(const TraceRows& rows, const TrainedUnit& unit, const EvalWindo
   if (coded > 0) {
     Matrix<float> other(n, width);
     gather(other, !key, false);
-    const ConstMatrix k = (key ? x : other).view().slice_rows(0, held), v = (key ? other : x).view().slice_rows(0, held);
+    const ConstMatrix k = (key ? x : other).view().slice_rows(0, held),
+                      v = (key ? other : x).view().slice_rows(0, held);
     state = codec.fit(k, v, ConstMatrix());
   }
   Matrix<float> decoded(coded, width);
@@ -103,7 +105,8 @@ struct MetricSet {
 
 using FillLayer = std::function<Totals(int layer, Layer& data)>;
 
-FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill, const std::function<void(int)>& progress) {
+FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill,
+                       const std::function<void(int)>& progress) {
   const auto& windows = rows.windows();
   const CachePolicy policy = rows.config().policy();
   const CacheShape& shape = rows.scope().shape;
@@ -165,7 +168,8 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
         }
         if (codecs && r.value_block) {
           s.value_codes = &r.value_block->fields;
-          s.value_layout = &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kValue))].codec->layout();
+          s.value_layout =
+              &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kValue))].codec->layout();
         }
         if (!s.query_position.empty()) s.rows();
       });
@@ -199,48 +203,57 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
 
 }  // namespace
 
-FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, const std::function<void(int)>& progress) {
+FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
+                                const std::function<void(int)>& progress) {
   const auto& windows = rows.windows();
-  return measure(rows, &codecs, [&](int l, Layer& layer) {
-    std::vector<const TrainedUnit*> units;
-    for (const TrainedUnit& u : codecs.units())
-      if (u.spec.unit.layer == l) units.push_back(&u);
-    layer.blocks.resize(units.size() * windows.size());
-    std::vector<Totals> parts(layer.blocks.size());
-    parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
-      const int w = static_cast<int>(i) / static_cast<int>(units.size());
-      parts[static_cast<size_t>(i)] = code_unit(rows, *units[static_cast<size_t>(i) % units.size()], windows[static_cast<size_t>(w)], layer, w,
-                                                layer.blocks[static_cast<size_t>(i)]);
-    });
-    Totals t;
-    for (const Totals& p : parts) {
-      t.encode += p.encode;
-      t.decode += p.decode;
-      t.values += p.values;
-    }
-    return t;
-  }, progress);
+  return measure(
+      rows, &codecs,
+      [&](int l, Layer& layer) {
+        std::vector<const TrainedUnit*> units;
+        for (const TrainedUnit& u : codecs.units())
+          if (u.spec.unit.layer == l) units.push_back(&u);
+        layer.blocks.resize(units.size() * windows.size());
+        std::vector<Totals> parts(layer.blocks.size());
+        parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+          const int w = static_cast<int>(i) / static_cast<int>(units.size());
+          parts[static_cast<size_t>(i)] =
+              code_unit(rows, *units[static_cast<size_t>(i) % units.size()], windows[static_cast<size_t>(w)], layer, w,
+                        layer.blocks[static_cast<size_t>(i)]);
+        });
+        Totals t;
+        for (const Totals& p : parts) {
+          t.encode += p.encode;
+          t.decode += p.decode;
+          t.values += p.values;
+        }
+        return t;
+      },
+      progress);
 }
 
-FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& source, const std::function<void(int)>& progress) {
+FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& source,
+                                const std::function<void(int)>& progress) {
   const auto& windows = rows.windows();
-  return measure(rows, nullptr, [&](int l, Layer& layer) {
-    const int64_t sinks = rows.config().policy().sinks;
-    parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
-      const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
-      const EvalWindow& window = windows[static_cast<size_t>(w)];
-      HeadRows& r = layer.at(w, h);
-      const int64_t n = window.window.tokens, first = std::min(sinks, n);
-      r.k_hat = Matrix<float>(n, r.k.cols);
-      r.v_hat = Matrix<float>(n, r.v.cols);
-      source.decoded(l, h, window, r.k_hat, r.v_hat);
-      rope_apply(rows.rope(), window.position.data(), r.k_hat);
-      std::copy_n(r.k.data(), first * r.k.cols, r.k_hat.data());
-      std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
-      r.coded_k = r.coded_v = n;
-    });
-    return Totals{0, 0, 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim}};
-  }, progress);
+  return measure(
+      rows, nullptr,
+      [&](int l, Layer& layer) {
+        const int64_t sinks = rows.config().policy().sinks;
+        parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
+          const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
+          const EvalWindow& window = windows[static_cast<size_t>(w)];
+          HeadRows& r = layer.at(w, h);
+          const int64_t n = window.window.tokens, first = std::min(sinks, n);
+          r.k_hat = Matrix<float>(n, r.k.cols);
+          r.v_hat = Matrix<float>(n, r.v.cols);
+          source.decoded(l, h, window, r.k_hat, r.v_hat);
+          rope_apply(rows.rope(), window.position.data(), r.k_hat);
+          std::copy_n(r.k.data(), first * r.k.cols, r.k_hat.data());
+          std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
+          r.coded_k = r.coded_v = n;
+        });
+        return Totals{0, 0, 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim}};
+      },
+      progress);
 }
 
 }  // namespace vqkv

@@ -16,7 +16,8 @@ class ReconSource final : public DecodedSource {
  public:
   ReconSource(const ReconReader& recon, const TraceRows& rows) : recon_(recon), rows_(rows) {}
   void decoded(int layer, int head, const EvalWindow& w, MutMatrix k_hat, MutMatrix v_hat) const override {
-    const int real_layer = rows_.scope().layers.at(static_cast<size_t>(layer)), real_head = rows_.scope().heads.at(static_cast<size_t>(head));
+    const int real_layer = rows_.scope().layers.at(static_cast<size_t>(layer)),
+              real_head = rows_.scope().heads.at(static_cast<size_t>(head));
     recon_.key(real_layer, real_head, w.window.first_token, w.window.tokens, k_hat);
     recon_.value(real_layer, real_head, w.window.first_token, w.window.tokens, v_hat);
     if (!recon_.keys_pre_rope()) rope_apply(rows_.rope(), w.position.data(), k_hat, true);
@@ -35,16 +36,19 @@ Json judge(const JudgeOptions& options) {
   Config config;
   std::vector<int32_t> all;
   for (const auto& d : trace.documents()) all.push_back(d.id);
-  config.tree = {{"trace", {{"path", options.trace}, {"report", all}}}, {"codec", {{"name", "exact"}}}, {"cache", Json::object()}};
+  config.tree = {
+      {"trace", {{"path", options.trace}, {"report", all}}}, {"codec", {{"name", "exact"}}}, {"cache", Json::object()}};
   for (const auto& o : options.overrides) {
-    for (const char* fixed : {"codec", "trace.path", "trace.train", "trace.select", "contexts", "sequences", "sweep", "seed", "train"})
+    for (const char* fixed :
+         {"codec", "trace.path", "trace.train", "trace.select", "contexts", "sequences", "sweep", "seed", "train"})
       if (o.starts_with(std::string(fixed) + "=") || o.starts_with(std::string(fixed) + "."))
         fail_usage(fmt::format("{}: {} has no meaning for `judge`: the codec is the other program's", o, fixed));
     apply_override(config, o);
   }
   const CellConfig cell = read_cell_config(config);
   for (const int64_t id : cell.report)
-    if (id >= static_cast<int64_t>(trace.documents().size())) fail_usage(fmt::format("trace.report: document {} is not in {}", id, options.trace));
+    if (id >= static_cast<int64_t>(trace.documents().size()))
+      fail_usage(fmt::format("trace.report: document {} is not in {}", id, options.trace));
   for (const int64_t l : cell.layers)
     if (l >= trace.info().shape.layers) fail_usage(fmt::format("layers: {} is not in {}", l, options.trace));
   for (const int64_t h : cell.heads)
@@ -55,9 +59,7 @@ Json judge(const JudgeOptions& options) {
     f = measure_fidelity(rows, ReconSource(recon, rows), [&](int) {
       if (options.stop && options.stop()) throw Stopped();
     });
-  } catch (const Stopped&) {
-    return Json();
-  }
+  } catch (const Stopped&) { return Json(); }
   Json out = {{"measurements", Json::array()}, {"config", cell.canonical()}};
   for (const auto& m : f.report) {
     Json j = to_json(m);
@@ -66,10 +68,21 @@ Json judge(const JudgeOptions& options) {
   }
   const CacheShape& s = trace.info().shape;
   const double values = 2.0 * s.layers * s.kv_heads * s.head_dim * static_cast<double>(trace.tokens());
-  for (const auto& [tag, value, unit] : {std::tuple{"bytes", static_cast<double>(options.bytes), "bytes"},
-                                         std::tuple{"bits_per_value.codes", 8.0 * static_cast<double>(options.bytes) / values, "bits/value"}})
-    out["measurements"].push_back({{"role", "cost"}, {"tag", tag}, {"value", value}, {"unit", unit}, {"stderr", 0}, {"n", 1}, {"better", "lower"}, {"exact", true}});
-  out["coverage"] = {{"report_tokens", rows.tokens(true)}, {"report_queries", rows.queries(true)}, {"coded_share_k", f.coded_share_k}, {"coded_share_v", f.coded_share_v}};
+  for (const auto& [tag, value, unit] :
+       {std::tuple{"bytes", static_cast<double>(options.bytes), "bytes"},
+        std::tuple{"bits_per_value.codes", 8.0 * static_cast<double>(options.bytes) / values, "bits/value"}})
+    out["measurements"].push_back({{"role", "cost"},
+                                   {"tag", tag},
+                                   {"value", value},
+                                   {"unit", unit},
+                                   {"stderr", 0},
+                                   {"n", 1},
+                                   {"better", "lower"},
+                                   {"exact", true}});
+  out["coverage"] = {{"report_tokens", rows.tokens(true)},
+                     {"report_queries", rows.queries(true)},
+                     {"coded_share_k", f.coded_share_k},
+                     {"coded_share_v", f.coded_share_v}};
   return out;
 }
 

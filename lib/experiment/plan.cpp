@@ -37,16 +37,25 @@ TraceFacts read_facts(const std::string& path) {
   f.documents = reader.documents();
   Json documents = Json::array();
   for (const auto& d : f.documents) documents.push_back({{"id", d.id}, {"name", d.name}, {"tokens", d.tokens}});
-  f.json = {{"path", path}, {"content_hash", info.content_hash}, {"model_name", info.model_name}, {"model_hash", info.model_hash},
-            {"layers", info.shape.layers}, {"q_heads", info.shape.q_heads}, {"kv_heads", info.shape.kv_heads},
-            {"head_dim", info.shape.head_dim}, {"tokens", reader.tokens()}, {"queries", reader.queries()}, {"documents", documents}};
+  f.json = {{"path", path},
+            {"content_hash", info.content_hash},
+            {"model_name", info.model_name},
+            {"model_hash", info.model_hash},
+            {"layers", info.shape.layers},
+            {"q_heads", info.shape.q_heads},
+            {"kv_heads", info.shape.kv_heads},
+            {"head_dim", info.shape.head_dim},
+            {"tokens", reader.tokens()},
+            {"queries", reader.queries()},
+            {"documents", documents}};
   return f;
 }
 
 std::string document_list(const TraceFacts& f) {
   std::string out;
   for (size_t i = 0; i < f.documents.size() && i < 12; ++i)
-    out += fmt::format("{}{} {} ({} tokens)", i ? ", " : "", f.documents[i].id, f.documents[i].name, f.documents[i].tokens);
+    out += fmt::format("{}{} {} ({} tokens)", i ? ", " : "", f.documents[i].id, f.documents[i].name,
+                       f.documents[i].tokens);
   if (f.documents.size() > 12) out += fmt::format(", … {} in all", f.documents.size());
   return out;
 }
@@ -54,10 +63,11 @@ std::string document_list(const TraceFacts& f) {
 void check_against(const Config& config, const CellConfig& c, const TraceFacts& f) {
   const auto check_documents = [&](const char* role, const std::vector<int64_t>& ids) {
     for (const int64_t id : ids) {
-      const bool known = std::any_of(f.documents.begin(), f.documents.end(), [&](const TraceDocument& d) { return d.id == id; });
+      const bool known =
+          std::any_of(f.documents.begin(), f.documents.end(), [&](const TraceDocument& d) { return d.id == id; });
       if (!known)
-        fail_usage(fmt::format("{}: trace.{}: document {} is not in {}, which has {}", config.where(std::string("trace.") + role), role, id,
-                               c.trace, document_list(f)));
+        fail_usage(fmt::format("{}: trace.{}: document {} is not in {}, which has {}",
+                               config.where(std::string("trace.") + role), role, id, c.trace, document_list(f)));
     }
   };
   check_documents("train", c.train);
@@ -65,10 +75,12 @@ void check_against(const Config& config, const CellConfig& c, const TraceFacts& 
   check_documents("report", c.report);
   for (const int64_t l : c.layers)
     if (l >= f.shape.layers)
-      fail_usage(fmt::format("{}: layers: {} is not in {}, which has layers 0 to {}", config.where("layers"), l, c.trace, f.shape.layers - 1));
+      fail_usage(fmt::format("{}: layers: {} is not in {}, which has layers 0 to {}", config.where("layers"), l,
+                             c.trace, f.shape.layers - 1));
   for (const int64_t h : c.heads)
     if (h >= f.shape.kv_heads)
-      fail_usage(fmt::format("{}: heads: {} is not in {}, which has KV heads 0 to {}", config.where("heads"), h, c.trace, f.shape.kv_heads - 1));
+      fail_usage(fmt::format("{}: heads: {} is not in {}, which has KV heads 0 to {}", config.where("heads"), h,
+                             c.trace, f.shape.kv_heads - 1));
 }
 
 Json without(Json tree, const std::string& path) {
@@ -83,7 +95,9 @@ Json without(Json tree, const std::string& path) {
 }
 
 std::string identity(const Json& config, const Json& cell) {
-  return config_hash({{"config", without(config, "trace.path")}, {"trace", cell.at("trace")}, {"model", cell.at("model")},
+  return config_hash({{"config", without(config, "trace.path")},
+                      {"trace", cell.at("trace")},
+                      {"model", cell.at("model")},
                       {"versions", cell.at("versions")}});
 }
 
@@ -95,13 +109,21 @@ std::string group_identity(const Json& cell) {
 }
 
 std::string train_identity(const CellConfig& c, const Json& cell) {
-  return config_hash({{"codec", c.codec}, {"train", c.train}, {"train_tokens", c.train_tokens}, {"layers", c.layers}, {"heads", c.heads},
-                      {"seed", c.seed}, {"exact_dtype", c.cache.at("exact_dtype")},
-                      {"sinks", c.cache.at("sinks")}, {"trace", cell.at("trace")},
-                      {"model", cell.at("model")}, {"versions", cell.at("versions")}});
+  return config_hash({{"codec", c.codec},
+                      {"train", c.train},
+                      {"train_tokens", c.train_tokens},
+                      {"layers", c.layers},
+                      {"heads", c.heads},
+                      {"seed", c.seed},
+                      {"exact_dtype", c.cache.at("exact_dtype")},
+                      {"sinks", c.cache.at("sinks")},
+                      {"trace", cell.at("trace")},
+                      {"model", cell.at("model")},
+                      {"versions", cell.at("versions")}});
 }
 
-Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes, const Json& repeat) {
+Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes,
+                   const Json& repeat) {
   Json versions = Json::object();
   for (const auto& u : codec.units) {
     versions[u.method] = find_method(u.method).describe().version;
@@ -110,8 +132,12 @@ Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan
       versions["transform." + name] = find_transform(name).describe().version;
     }
   }
-  Json cell = {{"config", c.canonical()}, {"axes", axes}, {"repeat", repeat}, {"trace", facts.json.at("content_hash")},
-               {"model", facts.json.at("model_hash")}, {"versions", versions}};
+  Json cell = {{"config", c.canonical()},
+               {"axes", axes},
+               {"repeat", repeat},
+               {"trace", facts.json.at("content_hash")},
+               {"model", facts.json.at("model_hash")},
+               {"versions", versions}};
   cell["cell"] = identity(cell.at("config"), cell);
   cell["id"] = cell["cell"].get<std::string>().substr(0, kShortId);
   cell["group"] = group_identity(cell).substr(0, kShortId);
@@ -125,7 +151,8 @@ void assign_ids(std::vector<Json>& cells) {
   for (bool unique = false; !unique && length < 64;) {
     std::set<std::string> seen;
     unique = true;
-    for (const auto& c : cells) unique = seen.insert(c.at("cell").get<std::string>().substr(0, length)).second && unique;
+    for (const auto& c : cells)
+      unique = seen.insert(c.at("cell").get<std::string>().substr(0, length)).second && unique;
     if (!unique) length += 4;
   }
   for (auto& c : cells) c["id"] = c.at("cell").get<std::string>().substr(0, length);
@@ -183,12 +210,18 @@ Plan make_plan(const Config& config) {
     cell["index"] = plan.cells.size();
     plan.cells.push_back(std::move(cell));
   }
-  if (duplicates > 0) log_info(fmt::format("{} cells resolve to a configuration that is already there and were dropped", duplicates));
+  if (duplicates > 0)
+    log_info(fmt::format("{} cells resolve to a configuration that is already there and were dropped", duplicates));
   assign_ids(plan.cells);
   Json trace_list = Json::array();
   for (const auto& [path, facts] : traces) trace_list.push_back(facts.json);
-  plan.header = {{"plan_version", kPlanVersion}, {"plan", plan_hash(plan.cells)}, {"tool", version_facts()}, {"cells", plan.cells.size()},
-                 {"skipped", skipped}, {"axes", paths_of(sweep.points, &SweepPoint::axes)}, {"repeats", paths_of(sweep.points, &SweepPoint::repeat)},
+  plan.header = {{"plan_version", kPlanVersion},
+                 {"plan", plan_hash(plan.cells)},
+                 {"tool", version_facts()},
+                 {"cells", plan.cells.size()},
+                 {"skipped", skipped},
+                 {"axes", paths_of(sweep.points, &SweepPoint::axes)},
+                 {"repeats", paths_of(sweep.points, &SweepPoint::repeat)},
                  {"traces", trace_list}};
   return plan;
 }
@@ -196,7 +229,8 @@ Plan make_plan(const Config& config) {
 Json make_cell(const Config& config) {
   Config grouped = config;
   apply_group(grouped);
-  if (grouped.tree.contains("sweep")) fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", grouped.where("sweep")));
+  if (grouped.tree.contains("sweep"))
+    fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", grouped.where("sweep")));
   const CellConfig c = read_cell_config(grouped, false);
   const TraceFacts facts = read_facts(c.trace);
   check_against(grouped, c, facts);
@@ -221,20 +255,26 @@ Plan read_plan(const std::string& path) {
   Plan plan;
   plan.header = file.records[0];
   if (plan.header["plan_version"] != kPlanVersion)
-    fail_data(fmt::format("{}: plan version {}; this tool reads version {}", path, plan.header["plan_version"].dump(), kPlanVersion));
+    fail_data(fmt::format("{}: plan version {}; this tool reads version {}", path, plan.header["plan_version"].dump(),
+                          kPlanVersion));
   try {
     for (size_t i = 1; i < file.records.size(); ++i) {
       const Json& c = file.records[i];
       const auto bad = [&](const std::string& what) { fail_data(fmt::format("{} line {}: {}", path, i + 1, what)); };
-      if (identity(c.at("config"), c) != c.at("cell").get<std::string>()) bad("the configuration is not the one that was planned; plan again instead of editing");
-      if (!c.at("cell").get<std::string>().starts_with(c.at("id").get<std::string>()) || c.at("id").get<std::string>().size() < kShortId) bad("id is not the beginning of cell");
-      if (group_identity(c).substr(0, kShortId) != c.at("group") || train_identity(config_of(c), c) != c.at("train_id")) bad("group or train_id does not belong to the configuration");
+      if (identity(c.at("config"), c) != c.at("cell").get<std::string>())
+        bad("the configuration is not the one that was planned; plan again instead of editing");
+      if (!c.at("cell").get<std::string>().starts_with(c.at("id").get<std::string>()) ||
+          c.at("id").get<std::string>().size() < kShortId)
+        bad("id is not the beginning of cell");
+      if (group_identity(c).substr(0, kShortId) != c.at("group") || train_identity(config_of(c), c) != c.at("train_id"))
+        bad("group or train_id does not belong to the configuration");
       if (c.at("index") != i - 1) bad("index is out of order");
       if (!c.at("axes").is_object() || !c.at("repeat").is_object()) bad("axes and repeat must be maps");
       if (c.contains("skip") && !c.at("skip").is_string()) bad("skip must be a text");
       plan.cells.push_back(c);
     }
-    if (plan.header.at("plan") != plan_hash(plan.cells)) fail_data(fmt::format("{}: cells were added or removed after planning", path));
+    if (plan.header.at("plan") != plan_hash(plan.cells))
+      fail_data(fmt::format("{}: cells were added or removed after planning", path));
     for (const auto& t : plan.header.at("traces")) (void)t.at("path").get_ref<const std::string&>();
   } catch (const Json::exception& e) {
     fail_data(fmt::format("{}: a field of the plan is missing or mistyped: {}", path, e.what()));
@@ -259,12 +299,15 @@ std::string plan_difference(const Plan& have, const Plan& want, int limit) {
   std::set<std::string> kept;
   std::vector<const Json*> added, removed;
   for (const auto& c : want.cells) {
-    if (old.contains(c.at("cell").get<std::string>())) kept.insert(c.at("cell").get<std::string>());
-    else added.push_back(&c);
+    if (old.contains(c.at("cell").get<std::string>()))
+      kept.insert(c.at("cell").get<std::string>());
+    else
+      added.push_back(&c);
   }
   for (const auto& c : have.cells)
     if (!kept.contains(c.at("cell").get<std::string>())) removed.push_back(&c);
-  std::string out = fmt::format("{} cells in both, {} only in the store's plan, {} only in the new one", kept.size(), removed.size(), added.size());
+  std::string out = fmt::format("{} cells in both, {} only in the store's plan, {} only in the new one", kept.size(),
+                                removed.size(), added.size());
   // The paths that tell the first removed from the first added cell say what was changed.
   if (!added.empty() && !removed.empty()) {
     const Json a = flatten_paths(removed[0]->at("config")), b = flatten_paths(added[0]->at("config"));
@@ -272,7 +315,9 @@ std::string plan_difference(const Plan& have, const Plan& want, int limit) {
     for (const auto& [p, v] : a.items()) paths.insert(p);
     for (const auto& [p, v] : b.items()) paths.insert(p);
     int lines = 0;
-    const auto shown = [](const Json& flat, const std::string& p) { return flat.contains(p) ? flat[p].dump() : std::string("absent"); };
+    const auto shown = [](const Json& flat, const std::string& p) {
+      return flat.contains(p) ? flat[p].dump() : std::string("absent");
+    };
     for (const auto& p : paths) {
       if (shown(a, p) == shown(b, p)) continue;
       if (++lines > limit) break;
@@ -280,7 +325,8 @@ std::string plan_difference(const Plan& have, const Plan& want, int limit) {
     }
     for (const char* key : {"trace", "model", "versions"})
       if (removed[0]->at(key) != added[0]->at(key))
-        out += fmt::format("\n  {}: {} in the store, {} in the new plan", key, removed[0]->at(key).dump(), added[0]->at(key).dump());
+        out += fmt::format("\n  {}: {} in the store, {} in the new plan", key, removed[0]->at(key).dump(),
+                           added[0]->at(key).dump());
   }
   return out;
 }

@@ -18,7 +18,7 @@ namespace vqkv {
 // train_id: over what decides the trained parameters alone; it names the random streams, and cells that share it share
 // their codecs.
 struct Plan {
-  Json header;              // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...]}
+  Json header;  // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...]}
   std::vector<Json> cells;
   std::string hash() const { return header.at("plan").get<std::string>(); }
 };

@@ -73,7 +73,8 @@ std::string knobs_text(const Json& map) {
   std::string out;
   for (const auto& [key, value] : map.items()) {
     if (key == "name") continue;
-    out += (out.empty() ? "" : " ") + (value.is_object() ? key + "(" + knobs_text(value) + ")" : key + "=" + short_value(value));
+    out += (out.empty() ? "" : " ") +
+           (value.is_object() ? key + "(" + knobs_text(value) + ")" : key + "=" + short_value(value));
   }
   return out;
 }
@@ -83,8 +84,10 @@ std::string label_of(const Json& cell) {
   if (cell.contains("axes") && cell["axes"].is_object())
     for (const auto& [path, value] : cell["axes"].items()) {
       if (path.ends_with(".name")) continue;
-      if (value.is_object()) label += " " + knobs_text(value);
-      else label += fmt::format(" {}={}", path.substr(path.find_last_of('.') + 1), short_value(value));
+      if (value.is_object())
+        label += " " + knobs_text(value);
+      else
+        label += fmt::format(" {}={}", path.substr(path.find_last_of('.') + 1), short_value(value));
     }
   return label;
 }
@@ -94,7 +97,9 @@ void mark_front(std::vector<Point>& points) {
   std::vector<Point*> order;
   for (auto& p : points)
     if (std::isfinite(p.bits) && std::isfinite(p.kl)) order.push_back(&p);
-  std::stable_sort(order.begin(), order.end(), [](const Point* a, const Point* b) { return a->bits != b->bits ? a->bits < b->bits : a->kl < b->kl; });
+  std::stable_sort(order.begin(), order.end(), [](const Point* a, const Point* b) {
+    return a->bits != b->bits ? a->bits < b->bits : a->kl < b->kl;
+  });
   double best = std::numeric_limits<double>::infinity();
   for (Point* p : order)
     if (p->kl < best) {
@@ -113,12 +118,13 @@ int64_t documents_of(const CellResult& c) {
   return m ? m->value("n", int64_t{0}) : 0;
 }
 
-Plot pareto(const std::vector<Point>& points, const std::string& tag, const std::string& title, const std::string& y_label, int64_t context,
-            int64_t sequences, const std::string& note) {
+Plot pareto(const std::vector<Point>& points, const std::string& tag, const std::string& title,
+            const std::string& y_label, int64_t context, int64_t sequences, const std::string& note) {
   Plot plot;
   plot.title = title;
   plot.x_label = sequences == 0 ? fmt::format("bits per value, resident per sequence at {} tokens", context)
-                                : fmt::format("bits per value at {} tokens, books shared by {} sequence{}", context, sequences, sequences == 1 ? "" : "s");
+                                : fmt::format("bits per value at {} tokens, books shared by {} sequence{}", context,
+                                              sequences, sequences == 1 ? "" : "s");
   plot.y_label = y_label;
   plot.log_y = true;
   std::vector<std::pair<double, double>> all;
@@ -136,7 +142,9 @@ Plot pareto(const std::vector<Point>& points, const std::string& tag, const std:
   for (const auto& p : own) {
     auto& s = by_method[p.method];
     s.name = p.method;
-    s.points.push_back({p.bits, p.kl, p.kl_error, fmt::format("{}\n{:.3f} bits/value, {:.5g} ± {:.2g}", p.label, p.bits, p.kl, p.kl_error), !p.front, false});
+    s.points.push_back({p.bits, p.kl, p.kl_error,
+                        fmt::format("{}\n{:.3f} bits/value, {:.5g} ± {:.2g}", p.label, p.bits, p.kl, p.kl_error),
+                        !p.front, false});
     if (p.front) order.push_back(&p);
   }
   std::sort(order.begin(), order.end(), [](const Point* a, const Point* b) { return a->bits < b->bits; });
@@ -147,7 +155,8 @@ Plot pareto(const std::vector<Point>& points, const std::string& tag, const std:
   return plot;
 }
 
-std::string scatter(const std::vector<Point>& points, const std::string& x_tag, const std::string& y_tag, const std::string& note) {
+std::string scatter(const std::vector<Point>& points, const std::string& x_tag, const std::string& y_tag,
+                    const std::string& note) {
   Plot plot;
   plot.title = fmt::format("{} against {}", y_tag, x_tag);
   plot.x_label = x_tag;
@@ -189,7 +198,8 @@ std::string heat_map(const Point& p, const std::string& tag) {
   if (!d || d->at("shape").size() != 2) return "";
   HeatMap m;
   m.title = p.label;
-  m.caption = fmt::format("{} by layer and KV head, {} report documents, {:.3f} bits/value", tag, documents_of(*p.cell), p.bits);
+  m.caption = fmt::format("{} by layer and KV head, {} report documents, {:.3f} bits/value", tag, documents_of(*p.cell),
+                          p.bits);
   m.row_label = "layer";
   m.column_label = "KV head";
   m.rows = d->at("shape")[0].get<int64_t>();
@@ -206,7 +216,8 @@ std::string position_plot(const std::vector<const Point*>& points, const std::st
   plot.title = fmt::format("{} against position", tag);
   plot.x_label = "token position in the window";
   plot.y_label = tag;
-  plot.caption = fmt::format("Means of {} tokens over layers, heads and windows; the coded tokens only. {}", kBucket, note);
+  plot.caption =
+      fmt::format("Means of {} tokens over layers, heads and windows; the coded tokens only. {}", kBucket, note);
   for (const Point* p : points) {
     const Json* d = detail_of(*p->cell, tag, "position");
     if (!d) continue;
@@ -223,33 +234,48 @@ std::string position_plot(const std::vector<const Point*>& points, const std::st
   return plot.series.empty() ? "" : render_plot(plot);
 }
 
-std::string cell_text(double v, const char* format) { return std::isfinite(v) ? fmt::format(fmt::runtime(format), v) : std::string("–"); }
+std::string cell_text(double v, const char* format) {
+  return std::isfinite(v) ? fmt::format(fmt::runtime(format), v) : std::string("–");
+}
 
-std::string table_of(std::vector<Point> points, const std::vector<int64_t>& contexts, const std::vector<int64_t>& sequences) {
+std::string table_of(std::vector<Point> points, const std::vector<int64_t>& contexts,
+                     const std::vector<int64_t>& sequences) {
   std::stable_sort(points.begin(), points.end(), [](const Point& a, const Point& b) { return a.bits < b.bits; });
   std::string out = "<div class=\"scroll\"><table><tr><th>codec</th>";
   for (const int64_t c : contexts) {
     out += fmt::format("<th>bits/value<br>resident, {}</th>", c);
     for (const int64_t s : sequences) out += fmt::format("<th>with books<br>{} seq, {}</th>", s, c);
   }
-  out += "<th>softmax KL</th><th>±</th><th>output error<br>after W_O</th><th>logit rms</th><th>key NMSE</th><th>value NMSE</th><th>top-16<br>recall</th>"
-         "<th>train s</th><th>flags</th><th>cell</th></tr>\n";
+  out +=
+      "<th>softmax KL</th><th>±</th><th>output error<br>after W_O</th><th>logit rms</th><th>key NMSE</th><th>value "
+      "NMSE</th><th>top-16<br>recall</th>"
+      "<th>train s</th><th>flags</th><th>cell</th></tr>\n";
   for (const auto& p : points) {
     std::string flags;
     if (p.cell->record.contains("flags"))
       for (const auto& f : p.cell->record["flags"]) flags += (flags.empty() ? "" : ", ") + short_value(f);
-    out += fmt::format("<tr class=\"{}\"><td>{}</td>", p.front ? "front" : flags.empty() ? "" : "warn", escape_html(p.label));
+    out += fmt::format("<tr class=\"{}\"><td>{}</td>",
+                       p.front         ? "front"
+                       : flags.empty() ? ""
+                                       : "warn",
+                       escape_html(p.label));
     for (const int64_t c : contexts) {
       out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, 0), "{:.3f}") + "</td>";
-      for (const int64_t s : sequences) out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, s), "{:.3f}") + "</td>";
+      for (const int64_t s : sequences)
+        out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, s), "{:.3f}") + "</td>";
     }
     for (const auto& [value, format] : std::initializer_list<std::pair<double, const char*>>{
-             {p.kl, "{:.5f}"}, {p.kl_error, "{:.5f}"}, {p.cell->value(kReport, "output.relative_error_after_wo"), "{:.4f}"},
-             {p.cell->value(kReport, "logit.centred_rms"), "{:.4f}"}, {p.cell->value(kReport, "key.nmse"), "{:.5f}"},
-             {p.cell->value(kReport, "value.nmse"), "{:.5f}"}, {p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}"},
+             {p.kl, "{:.5f}"},
+             {p.kl_error, "{:.5f}"},
+             {p.cell->value(kReport, "output.relative_error_after_wo"), "{:.4f}"},
+             {p.cell->value(kReport, "logit.centred_rms"), "{:.4f}"},
+             {p.cell->value(kReport, "key.nmse"), "{:.5f}"},
+             {p.cell->value(kReport, "value.nmse"), "{:.5f}"},
+             {p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}"},
              {p.cell->value("time", "time.train"), "{:.1f}"}})
       out += "<td>" + cell_text(value, format) + "</td>";
-    out += fmt::format("<td class=\"text\">{}</td><td class=\"text\"><code>{}</code></td></tr>\n", escape_html(flags), escape_html(p.cell->id()));
+    out += fmt::format("<td class=\"text\">{}</td><td class=\"text\"><code>{}</code></td></tr>\n", escape_html(flags),
+                       escape_html(p.cell->id()));
   }
   return out + "</table></div>\n";
 }
@@ -270,7 +296,8 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     p.label = label_of(c.cell);
     points.push_back(std::move(p));
   }
-  const std::vector<int64_t> contexts(context_set.begin(), context_set.end()), sequences(sequence_set.begin(), sequence_set.end());
+  const std::vector<int64_t> contexts(context_set.begin(), context_set.end()),
+      sequences(sequence_set.begin(), sequence_set.end());
   const int64_t longest = contexts.empty() ? 0 : contexts.back();
   for (auto& p : points) {
     p.bits = p.cell->value("cost", "bits_per_value", longest, 0);
@@ -281,28 +308,42 @@ void write_report(const ResultSet& results, const std::string& out_html) {
 
   const std::string plan = results.plan.value("plan", std::string("?"));
   const int64_t n = points.empty() ? 0 : documents_of(*points.front().cell);
-  const std::string note = fmt::format("n = {} report documents, bars are standard errors over them; plan {}.", n, plan.substr(0, 12));
-  std::string html = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>vqkv sweep " + escape_html(plan.substr(0, 12)) +
-                     "</title><style>" + kStyle + "</style></head><body>\n<h1>KV-cache codecs: a sweep</h1>\n";
-  html += fmt::format("<p class=\"note\">Plan <code>{}</code>: {} cells, {} ok, {} failed, {} skipped, {} pending. Written {}. Trained, chosen and reported on "
-                      "different documents; the numbers below are of the report documents. Attention is the default ranking: reconstruction error alone can rank codecs the wrong way round.</p>\n",
-                      escape_html(plan), results.cells.size(), results.count("ok"), results.count("failed"), results.count("skipped"), results.count("pending"), utc_now());
-  for (const auto& t : results.plan.value("traces", Json::array())) html += "<p class=\"note\">Trace: <code>" + escape_html(t.dump()) + "</code></p>\n";
+  const std::string note =
+      fmt::format("n = {} report documents, bars are standard errors over them; plan {}.", n, plan.substr(0, 12));
+  std::string html = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>vqkv sweep " +
+                     escape_html(plan.substr(0, 12)) + "</title><style>" + kStyle +
+                     "</style></head><body>\n<h1>KV-cache codecs: a sweep</h1>\n";
+  html += fmt::format(
+      "<p class=\"note\">Plan <code>{}</code>: {} cells, {} ok, {} failed, {} skipped, {} pending. Written {}. "
+      "Trained, chosen and reported on "
+      "different documents; the numbers below are of the report documents. Attention is the default ranking: "
+      "reconstruction error alone can rank codecs the wrong way round.</p>\n",
+      escape_html(plan), results.cells.size(), results.count("ok"), results.count("failed"), results.count("skipped"),
+      results.count("pending"), utc_now());
+  for (const auto& t : results.plan.value("traces", Json::array()))
+    html += "<p class=\"note\">Trace: <code>" + escape_html(t.dump()) + "</code></p>\n";
   for (const auto& problem : results.problems) html += "<p class=\"note\">Note: " + escape_html(problem) + "</p>\n";
 
   if (points.empty()) {
     html += "<p>No cell has finished yet.</p>";
   } else {
     html += "<h2>Bits against attention</h2><div class=\"figures\">\n";
-    html += render_plot(pareto(points, kRankBy, "Softmax KL against resident bits", "softmax KL, nats", longest, 0, note + " Dominated cells are pale."));
-    html += render_plot(pareto(points, "output.relative_error_after_wo", "Attention output error against resident bits", "relative error after W_O", longest, 0, note));
+    html += render_plot(pareto(points, kRankBy, "Softmax KL against resident bits", "softmax KL, nats", longest, 0,
+                               note + " Dominated cells are pale."));
+    html += render_plot(pareto(points, "output.relative_error_after_wo", "Attention output error against resident bits",
+                               "relative error after W_O", longest, 0, note));
     for (const int64_t s : sequences)
-      html += render_plot(pareto(points, kRankBy, fmt::format("With codebooks, {} sequence{}", s, s == 1 ? "" : "s"), "softmax KL, nats", longest, s, note));
+      html += render_plot(pareto(points, kRankBy, fmt::format("With codebooks, {} sequence{}", s, s == 1 ? "" : "s"),
+                                 "softmax KL, nats", longest, s, note));
     html += "</div>\n<h2>Cells</h2>\n" + table_of(points, contexts, sequences);
 
     html += "<h2>Which cheap metric can be trusted?</h2><div class=\"figures\">\n";
-    for (const auto& [x, y] : std::initializer_list<std::pair<const char*, const char*>>{{"key.nmse", kRankBy}, {"key.unexplained_variance", kRankBy}, {"logit.centred_rms", kRankBy},
-                                                                                      {"value.nmse", "output.relative_error_v_only"}, {kRankBy, "output.relative_error_after_wo"}})
+    for (const auto& [x, y] :
+         std::initializer_list<std::pair<const char*, const char*>>{{"key.nmse", kRankBy},
+                                                                    {"key.unexplained_variance", kRankBy},
+                                                                    {"logit.centred_rms", kRankBy},
+                                                                    {"value.nmse", "output.relative_error_v_only"},
+                                                                    {kRankBy, "output.relative_error_after_wo"}})
       html += scatter(points, x, y, note);
     html += "</div>\n";
 
@@ -325,9 +366,13 @@ void write_report(const ResultSet& results, const std::string& out_html) {
   std::string others;
   for (const auto& c : results.cells)
     if (c.status() == "failed" || c.status() == "skipped")
-      others += fmt::format("<tr><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>\n", escape_html(label_of(c.cell)), c.status(), escape_html(c.reason()));
+      others += fmt::format("<tr><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>\n",
+                            escape_html(label_of(c.cell)), c.status(), escape_html(c.reason()));
   if (!others.empty())
-    html += "<h2>Cells that gave no number</h2><div class=\"scroll\"><table><tr><th>codec</th><th>status</th><th>reason</th></tr>\n" + others + "</table></div>\n";
+    html +=
+        "<h2>Cells that gave no number</h2><div "
+        "class=\"scroll\"><table><tr><th>codec</th><th>status</th><th>reason</th></tr>\n" +
+        others + "</table></div>\n";
   html += "</body></html>\n";
   write_file(out_html, html);
 }

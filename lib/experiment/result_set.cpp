@@ -15,7 +15,9 @@
 namespace vqkv {
 
 std::string CellResult::id() const { return cell.at("id").get<std::string>(); }
-std::string CellResult::status() const { return record.is_null() ? "pending" : record.value("status", std::string("pending")); }
+std::string CellResult::status() const {
+  return record.is_null() ? "pending" : record.value("status", std::string("pending"));
+}
 std::string CellResult::reason() const { return record.is_null() ? "" : record.value("reason", std::string()); }
 
 bool CellResult::flagged(const std::string& flag) const {
@@ -24,7 +26,8 @@ bool CellResult::flagged(const std::string& flag) const {
   return std::find(flags.begin(), flags.end(), Json(flag)) != flags.end();
 }
 
-const Json* CellResult::find(const std::string& role, const std::string& tag, int64_t context, int64_t sequences) const {
+const Json* CellResult::find(const std::string& role, const std::string& tag, int64_t context,
+                             int64_t sequences) const {
   if (!record.is_object() || !record.contains("measurements")) return nullptr;
   for (const auto& m : record["measurements"]) {
     if (m.value("role", "") != role || m.value("tag", "") != tag) continue;
@@ -37,7 +40,8 @@ const Json* CellResult::find(const std::string& role, const std::string& tag, in
 
 double CellResult::value(const std::string& role, const std::string& tag, int64_t context, int64_t sequences) const {
   const Json* m = find(role, tag, context, sequences);
-  return m && m->contains("value") && (*m)["value"].is_number() ? (*m)["value"].get<double>() : std::numeric_limits<double>::quiet_NaN();
+  return m && m->contains("value") && (*m)["value"].is_number() ? (*m)["value"].get<double>()
+                                                                : std::numeric_limits<double>::quiet_NaN();
 }
 
 int64_t ResultSet::count(const std::string& status) const {
@@ -48,7 +52,9 @@ ResultSet load_results(const std::string& folder) {
   namespace fs = std::filesystem;
   std::error_code ec;
   if (!fs::exists(fs::path(folder) / "plan.jsonl", ec))
-    fail_usage(fmt::format("{} is not a result folder: it has no plan.jsonl; `vqkv-sweep run plan.jsonl -o {}` makes one", folder, folder));
+    fail_usage(
+        fmt::format("{} is not a result folder: it has no plan.jsonl; `vqkv-sweep run plan.jsonl -o {}` makes one",
+                    folder, folder));
   const Plan plan = read_plan((fs::path(folder) / "plan.jsonl").string());
   ResultSet out;
   out.folder = folder;
@@ -68,19 +74,24 @@ ResultSet load_results(const std::string& folder) {
     JsonlRead read = read_jsonl(file);
     if (!read.torn.empty()) out.problems.push_back(read.torn + " was left out; that cell runs again");
     for (auto& r : read.records) {
-      const auto it = r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
+      const auto it =
+          r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
       if (it == index.end() || !r.contains("status") || !r["status"].is_string()) {
         ++strangers;
         continue;
       }
       Json& have = out.cells[it->second].record;
       const auto rank = [](const Json& x) { return x.value("status", std::string()) == "ok" ? 1 : 0; };
-      const auto attempt = [](const Json& x) { return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0; };
-      const bool newer = have.is_null() || rank(r) > rank(have) || (rank(r) == rank(have) && attempt(r) > attempt(have));
+      const auto attempt = [](const Json& x) {
+        return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0;
+      };
+      const bool newer =
+          have.is_null() || rank(r) > rank(have) || (rank(r) == rank(have) && attempt(r) > attempt(have));
       if (newer) have = std::move(r);
     }
   }
-  if (strangers > 0) out.problems.push_back(fmt::format("{} records belong to no cell of the plan and were left out", strangers));
+  if (strangers > 0)
+    out.problems.push_back(fmt::format("{} records belong to no cell of the plan and were left out", strangers));
   return out;
 }
 

@@ -13,8 +13,8 @@ namespace vqkv {
 //   "cost"                 bytes and bits from the ledger; `context` and, where constants are shared, `sequences`
 //   "time"                 seconds; never part of a comparison of two stores
 struct CellResult {
-  Json cell;    // line of the plan
-  Json record;  // null while the cell is pending
+  Json cell;                   // line of the plan
+  Json record;                 // null while the cell is pending
   std::string id() const;      // short id
   std::string status() const;  // ok | failed | skipped | pending
   std::string reason() const;
@@ -33,7 +33,8 @@ struct ResultSet {
   int64_t count(const std::string& status) const;
 };
 
-// Reads FOLDER/plan.jsonl and FOLDER/results/*.jsonl. Of several records of a cell an ok one wins, else the last attempt.
+// Reads FOLDER/plan.jsonl and FOLDER/results/*.jsonl. Of several records of a cell an ok one wins, else the last
+// attempt.
 ResultSet load_results(const std::string& folder);
 
 }  // namespace vqkv

@@ -74,7 +74,8 @@ class Trained {
   std::vector<std::pair<std::string, std::shared_ptr<const CodecSet>>> kept_;
 };
 
-std::shared_ptr<const CodecSet> train(const TraceRows& rows, const CodecPlan& plan, const Json& cell, const std::function<void()>& check) {
+std::shared_ptr<const CodecSet> train(const TraceRows& rows, const CodecPlan& plan, const Json& cell,
+                                      const std::function<void()>& check) {
   TrainOptions options;
   options.cell = cell.at("train_id").get<std::string>();
   options.model_hash = cell.at("model").get<std::string>();
@@ -104,17 +105,20 @@ double loss_of(const std::vector<Measurement>& measurements) {
 }
 
 // Loss on the select documents after half, full and twice the iterations.
-Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecPlan& plan, const CodecSet& full, const Json& cell,
-                    const std::function<void()>& check) {
+Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecPlan& plan, const CodecSet& full,
+                    const Json& cell, const std::function<void()>& check) {
   CellConfig measured = config;
   measured.report = config.select;  // measured as one role of documents; report documents are not looked at
   measured.select = {};
   measured.metrics = {kCurveLoss};
   const TraceRows rows(reader, measured);
   Json out = {{"tag", kCurveTag}, {"role", "select"}};
-  const auto measure = [&](const CodecSet& set) { return loss_of(measure_fidelity(rows, set, [&](int) { check(); }).report); };
+  const auto measure = [&](const CodecSet& set) {
+    return loss_of(measure_fidelity(rows, set, [&](int) { check(); }).report);
+  };
   CodecPlan half = plan, twice = plan;
-  if (!scale_iterations(half, 0.5) || !scale_iterations(twice, 2.0)) return {{"reason", "nothing here is trained in iterations"}};
+  if (!scale_iterations(half, 0.5) || !scale_iterations(twice, 2.0))
+    return {{"reason", "nothing here is trained in iterations"}};
   out["half"] = measure(*train(rows, half, cell, check));
   out["full"] = measure(full);
   out["twice"] = measure(*train(rows, twice, cell, check));
@@ -136,7 +140,8 @@ void append(Json& to, const Json& from) {
 }
 
 Json time_row(const std::string& tag, double seconds) {
-  return {{"role", "time"}, {"tag", tag}, {"value", seconds}, {"unit", "s"}, {"stderr", 0}, {"n", 1}, {"better", "lower"}, {"exact", false}};
+  return {{"role", "time"}, {"tag", tag}, {"value", seconds},  {"unit", "s"},
+          {"stderr", 0},    {"n", 1},     {"better", "lower"}, {"exact", false}};
 }
 
 std::string kept_codec_path(const std::string& folder, const std::string& train_id) {
@@ -149,7 +154,8 @@ std::shared_ptr<const CodecSet> load_kept(const std::string& folder, const std::
   if (folder.empty() || !std::filesystem::exists(path)) return nullptr;
   Json facts;
   auto set = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
-  if (facts.value("train_id", std::string()) != train_id) fail_data(fmt::format("{}: holds codecs of another configuration", path));
+  if (facts.value("train_id", std::string()) != train_id)
+    fail_data(fmt::format("{}: holds codecs of another configuration", path));
   return set;
 }
 
@@ -194,14 +200,16 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
     iterations = std::max(iterations, u.report.iterations);
     units += u.report.vectors > 0;
   }
-  append(measurements, Json::array({time_row("time.train", train_seconds), time_row("time.encode", f.encode_seconds),
-                                    time_row("time.decode", f.decode_seconds), time_row("time.measure", f.measure_seconds)}));
+  append(measurements,
+         Json::array({time_row("time.train", train_seconds), time_row("time.encode", f.encode_seconds),
+                      time_row("time.decode", f.decode_seconds), time_row("time.measure", f.measure_seconds)}));
   r["measurements"] = std::move(measurements);
   r["ledger"] = cost_ledgers(*codecs, config);
   r["train"] = {{"units", units}, {"vectors", vectors}, {"iterations", iterations}, {"tokens", rows.train_rows()}};
-  r["coverage"] = {{"layers", rows.scope().layers}, {"heads", rows.scope().heads}, {"report_tokens", rows.tokens(true)},
-                   {"select_tokens", rows.tokens(false)}, {"report_queries", rows.queries(true)}, {"coded_values", f.coded_values},
-                   {"coded_share_k", f.coded_share_k}, {"coded_share_v", f.coded_share_v}};
+  r["coverage"] = {{"layers", rows.scope().layers},        {"heads", rows.scope().heads},
+                   {"report_tokens", rows.tokens(true)},   {"select_tokens", rows.tokens(false)},
+                   {"report_queries", rows.queries(true)}, {"coded_values", f.coded_values},
+                   {"coded_share_k", f.coded_share_k},     {"coded_share_v", f.coded_share_v}};
   r["path"] = {{"encode", "cpu"}, {"decode", "reference"}, {"attend", "reference"}};
   Json flags = Json::array();
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
@@ -209,7 +217,8 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   if (config.curve) {
     const Json curve = training_curve(reader, config, plan, *codecs, cell, check);
     r["train"]["curve"] = curve;
-    if (curve.contains("twice") && curve["full"].get<double>() - curve["twice"].get<double>() > kUndertrained * curve["full"].get<double>())
+    if (curve.contains("twice") &&
+        curve["full"].get<double>() - curve["twice"].get<double>() > kUndertrained * curve["full"].get<double>())
       flags.push_back("undertrained");
   }
   r["flags"] = std::move(flags);
@@ -219,9 +228,17 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
 Json provenance(const RunOptions& options, const std::string& start) {
   char host[256] = "";
   gethostname(host, sizeof host - 1);
-  return {{"tool", version_facts()}, {"command", options.command}, {"host", host}, {"cpu", cpu_model_name()}, {"threads", thread_count()},
-          {"jobs", options.jobs}, {"shard", fmt::format("{}/{}", options.shard, options.shards)}, {"writer", options.writer}, {"start", start},
-          {"end", utc_now()}, {"peak_rss_bytes", peak_rss_bytes()}};
+  return {{"tool", version_facts()},
+          {"command", options.command},
+          {"host", host},
+          {"cpu", cpu_model_name()},
+          {"threads", thread_count()},
+          {"jobs", options.jobs},
+          {"shard", fmt::format("{}/{}", options.shard, options.shards)},
+          {"writer", options.writer},
+          {"start", start},
+          {"end", utc_now()},
+          {"peak_rss_bytes", peak_rss_bytes()}};
 }
 
 int environment_number(const char* name) {
@@ -235,7 +252,8 @@ int environment_number(const char* name) {
 std::string axes_text(const Json& cell) {
   std::string out;
   for (const char* part : {"axes", "repeat"})
-    for (const auto& [path, value] : cell.at(part).items()) out += fmt::format(" {}={}", path, value.is_string() ? value.get<std::string>() : value.dump());
+    for (const auto& [path, value] : cell.at(part).items())
+      out += fmt::format(" {}={}", path, value.is_string() ? value.get<std::string>() : value.dump());
   return out;
 }
 
@@ -252,21 +270,21 @@ Json comparable(Json record) {
   return record;
 }
 
-std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop, const std::string& folder) {
+std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop,
+                                               const std::string& folder) {
   if (auto kept = load_kept(folder, cell.at("train_id").get<std::string>())) return kept;
   Traces traces;
   const auto reader = traces.open(cell);
   const CellConfig config = config_of(cell);
   const TraceRows rows(*reader, config);
   const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader->info().shape), rows.scope());
-  if (!plan.skip.empty()) fail_usage(fmt::format("cell {} can't be built: {}", cell.at("id").get<std::string>(), plan.skip));
+  if (!plan.skip.empty())
+    fail_usage(fmt::format("cell {} can't be built: {}", cell.at("id").get<std::string>(), plan.skip));
   try {
     return train(rows, plan, cell, [&] {
       if (stop && stop()) throw Stopped();
     });
-  } catch (const Stopped&) {
-    return nullptr;
-  }
+  } catch (const Stopped&) { return nullptr; }
 }
 
 TrainedCell train_cell(const Config& config) {
@@ -284,8 +302,7 @@ void run_first_layer(const Json& cell, const TraceReader& reader, const std::fun
   };
   try {
     if (plan.skip.empty()) measure_fidelity(rows, *train(rows, plan, cell, check), [&](int) { check(); });
-  } catch (const Stopped&) {
-  }
+  } catch (const Stopped&) {}
 }
 
 RunSummary run_plan(const Plan& plan, const RunOptions& options) {
@@ -301,8 +318,10 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
   for (size_t i = 0; i < plan.cells.size(); ++i) {
     if (static_cast<int>(i % static_cast<size_t>(options.shards)) != options.shard) continue;
     const std::string status = before.cells[i].status();
-    if (status == "ok" || status == "skipped" || (status == "failed" && !options.retry_failed)) ++summary.before;
-    else todo.push_back(i);
+    if (status == "ok" || status == "skipped" || (status == "failed" && !options.retry_failed))
+      ++summary.before;
+    else
+      todo.push_back(i);
   }
   const Stopwatch clock;
   Traces traces;
@@ -321,34 +340,42 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
     const std::string start = utc_now();
     Json r;
     try {
-      if (cell.contains("skip")) r = {{"status", "skipped"}, {"reason", cell.at("skip")}};
-      else r = measure_cell(cell, *traces.open(cell), trained, options, check);
-    } catch (const Stopped&) {
-      return;
-    } catch (const Error& e) {
+      if (cell.contains("skip"))
+        r = {{"status", "skipped"}, {"reason", cell.at("skip")}};
+      else
+        r = measure_cell(cell, *traces.open(cell), trained, options, check);
+    } catch (const Stopped&) { return; } catch (const Error& e) {
       // A trace that is gone or changed is no fault of one cell.
-      if (e.kind() == ErrorKind::kBadData && !fs::exists(cell.at("config").at("trace").at("path").get<std::string>())) throw;
+      if (e.kind() == ErrorKind::kBadData && !fs::exists(cell.at("config").at("trace").at("path").get<std::string>()))
+        throw;
       r = {{"status", "failed"}, {"reason", e.what()}, {"kind", static_cast<int>(e.kind())}};
     } catch (const std::exception& e) {
       const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
-      r = {{"status", "failed"}, {"reason", memory ? "out of memory" : e.what()}, {"kind", static_cast<int>(ErrorKind::kInternal)}};
+      r = {{"status", "failed"},
+           {"reason", memory ? "out of memory" : e.what()},
+           {"kind", static_cast<int>(ErrorKind::kInternal)}};
     }
     r["schema"] = 1;
-    for (const char* key : {"cell", "id", "index", "config", "axes", "repeat", "group", "train_id", "trace", "model", "versions"}) r[key] = cell.at(key);
+    for (const char* key :
+         {"cell", "id", "index", "config", "axes", "repeat", "group", "train_id", "trace", "model", "versions"})
+      r[key] = cell.at(key);
     r["plan"] = plan.hash();
-    r["attempt"] = before.cells[index].record.is_null() ? int64_t{1} : before.cells[index].record.value("attempt", int64_t{0}) + 1;
+    r["attempt"] =
+        before.cells[index].record.is_null() ? int64_t{1} : before.cells[index].record.value("attempt", int64_t{0}) + 1;
     r["prov"] = provenance(options, start);
     const std::string status = r.at("status").get<std::string>();
     const std::lock_guard lock(mutex);
     writer.append(r);
     (status == "ok" ? summary.ok : status == "skipped" ? summary.skipped : summary.failed) += 1;
     if (status == "failed") {
-      log_warning(fmt::format("cell {} failed:{}: {}", cell.at("id").get<std::string>(), axes_text(cell), r.at("reason").get<std::string>()));
+      log_warning(fmt::format("cell {} failed:{}: {}", cell.at("id").get<std::string>(), axes_text(cell),
+                              r.at("reason").get<std::string>()));
       if (options.fail_fast) ended = true;
     }
     for (const auto& f : r.value("flags", Json::array()))
       if (f == "extrapolated")
-        log_warning(fmt::format("cell {}: positions beyond those trained on; its row says extrapolated", cell.at("id").get<std::string>()));
+        log_warning(fmt::format("cell {}: positions beyond those trained on; its row says extrapolated",
+                                cell.at("id").get<std::string>()));
     progress.update(summary.ok + summary.skipped + summary.failed, cell.at("id").get<std::string>() + axes_text(cell));
   };
   const auto lane = [&](int64_t) {
@@ -364,31 +391,41 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
     }
   };
   // One thread budget: a cell alone spreads over all threads, cells side by side keep to one each.
-  if (options.jobs == 1) lane(0);
-  else parallel_for(options.jobs, lane);
+  if (options.jobs == 1)
+    lane(0);
+  else
+    parallel_for(options.jobs, lane);
   summary.left = static_cast<int64_t>(todo.size()) - summary.ok - summary.failed - summary.skipped;
   return summary;
 }
 
 void parse_shard(const std::string& text, int& shard, int& shards) {
   if (text == "auto") {
-    struct Source { const char *rank, *size, *first; };
-    for (const Source& s : {Source{"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"}, Source{"SLURM_PROCID", "SLURM_NTASKS", nullptr},
-                            Source{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", nullptr}, Source{"PMI_RANK", "PMI_SIZE", nullptr}}) {
+    struct Source {
+      const char *rank, *size, *first;
+    };
+    for (const Source& s :
+         {Source{"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"},
+          Source{"SLURM_PROCID", "SLURM_NTASKS", nullptr},
+          Source{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", nullptr}, Source{"PMI_RANK", "PMI_SIZE", nullptr}}) {
       const int rank = environment_number(s.rank), size = environment_number(s.size);
       if (rank < 0 || size < 1) continue;
       const int first = s.first ? std::max(0, environment_number(s.first)) : 0;
       if (rank - first < 0 || rank - first >= size)
-        fail_usage(fmt::format("--shard auto: {}={} lies outside {}={} counted from {}; give the array consecutive numbers", s.rank, rank, s.size, size, first));
+        fail_usage(
+            fmt::format("--shard auto: {}={} lies outside {}={} counted from {}; give the array consecutive numbers",
+                        s.rank, rank, s.size, size, first));
       shard = rank - first;
       shards = size;
       return;
     }
-    fail_usage("--shard auto: none of SLURM_ARRAY_TASK_ID, SLURM_PROCID, OMPI_COMM_WORLD_RANK, PMI_RANK is set with its count; write --shard i/n");
+    fail_usage(
+        "--shard auto: none of SLURM_ARRAY_TASK_ID, SLURM_PROCID, OMPI_COMM_WORLD_RANK, PMI_RANK is set with its "
+        "count; write --shard i/n");
   }
   int consumed = 0;
-  if (std::sscanf(text.c_str(), "%d/%d%n", &shard, &shards, &consumed) != 2 || consumed != static_cast<int>(text.size()) || shards < 1 || shard < 0 ||
-      shard >= shards || shards > 1'000'000)
+  if (std::sscanf(text.c_str(), "%d/%d%n", &shard, &shards, &consumed) != 2 ||
+      consumed != static_cast<int>(text.size()) || shards < 1 || shard < 0 || shard >= shards || shards > 1'000'000)
     fail_usage(fmt::format("--shard {}: write i/n with 0 <= i < n, or auto", text));
 }
 

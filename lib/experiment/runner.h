@@ -11,15 +11,15 @@ namespace vqkv {
 
 struct RunOptions {
   std::string folder;
-  std::string writer = "main";     // results/<writer>.jsonl; one run a name at a time
-  int shard = 0, shards = 1;       // cells with index % shards == shard
-  int jobs = 1;                    // cells at once, each on one thread; 1: one cell on all threads
-  double time_budget = 0;          // seconds after which no new cell is taken; 0: none
+  std::string writer = "main";  // results/<writer>.jsonl; one run a name at a time
+  int shard = 0, shards = 1;    // cells with index % shards == shard
+  int jobs = 1;                 // cells at once, each on one thread; 1: one cell on all threads
+  double time_budget = 0;       // seconds after which no new cell is taken; 0: none
   bool retry_failed = false;
-  bool fail_fast = false;          // the first failed cell ends the run
-  bool keep_codecs = false;        // FOLDER/codecs/<train_id>.codec.h5, which export and a later run read instead of training
-  std::string command;             // for provenance
-  std::function<bool()> stop;      // asked between layers and codecs: drop what is unfinished and return
+  bool fail_fast = false;    // the first failed cell ends the run
+  bool keep_codecs = false;  // FOLDER/codecs/<train_id>.codec.h5, which export and a later run read instead of training
+  std::string command;       // for provenance
+  std::function<bool()> stop;  // asked between layers and codecs: drop what is unfinished and return
 };
 
 struct RunSummary {
@@ -36,9 +36,10 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options);
 // OMPI_COMM_WORLD_RANK and _SIZE, else PMI_RANK and PMI_SIZE. Counted from 0; kUsage when out of range or not there.
 void parse_shard(const std::string& text, int& shard, int& shards);
 
-// The codecs of a cell: those that a run kept in `folder`, else (or with no folder) trained again on its trace, which gives
-// the same bits. Null when `stop` said so.
-std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop, const std::string& folder = "");
+// The codecs of a cell: those that a run kept in `folder`, else (or with no folder) trained again on its trace, which
+// gives the same bits. Null when `stop` said so.
+std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop,
+                                               const std::string& folder = "");
 
 // One cell of a YAML file, trained as `run` would train it.
 struct TrainedCell {

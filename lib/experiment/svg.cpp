@@ -11,7 +11,8 @@ namespace vqkv {
 namespace {
 
 // Okabe and Ito's colours, told apart by most colour-blind readers, and a shape each.
-constexpr std::array<const char*, 8> kColours{"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#444444"};
+constexpr std::array<const char*, 8> kColours{"#0072B2", "#D55E00", "#009E73", "#CC79A7",
+                                              "#E69F00", "#56B4E9", "#7A5195", "#444444"};
 constexpr double kWidth = 640, kHeight = 400, kLeft = 74, kRight = 16, kTop = 18, kBottom = 52;
 
 struct Axis {
@@ -20,14 +21,16 @@ struct Axis {
   double from = 0, to = 1;  // pixels
 
   double map(double v) const {
-    const double t = log ? (std::log10(v) - std::log10(low)) / (std::log10(high) - std::log10(low)) : (v - low) / (high - low);
+    const double t =
+        log ? (std::log10(v) - std::log10(low)) / (std::log10(high) - std::log10(low)) : (v - low) / (high - low);
     return from + t * (to - from);
   }
   bool shows(double v) const { return std::isfinite(v) && (!log || v > 0); }
   std::vector<double> ticks() const {
     std::vector<double> out;
     if (log) {
-      const int first = static_cast<int>(std::floor(std::log10(low))), last = static_cast<int>(std::ceil(std::log10(high)));
+      const int first = static_cast<int>(std::floor(std::log10(low))),
+                last = static_cast<int>(std::ceil(std::log10(high)));
       const bool few = last - first <= 2;
       for (int e = first; e <= last; ++e)
         for (const double m : few ? std::vector<double>{1, 2, 5} : std::vector<double>{1}) {
@@ -39,8 +42,12 @@ struct Axis {
     const double rough = (high - low) / 6, power = std::pow(10.0, std::floor(std::log10(rough)));
     double step = power;
     for (const double m : {1.0, 2.0, 5.0, 10.0})
-      if (m * power >= rough) { step = m * power; break; }
-    for (double v = std::ceil(low / step) * step; v <= high + 1e-9 * step; v += step) out.push_back(std::fabs(v) < 1e-12 * step ? 0 : v);
+      if (m * power >= rough) {
+        step = m * power;
+        break;
+      }
+    for (double v = std::ceil(low / step) * step; v <= high + 1e-9 * step; v += step)
+      out.push_back(std::fabs(v) < 1e-12 * step ? 0 : v);
     return out;
   }
 };
@@ -82,22 +89,32 @@ std::string number(double v) {
 }
 
 std::string marker(size_t series, double x, double y, const std::string& colour, const std::string& title, bool muted) {
-  const std::string style = fmt::format("fill=\"{}\" fill-opacity=\"{}\" stroke=\"{}\" stroke-opacity=\"{}\"", colour, muted ? 0.12 : 0.85, colour, muted ? 0.35 : 1);
+  const std::string style = fmt::format("fill=\"{}\" fill-opacity=\"{}\" stroke=\"{}\" stroke-opacity=\"{}\"", colour,
+                                        muted ? 0.12 : 0.85, colour, muted ? 0.35 : 1);
   const std::string body = "><title>" + title + "</title>";
   switch (series / kColours.size() % 2 == 0 ? series % 4 : (series + 1) % 4) {
-    case 0: return fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4.2\" {}{}</circle>", x, y, style, body);
-    case 1: return fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"7.6\" height=\"7.6\" {}{}</rect>", x - 3.8, y - 3.8, style, body);
-    case 2: return fmt::format("<path d=\"M{:.1f} {:.1f}l4.9 8.4h-9.8z\" {}{}</path>", x, y - 5.4, style, body);
-    default: return fmt::format("<path d=\"M{:.1f} {:.1f}l5 5l-5 5l-5 -5z\" {}{}</path>", x, y - 5.0, style, body);
+    case 0:
+      return fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4.2\" {}{}</circle>", x, y, style, body);
+    case 1:
+      return fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"7.6\" height=\"7.6\" {}{}</rect>", x - 3.8, y - 3.8,
+                         style, body);
+    case 2:
+      return fmt::format("<path d=\"M{:.1f} {:.1f}l4.9 8.4h-9.8z\" {}{}</path>", x, y - 5.4, style, body);
+    default:
+      return fmt::format("<path d=\"M{:.1f} {:.1f}l5 5l-5 5l-5 -5z\" {}{}</path>", x, y - 5.0, style, body);
   }
 }
 
 std::string open_figure(const std::string& title, double width, double height) {
-  return fmt::format("<figure><figcaption class=\"title\">{}</figcaption><svg viewBox=\"0 0 {:.0f} {:.0f}\" width=\"{:.0f}\" role=\"img\" aria-label=\"{}\">\n",
-                     escape_html(title), width, height, width, escape_html(title));
+  return fmt::format(
+      "<figure><figcaption class=\"title\">{}</figcaption><svg viewBox=\"0 0 {:.0f} {:.0f}\" width=\"{:.0f}\" "
+      "role=\"img\" aria-label=\"{}\">\n",
+      escape_html(title), width, height, width, escape_html(title));
 }
 
-std::string close_figure(const std::string& caption) { return "</svg><figcaption>" + escape_html(caption) + "</figcaption></figure>\n"; }
+std::string close_figure(const std::string& caption) {
+  return "</svg><figcaption>" + escape_html(caption) + "</figcaption></figure>\n";
+}
 
 }  // namespace
 
@@ -105,11 +122,20 @@ std::string escape_html(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -129,14 +155,21 @@ std::string render_plot(const Plot& plot) {
   const Axis x = fit(xs, plot.log_x, kLeft, kWidth - kRight), y = fit(ys, plot.log_y, kHeight - kBottom, kTop);
   std::string out = open_figure(plot.title, kWidth, kHeight);
   for (const double t : x.ticks())
-    out += fmt::format("<path class=\"grid\" d=\"M{0:.1f} {1}V{2}\"/><text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\">{4}</text>\n", x.map(t), kTop,
-                       kHeight - kBottom, kHeight - kBottom + 16, number(t));
+    out += fmt::format(
+        "<path class=\"grid\" d=\"M{0:.1f} {1}V{2}\"/><text x=\"{0:.1f}\" y=\"{3}\" "
+        "text-anchor=\"middle\">{4}</text>\n",
+        x.map(t), kTop, kHeight - kBottom, kHeight - kBottom + 16, number(t));
   for (const double t : y.ticks())
-    out += fmt::format("<path class=\"grid\" d=\"M{1} {0:.1f}H{2}\"/><text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5}</text>\n", y.map(t), kLeft,
-                       kWidth - kRight, kLeft - 6, y.map(t) + 4, number(t));
-  out += fmt::format("<rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>\n", kLeft, kTop, kWidth - kRight - kLeft, kHeight - kBottom - kTop);
-  out += fmt::format("<text class=\"label\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", (kLeft + kWidth - kRight) / 2, kHeight - 12, escape_html(plot.x_label));
-  out += fmt::format("<text class=\"label\" transform=\"translate(16 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n", (kTop + kHeight - kBottom) / 2, escape_html(plot.y_label));
+    out += fmt::format(
+        "<path class=\"grid\" d=\"M{1} {0:.1f}H{2}\"/><text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5}</text>\n",
+        y.map(t), kLeft, kWidth - kRight, kLeft - 6, y.map(t) + 4, number(t));
+  out += fmt::format("<rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>\n", kLeft, kTop,
+                     kWidth - kRight - kLeft, kHeight - kBottom - kTop);
+  out += fmt::format("<text class=\"label\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+                     (kLeft + kWidth - kRight) / 2, kHeight - 12, escape_html(plot.x_label));
+  out +=
+      fmt::format("<text class=\"label\" transform=\"translate(16 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n",
+                  (kTop + kHeight - kBottom) / 2, escape_html(plot.y_label));
 
   int64_t left_out = 0;
   std::string legend;
@@ -155,18 +188,24 @@ std::string render_plot(const Plot& plot) {
       if (series.line) continue;
       if (p.error > 0) {
         const double low = plot.log_y ? std::max(p.y - p.error, y.low) : p.y - p.error;
-        out += fmt::format("<path d=\"M{0:.1f} {1:.1f}V{2:.1f}\" stroke=\"{3}\" stroke-opacity=\"{4}\"/>\n", px, y.map(low), y.map(p.y + p.error), colour, p.muted ? 0.2 : 0.7);
+        out += fmt::format("<path d=\"M{0:.1f} {1:.1f}V{2:.1f}\" stroke=\"{3}\" stroke-opacity=\"{4}\"/>\n", px,
+                           y.map(low), y.map(p.y + p.error), colour, p.muted ? 0.2 : 0.7);
       }
       out += marker(s, px, py, colour, escape_html(p.label), p.muted) + "\n";
-      if (p.named) out += fmt::format("<text class=\"name\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", px + 6, py - 6, escape_html(p.label.substr(0, p.label.find('\n'))));
+      if (p.named)
+        out += fmt::format("<text class=\"name\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", px + 6, py - 6,
+                           escape_html(p.label.substr(0, p.label.find('\n'))));
     }
     if (series.line && !path.empty())
-      out += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>\n", path, colour, series.dashed ? " stroke-dasharray=\"5 4\"" : "");
+      out += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>\n", path, colour,
+                         series.dashed ? " stroke-dasharray=\"5 4\"" : "");
     if (series.name.empty()) continue;
     const double ly = kTop + 14 + 16 * static_cast<double>(entries++), lx = kWidth - kRight - 12;
-    legend += series.line ? fmt::format("<path d=\"M{:.1f} {:.1f}h14\" stroke=\"{}\" stroke-width=\"2\"{}/>", lx - 8, ly - 4, colour, series.dashed ? " stroke-dasharray=\"5 4\"" : "")
+    legend += series.line ? fmt::format("<path d=\"M{:.1f} {:.1f}h14\" stroke=\"{}\" stroke-width=\"2\"{}/>", lx - 8,
+                                        ly - 4, colour, series.dashed ? " stroke-dasharray=\"5 4\"" : "")
                           : marker(s, lx, ly - 4, colour, "", false);
-    legend += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n", lx - 12, ly, escape_html(series.name));
+    legend += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n", lx - 12, ly,
+                          escape_html(series.name));
   }
   out += legend;
   std::string caption = plot.caption;
@@ -175,8 +214,10 @@ std::string render_plot(const Plot& plot) {
 }
 
 std::string render_heat_map(const HeatMap& m) {
-  const double cell_h = std::clamp(300.0 / static_cast<double>(std::max<int64_t>(1, m.rows)), 9.0, 22.0), cell_w = std::clamp(420.0 / static_cast<double>(std::max<int64_t>(1, m.columns)), 12.0, 60.0);
-  const double left = 62, top = 26, width = left + cell_w * static_cast<double>(m.columns) + 96, height = top + cell_h * static_cast<double>(m.rows) + 34;
+  const double cell_h = std::clamp(300.0 / static_cast<double>(std::max<int64_t>(1, m.rows)), 9.0, 22.0),
+               cell_w = std::clamp(420.0 / static_cast<double>(std::max<int64_t>(1, m.columns)), 12.0, 60.0);
+  const double left = 62, top = 26, width = left + cell_w * static_cast<double>(m.columns) + 96,
+               height = top + cell_h * static_cast<double>(m.rows) + 34;
   double low = std::numeric_limits<double>::infinity(), high = -low;
   for (const double v : m.values)
     if (std::isfinite(v) && (!m.log || v > 0)) {
@@ -194,23 +235,34 @@ std::string render_heat_map(const HeatMap& m) {
   std::string out = open_figure(m.title, width, height);
   for (int64_t r = 0; r < m.rows; ++r) {
     if (m.rows <= 40 || r % 5 == 0)
-      out += fmt::format("<text x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>", left - 6, top + cell_h * (static_cast<double>(r) + 0.5) + 4, r);
+      out += fmt::format("<text x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>", left - 6,
+                         top + cell_h * (static_cast<double>(r) + 0.5) + 4, r);
     for (int64_t c = 0; c < m.columns; ++c) {
       const double v = m.values[static_cast<size_t>(r * m.columns + c)];
-      out += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{} {}, {} {}: {}</title></rect>\n", left + cell_w * static_cast<double>(c),
-                         top + cell_h * static_cast<double>(r), cell_w - 1, cell_h - 1, shade(v), escape_html(m.row_label), r, escape_html(m.column_label), c,
-                         std::isfinite(v) ? number(v) : "not measured");
+      out += fmt::format(
+          "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{} {}, {} {}: "
+          "{}</title></rect>\n",
+          left + cell_w * static_cast<double>(c), top + cell_h * static_cast<double>(r), cell_w - 1, cell_h - 1,
+          shade(v), escape_html(m.row_label), r, escape_html(m.column_label), c,
+          std::isfinite(v) ? number(v) : "not measured");
     }
   }
   for (int64_t c = 0; c < m.columns; ++c)
-    out += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>", left + cell_w * (static_cast<double>(c) + 0.5), top - 6, c);
-  out += fmt::format("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>", left + cell_w * static_cast<double>(m.columns) / 2, height - 8, escape_html(m.column_label));
-  out += fmt::format("<text class=\"label\" transform=\"translate(14 {:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>", top + cell_h * static_cast<double>(m.rows) / 2, escape_html(m.row_label));
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                       left + cell_w * (static_cast<double>(c) + 0.5), top - 6, c);
+  out += fmt::format("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>",
+                     left + cell_w * static_cast<double>(m.columns) / 2, height - 8, escape_html(m.column_label));
+  out += fmt::format(
+      "<text class=\"label\" transform=\"translate(14 {:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+      top + cell_h * static_cast<double>(m.rows) / 2, escape_html(m.row_label));
   if (any)
     for (int i = 0; i <= 4; ++i) {
       const double t = i / 4.0, v = m.log ? low * std::pow(high / low, t) : low + t * (high - low);
       const double x = left + cell_w * static_cast<double>(m.columns) + 14, y = top + 20 * i;
-      out += fmt::format("<rect x=\"{0:.1f}\" y=\"{1:.1f}\" width=\"16\" height=\"19\" fill=\"{2}\"/><text x=\"{3:.1f}\" y=\"{4:.1f}\">{5}</text>\n", x, y, shade(v), x + 21, y + 14, number(v));
+      out += fmt::format(
+          "<rect x=\"{0:.1f}\" y=\"{1:.1f}\" width=\"16\" height=\"19\" fill=\"{2}\"/><text x=\"{3:.1f}\" "
+          "y=\"{4:.1f}\">{5}</text>\n",
+          x, y, shade(v), x + 21, y + 14, number(v));
     }
   return out + close_figure(m.caption);
 }

@@ -8,16 +8,16 @@ namespace vqkv {
 
 struct PlotPoint {
   double x = 0, y = 0;
-  double error = 0;       // half-height of the error bar, in y
-  std::string label;      // shown when pointed at
-  bool muted = false;     // dominated
-  bool named = false;     // the label's first words stand beside the point
+  double error = 0;    // half-height of the error bar, in y
+  std::string label;   // shown when pointed at
+  bool muted = false;  // dominated
+  bool named = false;  // the label's first words stand beside the point
 };
 
 struct PlotSeries {
   std::string name;
   std::vector<PlotPoint> points;
-  bool line = false;      // joined, without markers
+  bool line = false;  // joined, without markers
   bool dashed = false;
 };
 

@@ -66,7 +66,8 @@ CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope) {
     }
     if (places.empty()) continue;
     if (static_cast<int>(places.size()) != unit.unit.heads) {
-      out.skip = fmt::format("heads: the chosen heads cut the unit of heads {} to {}", unit.unit.first_head, unit.unit.first_head + unit.unit.heads - 1);
+      out.skip = fmt::format("heads: the chosen heads cut the unit of heads {} to {}", unit.unit.first_head,
+                             unit.unit.first_head + unit.unit.heads - 1);
       return out;
     }
     UnitSpec spec = unit;
@@ -126,14 +127,16 @@ int64_t TraceRows::queries(bool report) const {
 Matrix<float> TraceRows::keys(int layer, int head, const EvalWindow& w) const {
   const CacheShape& s = reader_.info().shape;
   Matrix<float> k(w.window.tokens, s.head_dim);
-  reader_.key(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)), w.window.first_token, w.window.tokens, k);
+  reader_.key(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)),
+              w.window.first_token, w.window.tokens, k);
   if (!reader_.info().keys_pre_rope) rope_apply(rope_, w.position.data(), k, true);
   return k;
 }
 
 Matrix<float> TraceRows::values(int layer, int head, const EvalWindow& w) const {
   Matrix<float> v(w.window.tokens, reader_.info().shape.head_dim);
-  reader_.value(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)), w.window.first_token, w.window.tokens, v);
+  reader_.value(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)),
+                w.window.first_token, w.window.tokens, v);
   return v;
 }
 
@@ -222,7 +225,8 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
         const int64_t row = query_rows[static_cast<size_t>(kept[i])];
         const MutMatrix to = t.queries.view().slice_rows(static_cast<int64_t>(i) * group + g, 1).slice_cols(h * d, d);
         std::copy_n(all.row(row), d, to.row(0));
-        rope_apply(rope_, &reader_.position()[static_cast<size_t>(reader_.query_token()[static_cast<size_t>(row)])], to);
+        rope_apply(rope_, &reader_.position()[static_cast<size_t>(reader_.query_token()[static_cast<size_t>(row)])],
+                   to);
       }
     }
   }
@@ -238,7 +242,8 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
       for (const int64_t document : config_.train) {
         // Documents are addressed by place, named by id.
         const auto& list = reader_.documents();
-        const auto it = std::find_if(list.begin(), list.end(), [&](const TraceDocument& x) { return x.id == document; });
+        const auto it =
+            std::find_if(list.begin(), list.end(), [&](const TraceDocument& x) { return x.id == document; });
         const int place = static_cast<int>(it - list.begin());
         const Matrix<double> m = reader_.query_moment(layer, head, place);
         const std::vector<double> p = reader_.query_pair_moment(layer, head, place);
@@ -248,8 +253,11 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
       }
       if (positions == 0) continue;
       for (int64_t i = 0; i < d; ++i)
-        for (int64_t j = 0; j < d; ++j) t.query_moment(h * d + i, h * d + j) = static_cast<float>(moment(i, j) / positions);
-      for (int64_t i = 0; i < d / 2; ++i) t.query_pair_moment[static_cast<size_t>(h * d / 2 + i)] = static_cast<float>(pairs[static_cast<size_t>(i)] / positions);
+        for (int64_t j = 0; j < d; ++j)
+          t.query_moment(h * d + i, h * d + j) = static_cast<float>(moment(i, j) / positions);
+      for (int64_t i = 0; i < d / 2; ++i)
+        t.query_pair_moment[static_cast<size_t>(h * d / 2 + i)] =
+            static_cast<float>(pairs[static_cast<size_t>(i)] / positions);
     }
   }
   return t;

@@ -11,7 +11,8 @@
 
 namespace vqkv {
 
-// The layers and KV heads of a cell. Inside a scope they are numbered from 0; `layers` and `heads` give the trace's own.
+// The layers and KV heads of a cell. Inside a scope they are numbered from 0; `layers` and `heads` give the trace's
+// own.
 struct Scope {
   CacheShape shape;
   std::vector<int> layers, heads;
@@ -49,7 +50,8 @@ class TraceRows final : public TrainSource {
   // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
   TrainData unit(const UnitShape& unit) const override;
 
-  // Keys of one head of a window before RoPE, values, and queries after RoPE ((queries * group, head_dim), query-major).
+  // Keys of one head of a window before RoPE, values, and queries after RoPE ((queries * group, head_dim),
+  // query-major).
   Matrix<float> keys(int layer, int head, const EvalWindow& w) const;
   Matrix<float> values(int layer, int head, const EvalWindow& w) const;
   Matrix<float> queries(int layer, int head, const EvalWindow& w) const;

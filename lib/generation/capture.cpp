@@ -14,7 +14,8 @@ namespace {
 // Gathers one window. A runtime may hand a layer over in one block or several.
 class CaptureTap final : public ModelTap {
  public:
-  CaptureTap(const CacheShape& shape, const CapturePlan::Window& window) : shape_(shape), rope_(shape.rope), window_(window) {
+  CaptureTap(const CacheShape& shape, const CapturePlan::Window& window)
+      : shape_(shape), rope_(shape.rope), window_(window) {
     const auto n = static_cast<int64_t>(window.tokens.size()), m = static_cast<int64_t>(window.query_token.size());
     const int64_t kv = int64_t{shape.kv_heads} * shape.head_dim, layers = shape.layers;
     data_.document = window.document;
@@ -38,7 +39,8 @@ class CaptureTap final : public ModelTap {
   void on_qkv(int layer, int64_t first, ConstMatrix q, ConstMatrix k, ConstMatrix v) override {
     const size_t l = static_cast<size_t>(layer);
     const int64_t n = static_cast<int64_t>(window_.tokens.size()), d = shape_.head_dim, group = shape_.group();
-    VQKV_CHECK(layer >= 0 && layer < shape_.layers && first == seen_[l] && first + q.rows <= n && k.rows == q.rows && v.rows == q.rows);
+    VQKV_CHECK(layer >= 0 && layer < shape_.layers && first == seen_[l] && first + q.rows <= n && k.rows == q.rows &&
+               v.rows == q.rows);
     seen_[l] += q.rows;
     for (int64_t r = 0; r < q.rows; ++r) {
       std::copy_n(k.row(r), k.cols, data_.key[l].row(first + r));
@@ -48,12 +50,14 @@ class CaptureTap final : public ModelTap {
     const auto& at = window_.query_token;
     const int64_t from = std::lower_bound(at.begin(), at.end(), first) - at.begin();
     const int64_t to = std::lower_bound(at.begin(), at.end(), first + q.rows) - at.begin();
-    for (int64_t i = from; i < to; ++i) std::copy_n(q.row(at[static_cast<size_t>(i)] - first), q.cols, data_.query[l].row(i));
+    for (int64_t i = from; i < to; ++i)
+      std::copy_n(q.row(at[static_cast<size_t>(i)] - first), q.cols, data_.query[l].row(i));
 
     const Matrix<float> rotated = rotate(q, first);
     for (int h = 0; h < shape_.kv_heads; ++h) {
       const size_t hs = static_cast<size_t>(h), ds = static_cast<size_t>(d);
-      add_query_moment(rotated.view().slice_cols(h * group * d, group * d), shape_.group(), data_.query_moment[l].data() + hs * ds * ds);
+      add_query_moment(rotated.view().slice_cols(h * group * d, group * d), shape_.group(),
+                       data_.query_moment[l].data() + hs * ds * ds);
       add_query_pair_moment(q.slice_cols(h * group * d, group * d), shape_.group(), shape_.rope.rotary_dim,
                             data_.query_pair_moment[l].data() + hs * ds / 2);
     }
@@ -61,11 +65,13 @@ class CaptureTap final : public ModelTap {
     const int64_t keys = first + q.rows;
     const Matrix<float> rotated_keys = rotate(data_.key[l].view().slice_rows(0, keys), 0);
     Matrix<float> recorded(to - from, q.cols);
-    for (int64_t i = from; i < to; ++i) std::copy_n(rotated.row(at[static_cast<size_t>(i)] - first), q.cols, recorded.row(i - from));
+    for (int64_t i = from; i < to; ++i)
+      std::copy_n(rotated.row(at[static_cast<size_t>(i)] - first), q.cols, recorded.row(i - from));
     const std::span<const int32_t> position(at.data() + from, static_cast<size_t>(to - from));
     for (int h = 0; h < shape_.kv_heads; ++h)
       add_received_mass(recorded.view().slice_cols(h * group * d, group * d), shape_.group(), position,
-                        rotated_keys.view().slice_cols(h * d, d), shape_.score_scale, mass_[l].data() + h * n, mass2_[l].data() + h * n);
+                        rotated_keys.view().slice_cols(h * d, d), shape_.score_scale, mass_[l].data() + h * n,
+                        mass2_[l].data() + h * n);
   }
 
   TraceWindowData finish() {
@@ -91,8 +97,8 @@ class CaptureTap final : public ModelTap {
   RopeTable rope_;
   const CapturePlan::Window& window_;
   TraceWindowData data_;
-  std::vector<std::vector<double>> mass_, mass2_;   // per layer (kv_heads, n)
-  std::vector<int64_t> seen_;                       // tokens handed over, per layer
+  std::vector<std::vector<double>> mass_, mass2_;  // per layer (kv_heads, n)
+  std::vector<int64_t> seen_;                      // tokens handed over, per layer
 };
 
 }  // namespace
@@ -106,7 +112,8 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
   if (facts.context_length > 0 && o.context > facts.context_length)
     fail_usage(fmt::format("a context of {} is beyond the model's {}", o.context, facts.context_length));
   if (o.query_stride < 1 || o.query_tail < 0 || o.max_tokens < 0)
-    fail_usage(fmt::format("query stride {} (at least 1), query tail {} and max tokens {} (at least 0)", o.query_stride, o.query_tail, o.max_tokens));
+    fail_usage(fmt::format("query stride {} (at least 1), query tail {} and max tokens {} (at least 0)", o.query_stride,
+                           o.query_tail, o.max_tokens));
   if (documents.empty()) fail_usage("no document to capture");
   for (const TextDocument& d : documents) {
     auto n = static_cast<int64_t>(d.tokens.size());
@@ -114,7 +121,8 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
     if (n == 0) fail_data(fmt::format("{}: holds no token", d.name));
     for (size_t i = 0; i < d.tokens.size(); ++i)
       if (d.tokens[i] < 0 || d.tokens[i] >= facts.vocab)
-        fail_data(fmt::format("{}: token {} is {}; the vocabulary has {} entries", d.name, i, d.tokens[i], facts.vocab));
+        fail_data(
+            fmt::format("{}: token {} is {}; the vocabulary has {} entries", d.name, i, d.tokens[i], facts.vocab));
     for (int64_t at = 0; at < n; at += fresh) {
       CapturePlan::Window w;
       w.document = static_cast<int32_t>(plan.names.size());
@@ -145,7 +153,8 @@ TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options) {
   return info;
 }
 
-bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer, const std::function<bool(int64_t)>& progress) {
+bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
+                   const std::function<bool(int64_t)>& progress) {
   const CacheShape shape = model.facts().cache_shape();
   const auto backend = make_attention_backend("cpu-reconstruct");
   int64_t done = 0;

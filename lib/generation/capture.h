@@ -27,28 +27,29 @@ struct CapturePlan {
   struct Window {
     int32_t document = 0;
     std::vector<int32_t> tokens;
-    std::vector<int32_t> query_token;   // positions within the window, ascending
+    std::vector<int32_t> query_token;  // positions within the window, ascending
   };
   std::vector<Window> windows;
-  std::vector<std::string> names;       // of the documents
+  std::vector<std::string> names;  // of the documents
   int64_t tokens = 0, queries = 0;
   bool bos = false;
 };
 // kUsage for options out of range, kBadData for an empty document or a token outside the vocabulary.
-CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureOptions& options, const ModelFacts& facts,
-                         const SpecialTokens& special);
+CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureOptions& options,
+                         const ModelFacts& facts, const SpecialTokens& special);
 
 // What the trace will say of the model; provenance is the caller's.
 TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options);
 
-// Runs the model over every window and writes K, V, Q, moments, mass and W_O. Moments are over all positions, in double;
-// mass is the softmax of each recorded query over its causal keys, summed. `progress(done tokens)` is called after each
-// window; false stops, and so does the result: the trace must then be dropped. Calls writer.finish() when done.
-// Bit-identical at any thread count.
+// Runs the model over every window and writes K, V, Q, moments, mass and W_O. Moments are over all positions, in
+// double; mass is the softmax of each recorded query over its causal keys, summed. `progress(done tokens)` is called
+// after each window; false stops, and so does the result: the trace must then be dropped. Calls writer.finish() when
+// done. Bit-identical at any thread count.
 bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
                    const std::function<bool(int64_t)>& progress = {});
 
-// ---- The sums, apart, since they are tested against plain ones -------------------------------------------------------
+// ---- The sums, apart, since they are tested against plain ones
+// -------------------------------------------------------
 
 // moment (d, d) += sum over rows and `heads` adjacent heads of q q^T; q is (n, heads*d), strided. Symmetric.
 void add_query_moment(ConstMatrix q, int heads, double* moment);
@@ -57,7 +58,7 @@ void add_query_moment(ConstMatrix q, int heads, double* moment);
 void add_query_pair_moment(ConstMatrix q, int heads, int rotary_dim, double* pairs);
 // mass[t] += sum of p, mass2[t] += sum of p^2, where p is the softmax of scale * q.k over keys [0, position of q].
 // q is (m, heads*d) post-RoPE at positions `position` (m); k is (t, d) post-RoPE, strided; every position < t.
-void add_received_mass(ConstMatrix q, int heads, std::span<const int32_t> position, ConstMatrix k, float scale, double* mass,
-                       double* mass2);
+void add_received_mass(ConstMatrix q, int heads, std::span<const int32_t> position, ConstMatrix k, float scale,
+                       double* mass, double* mass2);
 
 }  // namespace vqkv

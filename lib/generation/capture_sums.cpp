@@ -14,9 +14,10 @@ namespace {
 constexpr int64_t kMomentRows = 16;   // rows of the moment a task owns: 16 x 128 doubles stay in the first-level cache
 constexpr int64_t kMassQueries = 64;  // queries scored at once: bounds the score matrix at 64 x group x context
 
-// Rows [first, first + count) of the upper triangle, all positions in order: the order of additions into one element does
-// not depend on the instruction set or the number of threads.
-[[gnu::always_inline]] inline void moment_rows(const double* x, int64_t n, int64_t d, int64_t first, int64_t count, double* moment) {
+// Rows [first, first + count) of the upper triangle, all positions in order: the order of additions into one element
+// does not depend on the instruction set or the number of threads.
+[[gnu::always_inline]] inline void moment_rows(const double* x, int64_t n, int64_t d, int64_t first, int64_t count,
+                                               double* moment) {
   for (int64_t t = 0; t < n; ++t) {
     const double* row = x + t * d;
     for (int64_t i = first; i < first + count; ++i) {
@@ -29,11 +30,12 @@ constexpr int64_t kMassQueries = 64;  // queries scored at once: bounds the scor
 void moment_rows_base(const double* x, int64_t n, int64_t d, int64_t first, int64_t count, double* moment) {
   moment_rows(x, n, d, first, count, moment);
 }
-__attribute__((target("avx2"))) void moment_rows_avx2(const double* x, int64_t n, int64_t d, int64_t first, int64_t count, double* moment) {
+__attribute__((target("avx2"))) void moment_rows_avx2(const double* x, int64_t n, int64_t d, int64_t first,
+                                                      int64_t count, double* moment) {
   moment_rows(x, n, d, first, count, moment);
 }
-__attribute__((target("avx512f,avx512vl,avx512dq,prefer-vector-width=512"))) void moment_rows_avx512(const double* x, int64_t n, int64_t d, int64_t first,
-                                                                         int64_t count, double* moment) {
+__attribute__((target("avx512f,avx512vl,avx512dq,prefer-vector-width=512"))) void moment_rows_avx512(
+    const double* x, int64_t n, int64_t d, int64_t first, int64_t count, double* moment) {
   moment_rows(x, n, d, first, count, moment);
 }
 
@@ -46,9 +48,12 @@ void add_query_moment(ConstMatrix q, int heads, double* moment) {
   std::vector<double> x(static_cast<size_t>(n * heads * d));
   parallel_for(heads, [&](int64_t h) {
     for (int64_t t = 0; t < n; ++t)
-      for (int64_t c = 0; c < d; ++c) x[static_cast<size_t>((h * n + t) * d + c)] = static_cast<double>(q(t, h * d + c));
+      for (int64_t c = 0; c < d; ++c)
+        x[static_cast<size_t>((h * n + t) * d + c)] = static_cast<double>(q(t, h * d + c));
   });
-  const auto rows = cpu_features().avx512 ? moment_rows_avx512 : cpu_features().avx2 ? moment_rows_avx2 : moment_rows_base;
+  const auto rows = cpu_features().avx512 ? moment_rows_avx512
+                    : cpu_features().avx2 ? moment_rows_avx2
+                                          : moment_rows_base;
   const int64_t tasks = (d + kMomentRows - 1) / kMomentRows;
   std::vector<double> sum(static_cast<size_t>(d * d), 0.0);
   parallel_for(tasks, [&](int64_t i) {
@@ -73,7 +78,8 @@ void add_query_pair_moment(ConstMatrix q, int heads, int rotary_dim, double* pai
   }
 }
 
-void add_received_mass(ConstMatrix q, int heads, std::span<const int32_t> position, ConstMatrix k, float scale, double* mass, double* mass2) {
+void add_received_mass(ConstMatrix q, int heads, std::span<const int32_t> position, ConstMatrix k, float scale,
+                       double* mass, double* mass2) {
   const int64_t d = q.cols / heads, m = q.rows;
   VQKV_CHECK(static_cast<int64_t>(position.size()) == m && k.cols == d);
   for (int64_t first = 0; first < m; first += kMassQueries) {

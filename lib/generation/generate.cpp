@@ -15,14 +15,15 @@ Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> 
   const int64_t before = kv.cache().length(), given = static_cast<int64_t>(prompt.size());
   const int64_t limit = model.facts().context_length;
   if (limit > 0 && before + given + options.new_tokens > limit)
-    fail_usage(fmt::format("{} tokens held, {} in the prompt and {} new ones exceed the context length {} of {}", before, given,
-                           options.new_tokens, limit, model.facts().name));
+    fail_usage(fmt::format("{} tokens held, {} in the prompt and {} new ones exceed the context length {} of {}",
+                           before, given, options.new_tokens, limit, model.facts().name));
 
   Generated result;
   Sampler sampler(options.sampling);
   Matrix<float> logits(1, model.facts().vocab);
   Stopwatch watch;
-  model.forward(prompt, kv, LogitRows::kLast, logits, options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay);
+  model.forward(prompt, kv, LogitRows::kLast, logits,
+                options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay);
   if (options.exact_prefill) kv.cache().end_exact_prefill();
   result.prefill_seconds = watch.seconds();
 

@@ -10,17 +10,17 @@
 namespace vqkv {
 
 struct GenerateOptions {
-  int64_t new_tokens = 128;       // at most; a stop token ends earlier
-  std::vector<int32_t> stop;      // usually tokenizer().special().stop; empty: run to new_tokens
+  int64_t new_tokens = 128;   // at most; a stop token ends earlier
+  std::vector<int32_t> stop;  // usually tokenizer().special().stop; empty: run to new_tokens
   SamplingOptions sampling;
-  bool exact_prefill = false;     // the prompt attends to exact K and V and is coded once at its end (mode prefill-exact)
+  bool exact_prefill = false;  // the prompt attends to exact K and V and is coded once at its end (mode prefill-exact)
 };
 
 struct Generated {
-  std::vector<int32_t> tokens;    // without the prompt and without the stop token
-  int32_t stop_token = -1;        // the stop token that ended it, or -1
-  double prefill_seconds = 0;     // until the first token's logits
-  double decode_seconds = 0;      // all later steps
+  std::vector<int32_t> tokens;  // without the prompt and without the stop token
+  int32_t stop_token = -1;      // the stop token that ended it, or -1
+  double prefill_seconds = 0;   // until the first token's logits
+  double decode_seconds = 0;    // all later steps
   int64_t decode_steps = 0;
 };
 

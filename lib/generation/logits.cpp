@@ -7,6 +7,7 @@
 #define HWY_TARGET_INCLUDE "generation/logits.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
+
 #include <hwy/contrib/math/math-inl.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -43,8 +44,8 @@ double SumExp(const float* x, int64_t n, float shift) {
   return total;
 }
 
-// sum over v of exp(base - base_lse) * ((base - base_lse) - (test - test_lse)), with the two constants split off so that
-// the float differences stay small.
+// sum over v of exp(base - base_lse) * ((base - base_lse) - (test - test_lse)), with the two constants split off so
+// that the float differences stay small.
 double KlSum(const float* base, float base_lse, const float* test, float offset, int64_t n) {
   const hn::ScalableTag<float> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));

@@ -46,11 +46,13 @@ struct Runner {
 
   // Feeds tokens in the candidate's own manner; logits gets a row a token. A fake-quant stretch is one block, since its
   // queries see the codes of tokens after them in a codec block. False when `stop` said so between blocks.
-  bool feed(ModelRuntime& model, std::span<const int32_t> tokens, MutMatrix logits, Visibility visibility, const std::function<bool()>& stop) {
+  bool feed(ModelRuntime& model, std::span<const int32_t> tokens, MutMatrix logits, Visibility visibility,
+            const std::function<bool()>& stop) {
     const int64_t n = static_cast<int64_t>(tokens.size());
-    const int64_t step = visibility == Visibility::kAllCoded                                                        ? n
-                         : candidate->mode == ReplayMode::kStepwise && visibility == Visibility::kReplay ? 1
-                                                                                                         : candidate->block;
+    const int64_t step = visibility == Visibility::kAllCoded ? n
+                         : candidate->mode == ReplayMode::kStepwise && visibility == Visibility::kReplay
+                             ? 1
+                             : candidate->block;
     for (int64_t at = 0; at < n; at += step) {
       if (stop && stop()) return false;
       const int64_t m = std::min(step, n - at);
@@ -63,7 +65,8 @@ struct Runner {
   void check_ledger() const {
     const int64_t claimed = cache->bytes().total_sequence();
     if (claimed != memory->live())
-      fail_internal(fmt::format("{}: the ledger says {} bytes and the allocator {}", candidate->label, claimed, memory->live()));
+      fail_internal(
+          fmt::format("{}: the ledger says {} bytes and the allocator {}", candidate->label, claimed, memory->live()));
   }
 };
 
@@ -104,15 +107,14 @@ std::vector<Window> cut_windows(const ModelRuntime& model, std::span<const Repla
 // Where a window is cut: stretches end where the meaning of a position changes.
 struct Stretches {
   int64_t context, prompt, last_quarter;  // prompt 0: nobody has one
-  // Fake-quant candidates code whole codec blocks, so their stretches end on the grid first + n * grid (or at the end of
-  // the window); then stretches give what one pass would. grid 0: no common grid, the window is one stretch.
+  // Fake-quant candidates code whole codec blocks, so their stretches end on the grid first + n * grid (or at the end
+  // of the window); then stretches give what one pass would. grid 0: no common grid, the window is one stretch.
   int64_t first = 0, grid = 1;
 
   bool on_grid(int64_t at) const { return grid > 0 && at >= first && (at - first) % grid == 0; }
   int64_t end(int64_t at) const {
     int64_t e = context;
-    if (grid > 0 && at + kStretch < context)
-      e = std::max(first + grid, first + (at + kStretch - first) / grid * grid);
+    if (grid > 0 && at + kStretch < context) e = std::max(first + grid, first + (at + kStretch - first) / grid * grid);
     for (const int64_t cut : {prompt, last_quarter})
       if (cut > at && cut < e && on_grid(cut)) e = cut;
     return std::min(e, context);
@@ -140,8 +142,10 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
       if (s.grid > 0) s.grid = std::lcm(s.grid, static_cast<int64_t>(u.codec->layout().block_tokens));
     if (s.grid > kStretch) s.grid = 0;
   }
-  if (s.prompt >= o.context) fail_usage(fmt::format("an exact prompt of {} tokens leaves nothing to score in {}", s.prompt, o.context));
-  if (fake && s.prompt > 0) fail_usage("modes prefill-exact and fake-quant can't share one replay: they score other positions");
+  if (s.prompt >= o.context)
+    fail_usage(fmt::format("an exact prompt of {} tokens leaves nothing to score in {}", s.prompt, o.context));
+  if (fake && s.prompt > 0)
+    fail_usage("modes prefill-exact and fake-quant can't share one replay: they score other positions");
   return s;
 }
 
@@ -153,22 +157,24 @@ bool fitted_to_part(const Runner& r) {
 }
 
 // Tokens [at, end) of a window through every cache; `out` is of this window alone. False when `stop` said so.
-bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t at, int64_t end, const Stretches& stretches, Runner& base,
-                    std::vector<Runner>& runners, Matrix<float>& base_logits, Matrix<float>& test_logits, const std::function<bool()>& stop,
-                    ReplayResult& out) {
+bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t at, int64_t end,
+                    const Stretches& stretches, Runner& base, std::vector<Runner>& runners, Matrix<float>& base_logits,
+                    Matrix<float>& test_logits, const std::function<bool()>& stop, ReplayResult& out) {
   const int64_t vocab = model.facts().vocab, m = end - at;
   const std::span<const int32_t> tokens(ids.data() + at, static_cast<size_t>(m));
   const Stopwatch exact_time;
   if (!base.feed(model, tokens, base_logits.view().slice_rows(0, m), Visibility::kReplay, stop)) return false;
   out.exact_seconds += exact_time.seconds();
 
-  // Row i predicts the token at at + i + 1. Tokens of an exact prompt are not scored, for any candidate, so that all rows
-  // share their positions; the last token of a window predicts nothing.
+  // Row i predicts the token at at + i + 1. Tokens of an exact prompt are not scored, for any candidate, so that all
+  // rows share their positions; the last token of a window predicts nothing.
   const int64_t first = std::max<int64_t>(0, stretches.prompt - 1 - at);
   const int64_t scored = std::max<int64_t>(0, std::min(m, stretches.context - 1 - at) - first);
   const auto truth = [&](int64_t i) { return ids[static_cast<size_t>(at + first + i + 1)]; };
   std::vector<LogitFacts> exact(static_cast<size_t>(scored));
-  parallel_for(scored, [&](int64_t i) { exact[static_cast<size_t>(i)] = logit_facts(base_logits.row(first + i), vocab, truth(i)); });
+  parallel_for(scored, [&](int64_t i) {
+    exact[static_cast<size_t>(i)] = logit_facts(base_logits.row(first + i), vocab, truth(i));
+  });
   for (int64_t i = 0; i < scored; ++i) {
     out.position.push_back(static_cast<int32_t>(at + first + i + 1));
     out.nll_exact.push_back(exact[static_cast<size_t>(i)].nll);
@@ -180,7 +186,7 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
     ReplayTrack& track = out.tracks[c];
     const ReplayMode mode = r.candidate->mode;
     const bool in_prompt = at < stretches.prompt;
-    const Visibility visibility = mode == ReplayMode::kFakeQuant                    ? Visibility::kAllCoded
+    const Visibility visibility = mode == ReplayMode::kFakeQuant                   ? Visibility::kAllCoded
                                   : mode == ReplayMode::kPrefillExact && in_prompt ? Visibility::kExactPrefill
                                                                                    : Visibility::kReplay;
     const AttendStats before = r.session->stats();
@@ -216,7 +222,8 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
 }
 
 // Adds what a candidate did in one window to its track.
-void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& track, const std::vector<int32_t>& position) {
+void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& track,
+                   const std::vector<int32_t>& position) {
   track.path = fmt::format("{}", fmt::join(runner.backend->paths(), "+"));
   const auto flip = std::find(one.same_top.begin(), one.same_top.end(), uint8_t{0});
   track.flips.push_back(flip == one.same_top.end() ? -1 : position[static_cast<size_t>(flip - one.same_top.begin())]);
@@ -257,7 +264,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
     fail_usage(fmt::format("a context of {} is beyond the model's {}", options.context, model.facts().context_length));
   const auto windows = cut_windows(model, texts, options);
   if (windows.empty())
-    fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context", options.context));
+    fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context",
+                          options.context));
   Stretches stretches = stretches_for(candidates, options);
 
   ReplayResult result;
@@ -289,7 +297,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
     for (size_t c = 0; c < candidates.size(); ++c) runners[c].start(candidates[c]);
     for (int64_t at = 0, end = 0; at < options.context; at = end) {
       end = stretches.end(at);
-      if (!replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, stop, one)) return result;
+      if (!replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, stop, one))
+        return result;
       if (at == 0 && end < options.context && std::any_of(runners.begin(), runners.end(), fitted_to_part)) {
         stretches.grid = 0;
         make_room();

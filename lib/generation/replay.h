@@ -25,16 +25,16 @@ struct ReplayCandidate {
   std::string label;
   std::shared_ptr<const CodecSet> codecs;
   CachePolicy policy;
-  std::string attention = "auto";   // backend name
+  std::string attention = "auto";  // backend name
   ReplayMode mode = ReplayMode::kForced;
-  int64_t block = 128;              // queries a block (1 in kStepwise); another block length rounds differently
+  int64_t block = 128;  // queries a block (1 in kStepwise); another block length rounds differently
 };
 
 struct ReplayOptions {
-  int64_t context = 1024;    // tokens a window, BOS included
-  int64_t windows = 0;       // 0: all that the texts hold; otherwise taken from the documents in turn
-  int64_t prompt = 0;        // kPrefillExact: tokens of the prompt; 0: half the context
-  int64_t block = 128;       // queries a block of the exact cache; 1 where candidates go stepwise, so that times compare
+  int64_t context = 1024;  // tokens a window, BOS included
+  int64_t windows = 0;     // 0: all that the texts hold; otherwise taken from the documents in turn
+  int64_t prompt = 0;      // kPrefillExact: tokens of the prompt; 0: half the context
+  int64_t block = 128;     // queries a block of the exact cache; 1 where candidates go stepwise, so that times compare
   DType exact_dtype = DType::kF16;  // of the exact cache
 };
 
@@ -42,39 +42,39 @@ struct ReplayOptions {
 // window but its first; in a replay with kPrefillExact, every token after the prompt (the first of them is predicted by
 // exact attention, as in those papers' generation).
 struct ReplayTrack {
-  std::string label, path;               // path: what attention ran, joined by + where several did
-  std::vector<double> nll;               // -ln p(true token), nats
-  std::vector<double> kld;               // KL(exact || this) over the whole vocabulary, nats
-  std::vector<double> delta_p;           // p_this(true) - p_exact(true)
-  std::vector<uint8_t> same_top;         // equal arg-max
-  std::vector<int32_t> flips;            // per window: position of the first arg-max flip, or -1
-  double coded_mass = 0, total_mass = 0;             // attention mass, scored positions
-  double coded_mass_last = 0, total_mass_last = 0;   // queries in the last quarter of each window (0: not told apart)
+  std::string label, path;                          // path: what attention ran, joined by + where several did
+  std::vector<double> nll;                          // -ln p(true token), nats
+  std::vector<double> kld;                          // KL(exact || this) over the whole vocabulary, nats
+  std::vector<double> delta_p;                      // p_this(true) - p_exact(true)
+  std::vector<uint8_t> same_top;                    // equal arg-max
+  std::vector<int32_t> flips;                       // per window: position of the first arg-max flip, or -1
+  double coded_mass = 0, total_mass = 0;            // attention mass, scored positions
+  double coded_mass_last = 0, total_mass_last = 0;  // queries in the last quarter of each window (0: not told apart)
   double model_seconds = 0, encode_seconds = 0, attend_seconds = 0;
-  ByteLedger bytes;                      // of the last window, at its end
+  ByteLedger bytes;  // of the last window, at its end
   int64_t peak_cache_bytes = 0;
 };
 
 struct ReplayResult {
-  std::vector<int32_t> position;         // of the predicted token within its window
-  std::vector<int32_t> window, document; // of each scored position
+  std::vector<int32_t> position;          // of the predicted token within its window
+  std::vector<int32_t> window, document;  // of each scored position
   std::vector<double> nll_exact;
-  std::vector<ReplayTrack> tracks;       // one a candidate
-  int64_t windows = 0, tokens = 0;       // tokens fed
-  int64_t text_bytes = 0;                // bytes of the scored tokens' text, for bits per byte
-  int64_t prompt = 0;                    // tokens of each window that were not scored; 0 without kPrefillExact
-  bool bos = false;                      // the model adds BOS and each window starts with it
-  double exact_seconds = 0;              // of the exact cache, in turn with the candidates
+  std::vector<ReplayTrack> tracks;  // one a candidate
+  int64_t windows = 0, tokens = 0;  // tokens fed
+  int64_t text_bytes = 0;           // bytes of the scored tokens' text, for bits per byte
+  int64_t prompt = 0;               // tokens of each window that were not scored; 0 without kPrefillExact
+  bool bos = false;                 // the model adds BOS and each window starts with it
+  double exact_seconds = 0;         // of the exact cache, in turn with the candidates
 };
 
 struct ReplayText {
   std::string name;
-  std::vector<int32_t> tokens;           // without BOS
+  std::vector<int32_t> tokens;  // without BOS
 };
 
 // Windows do not overlap. Candidates run beside the exact cache stretch by stretch, so that logits are never kept for
-// more than a stretch. At the end of each window every cache's ledger is held against its allocator (kInternal when they
-// differ). `stop` is asked between blocks; the finished windows are returned.
+// more than a stretch. At the end of each window every cache's ledger is held against its allocator (kInternal when
+// they differ). `stop` is asked between blocks; the finished windows are returned.
 ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
                     const ReplayOptions& options, const std::function<bool()>& stop = {});
 

@@ -14,13 +14,15 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options), rng_(optio
   if (!(options.temperature >= 0) || !std::isfinite(options.temperature))
     fail_usage(fmt::format("temperature is {}; allowed: 0 (greedy) or more", options.temperature));
   if (options.top_k < 0) fail_usage(fmt::format("top_k is {}; allowed: 0 (all) or more", options.top_k));
-  if (!(options.top_p > 0 && options.top_p <= 1)) fail_usage(fmt::format("top_p is {}; allowed: above 0, up to 1", options.top_p));
+  if (!(options.top_p > 0 && options.top_p <= 1))
+    fail_usage(fmt::format("top_p is {}; allowed: above 0, up to 1", options.top_p));
 }
 
 int32_t Sampler::next(std::span<const float> logits) {
   VQKV_CHECK(!logits.empty());
   for (size_t i = 0; i < logits.size(); ++i)
-    if (std::isnan(logits[i])) fail_data(fmt::format("the logit of token {} is not a number: the model or its cache is broken", i));
+    if (std::isnan(logits[i]))
+      fail_data(fmt::format("the logit of token {} is not a number: the model or its cache is broken", i));
   if (options_.temperature == 0)
     return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 
@@ -37,7 +39,8 @@ int32_t Sampler::next(std::span<const float> logits) {
   const double most = logits[static_cast<size_t>(order_[0])];
   double total = 0;
   for (size_t i = 0; i < kept; ++i) {
-    probability_[i] = std::exp((static_cast<double>(logits[static_cast<size_t>(order_[i])]) - most) / options_.temperature);
+    probability_[i] =
+        std::exp((static_cast<double>(logits[static_cast<size_t>(order_[i])]) - most) / options_.temperature);
     total += probability_[i];
   }
   if (options_.top_p < 1) {

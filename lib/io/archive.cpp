@@ -15,9 +15,10 @@ namespace vqkv {
 namespace {
 
 void check_name(const std::string& name) {
-  const bool plain = name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-/") == std::string::npos;
+  const bool plain =
+      name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-/") == std::string::npos;
   bool parts = !name.empty() && name.front() != '/' && name.back() != '/' && name.find("//") == std::string::npos;
-  for (size_t at = 0; parts && at <= name.size();) {   // "." and ".." mean something to HDF5
+  for (size_t at = 0; parts && at <= name.size();) {  // "." and ".." mean something to HDF5
     const size_t end = std::min(name.find('/', at), name.size());
     const std::string part = name.substr(at, end - at);
     parts = part != "." && part != "..";
@@ -71,9 +72,11 @@ void ArchiveWriter::tensor(const std::string& name, const std::vector<int64_t>& 
     count = checked_mul(count, static_cast<size_t>(n), name.c_str());
   }
   for (size_t i = 0; i < count; ++i)
-    if (!std::isfinite(data[i])) fail_data(fmt::format("{}: parameter '{}' holds {} at element {}", impl_->path, name, data[i], i));
+    if (!std::isfinite(data[i]))
+      fail_data(fmt::format("{}: parameter '{}' holds {} at element {}", impl_->path, name, data[i], i));
   // HDF5 has no rank-0 array of ours: a scalar is stored as one element, its shape stands in the index.
-  Hdf5Dataset out = impl_->file.create_dataset("/" + name, Hdf5Type::kF32, shape.empty() ? std::vector<int64_t>{1} : shape);
+  Hdf5Dataset out =
+      impl_->file.create_dataset("/" + name, Hdf5Type::kF32, shape.empty() ? std::vector<int64_t>{1} : shape);
   out.write_all(data);
   impl_->index["tensors"][name] = {{"shape", shape}, {"xxh3", hash_of(data, count * sizeof(float))}};
 }
@@ -106,7 +109,7 @@ struct ArchiveReader::Impl {
     std::string hash;
   };
   std::map<std::string, Tensor> tensors;
-  std::map<std::string, std::string> facts;   // name -> hash
+  std::map<std::string, std::string> facts;  // name -> hash
 
   Impl(const std::string& p, const std::string& format, int64_t oldest, int64_t newest);
   [[noreturn]] void refuse(const std::string& what) const { fail_data(fmt::format("{}: {}", path, what)); }
@@ -124,22 +127,23 @@ ArchiveReader::Impl::Impl(const std::string& p, const std::string& format, int64
   version = file.read_int("/", "format_version");
   if (version < oldest || version > newest)
     refuse(fmt::format("format version {}; this build reads {} to {}", version, oldest, newest));
-  if (file.read_int("/", "complete") != 1) refuse("incomplete: its writer did not finish (attribute 'complete' is not 1)");
+  if (file.read_int("/", "complete") != 1)
+    refuse("incomplete: its writer did not finish (attribute 'complete' is not 1)");
   const std::string text = file.read_text("/", "index_json");
-  if (hash_of(text.data(), text.size()) != file.read_text("/", "content_xxh3")) refuse("index_json does not match content_xxh3: the file is damaged");
+  if (hash_of(text.data(), text.size()) != file.read_text("/", "content_xxh3"))
+    refuse("index_json does not match content_xxh3: the file is damaged");
   const Json index = parse_json(text, path + ": index_json");
   try {
     for (const auto& [name, hash] : index.at("facts").items()) facts[name] = hash.get<std::string>();
     for (const auto& [name, entry] : index.at("tensors").items()) {
-      Tensor t{file.open_dataset("/" + name), entry.at("shape").get<std::vector<int64_t>>(), entry.at("xxh3").get<std::string>()};
+      Tensor t{file.open_dataset("/" + name), entry.at("shape").get<std::vector<int64_t>>(),
+               entry.at("xxh3").get<std::string>()};
       if (t.data.type() != Hdf5Type::kF32 || t.data.dims() != (t.shape.empty() ? std::vector<int64_t>{1} : t.shape))
         refuse(fmt::format("parameter '{}': is {} ({}), the index says f32 ({})", name, hdf5_type_name(t.data.type()),
                            fmt::join(t.data.dims(), ", "), fmt::join(t.shape, ", ")));
       tensors.emplace(name, std::move(t));
     }
-  } catch (const Json::exception& e) {
-    refuse(fmt::format("index_json: {}", e.what()));
-  }
+  } catch (const Json::exception& e) { refuse(fmt::format("index_json: {}", e.what())); }
 }
 
 ArchiveReader::ArchiveReader(const std::string& path, const std::string& format, int64_t oldest, int64_t newest) {
@@ -159,10 +163,12 @@ AlignedVector<float> ArchiveReader::tensor(const std::string& name, const std::v
   bool fits = t.shape.size() == shape.size();
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] == -1 || shape[i] == t.shape[i];
   if (!fits)
-    impl_->refuse(fmt::format("parameter '{}' has shape ({}), must be ({})", name, fmt::join(t.shape, ", "), fmt::join(shape, ", ")));
+    impl_->refuse(fmt::format("parameter '{}' has shape ({}), must be ({})", name, fmt::join(t.shape, ", "),
+                              fmt::join(shape, ", ")));
   AlignedVector<float> out(static_cast<size_t>(t.data.count()));
   t.data.read_all(out.data());
-  if (hash_of(out.data(), out.size() * sizeof(float)) != t.hash) impl_->refuse(fmt::format("parameter '{}' does not match its hash: the file is damaged", name));
+  if (hash_of(out.data(), out.size() * sizeof(float)) != t.hash)
+    impl_->refuse(fmt::format("parameter '{}' does not match its hash: the file is damaged", name));
   for (const float v : out)
     if (!std::isfinite(v)) impl_->refuse(fmt::format("parameter '{}' holds {}", name, v));
   return out;
@@ -173,7 +179,8 @@ Json ArchiveReader::facts(const std::string& name) const {
   if (it == impl_->facts.end()) impl_->refuse(fmt::format("facts '{}' are missing", name));
   const auto [group, key] = split(name);
   const std::string text = impl_->file.read_text(group, key);
-  if (hash_of(text.data(), text.size()) != it->second) impl_->refuse(fmt::format("facts '{}' do not match their hash: the file is damaged", name));
+  if (hash_of(text.data(), text.size()) != it->second)
+    impl_->refuse(fmt::format("facts '{}' do not match their hash: the file is damaged", name));
   return parse_json(text, fmt::format("{}: {}", impl_->path, name));
 }
 

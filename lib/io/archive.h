@@ -36,8 +36,8 @@ class ArchiveReader {
   int64_t version() const;
   bool has_tensor(const std::string& name) const;
   bool has_facts(const std::string& name) const;
-  // kBadData when absent; tensor: also when it has another shape (-1 in `shape` matches anything), holds a value that is
-  // not finite, or does not match its hash.
+  // kBadData when absent; tensor: also when it has another shape (-1 in `shape` matches anything), holds a value that
+  // is not finite, or does not match its hash.
   std::vector<int64_t> shape(const std::string& name) const;
   AlignedVector<float> tensor(const std::string& name, const std::vector<int64_t>& shape) const;
   Json facts(const std::string& name) const;

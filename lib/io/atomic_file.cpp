@@ -37,7 +37,8 @@ int64_t free_bytes(const std::string& path) {
 }
 
 bool same_file(int fd, const std::string& path) {
-  struct stat a {}, b {};
+  struct stat a {
+  }, b{};
   return ::fstat(fd, &a) == 0 && ::stat(path.c_str(), &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
 }
 
@@ -102,7 +103,8 @@ void AtomicFile::commit() {
   // The new name itself must reach the disk too.
   const std::string folder = folder_of(path_);
   const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) fail_data(fmt::format("{}: can't be opened to make the new file durable: {}", folder, std::strerror(errno)));
+  if (fd < 0)
+    fail_data(fmt::format("{}: can't be opened to make the new file durable: {}", folder, std::strerror(errno)));
   // EINVAL: a file system that has no fsync for folders.
   const int error = ::fsync(fd) == 0 ? 0 : errno;
   ::close(fd);

@@ -16,19 +16,63 @@ constexpr int kSuper = 256;  // values of a K-type super-block
 
 // Blocks as they stand in the file. f16 is a plain uint16_t, and no field is wider than its offset's alignment, so the
 // structs have no padding (held by the assertions); blocks in a file have no alignment and are copied out first.
-struct BlockQ4_0 { f16 d; uint8_t qs[16]; };
-struct BlockQ4_1 { f16 d, m; uint8_t qs[16]; };
-struct BlockQ5_0 { f16 d; uint8_t qh[4]; uint8_t qs[16]; };
-struct BlockQ5_1 { f16 d, m; uint8_t qh[4]; uint8_t qs[16]; };
-struct BlockQ8_0 { f16 d; int8_t qs[32]; };
-struct BlockQ2_K { uint8_t scales[16]; uint8_t qs[64]; f16 d, dmin; };
-struct BlockQ3_K { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; f16 d; };
-struct BlockQ4_K { f16 d, dmin; uint8_t scales[12]; uint8_t qs[128]; };
-struct BlockQ5_K { f16 d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; };
-struct BlockQ6_K { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; f16 d; };
-struct BlockIQ4_NL { f16 d; uint8_t qs[16]; };
+struct BlockQ4_0 {
+  f16 d;
+  uint8_t qs[16];
+};
+struct BlockQ4_1 {
+  f16 d, m;
+  uint8_t qs[16];
+};
+struct BlockQ5_0 {
+  f16 d;
+  uint8_t qh[4];
+  uint8_t qs[16];
+};
+struct BlockQ5_1 {
+  f16 d, m;
+  uint8_t qh[4];
+  uint8_t qs[16];
+};
+struct BlockQ8_0 {
+  f16 d;
+  int8_t qs[32];
+};
+struct BlockQ2_K {
+  uint8_t scales[16];
+  uint8_t qs[64];
+  f16 d, dmin;
+};
+struct BlockQ3_K {
+  uint8_t hmask[32];
+  uint8_t qs[64];
+  uint8_t scales[12];
+  f16 d;
+};
+struct BlockQ4_K {
+  f16 d, dmin;
+  uint8_t scales[12];
+  uint8_t qs[128];
+};
+struct BlockQ5_K {
+  f16 d, dmin;
+  uint8_t scales[12];
+  uint8_t qh[32];
+  uint8_t qs[128];
+};
+struct BlockQ6_K {
+  uint8_t ql[128];
+  uint8_t qh[64];
+  int8_t scales[16];
+  f16 d;
+};
+struct BlockIQ4_NL {
+  f16 d;
+  uint8_t qs[16];
+};
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(BlockQ5_0) == 22 && sizeof(BlockQ5_1) == 24);
-static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ2_K) == 84 && sizeof(BlockQ3_K) == 110 && sizeof(BlockQ4_K) == 144);
+static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ2_K) == 84 && sizeof(BlockQ3_K) == 110 &&
+              sizeof(BlockQ4_K) == 144);
 static_assert(sizeof(BlockQ5_K) == 176 && sizeof(BlockQ6_K) == 210 && sizeof(BlockIQ4_NL) == 18);
 static_assert(std::endian::native == std::endian::little, "model files are little-endian and read in place");
 
@@ -140,7 +184,9 @@ void expand(const BlockQ3_K& b, float* out) {
 }
 
 // Scale and minimum of sub-block j of eight, six bits each.
-struct ScaleMin { int scale, minimum; };
+struct ScaleMin {
+  int scale, minimum;
+};
 ScaleMin six_bit_pair(const uint8_t (&b)[12], int j) {
   if (j < 4) return {b[j] & 63, b[j + 4] & 63};
   return {(b[j + 4] & 15) | (b[j - 4] >> 6) << 4, (b[j + 4] >> 4) | (b[j] >> 6) << 4};
@@ -230,20 +276,48 @@ void ggml_dequantize(GgmlType type, const uint8_t* blocks, float* out, int64_t n
   VQKV_CHECK(n >= 0 && n % facts.block_elements == 0);
   const int64_t count = n / facts.block_elements;
   switch (type) {
-    case GgmlType::kF32: std::memcpy(out, blocks, static_cast<size_t>(n) * sizeof(float)); return;
-    case GgmlType::kF16: widen<f16>(blocks, out, n); return;
-    case GgmlType::kBF16: widen<bf16>(blocks, out, n); return;
-    case GgmlType::kQ4_0: expand_all<BlockQ4_0>(blocks, out, count, 32); return;
-    case GgmlType::kQ4_1: expand_all<BlockQ4_1>(blocks, out, count, 32); return;
-    case GgmlType::kQ5_0: expand_all<BlockQ5_0>(blocks, out, count, 32); return;
-    case GgmlType::kQ5_1: expand_all<BlockQ5_1>(blocks, out, count, 32); return;
-    case GgmlType::kQ8_0: expand_all<BlockQ8_0>(blocks, out, count, 32); return;
-    case GgmlType::kQ2_K: expand_all<BlockQ2_K>(blocks, out, count, kSuper); return;
-    case GgmlType::kQ3_K: expand_all<BlockQ3_K>(blocks, out, count, kSuper); return;
-    case GgmlType::kQ4_K: expand_all<BlockQ4_K>(blocks, out, count, kSuper); return;
-    case GgmlType::kQ5_K: expand_all<BlockQ5_K>(blocks, out, count, kSuper); return;
-    case GgmlType::kQ6_K: expand_all<BlockQ6_K>(blocks, out, count, kSuper); return;
-    case GgmlType::kIQ4_NL: expand_all<BlockIQ4_NL>(blocks, out, count, 32); return;
+    case GgmlType::kF32:
+      std::memcpy(out, blocks, static_cast<size_t>(n) * sizeof(float));
+      return;
+    case GgmlType::kF16:
+      widen<f16>(blocks, out, n);
+      return;
+    case GgmlType::kBF16:
+      widen<bf16>(blocks, out, n);
+      return;
+    case GgmlType::kQ4_0:
+      expand_all<BlockQ4_0>(blocks, out, count, 32);
+      return;
+    case GgmlType::kQ4_1:
+      expand_all<BlockQ4_1>(blocks, out, count, 32);
+      return;
+    case GgmlType::kQ5_0:
+      expand_all<BlockQ5_0>(blocks, out, count, 32);
+      return;
+    case GgmlType::kQ5_1:
+      expand_all<BlockQ5_1>(blocks, out, count, 32);
+      return;
+    case GgmlType::kQ8_0:
+      expand_all<BlockQ8_0>(blocks, out, count, 32);
+      return;
+    case GgmlType::kQ2_K:
+      expand_all<BlockQ2_K>(blocks, out, count, kSuper);
+      return;
+    case GgmlType::kQ3_K:
+      expand_all<BlockQ3_K>(blocks, out, count, kSuper);
+      return;
+    case GgmlType::kQ4_K:
+      expand_all<BlockQ4_K>(blocks, out, count, kSuper);
+      return;
+    case GgmlType::kQ5_K:
+      expand_all<BlockQ5_K>(blocks, out, count, kSuper);
+      return;
+    case GgmlType::kQ6_K:
+      expand_all<BlockQ6_K>(blocks, out, count, kSuper);
+      return;
+    case GgmlType::kIQ4_NL:
+      expand_all<BlockIQ4_NL>(blocks, out, count, 32);
+      return;
   }
   fail_internal("ggml_dequantize: a type without an expansion");
 }

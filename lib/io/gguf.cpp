@@ -13,12 +13,12 @@
 namespace vqkv {
 namespace {
 
-constexpr uint64_t kMaxKeyBytes = 65535;       // the format's own limit
-constexpr uint64_t kMaxTensorNameBytes = 63;   // the reference reader's buffer is 64 with the final zero
+constexpr uint64_t kMaxKeyBytes = 65535;      // the format's own limit
+constexpr uint64_t kMaxTensorNameBytes = 63;  // the reference reader's buffer is 64 with the final zero
 constexpr uint32_t kMaxDimensions = 4;
-constexpr uint64_t kMaxAlignment = 1u << 20;   // a page at most in practice; keeps padded sizes far from overflow
-constexpr uint64_t kMinValueBytes = 8 + 4 + 1;          // an empty key, a type, one byte
-constexpr uint64_t kMinTensorBytes = 8 + 4 + 4 + 8;     // an empty name, no axis, a type, an offset
+constexpr uint64_t kMaxAlignment = 1u << 20;         // a page at most in practice; keeps padded sizes far from overflow
+constexpr uint64_t kMinValueBytes = 8 + 4 + 1;       // an empty key, a type, one byte
+constexpr uint64_t kMinTensorBytes = 8 + 4 + 4 + 8;  // an empty name, no axis, a type, an offset
 constexpr uint32_t kLastType = static_cast<uint32_t>(GgufType::kF64);
 
 constexpr std::string_view kTypeNames[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
@@ -33,8 +33,10 @@ std::string printable(std::string_view text) {
   std::string out;
   for (const char c : text.substr(0, 80)) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f) out += c;
-    else out += fmt::format("\\x{:02x}", byte);
+    if (byte >= 0x20 && byte < 0x7f)
+      out += c;
+    else
+      out += fmt::format("\\x{:02x}", byte);
   }
   return text.size() > 80 ? out + "..." : out;
 }
@@ -72,7 +74,8 @@ class GgufFile::Reader {
 
   void need(uint64_t bytes, const std::string& place) const {
     if (bytes > left())
-      fail(place, fmt::format("{} bytes are needed, the file ends after {} more (it has {})", bytes, left(), file_.size()));
+      fail(place,
+           fmt::format("{} bytes are needed, the file ends after {} more (it has {})", bytes, left(), file_.size()));
   }
   template <class T>
   T scalar(const std::string& place) {
@@ -84,7 +87,8 @@ class GgufFile::Reader {
   std::string_view text(const std::string& place, uint64_t max_bytes) {
     const uint64_t start = offset_;
     const auto length = scalar<uint64_t>(place);
-    if (length > max_bytes) fail_at(place, start, fmt::format("a length of {} bytes, at most {} are allowed", length, max_bytes));
+    if (length > max_bytes)
+      fail_at(place, start, fmt::format("a length of {} bytes, at most {} are allowed", length, max_bytes));
     need(length, place);
     const std::string_view view(reinterpret_cast<const char*>(file_.data() + offset_), length);
     offset_ += length;
@@ -93,7 +97,8 @@ class GgufFile::Reader {
   // count items of at least `item_bytes` each must fit in what is left: nothing is allocated before this holds.
   void need_items(uint64_t count, uint64_t item_bytes, const std::string& place, uint64_t where) const {
     if (count > left() / item_bytes)
-      fail_at(place, where, fmt::format("a count of {}, at most {} fit in the {} bytes left", count, left() / item_bytes, left()));
+      fail_at(place, where,
+              fmt::format("a count of {}, at most {} fit in the {} bytes left", count, left() / item_bytes, left()));
   }
   void skip(uint64_t bytes, const std::string& place) {
     need(bytes, place);
@@ -115,8 +120,9 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
   version_ = reader.scalar<uint32_t>("version");
   if (version_ != 2 && version_ != 3) {
     const bool swapped = version_ == 0x02000000u || version_ == 0x03000000u;
-    reader.fail_at("version", 4, swapped ? std::string("a big-endian file; only little-endian ones are read")
-                                         : fmt::format("{} found, 2 and 3 are read", version_));
+    reader.fail_at("version", 4,
+                   swapped ? std::string("a big-endian file; only little-endian ones are read")
+                           : fmt::format("{} found, 2 and 3 are read", version_));
   }
   const auto tensor_count = reader.scalar<uint64_t>("tensor count");
   const auto value_count = reader.scalar<uint64_t>("key-value count");
@@ -128,7 +134,8 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
     if (value.type != GgufType::kU32) fail_type("general.alignment", value, "u32");
     alignment_ = load<uint32_t>(file_.data() + value.offset);
     if (!std::has_single_bit(alignment_) || alignment_ > kMaxAlignment)
-      reader.fail_at("general.alignment", value.offset, fmt::format("{} found, a power of two up to {} is allowed", alignment_, kMaxAlignment));
+      reader.fail_at("general.alignment", value.offset,
+                     fmt::format("{} found, a power of two up to {} is allowed", alignment_, kMaxAlignment));
   }
   read_tensors(reader, tensor_count);
 }
@@ -139,12 +146,14 @@ void GgufFile::read_values(Reader& reader, uint64_t count) {
     const uint64_t start = reader.offset();
     const std::string_view name = reader.text(place, kMaxKeyBytes);
     if (name.empty()) reader.fail_at(place, start, "an empty name");
-    if (name.find('\0') != std::string_view::npos) reader.fail_at(place, start, fmt::format("a zero byte in the name \"{}\"", printable(name)));
+    if (name.find('\0') != std::string_view::npos)
+      reader.fail_at(place, start, fmt::format("a zero byte in the name \"{}\"", printable(name)));
     const std::string key = fmt::format("key \"{}\"", printable(name));
     const auto read_type = [&] {
       const uint64_t where = reader.offset();
       const auto type = reader.scalar<uint32_t>(key);
-      if (type > kLastType) reader.fail_at(key, where, fmt::format("value type {} found, 0 to {} are allowed", type, kLastType));
+      if (type > kLastType)
+        reader.fail_at(key, where, fmt::format("value type {} found, 0 to {} are allowed", type, kLastType));
       return static_cast<GgufType>(type);
     };
     GgufValue value;
@@ -164,11 +173,14 @@ void GgufFile::read_values(Reader& reader, uint64_t count) {
       }
     } else {
       value.offset = reader.offset();
-      if (value.type == GgufType::kString) reader.text(key, std::numeric_limits<uint32_t>::max());
-      else reader.skip(bytes_of(value.type), key);
+      if (value.type == GgufType::kString)
+        reader.text(key, std::numeric_limits<uint32_t>::max());
+      else
+        reader.skip(bytes_of(value.type), key);
     }
     if (value.type == GgufType::kBool && file_.data()[value.offset] > 1)
-      reader.fail_at(key, value.offset, fmt::format("the boolean {} found, 0 and 1 are allowed", file_.data()[value.offset]));
+      reader.fail_at(key, value.offset,
+                     fmt::format("the boolean {} found, 0 and 1 are allowed", file_.data()[value.offset]));
     if (!values_.emplace(std::string(name), value).second) reader.fail_at(key, start, "the key stands twice");
   }
 }
@@ -193,20 +205,26 @@ void GgufFile::read_tensors(Reader& reader, uint64_t count) {
     for (uint32_t axis = 0; axis < dimensions; ++axis) {
       where = reader.offset();
       const auto length = reader.scalar<int64_t>(place);
-      if (length < 1) reader.fail_at(place, where, fmt::format("axis {} has length {}, at least 1 is needed", axis, length));
+      if (length < 1)
+        reader.fail_at(place, where, fmt::format("axis {} has length {}, at least 1 is needed", axis, length));
       if (__builtin_mul_overflow(elements, length, &elements))
-        reader.fail_at(place, where, fmt::format("axis {} of length {} makes the number of elements overflow", axis, length));
+        reader.fail_at(place, where,
+                       fmt::format("axis {} of length {} makes the number of elements overflow", axis, length));
       tensor.shape.insert(tensor.shape.begin(), length);  // the file lists the fastest axis first
     }
     where = reader.offset();
     const auto type = reader.scalar<uint32_t>(place);
     const GgmlTypeFacts* facts = ggml_type_facts(type);
-    if (!facts) reader.fail_at(place, where, fmt::format("tensor type {} found, supported are {}", type, ggml_type_names()));
+    if (!facts)
+      reader.fail_at(place, where, fmt::format("tensor type {} found, supported are {}", type, ggml_type_names()));
     tensor.type = facts->type;
     const int64_t row = tensor.shape.back();
     if (row % facts->block_elements != 0)
-      reader.fail_at(place, where, fmt::format("rows of {} values, {} needs a multiple of {}", row, facts->name, facts->block_elements));
-    if (__builtin_mul_overflow(static_cast<uint64_t>(elements / facts->block_elements), static_cast<uint64_t>(facts->block_bytes), &tensor.size))
+      reader.fail_at(
+          place, where,
+          fmt::format("rows of {} values, {} needs a multiple of {}", row, facts->name, facts->block_elements));
+    if (__builtin_mul_overflow(static_cast<uint64_t>(elements / facts->block_elements),
+                               static_cast<uint64_t>(facts->block_bytes), &tensor.size))
       reader.fail_at(place, where, "the size in bytes overflows");
     info_offsets.push_back(reader.offset());
     tensor.offset = reader.scalar<uint64_t>(place);  // relative to the data section until that is known
@@ -222,11 +240,15 @@ void GgufFile::read_tensors(Reader& reader, uint64_t count) {
     GgufTensor& tensor = tensors_[i];
     const std::string place = fmt::format("tensor \"{}\"", printable(tensor.name));
     if (tensor.offset != expected)
-      reader.fail_at(place, info_offsets[i], fmt::format("data offset {} found, {} expected (tensors follow one another, aligned to {})",
-                                                         tensor.offset, expected, alignment_));
+      reader.fail_at(place, info_offsets[i],
+                     fmt::format("data offset {} found, {} expected (tensors follow one another, aligned to {})",
+                                 tensor.offset, expected, alignment_));
     if (expected > data_bytes || tensor.size > data_bytes - expected)
-      reader.fail_at(place, info_offsets[i], fmt::format("its {} bytes from data offset {} end beyond the file, whose data section has {}: a partial file?",
-                                                         tensor.size, tensor.offset, data_bytes));
+      reader.fail_at(
+          place, info_offsets[i],
+          fmt::format(
+              "its {} bytes from data offset {} end beyond the file, whose data section has {}: a partial file?",
+              tensor.size, tensor.offset, data_bytes));
     tensor.offset += data_offset_;
     expected = padded(expected + tensor.size);  // both are bounded by the file's size here
   }
@@ -259,19 +281,27 @@ std::string_view GgufFile::string_at(uint64_t offset) const {
 std::optional<int64_t> GgufFile::integer_at(GgufType type, uint64_t offset) const {
   const uint8_t* p = file_.data() + offset;
   switch (type) {
-    case GgufType::kU8: return load<uint8_t>(p);
-    case GgufType::kI8: return load<int8_t>(p);
-    case GgufType::kU16: return load<uint16_t>(p);
-    case GgufType::kI16: return load<int16_t>(p);
-    case GgufType::kU32: return load<uint32_t>(p);
-    case GgufType::kI32: return load<int32_t>(p);
-    case GgufType::kI64: return load<int64_t>(p);
+    case GgufType::kU8:
+      return load<uint8_t>(p);
+    case GgufType::kI8:
+      return load<int8_t>(p);
+    case GgufType::kU16:
+      return load<uint16_t>(p);
+    case GgufType::kI16:
+      return load<int16_t>(p);
+    case GgufType::kU32:
+      return load<uint32_t>(p);
+    case GgufType::kI32:
+      return load<int32_t>(p);
+    case GgufType::kI64:
+      return load<int64_t>(p);
     case GgufType::kU64: {
       const auto value = load<uint64_t>(p);
       if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return std::nullopt;
       return static_cast<int64_t>(value);
     }
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -289,7 +319,8 @@ int64_t GgufFile::integer(std::string_view key, int64_t lowest, int64_t highest)
   const std::optional<int64_t> n = integer_at(value.type, value.offset);
   if (!n) fail_type(key, value, fmt::format("an integer from {} to {}", lowest, highest));
   if (*n < lowest || *n > highest)
-    fail_data(fmt::format("{}: key \"{}\" (byte {}): {} found, {} to {} are allowed", path(), key, value.offset, *n, lowest, highest));
+    fail_data(fmt::format("{}: key \"{}\" (byte {}): {} found, {} to {} are allowed", path(), key, value.offset, *n,
+                          lowest, highest));
   return *n;
 }
 int64_t GgufFile::integer_or(std::string_view key, int64_t lowest, int64_t highest, int64_t fallback) const {
@@ -299,10 +330,14 @@ int64_t GgufFile::integer_or(std::string_view key, int64_t lowest, int64_t highe
 double GgufFile::number(std::string_view key) const {
   const GgufValue& value = require(key);
   double n = 0;
-  if (value.type == GgufType::kF32) n = static_cast<double>(load<float>(file_.data() + value.offset));
-  else if (value.type == GgufType::kF64) n = load<double>(file_.data() + value.offset);
-  else fail_type(key, value, "f32 or f64");
-  if (!std::isfinite(n)) fail_data(fmt::format("{}: key \"{}\" (byte {}): {} is not finite", path(), key, value.offset, n));
+  if (value.type == GgufType::kF32)
+    n = static_cast<double>(load<float>(file_.data() + value.offset));
+  else if (value.type == GgufType::kF64)
+    n = load<double>(file_.data() + value.offset);
+  else
+    fail_type(key, value, "f32 or f64");
+  if (!std::isfinite(n))
+    fail_data(fmt::format("{}: key \"{}\" (byte {}): {} is not finite", path(), key, value.offset, n));
   return n;
 }
 double GgufFile::number_or(std::string_view key, double fallback) const { return has(key) ? number(key) : fallback; }
@@ -329,8 +364,9 @@ std::vector<std::string_view> GgufFile::strings(std::string_view key) const {
 
 std::vector<int64_t> GgufFile::integers(std::string_view key) const {
   const GgufValue& value = require(key);
-  const bool is_integer = value.type == GgufType::kArray && bytes_of(value.element) > 0 && value.element != GgufType::kF32 &&
-                          value.element != GgufType::kF64 && value.element != GgufType::kBool;
+  const bool is_integer = value.type == GgufType::kArray && bytes_of(value.element) > 0 &&
+                          value.element != GgufType::kF32 && value.element != GgufType::kF64 &&
+                          value.element != GgufType::kBool;
   if (!is_integer) fail_type(key, value, "array of integers");
   std::vector<int64_t> out;
   out.reserve(value.count);  // at most eight times the bytes of the file: a u8 array is the worst case

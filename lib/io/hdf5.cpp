@@ -108,12 +108,18 @@ constexpr Hdf5Type kAllTypes[] = {Hdf5Type::kBF16, Hdf5Type::kF16, Hdf5Type::kF3
                                   Hdf5Type::kF64,  Hdf5Type::kI32, Hdf5Type::kI64};
 hid_t library_type(Hdf5Type t) {
   switch (t) {
-    case Hdf5Type::kBF16: return bf16_type();
-    case Hdf5Type::kF16: return f16_type();
-    case Hdf5Type::kF32: return H5T_IEEE_F32LE;
-    case Hdf5Type::kF64: return H5T_IEEE_F64LE;
-    case Hdf5Type::kI32: return H5T_STD_I32LE;
-    case Hdf5Type::kI64: return H5T_STD_I64LE;
+    case Hdf5Type::kBF16:
+      return bf16_type();
+    case Hdf5Type::kF16:
+      return f16_type();
+    case Hdf5Type::kF32:
+      return H5T_IEEE_F32LE;
+    case Hdf5Type::kF64:
+      return H5T_IEEE_F64LE;
+    case Hdf5Type::kI32:
+      return H5T_STD_I32LE;
+    case Hdf5Type::kI64:
+      return H5T_STD_I64LE;
   }
   fail_internal("unknown HDF5 type");
 }
@@ -134,22 +140,31 @@ constexpr size_t kMaxText = size_t{64} << 20;
 size_t hdf5_type_size(Hdf5Type t) {
   switch (t) {
     case Hdf5Type::kBF16:
-    case Hdf5Type::kF16: return 2;
+    case Hdf5Type::kF16:
+      return 2;
     case Hdf5Type::kF32:
-    case Hdf5Type::kI32: return 4;
+    case Hdf5Type::kI32:
+      return 4;
     case Hdf5Type::kF64:
-    case Hdf5Type::kI64: return 8;
+    case Hdf5Type::kI64:
+      return 8;
   }
   fail_internal("unknown HDF5 type");
 }
 std::string hdf5_type_name(Hdf5Type t) {
   switch (t) {
-    case Hdf5Type::kBF16: return "bf16";
-    case Hdf5Type::kF16: return "f16";
-    case Hdf5Type::kF32: return "f32";
-    case Hdf5Type::kF64: return "f64";
-    case Hdf5Type::kI32: return "i32";
-    case Hdf5Type::kI64: return "i64";
+    case Hdf5Type::kBF16:
+      return "bf16";
+    case Hdf5Type::kF16:
+      return "f16";
+    case Hdf5Type::kF32:
+      return "f32";
+    case Hdf5Type::kF64:
+      return "f64";
+    case Hdf5Type::kI32:
+      return "i32";
+    case Hdf5Type::kI64:
+      return "i64";
   }
   fail_internal("unknown HDF5 type");
 }
@@ -189,7 +204,8 @@ Box select_box(const std::string& path, const std::string& name, const std::vect
     VQKV_CHECK(start[i] >= 0 && count[i] >= 0 && start[i] <= dims[i] && count[i] <= dims[i] - start[i]);
   const auto d = to_hsize(dims), s = to_hsize(start), c = to_hsize(count);
   const int rank = static_cast<int>(dims.size());
-  Box box{{H5Screate_simple(rank, d.data(), nullptr), close_space}, {H5Screate_simple(rank, c.data(), nullptr), close_space}};
+  Box box{{H5Screate_simple(rank, d.data(), nullptr), close_space},
+          {H5Screate_simple(rank, c.data(), nullptr), close_space}};
   if (!box.file || !box.memory ||
       H5Sselect_hyperslab(box.file.get(), H5S_SELECT_SET, s.data(), nullptr, c.data(), nullptr) < 0)
     fail_h5(path, name, "can't select a part");
@@ -278,8 +294,10 @@ Hdf5Id open_object(int64_t file, const std::string& path, const std::string& obj
   // Only what lies in this file: soft and external links could name anything.
   if (object != "/") {
     H5L_info_t link;
-    if (H5Lget_info(file, object.c_str(), &link, H5P_DEFAULT) < 0) fail_data(fmt::format("{}: {}: missing", path, object));
-    if (link.type != H5L_TYPE_HARD) fail_data(fmt::format("{}: {}: a soft or external link; links are not followed", path, object));
+    if (H5Lget_info(file, object.c_str(), &link, H5P_DEFAULT) < 0)
+      fail_data(fmt::format("{}: {}: missing", path, object));
+    if (link.type != H5L_TYPE_HARD)
+      fail_data(fmt::format("{}: {}: a soft or external link; links are not followed", path, object));
   }
   Hdf5Id id(H5Oopen(file, object.c_str(), H5P_DEFAULT), close_object);
   if (!id) fail_h5(path, object, "can't be opened");
@@ -304,8 +322,10 @@ void Hdf5File::write_text(const std::string& object, const std::string& name, st
   const std::string copy(text);
   const char* pointer = copy.c_str();
   if (H5Aexists(holder.get(), name.c_str()) > 0) H5Adelete(holder.get(), name.c_str());
-  const Hdf5Id attribute(H5Acreate2(holder.get(), name.c_str(), type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT), close_attribute);
-  if (!attribute || H5Awrite(attribute.get(), type.get(), &pointer) < 0) fail_h5(shown_, object + "@" + name, "can't be written");
+  const Hdf5Id attribute(H5Acreate2(holder.get(), name.c_str(), type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT),
+                         close_attribute);
+  if (!attribute || H5Awrite(attribute.get(), type.get(), &pointer) < 0)
+    fail_h5(shown_, object + "@" + name, "can't be written");
 }
 
 void Hdf5File::write_int(const std::string& object, const std::string& name, int64_t value) {
@@ -313,19 +333,22 @@ void Hdf5File::write_int(const std::string& object, const std::string& name, int
   const Hdf5Id holder = open_object(id_.get(), shown_, object);
   const Hdf5Id space(H5Screate(H5S_SCALAR), close_space);
   if (H5Aexists(holder.get(), name.c_str()) > 0) H5Adelete(holder.get(), name.c_str());
-  const Hdf5Id attribute(H5Acreate2(holder.get(), name.c_str(), H5T_STD_I64LE, space.get(), H5P_DEFAULT, H5P_DEFAULT), close_attribute);
-  if (!attribute || H5Awrite(attribute.get(), H5T_NATIVE_INT64, &value) < 0) fail_h5(shown_, object + "@" + name, "can't be written");
+  const Hdf5Id attribute(H5Acreate2(holder.get(), name.c_str(), H5T_STD_I64LE, space.get(), H5P_DEFAULT, H5P_DEFAULT),
+                         close_attribute);
+  if (!attribute || H5Awrite(attribute.get(), H5T_NATIVE_INT64, &value) < 0)
+    fail_h5(shown_, object + "@" + name, "can't be written");
 }
 
 namespace {
 struct Attribute {
   Hdf5Id holder, id, type, space;
 };
-Attribute open_attribute(int64_t file, const std::string& path, const std::string& object, const std::string& name, H5T_class_t want,
-                         const char* want_name) {
+Attribute open_attribute(int64_t file, const std::string& path, const std::string& object, const std::string& name,
+                         H5T_class_t want, const char* want_name) {
   Attribute a;
   a.holder = open_object(file, path, object);
-  if (H5Aexists(a.holder.get(), name.c_str()) <= 0) fail_data(fmt::format("{}: {}: attribute '{}' is missing", path, object, name));
+  if (H5Aexists(a.holder.get(), name.c_str()) <= 0)
+    fail_data(fmt::format("{}: {}: attribute '{}' is missing", path, object, name));
   a.id = Hdf5Id(H5Aopen(a.holder.get(), name.c_str(), H5P_DEFAULT), close_attribute);
   if (!a.id) fail_h5(path, object + "@" + name, "can't be opened");
   a.type = Hdf5Id(H5Aget_type(a.id.get()), close_type);
@@ -348,12 +371,15 @@ std::string Hdf5File::read_text(const std::string& object, const std::string& na
     H5free_memory(pointer);
   } else {
     const size_t size = H5Tget_size(a.type.get());
-    if (size == 0 || size > kMaxText) fail_data(fmt::format("{}: {}: attribute '{}' has {} bytes; at most {}", shown_, object, name, size, kMaxText));
+    if (size == 0 || size > kMaxText)
+      fail_data(fmt::format("{}: {}: attribute '{}' has {} bytes; at most {}", shown_, object, name, size, kMaxText));
     text.resize(size);
     if (H5Aread(a.id.get(), a.type.get(), text.data()) < 0) fail_h5(shown_, object + "@" + name, "can't be read");
     text.resize(std::min(text.find('\0'), text.size()));
   }
-  if (text.size() > kMaxText) fail_data(fmt::format("{}: {}: attribute '{}' has {} bytes; at most {}", shown_, object, name, text.size(), kMaxText));
+  if (text.size() > kMaxText)
+    fail_data(
+        fmt::format("{}: {}: attribute '{}' has {} bytes; at most {}", shown_, object, name, text.size(), kMaxText));
   return text;
 }
 
@@ -391,7 +417,8 @@ std::vector<std::string> Hdf5File::children(const std::string& group) const {
     list.emplace_back(name);
     return list.size() > 1000000 ? -1 : 0;
   };
-  if (H5Literate(holder.get(), H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names) < 0) fail_h5(shown_, group, "can't be listed");
+  if (H5Literate(holder.get(), H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names) < 0)
+    fail_h5(shown_, group, "can't be listed");
   return names;
 }
 
@@ -412,7 +439,9 @@ Hdf5Dataset Hdf5File::create_dataset(const std::string& name, Hdf5Type type, con
   out.name_ = name;
   out.type_ = type;
   out.dims_ = dims;
-  out.id_ = Hdf5Id(H5Dcreate2(id_.get(), name.c_str(), library_type(type), space.get(), links.get(), plist.get(), H5P_DEFAULT), close_dataset);
+  out.id_ = Hdf5Id(
+      H5Dcreate2(id_.get(), name.c_str(), library_type(type), space.get(), links.get(), plist.get(), H5P_DEFAULT),
+      close_dataset);
   if (!out.id_) fail_h5(shown_, name, "can't be created");
   return out;
 }
@@ -437,11 +466,13 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
   const auto known = std::find_if(std::begin(kAllTypes), std::end(kAllTypes),
                                   [&](Hdf5Type t) { return H5Tequal(type.get(), library_type(t)) > 0; });
   if (known == std::end(kAllTypes))
-    fail_data(fmt::format("{}: {}: number type is none of bf16, f16, f32, f64, i32, i64 (little-endian)", shown_, name));
+    fail_data(
+        fmt::format("{}: {}: number type is none of bf16, f16, f32, f64, i32, i64 (little-endian)", shown_, name));
   out.type_ = *known;
 
   hsize_t dims[H5S_MAX_RANK];
-  if (H5Sget_simple_extent_type(space.get()) != H5S_SIMPLE) fail_data(fmt::format("{}: {}: not an array", shown_, name));
+  if (H5Sget_simple_extent_type(space.get()) != H5S_SIMPLE)
+    fail_data(fmt::format("{}: {}: not an array", shown_, name));
   const int rank = H5Sget_simple_extent_dims(space.get(), dims, nullptr);
   if (rank < 1) fail_h5(shown_, name, "has no shape");
   for (int i = 0; i < rank; ++i) {
@@ -456,15 +487,18 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
     unsigned flags = 0, config = 0;
     size_t values = 0;
     char filter_name[64] = "";
-    const H5Z_filter_t id = H5Pget_filter2(plist.get(), static_cast<unsigned>(i), &flags, &values, nullptr, sizeof filter_name, filter_name, &config);
+    const H5Z_filter_t id = H5Pget_filter2(plist.get(), static_cast<unsigned>(i), &flags, &values, nullptr,
+                                           sizeof filter_name, filter_name, &config);
     if (id != H5Z_FILTER_DEFLATE && id != H5Z_FILTER_SHUFFLE && id != H5Z_FILTER_FLETCHER32)
-      fail_data(fmt::format("{}: {}: filter {} is not supported; allowed: none, shuffle, deflate, fletcher32", shown_, name, static_cast<int>(id)));
+      fail_data(fmt::format("{}: {}: filter {} is not supported; allowed: none, shuffle, deflate, fletcher32", shown_,
+                            name, static_cast<int>(id)));
     deflated |= id == H5Z_FILTER_DEFLATE;
   }
   // deflate can't shrink below 1:1032, so no honest file claims more.
   if (bytes / (deflated ? 1032 : 1) > static_cast<size_t>(file_bytes_))
     fail_data(fmt::format("{}: {}: claims {} bytes in a file of {}", shown_, name, bytes, file_bytes_));
-  if (H5Pget_external_count(plist.get()) > 0) fail_data(fmt::format("{}: {}: data outside the file is not followed", shown_, name));
+  if (H5Pget_external_count(plist.get()) > 0)
+    fail_data(fmt::format("{}: {}: data outside the file is not followed", shown_, name));
   switch (H5Pget_layout(plist.get())) {
     case H5D_CHUNKED: {
       hsize_t chunk[H5S_MAX_RANK];
@@ -475,12 +509,15 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
         chunk_bytes = checked_mul(chunk_bytes, static_cast<size_t>(chunk[i]), name.c_str());
         expected *= static_cast<size_t>((dims[i] + chunk[i] - 1) / chunk[i]);
       }
-      if (chunk_bytes > size_t{64} << 20) fail_data(fmt::format("{}: {}: chunks of {} bytes; at most 64 MiB", shown_, name, chunk_bytes));
+      if (chunk_bytes > size_t{64} << 20)
+        fail_data(fmt::format("{}: {}: chunks of {} bytes; at most 64 MiB", shown_, name, chunk_bytes));
       hsize_t written = 0;
-      if (bytes > 0 && H5Dget_num_chunks(out.id_.get(), space.get(), &written) < 0) fail_h5(shown_, name, "chunk index can't be read");
+      if (bytes > 0 && H5Dget_num_chunks(out.id_.get(), space.get(), &written) < 0)
+        fail_h5(shown_, name, "chunk index can't be read");
       // An absent chunk reads as zeros, which looks like very compressible keys.
       if (bytes > 0 && written != expected)
-        fail_data(fmt::format("{}: {}: {} of {} chunks were written", shown_, name, static_cast<uint64_t>(written), expected));
+        fail_data(fmt::format("{}: {}: {} of {} chunks were written", shown_, name, static_cast<uint64_t>(written),
+                              expected));
       break;
     }
     case H5D_CONTIGUOUS:
@@ -490,7 +527,8 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
         fail_data(fmt::format("{}: {}: was never written", shown_, name));
       break;
     }
-    default: fail_data(fmt::format("{}: {}: virtual storage is not followed", shown_, name));
+    default:
+      fail_data(fmt::format("{}: {}: virtual storage is not followed", shown_, name));
   }
   return out;
 }
@@ -501,11 +539,13 @@ void Hdf5File::make_scale(Hdf5Dataset& dataset, const std::string& axis) {
 }
 void Hdf5File::attach_scale(Hdf5Dataset& dataset, int axis, const Hdf5Dataset& scale) {
   const Guard guard;
-  if (H5DSattach_scale(dataset.id(), scale.id(), static_cast<unsigned>(axis)) < 0) fail_h5(shown_, dataset.name(), "can't take a dimension scale");
+  if (H5DSattach_scale(dataset.id(), scale.id(), static_cast<unsigned>(axis)) < 0)
+    fail_h5(shown_, dataset.name(), "can't take a dimension scale");
 }
 void Hdf5File::label_axis(Hdf5Dataset& dataset, int axis, const std::string& label) {
   const Guard guard;
-  if (H5DSset_label(dataset.id(), static_cast<unsigned>(axis), label.c_str()) < 0) fail_h5(shown_, dataset.name(), "can't take an axis label");
+  if (H5DSset_label(dataset.id(), static_cast<unsigned>(axis), label.c_str()) < 0)
+    fail_h5(shown_, dataset.name(), "can't take an axis label");
 }
 
 // The probe forks under the lock, so that the child inherits a library at rest.

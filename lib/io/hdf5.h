@@ -11,8 +11,8 @@
 
 namespace vqkv {
 
-// Types as they lie in the file, all little-endian. Reading and writing use the same type in memory: letting the library
-// convert 16-bit floats costs 45 to 70 times (measured: 37 MB/s against 10 GB/s), so it never does.
+// Types as they lie in the file, all little-endian. Reading and writing use the same type in memory: letting the
+// library convert 16-bit floats costs 45 to 70 times (measured: 37 MB/s against 10 GB/s), so it never does.
 enum class Hdf5Type { kBF16, kF16, kF32, kF64, kI32, kI64 };
 size_t hdf5_type_size(Hdf5Type t);
 std::string hdf5_type_name(Hdf5Type t);
@@ -40,7 +40,7 @@ class Hdf5Dataset {
   const std::string& name() const { return name_; }
   Hdf5Type type() const { return type_; }
   const std::vector<int64_t>& dims() const { return dims_; }
-  int64_t count() const;   // elements
+  int64_t count() const;  // elements
   int64_t id() const { return id_.get(); }
 
   // A box of the dataset; `data` holds product(count) elements of type(), row-major.
@@ -82,8 +82,8 @@ class Hdf5File {
   std::string read_text(const std::string& object, const std::string& name) const;
   int64_t read_int(const std::string& object, const std::string& name) const;
 
-  void create_group(const std::string& path);   // with the groups on the way, as create_dataset does
-  std::vector<std::string> children(const std::string& group) const;   // by name, ascending
+  void create_group(const std::string& path);  // with the groups on the way, as create_dataset does
+  std::vector<std::string> children(const std::string& group) const;  // by name, ascending
 
   // chunk empty: contiguous. Fill values are never written. Maximal dims = dims.
   Hdf5Dataset create_dataset(const std::string& name, Hdf5Type type, const std::vector<int64_t>& dims,

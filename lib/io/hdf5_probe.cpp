@@ -22,7 +22,7 @@
 
 namespace vqkv {
 
-void with_library_lock(const std::function<void()>& body);   // hdf5.cpp
+void with_library_lock(const std::function<void()>& body);  // hdf5.cpp
 
 namespace {
 
@@ -30,7 +30,7 @@ std::atomic<bool> probe_enabled{true};
 
 // Room beyond what the process has mapped already: a model may be mapped while a trace is opened.
 constexpr rlim_t kExtraBytes = rlim_t{2} << 30;
-constexpr rlim_t kProcessorSeconds = 20;   // counting the chunks of a 1 TB trace takes under 2
+constexpr rlim_t kProcessorSeconds = 20;  // counting the chunks of a 1 TB trace takes under 2
 
 rlim_t mapped_bytes() {
   unsigned long pages = 0;
@@ -55,7 +55,8 @@ void write_all(int fd, const char* data, size_t size) {
   for (const int s : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGXCPU}) std::signal(s, SIG_DFL);
   for (const int s : {SIGINT, SIGTERM}) std::signal(s, SIG_IGN);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
-  const rlimit no_core{0, 0}, processor{kProcessorSeconds, kProcessorSeconds}, space{mapped + kExtraBytes, mapped + kExtraBytes};
+  const rlimit no_core{0, 0}, processor{kProcessorSeconds, kProcessorSeconds},
+      space{mapped + kExtraBytes, mapped + kExtraBytes};
   setrlimit(RLIMIT_CORE, &no_core);
   setrlimit(RLIMIT_CPU, &processor);
   if (!VQKV_SHADOW_MEMORY) setrlimit(RLIMIT_AS, &space);
@@ -108,14 +109,14 @@ void probe_in_child(const std::string& path, const std::function<void()>& inspec
   }
   ::close(pipe_fds[0]);
   int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {}
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
   if (WIFEXITED(status) && WEXITSTATUS(status) == 3) fail_data(message);
   if (WIFEXITED(status)) fail_data(fmt::format("{}: {}", path, message.empty() ? "can't be opened" : message));
   const int signal = WTERMSIG(status);
   if (signal == SIGXCPU || signal == SIGKILL)
-    fail_data(fmt::format("{}: a damaged container: libhdf5 found no end within {} processor seconds", path, kProcessorSeconds));
+    fail_data(fmt::format("{}: a damaged container: libhdf5 found no end within {} processor seconds", path,
+                          kProcessorSeconds));
   fail_data(fmt::format("{}: a damaged container: libhdf5 crashed on it ({})", path, strsignal(signal)));
 }
 

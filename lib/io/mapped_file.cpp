@@ -27,7 +27,8 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
   void* mapping = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
   const int error = errno;
   ::close(fd);
-  if (mapping == MAP_FAILED) fail_data(fmt::format("{}: can't be mapped ({} bytes): {}", path_, size_, std::strerror(error)));
+  if (mapping == MAP_FAILED)
+    fail_data(fmt::format("{}: can't be mapped ({} bytes): {}", path_, size_, std::strerror(error)));
   data_ = static_cast<const uint8_t*>(mapping);
 }
 

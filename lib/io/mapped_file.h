@@ -7,9 +7,9 @@
 
 namespace vqkv {
 
-// Maps a regular, non-empty file; anything else is kBadData naming the path. The size is the one at opening: a file that
-// another process shortens while it is mapped can't be read safely by any mapping, so model files must not be edited
-// while a tool runs.
+// Maps a regular, non-empty file; anything else is kBadData naming the path. The size is the one at opening: a file
+// that another process shortens while it is mapped can't be read safely by any mapping, so model files must not be
+// edited while a tool runs.
 class MappedFile {
  public:
   explicit MappedFile(std::string path);

@@ -61,7 +61,8 @@ std::string flags_of(const Json& record) {
   return out;
 }
 
-constexpr const char* kMeasurementKeys[] = {"role", "tag", "context", "sequences", "value", "unit", "stderr", "n", "better", "exact"};
+constexpr const char* kMeasurementKeys[] = {"role", "tag",    "context", "sequences", "value",
+                                            "unit", "stderr", "n",       "better",    "exact"};
 
 struct Database {
   sqlite3* db = nullptr;
@@ -78,7 +79,8 @@ struct Database {
   Database(const Database&) = delete;
   Database& operator=(const Database&) = delete;
   void check(int code) const {
-    if (code != SQLITE_OK && code != SQLITE_DONE && code != SQLITE_ROW) fail_data(fmt::format("{}: SQLite: {}", path, sqlite3_errmsg(db)));
+    if (code != SQLITE_OK && code != SQLITE_DONE && code != SQLITE_ROW)
+      fail_data(fmt::format("{}: SQLite: {}", path, sqlite3_errmsg(db)));
   }
   void exec(const char* sql) const { check(sqlite3_exec(db, sql, nullptr, nullptr, nullptr)); }
 };
@@ -94,13 +96,18 @@ class Insert {
     for (size_t i = 0; i < values.size(); ++i) {
       const Json& v = values[i];
       const int at = static_cast<int>(i) + 1;
-      if (v.is_null()) db_.check(sqlite3_bind_null(statement_.get(), at));
-      else if (v.is_number_integer()) db_.check(sqlite3_bind_int64(statement_.get(), at, v.get<int64_t>()));
-      else if (v.is_number()) db_.check(sqlite3_bind_double(statement_.get(), at, v.get<double>()));
-      else if (v.is_boolean()) db_.check(sqlite3_bind_int64(statement_.get(), at, v.get<bool>() ? 1 : 0));
+      if (v.is_null())
+        db_.check(sqlite3_bind_null(statement_.get(), at));
+      else if (v.is_number_integer())
+        db_.check(sqlite3_bind_int64(statement_.get(), at, v.get<int64_t>()));
+      else if (v.is_number())
+        db_.check(sqlite3_bind_double(statement_.get(), at, v.get<double>()));
+      else if (v.is_boolean())
+        db_.check(sqlite3_bind_int64(statement_.get(), at, v.get<bool>() ? 1 : 0));
       else {
         const std::string text = plain(v);
-        db_.check(sqlite3_bind_text(statement_.get(), at, text.data(), static_cast<int>(text.size()), SQLITE_TRANSIENT));
+        db_.check(
+            sqlite3_bind_text(statement_.get(), at, text.data(), static_cast<int>(text.size()), SQLITE_TRANSIENT));
       }
     }
     db_.check(sqlite3_step(statement_.get()));
@@ -108,7 +115,9 @@ class Insert {
   }
 
  private:
-  struct Finalize { void operator()(sqlite3_stmt* s) const { sqlite3_finalize(s); } };
+  struct Finalize {
+    void operator()(sqlite3_stmt* s) const { sqlite3_finalize(s); }
+  };
   const Database& db_;
   std::unique_ptr<sqlite3_stmt, Finalize> statement_;
 };
@@ -135,9 +144,11 @@ void write_result_csv(const std::string& path, const std::vector<Json>& records)
     const Json flat = columns_of(r);
     std::string tail;
     for (const auto& c : config_columns) tail += "," + csv(plain(get(flat, c.c_str())));
-    const std::string head = csv(plain(get(r, "id"))) + "," + csv(plain(get(r, "status"))) + "," + csv(plain(get(r, "reason"))) + "," + csv(flags_of(r));
+    const std::string head = csv(plain(get(r, "id"))) + "," + csv(plain(get(r, "status"))) + "," +
+                             csv(plain(get(r, "reason"))) + "," + csv(flags_of(r));
     Json measurements = get(r, "measurements");
-    if (!measurements.is_array() || measurements.empty()) measurements = Json::array({Json::object()});  // a cell without numbers keeps its line
+    if (!measurements.is_array() || measurements.empty())
+      measurements = Json::array({Json::object()});  // a cell without numbers keeps its line
     for (const auto& m : measurements) {
       out += head;
       for (const char* k : kMeasurementKeys) out += "," + csv(plain(get(m, k)));
@@ -153,9 +164,11 @@ void write_result_sqlite(const std::string& path, const std::vector<Json>& recor
     db.exec(
         "BEGIN;"
         "CREATE TABLE plan(key TEXT PRIMARY KEY, value TEXT);"
-        "CREATE TABLE cell(cell TEXT PRIMARY KEY, id TEXT, status TEXT, reason TEXT, attempt INTEGER, flags TEXT, record TEXT);"
+        "CREATE TABLE cell(cell TEXT PRIMARY KEY, id TEXT, status TEXT, reason TEXT, attempt INTEGER, flags TEXT, "
+        "record TEXT);"
         "CREATE TABLE config(cell TEXT, path TEXT, value);"
-        "CREATE TABLE measurement(cell TEXT, role TEXT, tag TEXT, context INTEGER, sequences INTEGER, value REAL, unit TEXT,"
+        "CREATE TABLE measurement(cell TEXT, role TEXT, tag TEXT, context INTEGER, sequences INTEGER, value REAL, unit "
+        "TEXT,"
         " stderr REAL, n INTEGER, better TEXT, exact INTEGER);");
     Insert plan(db, "INSERT INTO plan VALUES(?,?)");
     for (const auto& [key, value] : plan_header.items()) plan({key, plain(value)});

@@ -1,7 +1,7 @@
 // safetensors: a little-endian u64 header length, a JSON header {name: {dtype, shape, data_offsets}}, then row-major
 // data (evaluation.md 8.6). Everything is checked at opening: header at most 100 MB (the reference's cap), ranges in
-// bounds, disjoint, without holes, equal to shape product x item size, no name twice. Errors are kBadData and name file,
-// tensor, what was found and what is allowed.
+// bounds, disjoint, without holes, equal to shape product x item size, no name twice. Errors are kBadData and name
+// file, tensor, what was found and what is allowed.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -21,8 +21,8 @@ struct SafeTensor {
   std::string dtype;           // as written: "F32", "BF16", "I64", ...
   std::vector<int64_t> shape;  // slowest axis first; empty for a scalar
   int64_t elements = 1;
-  uint64_t offset = 0;         // of the first byte in the file
-  uint64_t size = 0;           // bytes
+  uint64_t offset = 0;  // of the first byte in the file
+  uint64_t size = 0;    // bytes
 };
 
 class SafetensorsFile {
@@ -51,10 +51,13 @@ class SafetensorsFolder {
  public:
   explicit SafetensorsFolder(const std::string& folder);
 
-  struct Place { const SafetensorsFile* file; const SafeTensor* tensor; };
+  struct Place {
+    const SafetensorsFile* file;
+    const SafeTensor* tensor;
+  };
   Place find(std::string_view name) const;  // {nullptr, nullptr} when there is none
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }  // in name order
-  std::vector<std::string> names() const;   // sorted
+  std::vector<std::string> names() const;                                                // sorted
 
  private:
   std::vector<std::unique_ptr<SafetensorsFile>> files_;

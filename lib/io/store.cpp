@@ -28,9 +28,7 @@ int open_or_fail(const std::string& path) {
 bool is_object_text(std::string_view line, const std::string& where) {
   try {
     return parse_json(line, where).is_object();
-  } catch (const Error&) {
-    return false;
-  }
+  } catch (const Error&) { return false; }
 }
 
 // Bytes of a file up to the end of its last complete line, with `complete` false when that line lacks its newline.
@@ -42,7 +40,8 @@ int64_t good_length(int fd, const std::string& path, int64_t size, bool& newline
   for (int64_t want = 1 << 16;; want *= 4) {
     const int64_t n = std::min(want, size);
     tail.resize(static_cast<size_t>(n));
-    if (::pread(fd, tail.data(), tail.size(), size - n) != n) fail_data(fmt::format("{}: can't be read: {}", path, std::strerror(errno)));
+    if (::pread(fd, tail.data(), tail.size(), size - n) != n)
+      fail_data(fmt::format("{}: can't be read: {}", path, std::strerror(errno)));
     if (tail.back() == '\n') return size;
     const size_t last = tail.rfind('\n');
     if (last == std::string::npos && n < size && n < kMaxTail) continue;
@@ -102,8 +101,10 @@ JsonlWriter::JsonlWriter(std::string path) : path_(std::move(path)) {
     ::close(fd_);
     fd_ = -1;
     if (e == EWOULDBLOCK)
-      fail_usage(fmt::format("{}: another run is writing this file; wait for it, or give this run a name of its own with "
-                             "--writer NAME or --shard i/n", path_));
+      fail_usage(
+          fmt::format("{}: another run is writing this file; wait for it, or give this run a name of its own with "
+                      "--writer NAME or --shard i/n",
+                      path_));
     fail_data(fmt::format("{}: can't be locked: {}", path_, std::strerror(e)));
   }
   try {
@@ -111,7 +112,8 @@ JsonlWriter::JsonlWriter(std::string path) : path_(std::move(path)) {
     if (::fstat(fd_, &info) != 0) fail_data(fmt::format("{}: {}", path_, std::strerror(errno)));
     bool newline_missing = false;
     const int64_t good = good_length(fd_, path_, info.st_size, newline_missing);
-    if (good != info.st_size && ::ftruncate(fd_, good) != 0) fail_data(fmt::format("{}: {}", path_, std::strerror(errno)));
+    if (good != info.st_size && ::ftruncate(fd_, good) != 0)
+      fail_data(fmt::format("{}: {}", path_, std::strerror(errno)));
     if (::lseek(fd_, 0, SEEK_END) < 0) fail_data(fmt::format("{}: {}", path_, std::strerror(errno)));
     if (newline_missing) write_all(fd_, "\n", path_);
   } catch (...) {
@@ -131,7 +133,8 @@ void JsonlWriter::append(const Json& record) {
     write_all(fd_, line, path_);
     if (::fsync(fd_) != 0) fail_data(fmt::format("{}: can't be synced: {}", path_, std::strerror(errno)));
   } catch (const Error& e) {
-    if (::ftruncate(fd_, before) != 0) fail_data(fmt::format("{}; and its end can't be cut back: {}", e.what(), std::strerror(errno)));
+    if (::ftruncate(fd_, before) != 0)
+      fail_data(fmt::format("{}; and its end can't be cut back: {}", e.what(), std::strerror(errno)));
     throw;
   }
 }

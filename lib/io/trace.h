@@ -15,22 +15,22 @@ namespace vqkv {
 
 struct TraceInfo {
   CacheShape shape;
-  int hidden = 0;                      // rows of W_O, 0 when it was not recorded
-  DType stored = DType::kBF16;         // of key, value, query
+  int hidden = 0;               // rows of W_O, 0 when it was not recorded
+  DType stored = DType::kBF16;  // of key, value, query
   bool keys_pre_rope = true;
-  std::vector<int32_t> layer_index;    // (layers): the model's real layer numbers
+  std::vector<int32_t> layer_index;  // (layers): the model's real layer numbers
   std::string model_name, model_hash;
-  Json model;                          // facts of the model as JSON
-  Json provenance;                     // tool, command, time
-  std::string content_hash;            // XXH3-128 over logical values in a fixed order; set by the writer, checked by verify
+  Json model;                // facts of the model as JSON
+  Json provenance;           // tool, command, time
+  std::string content_hash;  // XXH3-128 over logical values in a fixed order; set by the writer, checked by verify
 };
 
 // Consecutive tokens that attend to each other: one window of one document. Positions restart at 0 in each.
 struct TraceWindow {
   int32_t document = 0;
-  int64_t first_token = 0;   // index into the token axis
+  int64_t first_token = 0;  // index into the token axis
   int64_t tokens = 0;
-  int64_t first_query = 0;   // index into the query axis
+  int64_t first_query = 0;  // index into the query axis
   int64_t queries = 0;
 };
 
@@ -43,9 +43,9 @@ struct TraceDocument {
 // Everything of one window, handed to the writer at once.
 struct TraceWindowData {
   int32_t document = 0;
-  std::vector<int32_t> token_id;           // (n)
-  std::vector<int32_t> position;           // (n)
-  std::vector<int32_t> query_token;        // (m): token of each recorded query, relative to the window, ascending
+  std::vector<int32_t> token_id;     // (n)
+  std::vector<int32_t> position;     // (n)
+  std::vector<int32_t> query_token;  // (m): token of each recorded query, relative to the window, ascending
   // Per layer l: keys (n, kv_heads*d) pre-RoPE, values (n, kv_heads*d), queries (m, q_heads*d) PRE-RoPE.
   std::vector<Matrix<float>> key, value, query;
   // Sums over all positions of this window, per layer: query_moment (kv_heads, d, d) post-RoPE summed over the group's
@@ -62,10 +62,10 @@ class TraceWriter {
               int64_t max_queries);
   ~TraceWriter();
   void add(const TraceWindowData& window);
-  bool records_output_weight() const;               // info.hidden > 0: every layer's is due before finish()
-  void output_weight(int layer, ConstMatrix w_o);   // (hidden, q_heads*d)
+  bool records_output_weight() const;              // info.hidden > 0: every layer's is due before finish()
+  void output_weight(int layer, ConstMatrix w_o);  // (hidden, q_heads*d)
   void finish();
-  double hash_seconds() const;   // the content hash is timed apart from writing
+  double hash_seconds() const;  // the content hash is timed apart from writing
   double write_seconds() const;
   int64_t bytes_written() const;
 
@@ -88,18 +88,18 @@ class TraceReader {
   int64_t queries() const;
   const std::vector<TraceDocument>& documents() const;
   const std::vector<TraceWindow>& windows() const;
-  const std::vector<int32_t>& token_id() const;      // (tokens)
-  const std::vector<int32_t>& position() const;      // (tokens)
-  const std::vector<int32_t>& document_of() const;   // (tokens)
-  const std::vector<int32_t>& query_token() const;   // (queries): absolute token index
+  const std::vector<int32_t>& token_id() const;     // (tokens)
+  const std::vector<int32_t>& position() const;     // (tokens)
+  const std::vector<int32_t>& document_of() const;  // (tokens)
+  const std::vector<int32_t>& query_token() const;  // (queries): absolute token index
 
   // out is (count, head_dim). Keys as stored (info().keys_pre_rope). Thread-safe (one lock: libhdf5 serialises anyway).
   void key(int layer, int kv_head, int64_t first, int64_t count, MutMatrix out) const;
   void value(int layer, int kv_head, int64_t first, int64_t count, MutMatrix out) const;
-  void query(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const;   // pre-RoPE
+  void query(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const;  // pre-RoPE
 
-  // Sums over all positions of one document and the group's query heads: (d, d) and (d/2). moment_count is the number of
-  // query vectors in each sum: tokens of the document times group().
+  // Sums over all positions of one document and the group's query heads: (d, d) and (d/2). moment_count is the number
+  // of query vectors in each sum: tokens of the document times group().
   Matrix<double> query_moment(int layer, int kv_head, int document) const;
   std::vector<double> query_pair_moment(int layer, int kv_head, int document) const;
   int64_t moment_count(int document) const;
@@ -107,7 +107,7 @@ class TraceReader {
   std::vector<float> received_mass(int layer, int kv_head, int64_t first, int64_t count) const;
   std::vector<float> received_mass2(int layer, int kv_head, int64_t first, int64_t count) const;
   bool has_output_weight() const;
-  Matrix<float> output_weight(int layer) const;      // (hidden, q_heads*d)
+  Matrix<float> output_weight(int layer) const;  // (hidden, q_heads*d)
 
   // Recomputes the content hash, looks for NaN and infinities. Returns the problems found.
   std::vector<std::string> verify() const;

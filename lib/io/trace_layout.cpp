@@ -32,10 +32,14 @@ int64_t TraceDataset::stored_bytes() const {
 
 Hdf5Type stored_type(DType t) {
   switch (t) {
-    case DType::kBF16: return Hdf5Type::kBF16;
-    case DType::kF16: return Hdf5Type::kF16;
-    case DType::kF32: return Hdf5Type::kF32;
-    default: fail_usage(fmt::format("a trace stores bf16, f16 or f32, not {}", dtype_name(t)));
+    case DType::kBF16:
+      return Hdf5Type::kBF16;
+    case DType::kF16:
+      return Hdf5Type::kF16;
+    case DType::kF32:
+      return Hdf5Type::kF32;
+    default:
+      fail_usage(fmt::format("a trace stores bf16, f16 or f32, not {}", dtype_name(t)));
   }
 }
 
@@ -44,22 +48,24 @@ std::vector<TraceDataset> trace_datasets(const TraceSizes& s, DType stored) {
   const Hdf5Type t = stored_type(stored);
   const int64_t pairs = s.head_dim / 2;
   std::vector<TraceDataset> out;
-  const auto coordinate = [&](const char* name, int64_t n, int lead = -1) { out.push_back({name, kI32, {n}, {}, {name}, lead}); };
-  coordinate("layer", s.layers, 0);          // the model's real layer numbers
+  const auto coordinate = [&](const char* name, int64_t n, int lead = -1) {
+    out.push_back({name, kI32, {n}, {}, {name}, lead});
+  };
+  coordinate("layer", s.layers, 0);  // the model's real layer numbers
   coordinate("kv_head", s.kv_heads);
   coordinate("q_head", s.q_heads);
   coordinate("channel", s.head_dim);
-  coordinate("channel_b", s.head_dim);       // the second channel axis of a (d, d) matrix
-  coordinate("pair", pairs);                 // RoPE pair p = channels (p, p + d/2)
+  coordinate("channel_b", s.head_dim);  // the second channel axis of a (d, d) matrix
+  coordinate("pair", pairs);            // RoPE pair p = channels (p, p + d/2)
   coordinate("token", s.tokens);
-  coordinate("query_token", s.queries, 0);   // absolute token of each recorded query
+  coordinate("query_token", s.queries, 0);  // absolute token of each recorded query
   coordinate("document", s.documents);
   if (s.hidden > 0) {
     coordinate("hidden", s.hidden);
     coordinate("attention_channel", s.q_heads * s.head_dim);
   }
-  const auto data = [&](const char* name, Hdf5Type type, std::vector<int64_t> dims, std::vector<std::string> axes, int lead,
-                        std::vector<int64_t> chunk = {}) {
+  const auto data = [&](const char* name, Hdf5Type type, std::vector<int64_t> dims, std::vector<std::string> axes,
+                        int lead, std::vector<int64_t> chunk = {}) {
     for (size_t i = 0; i < chunk.size(); ++i) chunk[i] = std::max<int64_t>(1, std::min(chunk[i], dims[i]));
     out.push_back({name, type, std::move(dims), std::move(chunk), std::move(axes), lead});
   };
@@ -67,7 +73,8 @@ std::vector<TraceDataset> trace_datasets(const TraceSizes& s, DType stored) {
   data("moment_count", kI64, {s.documents}, {"document"}, 0);
   data("query_moment", kF64, {s.documents, s.layers, s.kv_heads, s.head_dim, s.head_dim},
        {"document", "layer", "kv_head", "channel", "channel_b"}, 0);
-  data("query_pair_moment", kF64, {s.documents, s.layers, s.kv_heads, pairs}, {"document", "layer", "kv_head", "pair"}, 0);
+  data("query_pair_moment", kF64, {s.documents, s.layers, s.kv_heads, pairs}, {"document", "layer", "kv_head", "pair"},
+       0);
   for (const char* name : {"received_mass", "received_mass2"})
     data(name, kF32, {s.layers, s.kv_heads, s.tokens}, {"layer", "kv_head", "token"}, 2, {1, 1, kTraceMassTokens});
   if (s.hidden > 0)

@@ -13,8 +13,8 @@ namespace vqkv {
 
 inline constexpr char kTraceFormat[] = "vqkv-trace";
 inline constexpr int64_t kTraceVersion = 1;
-inline constexpr int64_t kTraceChunkTokens = 1024;   // of key, value, query: one head's chunk is one contiguous read
-inline constexpr int64_t kTraceMassTokens = 8192;    // of received_mass: 32 KiB chunks
+inline constexpr int64_t kTraceChunkTokens = 1024;  // of key, value, query: one head's chunk is one contiguous read
+inline constexpr int64_t kTraceMassTokens = 8192;   // of received_mass: 32 KiB chunks
 
 struct TraceSizes {
   int64_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0, hidden = 0;
@@ -24,17 +24,18 @@ struct TraceSizes {
 struct TraceDataset {
   std::string name;
   Hdf5Type type;
-  std::vector<int64_t> dims, chunk;      // chunk empty: contiguous
-  std::vector<std::string> axes;         // names of the coordinates, one a dimension
-  int hash_lead = -1;                    // leading dimensions that make separate hash blocks; -1: not hashed (an index)
+  std::vector<int64_t> dims, chunk;  // chunk empty: contiguous
+  std::vector<std::string> axes;     // names of the coordinates, one a dimension
+  int hash_lead = -1;                // leading dimensions that make separate hash blocks; -1: not hashed (an index)
   bool is_coordinate() const { return axes.size() == 1 && axes[0] == name; }
   int64_t count() const;
-  int64_t blocks() const;                // hash blocks
-  int64_t stored_bytes() const;          // whole chunks
+  int64_t blocks() const;        // hash blocks
+  int64_t stored_bytes() const;  // whole chunks
 };
 
-Hdf5Type stored_type(DType t);           // bf16, f16, f32; kUsage otherwise
-// Coordinates first (each is the scale of the axis of its name), then data. Optional output_weight only with hidden > 0.
+Hdf5Type stored_type(DType t);  // bf16, f16, f32; kUsage otherwise
+// Coordinates first (each is the scale of the axis of its name), then data. Optional output_weight only with hidden >
+// 0.
 std::vector<TraceDataset> trace_datasets(const TraceSizes& sizes, DType stored);
 
 // The content hash: XXH3-128 over a text of one header, and per hashed dataset its name, type, dims and the XXH3-128 of

@@ -17,7 +17,8 @@ constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 4096, kMaxH
 int64_t bounded_int(const Json& j, const char* key, int64_t low, int64_t high, const std::string& where) {
   const auto it = j.find(key);
   if (it == j.end() || !it->is_number_integer()) fail_data(fmt::format("{}: '{}' must be an integer", where, key));
-  const int64_t v = it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX} ? INT64_MAX : it->get<int64_t>();
+  const int64_t v =
+      it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX} ? INT64_MAX : it->get<int64_t>();
   if (v < low || v > high) fail_data(fmt::format("{}: '{}' is {}; allowed: {} to {}", where, key, v, low, high));
   return v;
 }
@@ -30,20 +31,27 @@ std::string text_of(const Json& j, const char* key, const std::string& where) {
 
 bool is_finite_pattern(const uint8_t* value, Hdf5Type type) {
   switch (type) {
-    case Hdf5Type::kBF16: return (*reinterpret_cast<const uint16_t*>(value) & 0x7f80) != 0x7f80;
-    case Hdf5Type::kF16: return (*reinterpret_cast<const uint16_t*>(value) & 0x7c00) != 0x7c00;
-    case Hdf5Type::kF32: return std::isfinite(*reinterpret_cast<const float*>(value));
-    case Hdf5Type::kF64: return std::isfinite(*reinterpret_cast<const double*>(value));
-    default: return true;
+    case Hdf5Type::kBF16:
+      return (*reinterpret_cast<const uint16_t*>(value) & 0x7f80) != 0x7f80;
+    case Hdf5Type::kF16:
+      return (*reinterpret_cast<const uint16_t*>(value) & 0x7c00) != 0x7c00;
+    case Hdf5Type::kF32:
+      return std::isfinite(*reinterpret_cast<const float*>(value));
+    case Hdf5Type::kF64:
+      return std::isfinite(*reinterpret_cast<const double*>(value));
+    default:
+      return true;
   }
 }
 
 void widen(const void* in, float* out, int64_t n, DType stored) {
-  if (stored == DType::kBF16) to_float(static_cast<const bf16*>(in), out, n);
-  else to_float(static_cast<const f16*>(in), out, n);
+  if (stored == DType::kBF16)
+    to_float(static_cast<const bf16*>(in), out, n);
+  else
+    to_float(static_cast<const f16*>(in), out, n);
 }
 
-constexpr int64_t kReadRows = 4096;   // 512 KiB of 16-bit rows at head_dim 64: stays in the second-level cache
+constexpr int64_t kReadRows = 4096;  // 512 KiB of 16-bit rows at head_dim 64: stays in the second-level cache
 
 }  // namespace
 
@@ -74,10 +82,13 @@ void TraceReader::Impl::read_attributes(int64_t* hidden) {
   if (!file.has_attribute("/", "format") || file.read_text("/", "format") != kTraceFormat)
     refuse(fmt::format("not a trace: attribute 'format' must be \"{}\"", kTraceFormat));
   const int64_t version = file.read_int("/", "format_version");
-  if (version != kTraceVersion) refuse(fmt::format("trace format version {}; this build reads version {}", version, kTraceVersion));
-  if (file.read_int("/", "complete") != 1) refuse("incomplete: its writer did not finish (attribute 'complete' is not 1)");
+  if (version != kTraceVersion)
+    refuse(fmt::format("trace format version {}; this build reads version {}", version, kTraceVersion));
+  if (file.read_int("/", "complete") != 1)
+    refuse("incomplete: its writer did not finish (attribute 'complete' is not 1)");
   const std::string keys = file.read_text("/", "keys");
-  if (keys != "pre_rope" && keys != "post_rope") refuse(fmt::format("attribute 'keys' is \"{}\"; allowed: pre_rope, post_rope", keys));
+  if (keys != "pre_rope" && keys != "post_rope")
+    refuse(fmt::format("attribute 'keys' is \"{}\"; allowed: pre_rope, post_rope", keys));
   info.keys_pre_rope = keys == "pre_rope";
   info.content_hash = file.read_text("/", "content_xxh3");
   if (info.content_hash.size() != 32 || info.content_hash.find_first_not_of("0123456789abcdef") != std::string::npos)
@@ -93,11 +104,13 @@ void TraceReader::Impl::read_attributes(int64_t* hidden) {
   s.kv_heads = static_cast<int>(bounded_int(model, "kv_heads", 1, kMaxHeads, where));
   s.head_dim = static_cast<int>(bounded_int(model, "head_dim", 2, kMaxHeadDim, where));
   *hidden = bounded_int(model, "hidden", 0, kMaxHidden, where);
-  if (s.q_heads % s.kv_heads) fail_data(fmt::format("{}: {} query heads are no multiple of {} KV heads", where, s.q_heads, s.kv_heads));
+  if (s.q_heads % s.kv_heads)
+    fail_data(fmt::format("{}: {} query heads are no multiple of {} KV heads", where, s.q_heads, s.kv_heads));
   if (s.head_dim % 2) fail_data(fmt::format("{}: head_dim {} is odd", where, s.head_dim));
   info.hidden = static_cast<int>(*hidden);
   const std::string dtype = text_of(model, "dtype", where);
-  if (dtype != "bf16" && dtype != "f16" && dtype != "f32") fail_data(fmt::format("{}: 'dtype' is \"{}\"; allowed: bf16, f16, f32", where, dtype));
+  if (dtype != "bf16" && dtype != "f16" && dtype != "f32")
+    fail_data(fmt::format("{}: 'dtype' is \"{}\"; allowed: bf16, f16, f32", where, dtype));
   info.stored = dtype_from_name(dtype);
   info.model_name = text_of(model, "name", where);
   info.model_hash = text_of(model, "hash", where);
@@ -108,10 +121,9 @@ void TraceReader::Impl::read_attributes(int64_t* hidden) {
   if (!model.contains("rope")) fail_data(where + ": 'rope' is missing");
   try {
     s.rope = RopeFacts::from_json(model["rope"]);
-  } catch (const Error& e) {
-    fail_data(fmt::format("{}: rope: {}", where, e.what()));
-  }
-  if (s.rope.head_dim != s.head_dim) fail_data(fmt::format("{}: rope.head_dim is {}, head_dim {}", where, s.rope.head_dim, s.head_dim));
+  } catch (const Error& e) { fail_data(fmt::format("{}: rope: {}", where, e.what())); }
+  if (s.rope.head_dim != s.head_dim)
+    fail_data(fmt::format("{}: rope.head_dim is {}, head_dim {}", where, s.rope.head_dim, s.head_dim));
   info.model = model.value("facts", Json());
   info.provenance = parse_json(file.read_text("/", "provenance_json"), path + ": provenance_json");
   const Json names = parse_json(file.read_text("/", "documents_json"), path + ": documents_json");
@@ -127,7 +139,8 @@ std::vector<int32_t> TraceReader::Impl::integers(const std::string& name, int64_
   std::vector<int32_t> out(static_cast<size_t>(d.count()));
   d.read_all(out.data());
   for (size_t i = 0; i < out.size(); ++i)
-    if (out[i] < low || out[i] > high) refuse(fmt::format("/{}[{}] is {}; allowed: {} to {}", name, i, out[i], low, high));
+    if (out[i] < low || out[i] > high)
+      refuse(fmt::format("/{}[{}] is {}; allowed: {} to {}", name, i, out[i], low, high));
   return out;
 }
 
@@ -179,8 +192,14 @@ void TraceReader::Impl::open() {
   };
   tokens = length("token", kMaxTokens);
   queries = length("query_token", tokens);
-  const TraceSizes sizes{info.shape.layers, info.shape.q_heads, info.shape.kv_heads, info.shape.head_dim, hidden,
-                         tokens, queries, static_cast<int64_t>(documents.size())};
+  const TraceSizes sizes{info.shape.layers,
+                         info.shape.q_heads,
+                         info.shape.kv_heads,
+                         info.shape.head_dim,
+                         hidden,
+                         tokens,
+                         queries,
+                         static_cast<int64_t>(documents.size())};
   layout = trace_datasets(sizes, info.stored);
   for (const TraceDataset& want : layout) {
     Hdf5Dataset d = file.open_dataset("/" + want.name);
@@ -231,14 +250,17 @@ void TraceReader::Impl::rows(const char* name, int layer, int head, int64_t firs
     } else if (out.contiguous()) {
       widen(raw.data(), out.row(r), n * width, info.stored);
     } else {
-      for (int64_t i = 0; i < n; ++i) widen(raw.data() + static_cast<size_t>(i * width) * element, out.row(r + i), width, info.stored);
+      for (int64_t i = 0; i < n; ++i)
+        widen(raw.data() + static_cast<size_t>(i * width) * element, out.row(r + i), width, info.stored);
     }
   }
 }
 
-std::vector<double> TraceReader::Impl::moments(const char* name, int layer, int kv_head, int document, std::vector<int64_t> rest) const {
+std::vector<double> TraceReader::Impl::moments(const char* name, int layer, int kv_head, int document,
+                                               std::vector<int64_t> rest) const {
   const Hdf5Dataset& d = data.at(name);
-  VQKV_CHECK(document >= 0 && document < d.dims()[0] && layer >= 0 && layer < d.dims()[1] && kv_head >= 0 && kv_head < d.dims()[2]);
+  VQKV_CHECK(document >= 0 && document < d.dims()[0] && layer >= 0 && layer < d.dims()[1] && kv_head >= 0 &&
+             kv_head < d.dims()[2]);
   std::vector<int64_t> start{document, layer, kv_head}, size{1, 1, 1};
   size_t n = 1;
   for (const int64_t x : rest) {
@@ -249,11 +271,13 @@ std::vector<double> TraceReader::Impl::moments(const char* name, int layer, int 
   std::vector<double> out(n);
   d.read(start, size, out.data());
   for (const double v : out)
-    if (!std::isfinite(v)) refuse(fmt::format("/{}: document {}, layer {}, head {} holds {}", name, document, layer, kv_head, v));
+    if (!std::isfinite(v))
+      refuse(fmt::format("/{}: document {}, layer {}, head {} holds {}", name, document, layer, kv_head, v));
   return out;
 }
 
-std::vector<float> TraceReader::Impl::mass(const char* name, int layer, int kv_head, int64_t first, int64_t count) const {
+std::vector<float> TraceReader::Impl::mass(const char* name, int layer, int kv_head, int64_t first,
+                                           int64_t count) const {
   const Hdf5Dataset& d = data.at(name);
   VQKV_CHECK(layer >= 0 && layer < d.dims()[0] && kv_head >= 0 && kv_head < d.dims()[1] && first >= 0 && count >= 0 &&
              first <= d.dims()[2] - count);
@@ -363,16 +387,20 @@ std::vector<std::string> TraceReader::verify() const {
               index[k] = static_cast<int64_t>(at % static_cast<size_t>(layout.dims[k]));
               at /= static_cast<size_t>(layout.dims[k]);
             }
-            for (size_t k = 0; k < index.size(); ++k) first_bad += fmt::format("{}{} {}", k ? ", " : "", layout.axes[k], index[k]);
+            for (size_t k = 0; k < index.size(); ++k)
+              first_bad += fmt::format("{}{} {}", k ? ", " : "", layout.axes[k], index[k]);
           }
       }
       blocks.push_back(block.hex());
     }
     if (layout.hash_lead >= 0) hash.dataset(layout, blocks);
-    if (bad) problems.push_back(fmt::format("/{}: {} values are NaN or infinite, the first at {}", layout.name, bad, first_bad));
+    if (bad)
+      problems.push_back(
+          fmt::format("/{}: {} values are NaN or infinite, the first at {}", layout.name, bad, first_bad));
   }
   if (hash.hex() != m.info.content_hash)
-    problems.push_back(fmt::format("content hash is {}, the file says {}: its values were changed", hash.hex(), m.info.content_hash));
+    problems.push_back(
+        fmt::format("content hash is {}, the file says {}: its values were changed", hash.hex(), m.info.content_hash));
   return problems;
 }
 

@@ -18,7 +18,8 @@ namespace vqkv {
 namespace {
 
 TraceSizes sizes_of(const TraceInfo& info, int64_t tokens, int64_t queries, int64_t documents) {
-  return {info.shape.layers, info.shape.q_heads, info.shape.kv_heads, info.shape.head_dim, info.hidden, tokens, queries, documents};
+  return {info.shape.layers, info.shape.q_heads, info.shape.kv_heads, info.shape.head_dim, info.hidden, tokens,
+          queries,           documents};
 }
 
 // True when any of n stored values is NaN or infinite: then, and only then, the largest exponent is all ones. A maximum
@@ -39,9 +40,14 @@ bool any_not_finite(const uint8_t* bytes, int64_t n, Hdf5Type type) {
 
 void narrow(const float* in, uint8_t* out, int64_t n, Hdf5Type type) {
   switch (type) {
-    case Hdf5Type::kBF16: to_bf16(in, reinterpret_cast<bf16*>(out), n); return;
-    case Hdf5Type::kF16: to_f16(in, reinterpret_cast<f16*>(out), n); return;
-    default: std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
+    case Hdf5Type::kBF16:
+      to_bf16(in, reinterpret_cast<bf16*>(out), n);
+      return;
+    case Hdf5Type::kF16:
+      to_f16(in, reinterpret_cast<f16*>(out), n);
+      return;
+    default:
+      std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
   }
 }
 
@@ -51,7 +57,10 @@ class RowStreams {
  public:
   RowStreams() = default;
   RowStreams(Hdf5Dataset dataset, const TraceDataset& layout)
-      : dataset_(std::move(dataset)), heads_(layout.dims[1]), chunk_rows_(layout.chunk[2]), rank_(layout.dims.size()),
+      : dataset_(std::move(dataset)),
+        heads_(layout.dims[1]),
+        chunk_rows_(layout.chunk[2]),
+        rank_(layout.dims.size()),
         streams_(static_cast<size_t>(layout.dims[0] * layout.dims[1])) {
     row_bytes_ = static_cast<int64_t>(hdf5_type_size(layout.type)) * (rank_ == 4 ? layout.dims[3] : 1);
   }
@@ -131,13 +140,13 @@ struct TraceWriter::Impl {
   std::unique_ptr<AtomicFile> target;
   Hdf5File file;
   std::map<std::string, TraceDataset> layout;
-  std::map<std::string, RowStreams> streams;       // key, value, query, received_mass, received_mass2
-  std::map<std::string, Hdf5Dataset> vectors;      // what finish() writes at once
+  std::map<std::string, RowStreams> streams;   // key, value, query, received_mass, received_mass2
+  std::map<std::string, Hdf5Dataset> vectors;  // what finish() writes at once
   Hdf5Dataset moment, pair_moment, output;
   ContentHash moment_hash, pair_hash;
-  std::vector<std::string> output_hash;            // (layers), empty until written
+  std::vector<std::string> output_hash;  // (layers), empty until written
   std::vector<int32_t> token_id, position, doc, window, query_token;
-  std::vector<double> document_moment, document_pairs;   // of the current document, all layers
+  std::vector<double> document_moment, document_pairs;  // of the current document, all layers
   std::vector<int64_t> moment_count;
   int64_t windows = 0;
   std::string model_json;
@@ -168,8 +177,8 @@ struct TraceWriter::Impl {
   Hdf5Dataset create(const TraceDataset& d) { return file.create_dataset("/" + d.name, d.type, d.dims, d.chunk); }
 };
 
-TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<std::string> document_names, int64_t max_tokens,
-                         int64_t max_queries)
+TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<std::string> document_names,
+                         int64_t max_tokens, int64_t max_queries)
     : impl_(std::make_unique<Impl>(path, std::move(info), std::move(document_names), max_tokens, max_queries)) {
   Impl& m = *impl_;
   const CacheShape& s = m.info.shape;
@@ -186,10 +195,17 @@ TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<st
   require_free_space(path, estimate_bytes(m.info, max_tokens, max_queries, documents));
   for (const TraceDataset& d : trace_datasets(sizes_of(m.info, max_tokens, max_queries, documents), m.info.stored))
     m.layout[d.name] = d;
-  m.model_json = canonical_json({{"name", m.info.model_name}, {"hash", m.info.model_hash}, {"layers", s.layers},
-                                 {"q_heads", s.q_heads}, {"kv_heads", s.kv_heads}, {"head_dim", s.head_dim},
-                                 {"hidden", m.info.hidden}, {"dtype", std::string(dtype_name(m.info.stored))},
-                                 {"score_scale", s.score_scale}, {"rope", s.rope.to_json()}, {"facts", m.info.model}});
+  m.model_json = canonical_json({{"name", m.info.model_name},
+                                 {"hash", m.info.model_hash},
+                                 {"layers", s.layers},
+                                 {"q_heads", s.q_heads},
+                                 {"kv_heads", s.kv_heads},
+                                 {"head_dim", s.head_dim},
+                                 {"hidden", m.info.hidden},
+                                 {"dtype", std::string(dtype_name(m.info.stored))},
+                                 {"score_scale", s.score_scale},
+                                 {"rope", s.rope.to_json()},
+                                 {"facts", m.info.model}});
 
   m.target = std::make_unique<AtomicFile>(path);
   m.file = Hdf5File::create(m.target->partial_path(), path);
@@ -223,15 +239,16 @@ void TraceWriter::Impl::check_window(const TraceWindowData& w) const {
   rows(w.key, n, s.kv_heads);
   rows(w.value, n, s.kv_heads);
   rows(w.query, w.query_token.size(), s.q_heads);
-  VQKV_CHECK(w.query_moment.size() == layers && w.query_pair_moment.size() == layers && w.received_mass.size() == layers &&
-             w.received_mass2.size() == layers);
+  VQKV_CHECK(w.query_moment.size() == layers && w.query_pair_moment.size() == layers &&
+             w.received_mass.size() == layers && w.received_mass2.size() == layers);
   const size_t h = static_cast<size_t>(s.kv_heads), d = static_cast<size_t>(s.head_dim);
   for (size_t l = 0; l < layers; ++l)
     VQKV_CHECK(w.query_moment[l].size() == h * d * d && w.query_pair_moment[l].size() == h * d / 2 &&
                w.received_mass[l].size() == h * n && w.received_mass2[l].size() == h * n);
   const int32_t current = doc.empty() ? -1 : doc.back();
   if (w.document != current && w.document != current + 1)
-    fail_internal(fmt::format("{}: a window of document {} after document {}; documents are written in order", path, w.document, current));
+    fail_internal(fmt::format("{}: a window of document {} after document {}; documents are written in order", path,
+                              w.document, current));
   VQKV_CHECK(w.document < static_cast<int32_t>(documents.size()));
   VQKV_CHECK(static_cast<int64_t>(token_id.size() + n) <= max_tokens &&
              static_cast<int64_t>(query_token.size() + w.query_token.size()) <= max_queries);
@@ -247,8 +264,11 @@ void TraceWriter::Impl::check_finite(const RowJob& job, const std::vector<uint8_
         float v = original;
         round_to(info.stored, &v, 1);
         if (!std::isfinite(v))
-          fail_data(fmt::format("{}: /{} at layer {}, head {}, row {}, channel {} is {}{}", path, job.name, job.layer, h, job.first_row + r, c, original,
-                                std::isfinite(original) ? fmt::format(", too large for {}; use bf16 or f32", dtype_name(info.stored)) : ""));
+          fail_data(fmt::format("{}: /{} at layer {}, head {}, row {}, channel {} is {}{}", path, job.name, job.layer,
+                                h, job.first_row + r, c, original,
+                                std::isfinite(original)
+                                    ? fmt::format(", too large for {}; use bf16 or f32", dtype_name(info.stored))
+                                    : ""));
       }
   }
 }
@@ -256,8 +276,8 @@ void TraceWriter::Impl::check_finite(const RowJob& job, const std::vector<uint8_
 void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs) {
   const Hdf5Type type = stored_type(info.stored);
   const int64_t d = info.shape.head_dim, row_bytes = d * static_cast<int64_t>(hdf5_type_size(type));
-  // While one thread hands a finished piece to the file, the others narrow the next one: on a fast medium narrowing takes
-  // about as long as writing. Pieces are written in order whatever the number of threads.
+  // While one thread hands a finished piece to the file, the others narrow the next one: on a fast medium narrowing
+  // takes about as long as writing. Pieces are written in order whatever the number of threads.
   for (size_t j = 0; j <= jobs.size(); ++j) {
     const RowJob* write = j > 0 ? &jobs[j - 1] : nullptr;
     const RowJob* next = j < jobs.size() ? &jobs[j] : nullptr;
@@ -325,7 +345,8 @@ void TraceWriter::add(const TraceWindowData& w) {
   const double hashed_before = m.hash_seconds;
   const CacheShape& s = m.info.shape;
   const int64_t n = static_cast<int64_t>(w.token_id.size());
-  const int64_t first_token = static_cast<int64_t>(m.token_id.size()), first_query = static_cast<int64_t>(m.query_token.size());
+  const int64_t first_token = static_cast<int64_t>(m.token_id.size()),
+                first_query = static_cast<int64_t>(m.query_token.size());
   if (m.doc.empty() || w.document != m.doc.back()) {
     m.flush_document();
     m.document_moment.assign(static_cast<size_t>(int64_t{s.layers} * s.kv_heads * s.head_dim * s.head_dim), 0.0);
@@ -374,7 +395,8 @@ void TraceWriter::output_weight(int layer, ConstMatrix w) {
   std::vector<uint8_t>& scratch = m.scratch[0];
   scratch.resize(static_cast<size_t>(w.rows * row_bytes));
   for (int64_t r = 0; r < w.rows; ++r) narrow(w.row(r), scratch.data() + r * row_bytes, w.cols, type);
-  if (any_not_finite(scratch.data(), w.size(), type)) fail_data(fmt::format("{}: W_O of layer {} holds a value that is not finite", m.path, layer));
+  if (any_not_finite(scratch.data(), w.size(), type))
+    fail_data(fmt::format("{}: W_O of layer {} holds a value that is not finite", m.path, layer));
   const Stopwatch hash_watch;
   ContentHash hash;
   hash.update(scratch.data(), scratch.size());
@@ -409,12 +431,14 @@ void TraceWriter::finish() {
   const Stopwatch watch;
   const int64_t tokens = static_cast<int64_t>(m.token_id.size()), queries = static_cast<int64_t>(m.query_token.size());
   if (m.moment_count.size() != m.documents.size())
-    fail_internal(fmt::format("{}: {} documents announced, {} written", m.path, m.documents.size(), m.moment_count.size()));
+    fail_internal(
+        fmt::format("{}: {} documents announced, {} written", m.path, m.documents.size(), m.moment_count.size()));
   VQKV_CHECK(tokens > 0 && queries > 0);
   for (const std::string& h : m.output_hash) VQKV_CHECK(!h.empty());
   m.flush_document();
 
-  const auto tables = trace_datasets(sizes_of(m.info, tokens, queries, static_cast<int64_t>(m.documents.size())), m.info.stored);
+  const auto tables =
+      trace_datasets(sizes_of(m.info, tokens, queries, static_cast<int64_t>(m.documents.size())), m.info.stored);
   // Chunk shapes stay those of creation; dims are final now.
   for (const TraceDataset& d : tables) m.layout.at(d.name).dims = d.dims;
   TraceHash hash(m.info.keys_pre_rope, m.model_json);
@@ -434,8 +458,8 @@ void TraceWriter::finish() {
       m.write_vector(d.name, m.moment_count.data(), hash);
     } else {
       const std::map<std::string, const std::vector<int32_t>*> named{
-          {"layer", &m.info.layer_index}, {"token_id", &m.token_id}, {"position", &m.position},
-          {"doc", &m.doc},                {"window", &m.window},     {"query_token", &m.query_token}};
+          {"layer", &m.info.layer_index}, {"token_id", &m.token_id},      {"position", &m.position}, {"doc", &m.doc},
+          {"window", &m.window},          {"query_token", &m.query_token}};
       const auto it = named.find(d.name);
       if (it == named.end()) {
         index.resize(static_cast<size_t>(d.dims[0]));
@@ -458,10 +482,11 @@ void TraceWriter::finish() {
   m.info.content_hash = hash.hex();
   m.file.write_text("/", "keys", m.info.keys_pre_rope ? "pre_rope" : "post_rope");
   m.file.write_text("/", "model_json", m.model_json);
-  m.file.write_text("/", "provenance_json", canonical_json(m.info.provenance.is_null() ? Json::object() : m.info.provenance));
+  m.file.write_text("/", "provenance_json",
+                    canonical_json(m.info.provenance.is_null() ? Json::object() : m.info.provenance));
   m.file.write_text("/", "documents_json", canonical_json(m.documents));
   m.file.write_text("/", "content_xxh3", m.info.content_hash);
-  m.file.write_int("/", "complete", 1);   // last
+  m.file.write_int("/", "complete", 1);  // last
   m.vectors.clear();
   m.streams.clear();
   m.moment = {};
@@ -479,7 +504,7 @@ double TraceWriter::write_seconds() const { return impl_->write_seconds; }
 int64_t TraceWriter::bytes_written() const { return impl_->stored_bytes; }
 
 int64_t TraceWriter::estimate_bytes(const TraceInfo& info, int64_t tokens, int64_t queries, int64_t documents) {
-  size_t total = size_t{256} << 10;   // headers, chunk index, attributes
+  size_t total = size_t{256} << 10;  // headers, chunk index, attributes
   for (const TraceDataset& d : trace_datasets(sizes_of(info, tokens, queries, documents), info.stored))
     total = checked_add(total, static_cast<size_t>(d.stored_bytes()), "trace size");
   return static_cast<int64_t>(total);

@@ -39,7 +39,8 @@ class AttentionOutput final : public Metric {
     std::vector<Measurement> out{both_.measure("output.relative_error", "1", Better::kLower, true),
                                  k_only_.measure("output.relative_error_k_only", "1", Better::kLower, true),
                                  v_only_.measure("output.relative_error_v_only", "1", Better::kLower, true)};
-    if (!projected_.empty()) out.push_back(projected_.measure("output.relative_error_after_wo", "1", Better::kLower, true));
+    if (!projected_.empty())
+      out.push_back(projected_.measure("output.relative_error_after_wo", "1", Better::kLower, true));
     return out;
   }
 
@@ -69,9 +70,14 @@ class AttentionOutput final : public Metric {
   ByHead both_, k_only_, v_only_, projected_;
 };
 
-const MetricInfo kInfo{"attention_output", "relative error of the attention output", "1",
-                       "sqrt(sum |o^ - o|^2 / sum |o|^2) over queries; with only keys or only values coded; after this head's slice of W_O",
-                       "KVTuner, arXiv 2502.04420; common", "", Better::kLower};
+const MetricInfo kInfo{"attention_output",
+                       "relative error of the attention output",
+                       "1",
+                       "sqrt(sum |o^ - o|^2 / sum |o|^2) over queries; with only keys or only values coded; after this "
+                       "head's slice of W_O",
+                       "KVTuner, arXiv 2502.04420; common",
+                       "",
+                       Better::kLower};
 
 }  // namespace
 

@@ -46,7 +46,8 @@ class ByHead {
     m.tag = std::move(tag);
     m.unit = std::move(unit);
     m.better = better;
-    Detail map{"layer,kv_head", {layers, kv_heads}, std::vector<double>(static_cast<size_t>(layers * kv_heads), std::nan(""))};
+    Detail map{
+        "layer,kv_head", {layers, kv_heads}, std::vector<double>(static_cast<size_t>(layers * kv_heads), std::nan(""))};
     double sum = 0, count = 0;
     for (const auto& [key, h] : heads) {
       const double r = ratio(h.first, h.second);
@@ -66,14 +67,14 @@ class ByHead {
 };
 
 // What a metric file ends with.
-#define VQKV_DEFINE_METRIC(name, MetricType, info)                                          \
-  const ::vqkv::MetricKind& vqkv_metric_##name() {                                          \
-    struct Kind final : ::vqkv::MetricKind {                                                \
-      ::vqkv::MetricInfo describe() const override { return info; }                         \
+#define VQKV_DEFINE_METRIC(name, MetricType, info)                                                     \
+  const ::vqkv::MetricKind& vqkv_metric_##name() {                                                     \
+    struct Kind final : ::vqkv::MetricKind {                                                           \
+      ::vqkv::MetricInfo describe() const override { return info; }                                    \
       std::unique_ptr<::vqkv::Metric> make() const override { return std::make_unique<MetricType>(); } \
-    };                                                                                      \
-    static const Kind kind;                                                                 \
-    return kind;                                                                            \
+    };                                                                                                 \
+    static const Kind kind;                                                                            \
+    return kind;                                                                                       \
   }
 
 }  // namespace vqkv

@@ -23,8 +23,10 @@ class CodeUsage final : public Metric {
         double total = 0, h = 0, unused = 0;
         for (const double c : histogram) total += c;
         for (const double c : histogram) {
-          if (c > 0) h -= c / total * std::log2(c / total);
-          else unused += 1;
+          if (c > 0)
+            h -= c / total * std::log2(c / total);
+          else
+            unused += 1;
         }
         entropy += h;
         bits += std::log2(static_cast<double>(histogram.size()));
@@ -41,7 +43,8 @@ class CodeUsage final : public Metric {
   }
 
  private:
-  void count(const FidelitySample& s, const std::vector<std::vector<uint16_t>>* codes, const CodeLayout* layout, int role) {
+  void count(const FidelitySample& s, const std::vector<std::vector<uint16_t>>* codes, const CodeLayout* layout,
+             int role) {
     if (codes == nullptr || layout == nullptr) return;
     for (size_t f = 0; f < codes->size(); ++f) {
       const size_t slots = static_cast<size_t>(layout->fields[f].slots), entries = size_t{1} << layout->fields[f].bits;
@@ -64,9 +67,11 @@ class CodeUsage final : public Metric {
   std::map<std::tuple<int, int, int, int, int>, std::vector<double>> histograms_;
 };
 
-const MetricInfo kInfo{"code_usage", "entropy of codes, share of dead codewords", "bits/code",
-                       "mean over slots of -sum p log2 p; its share of the code's width; codewords never used", "ecosystem practice",
-                       "with fewer tokens than codewords the entropy is bounded by the tokens", Better::kNeither};
+const MetricInfo kInfo{
+    "code_usage",         "entropy of codes, share of dead codewords",
+    "bits/code",          "mean over slots of -sum p log2 p; its share of the code's width; codewords never used",
+    "ecosystem practice", "with fewer tokens than codewords the entropy is bounded by the tokens",
+    Better::kNeither};
 
 }  // namespace
 

@@ -85,26 +85,32 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   const double nll = mean_of(t.nll), nll_exact = mean_of(r.nll_exact);
   const auto delta_nll = difference(t.nll, r.nll_exact);
   const double ratio = mean_of(delta_nll);
-  // Errors of exp(mean) by the delta method; ratio and difference use the paired NLLs, hence tighter than the two apart.
+  // Errors of exp(mean) by the delta method; ratio and difference use the paired NLLs, hence tighter than the two
+  // apart.
   out.add("ppl.exact", std::exp(nll_exact), "1", std::exp(nll_exact) * error_of(r.nll_exact), Better::kLower);
   out.add("ppl", std::exp(nll), "1", std::exp(nll) * error_of(t.nll), Better::kLower);
-  out.add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower).per_document = per_document(r, delta_nll);
-  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", std::exp(nll) * error_of(delta_nll), Better::kLower);
+  out.add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower).per_document =
+      per_document(r, delta_nll);
+  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", std::exp(nll) * error_of(delta_nll),
+          Better::kLower);
   out.add("ln_ppl.correlation", pearson(t.nll, r.nll_exact), "1", 0, Better::kHigher);
   if (r.text_bytes > 0)
-    out.add("bits_per_byte", nll * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)), "bits/byte",
-            error_of(t.nll) * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)), Better::kLower);
+    out.add("bits_per_byte", nll * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
+            "bits/byte", error_of(t.nll) * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
+            Better::kLower);
 
   out.add("kld.mean", mean_of(t.kld), "nats", error_of(t.kld), Better::kLower).per_document = per_document(r, t.kld);
   const auto last = pick(r, t.kld, [&](int32_t p) { return p >= context - context / 4; });
   if (!last.x.empty())
     out.add("kld.last_quarter", mean_of(last.x), "nats", cluster_error(last.x, last.cluster), Better::kLower);
-  constexpr std::pair<const char*, double> kQuantiles[] = {{"max", 1}, {"p99.9", .999}, {"p99", .99}, {"p95", .95},
-      {"p90", .9}, {"median", .5}, {"p10", .1}, {"p5", .05}, {"p1", .01}, {"min", 0}};
+  constexpr std::pair<const char*, double> kQuantiles[] = {{"max", 1},  {"p99.9", .999}, {"p99", .99}, {"p95", .95},
+                                                           {"p90", .9}, {"median", .5},  {"p10", .1},  {"p5", .05},
+                                                           {"p1", .01}, {"min", 0}};
   std::vector<double> q;
   for (const auto& [name, value] : kQuantiles) q.push_back(value);
   const auto kq = quantiles(t.kld, q), dq = quantiles(t.delta_p, q);
-  for (size_t i = 0; i < q.size(); ++i) out.add(fmt::format("kld.{}", kQuantiles[i].first), kq[i], "nats", 0, Better::kLower);
+  for (size_t i = 0; i < q.size(); ++i)
+    out.add(fmt::format("kld.{}", kQuantiles[i].first), kq[i], "nats", 0, Better::kLower);
 
   std::vector<double> squared(n), same(n);
   for (size_t i = 0; i < n; ++i) {
@@ -114,7 +120,8 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   const double rms = std::sqrt(mean_of(squared));
   out.add("delta_p.mean", mean_of(t.delta_p), "1", error_of(t.delta_p), Better::kNeither);
   out.add("delta_p.rms", rms, "1", rms > 0 ? error_of(squared) / (2 * rms) : 0, Better::kLower);
-  for (size_t i = 0; i < q.size(); ++i) out.add(fmt::format("delta_p.{}", kQuantiles[i].first), dq[i], "1", 0, Better::kNeither);
+  for (size_t i = 0; i < q.size(); ++i)
+    out.add(fmt::format("delta_p.{}", kQuantiles[i].first), dq[i], "1", 0, Better::kNeither);
   out.add("same_top", mean_of(same), "1", error_of(same), Better::kHigher);
 
   // The first flip is censored at the window's end where there was none.
@@ -122,11 +129,13 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   for (const int32_t f : t.flips) flips.push_back(f < 0 ? static_cast<double>(context) : f);
   out.add("first_flip.median", quantile(flips, 0.5), "tokens", 0, Better::kHigher);
   out.add("coded_mass", t.total_mass > 0 ? t.coded_mass / t.total_mass : 0, "1", 0, Better::kNeither);
-  if (t.total_mass_last > 0) out.add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);
+  if (t.total_mass_last > 0)
+    out.add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);
   return out.take();
 }
 
-std::vector<Bucket> position_buckets(const ReplayResult& r, const std::vector<double>& values, int64_t context, int buckets) {
+std::vector<Bucket> position_buckets(const ReplayResult& r, const std::vector<double>& values, int64_t context,
+                                     int buckets) {
   VQKV_CHECK(values.size() == r.position.size() && buckets > 0);
   std::vector<Bucket> out;
   for (int b = 0; b < buckets; ++b) {
@@ -142,15 +151,16 @@ std::vector<Bucket> position_buckets(const ReplayResult& r, const std::vector<do
   return out;
 }
 
-std::vector<PairedDifference> compare_tracks(const ReplayResult& r, const ReplayTrack& a, const ReplayTrack& b, int64_t context,
-                                             int comparisons) {
+std::vector<PairedDifference> compare_tracks(const ReplayResult& r, const ReplayTrack& a, const ReplayTrack& b,
+                                             int64_t context, int comparisons) {
   std::vector<PairedDifference> out;
   const auto add = [&](const char* what, const Picked& d) {
     if (d.x.empty()) return;
     PairedDifference p{a.label, b.label, what, mean_error(d.x).mean, {}, 0};
     // Bonferroni over the comparisons of a table; the stream is named, so a table reprints the same interval.
-    p.interval = cluster_bootstrap(d.x, d.cluster, Rng::from_text(fmt::format("paired/{}/{}/{}", a.label, b.label, what)), 4000,
-                                   1 - 0.05 / std::max(1, comparisons));
+    p.interval =
+        cluster_bootstrap(d.x, d.cluster, Rng::from_text(fmt::format("paired/{}/{}/{}", a.label, b.label, what)), 4000,
+                          1 - 0.05 / std::max(1, comparisons));
     p.better = p.interval.high < 0 ? -1 : p.interval.low > 0 ? 1 : 0;
     out.push_back(p);
   };

@@ -9,10 +9,10 @@
 
 namespace vqkv {
 
-// Tags: ppl.exact, ppl, ppl.ratio (exp of the paired mean), ppl.difference, ln_ppl.correlation, bits_per_byte, kld.mean,
-// kld.last_quarter (the headline), kld.{max,p99.9,p99,p95,p90,median,p10,p5,p1,min}, delta_p.{mean,rms,...}, same_top,
-// first_flip.median, coded_mass, coded_mass.last_quarter. Errors are over windows (cluster_error); `context` is the window
-// length that the last quarter refers to. Fewer than 100 positions: kUsage, no statistics.
+// Tags: ppl.exact, ppl, ppl.ratio (exp of the paired mean), ppl.difference, ln_ppl.correlation, bits_per_byte,
+// kld.mean, kld.last_quarter (the headline), kld.{max,p99.9,p99,p95,p90,median,p10,p5,p1,min}, delta_p.{mean,rms,...},
+// same_top, first_flip.median, coded_mass, coded_mass.last_quarter. Errors are over windows (cluster_error); `context`
+// is the window length that the last quarter refers to. Fewer than 100 positions: kUsage, no statistics.
 std::vector<Measurement> kld_block(const ReplayResult& result, const ReplayTrack& track, int64_t context);
 
 // Mean of `values` in equal buckets of position; empty buckets give NaN.
@@ -20,7 +20,8 @@ struct Bucket {
   int64_t first = 0, last = 0, n = 0;  // positions [first, last]
   double mean = 0, error = 0;
 };
-std::vector<Bucket> position_buckets(const ReplayResult& result, const std::vector<double>& values, int64_t context, int buckets);
+std::vector<Bucket> position_buckets(const ReplayResult& result, const std::vector<double>& values, int64_t context,
+                                     int buckets);
 
 // Two candidates on the same positions: mean of (a - b) of the per-position KLD and NLL, with a 95 % interval from a
 // bootstrap over windows. `better`: -1 a is better, +1 b is better, 0 the interval holds zero (or is unknown).

@@ -40,18 +40,21 @@ class LogitError final : public Metric {
   }
 
   std::vector<Measurement> finish() override {
-    return {centred_.measure("logit.centred_rms", "1", Better::kLower, true), bias_.measure("logit.bias", "1", Better::kNeither),
-            slope_.measure("logit.slope", "1", Better::kNeither)};
+    return {centred_.measure("logit.centred_rms", "1", Better::kLower, true),
+            bias_.measure("logit.bias", "1", Better::kNeither), slope_.measure("logit.slope", "1", Better::kNeither)};
   }
 
  private:
   ByHead centred_, bias_, slope_;
 };
 
-const MetricInfo kInfo{"logit_error", "centred logit error, bias and inner-product slope over coded keys", "1",
+const MetricInfo kInfo{"logit_error",
+                       "centred logit error, bias and inner-product slope over coded keys",
+                       "1",
                        "rms of (s^ - s) minus its row mean; mean of (s^ - s); regression slope of s^ on s",
                        "centring: HeadQ, arXiv 2605.03562; slope: TurboQuant, arXiv 2504.19874",
-                       "all coded keys count alike, those that nobody attends to as well", Better::kLower};
+                       "all coded keys count alike, those that nobody attends to as well",
+                       Better::kLower};
 
 }  // namespace
 

@@ -21,11 +21,12 @@ std::vector<double> numbers(const Json& j) {
   for (const auto& v : j) out.push_back(number(v));
   return out;
 }
-}
+}  // namespace
 
 Json to_json(const Measurement& m) {
-  Json j = {{"tag", m.tag}, {"value", m.value}, {"unit", m.unit}, {"stderr", m.stderr_}, {"n", m.n},
-            {"better", kBetterNames[static_cast<int>(m.better)]}, {"exact", m.exact}};
+  Json j = {{"tag", m.tag},        {"value", m.value}, {"unit", m.unit},
+            {"stderr", m.stderr_}, {"n", m.n},         {"better", kBetterNames[static_cast<int>(m.better)]},
+            {"exact", m.exact}};
   if (!m.per_document.empty()) j["per_document"] = m.per_document;
   for (const auto& d : m.details) j["details"].push_back({{"axis", d.axis}, {"shape", d.shape}, {"values", d.values}});
   return j;
@@ -45,10 +46,9 @@ Measurement measurement_from_json(const Json& j) {
     if (j.contains("per_document")) m.per_document = numbers(j.at("per_document"));
     if (j.contains("details"))
       for (const auto& d : j.at("details"))
-        m.details.push_back({d.at("axis").get<std::string>(), d.at("shape").get<std::vector<int64_t>>(), numbers(d.at("values"))});
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("a measurement is malformed: {}", e.what()));
-  }
+        m.details.push_back(
+            {d.at("axis").get<std::string>(), d.at("shape").get<std::vector<int64_t>>(), numbers(d.at("values"))});
+  } catch (const Json::exception& e) { fail_data(fmt::format("a measurement is malformed: {}", e.what())); }
   return m;
 }
 

@@ -12,19 +12,19 @@ enum class Better { kLower, kHigher, kNeither };
 
 // A breakdown of a value along an axis: heat maps and curves of the report.
 struct Detail {
-  std::string axis;             // "layer,kv_head" | "layer,kv_head,channel" | "position"
+  std::string axis;  // "layer,kv_head" | "layer,kv_head,channel" | "position"
   std::vector<int64_t> shape;
-  std::vector<double> values;   // row-major; NaN where nothing was measured
+  std::vector<double> values;  // row-major; NaN where nothing was measured
 };
 
 struct Measurement {
-  std::string tag;       // hierarchical: "attention.softmax_kl", "key.nmse", "bytes.codes"
+  std::string tag;  // hierarchical: "attention.softmax_kl", "key.nmse", "bytes.codes"
   double value = 0;
-  std::string unit;      // "nats", "1", "bytes", "bits/value", "s", "tokens/s"
-  double stderr_ = 0;    // standard error over `n` documents or windows; 0 when exact
-  int64_t n = 0;         // independent samples behind the value
+  std::string unit;    // "nats", "1", "bytes", "bits/value", "s", "tokens/s"
+  double stderr_ = 0;  // standard error over `n` documents or windows; 0 when exact
+  int64_t n = 0;       // independent samples behind the value
   Better better = Better::kLower;
-  bool exact = false;    // counted, not sampled
+  bool exact = false;                // counted, not sampled
   std::vector<double> per_document;  // values the interval comes from; paired comparisons need them
   std::vector<Detail> details;
 };

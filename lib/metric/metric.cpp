@@ -31,8 +31,8 @@ const MetricKind& find_metric(const std::string& name) {
     if (names.back() == name) return *m;
   }
   const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("unknown metric '{}'{}; allowed: {}", name, near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near),
-                         fmt::join(names, ", ")));
+  fail_usage(fmt::format("unknown metric '{}'{}; allowed: {}", name,
+                         near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near), fmt::join(names, ", ")));
 }
 
 namespace {

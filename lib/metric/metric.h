@@ -12,24 +12,24 @@ namespace vqkv {
 
 struct AttentionRows;
 
-// One (layer, KV head, window) of a select or report document: exact and decoded, keys POST-RoPE, all (tokens, head_dim).
-// A metric instance sees the samples of one role of documents, ordered by (layer, KV head, window).
+// One (layer, KV head, window) of a select or report document: exact and decoded, keys POST-RoPE, all (tokens,
+// head_dim). A metric instance sees the samples of one role of documents, ordered by (layer, KV head, window).
 struct FidelitySample {
   int layer = 0, kv_head = 0, document = 0;
   ConstMatrix k, k_hat, v, v_hat;
-  ConstMatrix q;                          // (queries * group, head_dim) post-RoPE, query-major: row = query * group + g
-  // Rows [sinks, coded_last_k) of k_hat and [sinks, coded_last_v) of v_hat came from the codec; the others equal k and v
-  // (sinks, and a tail shorter than a codec block). Reconstruction metrics read the coded rows only.
+  ConstMatrix q;  // (queries * group, head_dim) post-RoPE, query-major: row = query * group + g
+  // Rows [sinks, coded_last_k) of k_hat and [sinks, coded_last_v) of v_hat came from the codec; the others equal k and
+  // v (sinks, and a tail shorter than a codec block). Reconstruction metrics read the coded rows only.
   int64_t coded_last_k = 0, coded_last_v = 0;
   int group = 1;
-  std::vector<int64_t> query_position;    // (queries): token index within the window
+  std::vector<int64_t> query_position;  // (queries): token index within the window
   // For query i, tokens [sinks, coded_end[i]) are coded (k_hat, v_hat), the rest exact.
   int64_t sinks = 0;
   std::vector<int64_t> coded_end_k, coded_end_v;
   float score_scale = 0;
-  ConstMatrix w_o;                        // (hidden, group * head_dim) slice for this KV head's query heads, or empty
+  ConstMatrix w_o;  // (hidden, group * head_dim) slice for this KV head's query heads, or empty
   // Codes of the whole unit for entropy metrics: set on the first head of a unit alone, so that each is counted once.
-  const std::vector<std::vector<uint16_t>>* key_codes = nullptr;    // fields, as CodeBlock::fields
+  const std::vector<std::vector<uint16_t>>* key_codes = nullptr;  // fields, as CodeBlock::fields
   const std::vector<std::vector<uint16_t>>* value_codes = nullptr;
   const CodeLayout* key_layout = nullptr;
   const CodeLayout* value_layout = nullptr;
@@ -43,9 +43,9 @@ struct FidelitySample {
 
 // Scores and probabilities of a sample's queries, exact and with the coded tokens decoded. Rows are query * group + g.
 struct AttentionRows {
-  Matrix<float> s, s_hat;                 // scaled logits; only the first tokens[row] entries of a row mean anything
-  Matrix<float> p, p_hat;                 // probabilities, zero beyond the causal edge
-  std::vector<int64_t> tokens;            // causal length of a row
+  Matrix<float> s, s_hat;       // scaled logits; only the first tokens[row] entries of a row mean anything
+  Matrix<float> p, p_hat;       // probabilities, zero beyond the causal edge
+  std::vector<int64_t> tokens;  // causal length of a row
   std::vector<int64_t> coded_begin, coded_end;  // coded keys of a row
 };
 

@@ -56,11 +56,14 @@ class Nmse : public Metric {
       const int64_t layers = channels_.rbegin()->first.first + 1;
       int64_t heads = 0;
       for (const auto& [key, v] : channels_) heads = std::max<int64_t>(heads, key.second + 1);
-      Detail by_channel{"layer,kv_head,channel", {layers, heads, d}, std::vector<double>(static_cast<size_t>(layers * heads * d), std::nan(""))};
+      Detail by_channel{"layer,kv_head,channel",
+                        {layers, heads, d},
+                        std::vector<double>(static_cast<size_t>(layers * heads * d), std::nan(""))};
       for (const auto& [key, v] : channels_)
         for (int64_t c = 0; c < d; ++c) {
           const double energy = v[static_cast<size_t>(d + c)];
-          by_channel.values[static_cast<size_t>((key.first * heads + key.second) * d + c)] = energy > 0 ? v[static_cast<size_t>(c)] / energy : std::nan("");
+          by_channel.values[static_cast<size_t>((key.first * heads + key.second) * d + c)] =
+              energy > 0 ? v[static_cast<size_t>(c)] / energy : std::nan("");
         }
       m.details.push_back(std::move(by_channel));
     }
@@ -68,7 +71,8 @@ class Nmse : public Metric {
     for (size_t t = 0; t < position_error_.size(); ++t)
       by_position.values.push_back(position_energy_[t] > 0 ? position_error_[t] / position_energy_[t] : std::nan(""));
     m.details.push_back(std::move(by_position));
-    return {m, variance_.measure(keys_ ? "key.unexplained_variance" : "value.unexplained_variance", "1", Better::kLower)};
+    return {m,
+            variance_.measure(keys_ ? "key.unexplained_variance" : "value.unexplained_variance", "1", Better::kLower)};
   }
 
  private:
@@ -86,8 +90,13 @@ struct ValueNmse : Nmse {
 };
 
 MetricInfo info_of(const std::string& what) {
-  return {what + "_nmse", what + " reconstruction error", "1", "sum |x - x^|^2 / sum |x|^2 over coded tokens; also over sum |x - mean|^2", "common",
-          "a cheap metric: it can rank codecs the wrong way round; read it beside attention.softmax_kl", Better::kLower};
+  return {what + "_nmse",
+          what + " reconstruction error",
+          "1",
+          "sum |x - x^|^2 / sum |x|^2 over coded tokens; also over sum |x - mean|^2",
+          "common",
+          "a cheap metric: it can rank codecs the wrong way round; read it beside attention.softmax_kl",
+          Better::kLower};
 }
 
 }  // namespace

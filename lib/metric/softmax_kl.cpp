@@ -14,8 +14,8 @@ class SoftmaxKl final : public Metric {
     for (int64_t i = 0; i < r.p.rows; ++i) {
       const int64_t n = r.tokens[static_cast<size_t>(i)];
       const float *p = r.p.row(i), *q = r.p_hat.row(i), *a = r.s.row(i), *b = r.s_hat.row(i);
-      // ln p - ln q = (a - b) - (lse_a - lse_b); taken from the logits, so a vanishing p_hat stays finite. The gap of the
-      // log sums comes from the row's largest probability.
+      // ln p - ln q = (a - b) - (lse_a - lse_b); taken from the logits, so a vanishing p_hat stays finite. The gap of
+      // the log sums comes from the row's largest probability.
       int64_t top = 0;
       for (int64_t j = 1; j < n; ++j)
         if (p[j] > p[top]) top = j;
@@ -31,7 +31,8 @@ class SoftmaxKl final : public Metric {
         tv += 0.5 * std::fabs(static_cast<double>(p[j]) - q[j]);
       }
       kl += std::max(0.0, row);
-      for (int64_t j = r.coded_begin[static_cast<size_t>(i)]; j < r.coded_end[static_cast<size_t>(i)]; ++j) coded += p[j];
+      for (int64_t j = r.coded_begin[static_cast<size_t>(i)]; j < r.coded_end[static_cast<size_t>(i)]; ++j)
+        coded += p[j];
       rows += 1;
     }
     kl_.add(s, kl, rows);
@@ -40,7 +41,8 @@ class SoftmaxKl final : public Metric {
   }
 
   std::vector<Measurement> finish() override {
-    return {kl_.measure("attention.softmax_kl", "nats", Better::kLower), tv_.measure("attention.total_variation", "1", Better::kLower),
+    return {kl_.measure("attention.softmax_kl", "nats", Better::kLower),
+            tv_.measure("attention.total_variation", "1", Better::kLower),
             coded_.measure("attention.coded_mass", "1", Better::kNeither)};
   }
 
@@ -48,9 +50,14 @@ class SoftmaxKl final : public Metric {
   ByHead kl_, tv_, coded_;
 };
 
-const MetricInfo kInfo{"softmax_kl", "divergence of the attention distribution", "nats",
-                       "KL(a || a^) a query, a^ with coded keys decoded and sinks and window exact; total variation; exact mass on coded keys",
-                       "HeadQ, arXiv 2605.03562; common", "says nothing about values", Better::kLower};
+const MetricInfo kInfo{"softmax_kl",
+                       "divergence of the attention distribution",
+                       "nats",
+                       "KL(a || a^) a query, a^ with coded keys decoded and sinks and window exact; total variation; "
+                       "exact mass on coded keys",
+                       "HeadQ, arXiv 2605.03562; common",
+                       "says nothing about values",
+                       Better::kLower};
 
 }  // namespace
 

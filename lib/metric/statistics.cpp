@@ -78,7 +78,8 @@ std::vector<double> quantiles(std::span<const double> x, std::span<const double>
   return out;
 }
 
-Interval cluster_bootstrap(std::span<const double> x, std::span<const int32_t> cluster, Rng rng, int resamples, double level) {
+Interval cluster_bootstrap(std::span<const double> x, std::span<const int32_t> cluster, Rng rng, int resamples,
+                           double level) {
   const auto clusters = clusters_of(x, cluster);
   if (clusters.size() < 2) return {kNaN, kNaN};
   std::vector<double> means;

@@ -10,7 +10,7 @@ namespace vqkv {
 
 struct MeanError {
   double mean = 0;
-  double error = 0;   // standard error of the mean; 0 when n < 2
+  double error = 0;  // standard error of the mean; 0 when n < 2
   int64_t n = 0;
 };
 // sqrt((E[x^2] - E[x]^2) / (n - 1)), in double, in order.

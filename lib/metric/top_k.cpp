@@ -63,9 +63,14 @@ class TopK final : public Metric {
   std::array<ByHead, kSizes.size()> overlap_, recall_;
 };
 
-const MetricInfo kInfo{"top_k", "overlap of the most attended tokens", "1",
-                       "|top-k(s) & top-k(s^)| / k for k = 1, 4, 16, 64 over rows of at least 2k tokens; exact mass of top-k(s^) over that of top-k(s)",
-                       "sparse-attention literature", "the overlap counts near ties as losses; the recall doesn't", Better::kHigher};
+const MetricInfo kInfo{"top_k",
+                       "overlap of the most attended tokens",
+                       "1",
+                       "|top-k(s) & top-k(s^)| / k for k = 1, 4, 16, 64 over rows of at least 2k tokens; exact mass of "
+                       "top-k(s^) over that of top-k(s)",
+                       "sparse-attention literature",
+                       "the overlap counts near ties as losses; the recall doesn't",
+                       Better::kHigher};
 
 }  // namespace
 

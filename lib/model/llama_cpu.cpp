@@ -10,8 +10,8 @@
 namespace vqkv {
 namespace {
 
-constexpr int64_t kRowsPerTask = 16;   // element-wise work: a few hundred microseconds a task at most
-constexpr int64_t kMlpTile = 512;      // bounds the widest activation (tile, 2*ffn), however long the block
+constexpr int64_t kRowsPerTask = 16;  // element-wise work: a few hundred microseconds a task at most
+constexpr int64_t kMlpTile = 512;     // bounds the widest activation (tile, 2*ffn), however long the block
 
 template <class Body>
 void for_rows(int64_t rows, Body&& body) {
@@ -128,13 +128,15 @@ void LlamaCpu::mlp(const Layer& layer, MutMatrix x) {
 void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, const Attend& attend, LogitRows rows,
                    MutMatrix logits, ModelTap* tap) {
   const int64_t n = static_cast<int64_t>(tokens.size()), hidden = facts_.hidden;
-  const int64_t q_cols = int64_t{facts_.q_heads} * facts_.head_dim, kv_cols = int64_t{facts_.kv_heads} * facts_.head_dim;
+  const int64_t q_cols = int64_t{facts_.q_heads} * facts_.head_dim,
+                kv_cols = int64_t{facts_.kv_heads} * facts_.head_dim;
   const int64_t wanted = rows == LogitRows::kAll ? n : rows == LogitRows::kLast ? 1 : 0;
   if (n == 0) return;
   VQKV_CHECK(wanted == 0 || (logits.rows == wanted && logits.cols == facts_.vocab));
   for (const int32_t t : tokens)
     if (t < 0 || t >= facts_.vocab)
-      fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", t, facts_.name, facts_.vocab - 1));
+      fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", t, facts_.name,
+                             facts_.vocab - 1));
 
   const std::lock_guard lock(running_);
   MutMatrix x = shaped(act_.stream, n, hidden);
@@ -172,9 +174,10 @@ void LlamaCpu::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows
              shape.head_dim == facts_.head_dim);
   const int64_t first = kv.cache().length();
   kv.begin_block(static_cast<int64_t>(tokens.size()), visibility);
-  run(tokens, first,
-      [&](int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) { kv.attend(layer, q, k, v, out); }, rows,
-      logits, tap);
+  run(
+      tokens, first,
+      [&](int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) { kv.attend(layer, q, k, v, out); },
+      rows, logits, tap);
   kv.end_block();
 }
 

@@ -27,8 +27,8 @@ class LlamaCpu final : public ModelRuntime {
   // One layer's attention over all tokens so far: q (n, q_heads*d), k, v (n, kv_heads*d) pre-RoPE, out as q.
   using Attend = std::function<void(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out)>;
   // What forward() does, the attention given by the caller. Calls are serialised: one set of activations.
-  void run(std::span<const int32_t> tokens, int64_t first_position, const Attend& attend, LogitRows rows, MutMatrix logits,
-           ModelTap* tap = nullptr);
+  void run(std::span<const int32_t> tokens, int64_t first_position, const Attend& attend, LogitRows rows,
+           MutMatrix logits, ModelTap* tap = nullptr);
   int64_t weight_bytes() const;
 
  private:
@@ -47,7 +47,7 @@ class LlamaCpu final : public ModelRuntime {
   PackedWeights embedding_, head_;  // one copy when tied
   std::vector<float> final_norm_;
   std::string tokenizer_path_;
-  mutable std::mutex lazy_;                       // tokenizer and output weights
+  mutable std::mutex lazy_;  // tokenizer and output weights
   mutable std::unique_ptr<Tokenizer> tokenizer_;
   mutable std::vector<Matrix<float>> plain_out_;  // (hidden, q) per layer, unpacked when asked for
   std::mutex running_;

@@ -35,28 +35,38 @@ std::pair<int64_t, int64_t> shape_of(const ModelFacts& f, Weight weight) {
   const int64_t q = int64_t{f.q_heads} * f.head_dim, kv = int64_t{f.kv_heads} * f.head_dim;
   switch (weight) {
     case Weight::kEmbedding:
-    case Weight::kHead: return {f.vocab, f.hidden};
+    case Weight::kHead:
+      return {f.vocab, f.hidden};
     case Weight::kFinalNorm:
     case Weight::kAttentionNorm:
-    case Weight::kFfnNorm: return {1, f.hidden};
-    case Weight::kQ: return {q, f.hidden};
+    case Weight::kFfnNorm:
+      return {1, f.hidden};
+    case Weight::kQ:
+      return {q, f.hidden};
     case Weight::kK:
-    case Weight::kV: return {kv, f.hidden};
-    case Weight::kO: return {f.hidden, q};
-    case Weight::kQBias: return {1, q};
+    case Weight::kV:
+      return {kv, f.hidden};
+    case Weight::kO:
+      return {f.hidden, q};
+    case Weight::kQBias:
+      return {1, q};
     case Weight::kKBias:
-    case Weight::kVBias: return {1, kv};
+    case Weight::kVBias:
+      return {1, kv};
     case Weight::kQNorm:
-    case Weight::kKNorm: return {1, f.head_dim};
+    case Weight::kKNorm:
+      return {1, f.head_dim};
     case Weight::kGate:
-    case Weight::kUp: return {f.ffn, f.hidden};
-    case Weight::kDown: return {f.hidden, f.ffn};
+    case Weight::kUp:
+      return {f.ffn, f.hidden};
+    case Weight::kDown:
+      return {f.hidden, f.ffn};
   }
   fail_internal("shape_of: an unknown weight");
 }
 
-void check_shape(const std::string& path, const std::string& tensor, std::span<const int64_t> found, const ModelFacts& facts,
-                 Weight weight) {
+void check_shape(const std::string& path, const std::string& tensor, std::span<const int64_t> found,
+                 const ModelFacts& facts, Weight weight) {
   const auto [rows, cols] = shape_of(facts, weight);
   const bool vector = rows == 1 && found.size() == 1 && found[0] == cols;
   const bool matrix = rows > 1 && found.size() == 2 && found[0] == rows && found[1] == cols;
@@ -67,7 +77,8 @@ void check_shape(const std::string& path, const std::string& tensor, std::span<c
 
 void check_facts(const std::string& where, const ModelFacts& f) {
   const auto in_range = [&](std::string_view name, int64_t value, int64_t highest) {
-    if (value < 1 || value > highest) fail_data(fmt::format("{}: {} is {}, 1 to {} are allowed", where, name, value, highest));
+    if (value < 1 || value > highest)
+      fail_data(fmt::format("{}: {} is {}, 1 to {} are allowed", where, name, value, highest));
   };
   in_range("the number of layers", f.layers, kMaxLayers);
   in_range("the hidden size", f.hidden, kMaxHidden);
@@ -77,9 +88,11 @@ void check_facts(const std::string& where, const ModelFacts& f) {
   in_range("the feed-forward size", f.ffn, kMaxFfn);
   in_range("the vocabulary", f.vocab, kMaxVocab);
   in_range("the context length", f.context_length, kMaxContext);
-  if (f.head_dim % 2 != 0) fail_data(fmt::format("{}: head_dim is {}, an even number is needed for RoPE", where, f.head_dim));
+  if (f.head_dim % 2 != 0)
+    fail_data(fmt::format("{}: head_dim is {}, an even number is needed for RoPE", where, f.head_dim));
   if (f.q_heads % f.kv_heads != 0)
-    fail_data(fmt::format("{}: {} query heads can't be shared among {} KV heads; a multiple is needed", where, f.q_heads, f.kv_heads));
+    fail_data(fmt::format("{}: {} query heads can't be shared among {} KV heads; a multiple is needed", where,
+                          f.q_heads, f.kv_heads));
   if (!(f.norm_eps > 0 && f.norm_eps <= 0.1))
     fail_data(fmt::format("{}: the RMS norm's epsilon is {}, above 0 and up to 0.1 is allowed", where, f.norm_eps));
 }
@@ -131,10 +144,13 @@ bool ModelWeights::has(Weight weight) const {
   switch (weight) {
     case Weight::kQBias:
     case Weight::kKBias:
-    case Weight::kVBias: return facts_.qkv_bias;
+    case Weight::kVBias:
+      return facts_.qkv_bias;
     case Weight::kQNorm:
-    case Weight::kKNorm: return facts_.qk_norm;
-    default: return true;
+    case Weight::kKNorm:
+      return facts_.qk_norm;
+    default:
+      return true;
   }
 }
 

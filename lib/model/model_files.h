@@ -1,7 +1,7 @@
-// Model files: from a GGUF file or a Hugging Face folder to checked facts and fp32 tensors of one naming and one layout.
-// Families: llama (with SmolLM2, and Mistral in GGUF), mistral, qwen2 (bias on q, k, v), qwen3 (norm on q and k). What a
-// model needs beyond them (another architecture, a sliding window in use, YaRN, experts, other biases, a tensor of
-// another shape) is kBadData naming it: nothing is ignored that would change the result.
+// Model files: from a GGUF file or a Hugging Face folder to checked facts and fp32 tensors of one naming and one
+// layout. Families: llama (with SmolLM2, and Mistral in GGUF), mistral, qwen2 (bias on q, k, v), qwen3 (norm on q and
+// k). What a model needs beyond them (another architecture, a sliding window in use, YaRN, experts, other biases, a
+// tensor of another shape) is kBadData naming it: nothing is ignored that would change the result.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -13,9 +13,9 @@
 namespace vqkv {
 
 enum class Weight {
-  kEmbedding,      // (vocab, hidden)
-  kHead,           // (vocab, hidden); the embedding where the head is tied
-  kFinalNorm,      // (1, hidden)
+  kEmbedding,  // (vocab, hidden)
+  kHead,       // (vocab, hidden); the embedding where the head is tied
+  kFinalNorm,  // (1, hidden)
   // Of a layer:
   kAttentionNorm,  // (1, hidden)
   kQ,              // (q_heads * head_dim, hidden)

@@ -13,8 +13,8 @@
 namespace vqkv::model_files {
 
 // Ranges that no real model leaves; a file that does is damaged or hostile. Their products stay far from overflow.
-inline constexpr int64_t kMaxLayers = 1024, kMaxHidden = 1 << 17, kMaxHeads = 1024, kMaxHeadDim = 1024, kMaxFfn = 1 << 20,
-                         kMaxVocab = 1 << 22, kMaxContext = int64_t{1} << 30;
+inline constexpr int64_t kMaxLayers = 1024, kMaxHidden = 1 << 17, kMaxHeads = 1024, kMaxHeadDim = 1024,
+                         kMaxFfn = 1 << 20, kMaxVocab = 1 << 22, kMaxContext = int64_t{1} << 30;
 inline constexpr double kMaxTheta = 1e12;
 
 // Weights that every layer has, in this order; kQBias..kVBias and kQNorm, kKNorm where the facts say so.
@@ -25,8 +25,8 @@ std::vector<Weight> weights_of(const ModelFacts& facts);
 std::pair<int64_t, int64_t> shape_of(const ModelFacts& facts, Weight weight);
 
 // Throws kBadData when the stored shape is not the one that the facts demand. A vector may be written with one axis.
-void check_shape(const std::string& path, const std::string& tensor, std::span<const int64_t> found, const ModelFacts& facts,
-                 Weight weight);
+void check_shape(const std::string& path, const std::string& tensor, std::span<const int64_t> found,
+                 const ModelFacts& facts, Weight weight);
 
 // Facts that contradict each other: heads, head_dim, ranges. `where` names the file.
 void check_facts(const std::string& where, const ModelFacts& facts);
@@ -38,7 +38,10 @@ std::string label(std::string_view text);
 
 // SHA-256 over a text with, per part, its name, size and the XXH3-128 of each 64 MiB of its content: every byte counts,
 // at memory speed and on all threads (SHA-256 alone reads about 0.5 to 2 GB/s on one).
-struct HashPart { std::string_view name; std::span<const uint8_t> bytes; };
+struct HashPart {
+  std::string_view name;
+  std::span<const uint8_t> bytes;
+};
 std::string content_identity(std::span<const HashPart> parts);
 
 std::unique_ptr<ModelWeights> open_gguf(const std::string& path);

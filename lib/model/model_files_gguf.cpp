@@ -19,23 +19,40 @@ constexpr std::array<std::string_view, 3> kArchitectures{"llama", "qwen2", "qwen
 std::string tensor_name(Weight weight, int layer) {
   const auto of_layer = [layer](std::string_view rest) { return fmt::format("blk.{}.{}", layer, rest); };
   switch (weight) {
-    case Weight::kEmbedding: return "token_embd.weight";
-    case Weight::kHead: return "output.weight";
-    case Weight::kFinalNorm: return "output_norm.weight";
-    case Weight::kAttentionNorm: return of_layer("attn_norm.weight");
-    case Weight::kQ: return of_layer("attn_q.weight");
-    case Weight::kK: return of_layer("attn_k.weight");
-    case Weight::kV: return of_layer("attn_v.weight");
-    case Weight::kO: return of_layer("attn_output.weight");
-    case Weight::kQBias: return of_layer("attn_q.bias");
-    case Weight::kKBias: return of_layer("attn_k.bias");
-    case Weight::kVBias: return of_layer("attn_v.bias");
-    case Weight::kQNorm: return of_layer("attn_q_norm.weight");
-    case Weight::kKNorm: return of_layer("attn_k_norm.weight");
-    case Weight::kFfnNorm: return of_layer("ffn_norm.weight");
-    case Weight::kGate: return of_layer("ffn_gate.weight");
-    case Weight::kUp: return of_layer("ffn_up.weight");
-    case Weight::kDown: return of_layer("ffn_down.weight");
+    case Weight::kEmbedding:
+      return "token_embd.weight";
+    case Weight::kHead:
+      return "output.weight";
+    case Weight::kFinalNorm:
+      return "output_norm.weight";
+    case Weight::kAttentionNorm:
+      return of_layer("attn_norm.weight");
+    case Weight::kQ:
+      return of_layer("attn_q.weight");
+    case Weight::kK:
+      return of_layer("attn_k.weight");
+    case Weight::kV:
+      return of_layer("attn_v.weight");
+    case Weight::kO:
+      return of_layer("attn_output.weight");
+    case Weight::kQBias:
+      return of_layer("attn_q.bias");
+    case Weight::kKBias:
+      return of_layer("attn_k.bias");
+    case Weight::kVBias:
+      return of_layer("attn_v.bias");
+    case Weight::kQNorm:
+      return of_layer("attn_q_norm.weight");
+    case Weight::kKNorm:
+      return of_layer("attn_k_norm.weight");
+    case Weight::kFfnNorm:
+      return of_layer("ffn_norm.weight");
+    case Weight::kGate:
+      return of_layer("ffn_gate.weight");
+    case Weight::kUp:
+      return of_layer("ffn_up.weight");
+    case Weight::kDown:
+      return of_layer("ffn_down.weight");
   }
   fail_internal("tensor_name: an unknown weight");
 }
@@ -54,13 +71,17 @@ class GgufWeights final : public ModelWeights {
   Stored stored(Weight weight, int layer) const override {
     const GgufTensor* tensor = file_.find_tensor(tensor_name(weight, layer));
     VQKV_CHECK(tensor != nullptr);
-    const bool rotated = weight == Weight::kQ || weight == Weight::kK || weight == Weight::kQBias || weight == Weight::kKBias;
-    return {file_.tensor_bytes(*tensor).data(), static_cast<uint32_t>(tensor->type), rotated && facts_.architecture == "llama"};
+    const bool rotated =
+        weight == Weight::kQ || weight == Weight::kK || weight == Weight::kQBias || weight == Weight::kKBias;
+    return {file_.tensor_bytes(*tensor).data(), static_cast<uint32_t>(tensor->type),
+            rotated && facts_.architecture == "llama"};
   }
 
  private:
   std::string key(std::string_view rest) const { return fmt::format("{}.{}", facts_.architecture, rest); }
-  [[noreturn]] void refuse(const std::string& problem) const { fail_data(fmt::format("{}: {}", file_.path(), problem)); }
+  [[noreturn]] void refuse(const std::string& problem) const {
+    fail_data(fmt::format("{}: {}", file_.path(), problem));
+  }
 
   void read_facts();
   void read_rope();
@@ -75,15 +96,20 @@ void GgufWeights::read_facts() {
   facts_.architecture = std::string(file_.string("general.architecture"));
   bool known = false;
   for (const auto name : kArchitectures) known = known || facts_.architecture == name;
-  if (!known) refuse(fmt::format("the architecture \"{}\" is not supported; supported are {}", label(facts_.architecture), fmt::join(kArchitectures, ", ")));
+  if (!known)
+    refuse(fmt::format("the architecture \"{}\" is not supported; supported are {}", label(facts_.architecture),
+                       fmt::join(kArchitectures, ", ")));
   if (file_.integer_or("split.count", 0, 65535, 0) > 1)
-    refuse(fmt::format("one part of a model split into {} files; merge them into one GGUF first", file_.integer("split.count", 0, 65535)));
+    refuse(fmt::format("one part of a model split into {} files; merge them into one GGUF first",
+                       file_.integer("split.count", 0, 65535)));
   const std::string_view type = file_.string_or("general.type", "model");
   if (type != "model") refuse(fmt::format("general.type is \"{}\", \"model\" expected", label(type)));
   facts_.name = label(file_.string_or("general.name", ""));
   if (facts_.name.empty()) facts_.name = label(std::filesystem::path(file_.path()).stem().string());
 
-  const auto count = [&](std::string_view rest, int64_t highest) { return static_cast<int>(file_.integer(key(rest), 1, highest)); };
+  const auto count = [&](std::string_view rest, int64_t highest) {
+    return static_cast<int>(file_.integer(key(rest), 1, highest));
+  };
   facts_.layers = count("block_count", kMaxLayers);
   facts_.hidden = count("embedding_length", kMaxHidden);
   facts_.ffn = count("feed_forward_length", kMaxFfn);
@@ -94,11 +120,14 @@ void GgufWeights::read_facts() {
     refuse("the model uses LayerNorm; only RMS norm is supported");
   // Files hold the epsilon as f32: 1e-5 reads back as 9.99999974738e-06. The shortest decimal of that f32 is what was
   // meant, and what the Hugging Face folder of the same model says.
-  facts_.norm_eps = std::stod(fmt::format("{}", static_cast<float>(file_.number(key("attention.layer_norm_rms_epsilon")))));
+  facts_.norm_eps =
+      std::stod(fmt::format("{}", static_cast<float>(file_.number(key("attention.layer_norm_rms_epsilon")))));
   const bool divides = facts_.hidden % facts_.q_heads == 0;
   if (!divides && !file_.has(key("attention.key_length")))
-    refuse(fmt::format("{} is missing, and the hidden size {} is not a multiple of {} heads", key("attention.key_length"), facts_.hidden, facts_.q_heads));
-  facts_.head_dim = static_cast<int>(file_.integer_or(key("attention.key_length"), 2, kMaxHeadDim, facts_.hidden / facts_.q_heads));
+    refuse(fmt::format("{} is missing, and the hidden size {} is not a multiple of {} heads",
+                       key("attention.key_length"), facts_.hidden, facts_.q_heads));
+  facts_.head_dim =
+      static_cast<int>(file_.integer_or(key("attention.key_length"), 2, kMaxHeadDim, facts_.hidden / facts_.q_heads));
   const int64_t value_dim = file_.integer_or(key("attention.value_length"), 1, kMaxHeadDim, facts_.head_dim);
   if (value_dim != facts_.head_dim)
     refuse(fmt::format("values of {} channels and keys of {}; equal sizes are supported", value_dim, facts_.head_dim));
@@ -107,7 +136,8 @@ void GgufWeights::read_facts() {
   if (!embedding) refuse("the tensor token_embd.weight is missing");
   facts_.vocab = static_cast<int>(std::min<int64_t>(embedding->shape.front(), kMaxVocab + 1));
   const int64_t said = file_.integer_or(key("vocab_size"), 1, kMaxVocab, facts_.vocab);
-  if (said != facts_.vocab) refuse(fmt::format("{} is {}, token_embd.weight has {} rows", key("vocab_size"), said, facts_.vocab));
+  if (said != facts_.vocab)
+    refuse(fmt::format("{} is {}, token_embd.weight has {} rows", key("vocab_size"), said, facts_.vocab));
   facts_.tied_head = file_.find_tensor("output.weight") == nullptr;
   facts_.qkv_bias = facts_.architecture == "qwen2" || file_.find_tensor("blk.0.attn_q.bias") != nullptr;
   facts_.qk_norm = facts_.architecture == "qwen3";
@@ -121,27 +151,33 @@ void GgufWeights::refuse_other_mathematics() const {
     refuse(fmt::format("a mixture of {} experts ({}) is not supported", experts, key("expert_count")));
   if (const int64_t window = file_.integer_or(key("attention.sliding_window"), 0, int64_t{1} << 40, 0);
       window > 0 && window < facts_.context_length)
-    refuse(fmt::format("a sliding window of {} tokens is in use ({}, context {}); only full attention is supported", window,
-                       key("attention.sliding_window"), facts_.context_length));
-  if (!file_.boolean_or(key("attention.causal"), true)) refuse(fmt::format("{} is false; only causal attention is supported", key("attention.causal")));
+    refuse(fmt::format("a sliding window of {} tokens is in use ({}, context {}); only full attention is supported",
+                       window, key("attention.sliding_window"), facts_.context_length));
+  if (!file_.boolean_or(key("attention.causal"), true))
+    refuse(fmt::format("{} is false; only causal attention is supported", key("attention.causal")));
   // Keys of related families that change the result; 0 means off in all of them.
-  for (const auto rest : {"attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "logit_scale", "residual_scale",
-                          "embedding_scale", "attn_logit_softcapping", "final_logit_softcapping"})
-    if (const double value = file_.number_or(key(rest), 0); value != 0) refuse(fmt::format("{} is {}, which is not supported", key(rest), value));
+  for (const auto rest : {"attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "logit_scale",
+                          "residual_scale", "embedding_scale", "attn_logit_softcapping", "final_logit_softcapping"})
+    if (const double value = file_.number_or(key(rest), 0); value != 0)
+      refuse(fmt::format("{} is {}, which is not supported", key(rest), value));
 }
 
 void GgufWeights::read_rope() {
   const int64_t rotary = file_.integer_or(key("rope.dimension_count"), 1, kMaxHeadDim, facts_.head_dim);
   if (rotary != facts_.head_dim)
-    refuse(fmt::format("RoPE on {} of {} channels ({}) is not supported", rotary, facts_.head_dim, key("rope.dimension_count")));
+    refuse(fmt::format("RoPE on {} of {} channels ({}) is not supported", rotary, facts_.head_dim,
+                       key("rope.dimension_count")));
   const double theta = file_.number_or(key("rope.freq_base"), 10000.0);
-  if (!(theta >= 1 && theta <= kMaxTheta)) refuse(fmt::format("{} is {}, 1 to {} are allowed", key("rope.freq_base"), theta, kMaxTheta));
+  if (!(theta >= 1 && theta <= kMaxTheta))
+    refuse(fmt::format("{} is {}, 1 to {} are allowed", key("rope.freq_base"), theta, kMaxTheta));
   facts_.rope = RopeFacts::plain(facts_.head_dim, facts_.head_dim, theta);
 
   const std::string_view scaling = file_.string_or(key("rope.scaling.type"), "none");
-  const std::string factor_key = file_.has(key("rope.scaling.factor")) ? key("rope.scaling.factor") : key("rope.scale_linear");
+  const std::string factor_key =
+      file_.has(key("rope.scaling.factor")) ? key("rope.scaling.factor") : key("rope.scale_linear");
   if (scaling != "none" && scaling != "linear")
-    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear and a rope_freqs tensor", label(scaling)));
+    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear and a rope_freqs tensor",
+                       label(scaling)));
   // Files of 2023 give a linear factor without naming the type.
   if (scaling == "linear" || (!file_.has(key("rope.scaling.type")) && file_.has(factor_key))) {
     const double factor = file_.number(factor_key);
@@ -154,12 +190,13 @@ void GgufWeights::read_rope() {
   const GgufTensor* tensor = file_.find_tensor("rope_freqs.weight");
   if (!tensor) return;
   if (tensor->type != GgmlType::kF32 || tensor->shape != std::vector<int64_t>{facts_.head_dim / 2})
-    refuse(fmt::format("tensor rope_freqs.weight has type {} and shape ({}), F32 and ({}) expected", ggml_type_facts(tensor->type).name,
-                       fmt::join(tensor->shape, ", "), facts_.head_dim / 2));
+    refuse(fmt::format("tensor rope_freqs.weight has type {} and shape ({}), F32 and ({}) expected",
+                       ggml_type_facts(tensor->type).name, fmt::join(tensor->shape, ", "), facts_.head_dim / 2));
   std::vector<float> factors(static_cast<size_t>(facts_.head_dim / 2));
   ggml_dequantize(GgmlType::kF32, file_.tensor_bytes(*tensor).data(), factors.data(), tensor->elements());
   for (const float f : factors)
-    if (!(f >= 1e-3f && f <= 1e6f)) refuse(fmt::format("tensor rope_freqs.weight holds {}, 0.001 to 1e6 are allowed", f));
+    if (!(f >= 1e-3f && f <= 1e6f))
+      refuse(fmt::format("tensor rope_freqs.weight holds {}, 0.001 to 1e6 are allowed", f));
   facts_.rope.apply_factors(factors);
 }
 
@@ -176,7 +213,8 @@ void GgufWeights::check_tensors() const {
   }
   for (const GgufTensor& tensor : file_.tensors())
     if (!used.contains(tensor.name))
-      refuse(fmt::format("the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)", label(tensor.name), facts_.architecture));
+      refuse(fmt::format("the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
+                         label(tensor.name), facts_.architecture));
 }
 
 }  // namespace

@@ -24,23 +24,40 @@ constexpr int64_t kMaxConfigBytes = 16 << 20;
 std::string tensor_name(Weight weight, int layer) {
   const auto of_layer = [layer](std::string_view rest) { return fmt::format("model.layers.{}.{}", layer, rest); };
   switch (weight) {
-    case Weight::kEmbedding: return "model.embed_tokens.weight";
-    case Weight::kHead: return "lm_head.weight";
-    case Weight::kFinalNorm: return "model.norm.weight";
-    case Weight::kAttentionNorm: return of_layer("input_layernorm.weight");
-    case Weight::kQ: return of_layer("self_attn.q_proj.weight");
-    case Weight::kK: return of_layer("self_attn.k_proj.weight");
-    case Weight::kV: return of_layer("self_attn.v_proj.weight");
-    case Weight::kO: return of_layer("self_attn.o_proj.weight");
-    case Weight::kQBias: return of_layer("self_attn.q_proj.bias");
-    case Weight::kKBias: return of_layer("self_attn.k_proj.bias");
-    case Weight::kVBias: return of_layer("self_attn.v_proj.bias");
-    case Weight::kQNorm: return of_layer("self_attn.q_norm.weight");
-    case Weight::kKNorm: return of_layer("self_attn.k_norm.weight");
-    case Weight::kFfnNorm: return of_layer("post_attention_layernorm.weight");
-    case Weight::kGate: return of_layer("mlp.gate_proj.weight");
-    case Weight::kUp: return of_layer("mlp.up_proj.weight");
-    case Weight::kDown: return of_layer("mlp.down_proj.weight");
+    case Weight::kEmbedding:
+      return "model.embed_tokens.weight";
+    case Weight::kHead:
+      return "lm_head.weight";
+    case Weight::kFinalNorm:
+      return "model.norm.weight";
+    case Weight::kAttentionNorm:
+      return of_layer("input_layernorm.weight");
+    case Weight::kQ:
+      return of_layer("self_attn.q_proj.weight");
+    case Weight::kK:
+      return of_layer("self_attn.k_proj.weight");
+    case Weight::kV:
+      return of_layer("self_attn.v_proj.weight");
+    case Weight::kO:
+      return of_layer("self_attn.o_proj.weight");
+    case Weight::kQBias:
+      return of_layer("self_attn.q_proj.bias");
+    case Weight::kKBias:
+      return of_layer("self_attn.k_proj.bias");
+    case Weight::kVBias:
+      return of_layer("self_attn.v_proj.bias");
+    case Weight::kQNorm:
+      return of_layer("self_attn.q_norm.weight");
+    case Weight::kKNorm:
+      return of_layer("self_attn.k_norm.weight");
+    case Weight::kFfnNorm:
+      return of_layer("post_attention_layernorm.weight");
+    case Weight::kGate:
+      return of_layer("mlp.gate_proj.weight");
+    case Weight::kUp:
+      return of_layer("mlp.up_proj.weight");
+    case Weight::kDown:
+      return of_layer("mlp.down_proj.weight");
   }
   fail_internal("tensor_name: an unknown weight");
 }
@@ -107,12 +124,15 @@ class Config {
 class HfWeights final : public ModelWeights {
  public:
   explicit HfWeights(const std::string& folder)
-      : folder_(folder), config_text_(read_config(folder)), config_(parse_json(config_text_, config_path(folder)), config_path(folder)),
+      : folder_(folder),
+        config_text_(read_config(folder)),
+        config_(parse_json(config_text_, config_path(folder)), config_path(folder)),
         files_(folder) {
     read_facts();
     check_tensors();
     facts_.parameters = count_parameters(facts_);
-    std::vector<HashPart> parts{{"config.json", {reinterpret_cast<const uint8_t*>(config_text_.data()), config_text_.size()}}};
+    std::vector<HashPart> parts{
+        {"config.json", {reinterpret_cast<const uint8_t*>(config_text_.data()), config_text_.size()}}};
     for (const auto& file : files_.files()) parts.push_back({"safetensors", file->bytes()});
     facts_.hash = content_identity(parts);
   }
@@ -121,19 +141,27 @@ class HfWeights final : public ModelWeights {
   Stored stored(Weight weight, int layer) const override {
     const auto place = files_.find(tensor_name(weight, layer));
     VQKV_CHECK(place.tensor != nullptr);
-    const GgmlType type = place.tensor->dtype == "F32" ? GgmlType::kF32 : place.tensor->dtype == "F16" ? GgmlType::kF16 : GgmlType::kBF16;
+    const GgmlType type = place.tensor->dtype == "F32"   ? GgmlType::kF32
+                          : place.tensor->dtype == "F16" ? GgmlType::kF16
+                                                         : GgmlType::kBF16;
     return {place.file->tensor_bytes(*place.tensor).data(), static_cast<uint32_t>(type), false};
   }
 
  private:
-  static std::string config_path(const std::string& folder) { return (std::filesystem::path(folder) / "config.json").string(); }
+  static std::string config_path(const std::string& folder) {
+    return (std::filesystem::path(folder) / "config.json").string();
+  }
   static std::string read_config(const std::string& folder) {
     std::error_code ignored;
     if (!std::filesystem::exists(config_path(folder), ignored))
-      fail_data(fmt::format("{}: no config.json: a model is a GGUF file or a Hugging Face folder with config.json and safetensors", folder));
+      fail_data(fmt::format(
+          "{}: no config.json: a model is a GGUF file or a Hugging Face folder with config.json and safetensors",
+          folder));
     return read_file(config_path(folder), kMaxConfigBytes);
   }
-  [[noreturn]] void refuse(const std::string& problem) const { fail_data(fmt::format("{}: {}", config_.where(), problem)); }
+  [[noreturn]] void refuse(const std::string& problem) const {
+    fail_data(fmt::format("{}: {}", config_.where(), problem));
+  }
 
   void read_facts();
   void read_rope();
@@ -150,11 +178,14 @@ void HfWeights::read_facts() {
   facts_.source = "hf";
   facts_.architecture = config_.string_or("model_type", "");
   if (std::find(kFamilies.begin(), kFamilies.end(), facts_.architecture) == kFamilies.end())
-    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}", label(facts_.architecture), fmt::join(kFamilies, ", ")));
+    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}", label(facts_.architecture),
+                       fmt::join(kFamilies, ", ")));
   const auto folder = std::filesystem::path(folder_).lexically_normal();
   facts_.name = label((folder.has_filename() ? folder : folder.parent_path()).filename().string());
 
-  const auto count = [&](const char* key, int64_t highest) { return static_cast<int>(config_.integer(key, 1, highest)); };
+  const auto count = [&](const char* key, int64_t highest) {
+    return static_cast<int>(config_.integer(key, 1, highest));
+  };
   facts_.layers = count("num_hidden_layers", kMaxLayers);
   facts_.hidden = count("hidden_size", kMaxHidden);
   facts_.ffn = count("intermediate_size", kMaxFfn);
@@ -169,7 +200,8 @@ void HfWeights::read_facts() {
   // Qwen3's default head_dim is 128 whatever the hidden size; the others divide.
   const int64_t default_dim = facts_.architecture == "qwen3" ? 128 : facts_.hidden / facts_.q_heads;
   if (!config_.has("head_dim") && facts_.architecture != "qwen3" && facts_.hidden % facts_.q_heads != 0)
-    refuse(fmt::format("hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is missing", facts_.hidden, facts_.q_heads));
+    refuse(fmt::format("hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is missing",
+                       facts_.hidden, facts_.q_heads));
   facts_.head_dim = static_cast<int>(config_.integer_or("head_dim", 2, kMaxHeadDim, default_dim));
   facts_.tied_head = config_.boolean_or("tie_word_embeddings", false);
   facts_.qkv_bias = facts_.architecture == "qwen2";
@@ -181,14 +213,19 @@ void HfWeights::read_facts() {
 }
 
 void HfWeights::refuse_other_mathematics() const {
-  if (config_.has("quantization_config")) refuse("quantization_config: quantized safetensors are not supported; use the original weights or a GGUF");
+  if (config_.has("quantization_config"))
+    refuse("quantization_config: quantized safetensors are not supported; use the original weights or a GGUF");
   if (const std::string act = config_.string_or("hidden_act", "silu"); act != "silu" && act != "swish")
     config_.fail("hidden_act", "only \"silu\" is supported");
-  if (config_.boolean_or("attention_bias", false)) config_.fail("attention_bias", "biases of the output projection are not supported");
-  if (config_.boolean_or("mlp_bias", false)) config_.fail("mlp_bias", "biases of the feed-forward part are not supported");
+  if (config_.boolean_or("attention_bias", false))
+    config_.fail("attention_bias", "biases of the output projection are not supported");
+  if (config_.boolean_or("mlp_bias", false))
+    config_.fail("mlp_bias", "biases of the feed-forward part are not supported");
   for (const auto* key : {"num_local_experts", "num_experts"})
-    if (config_.has(key) && config_.integer(key, 0, 1 << 20) > 0) config_.fail(key, "a mixture of experts is not supported");
-  if (config_.number_or("partial_rotary_factor", 0, 1, 1) != 1) config_.fail("partial_rotary_factor", "only 1 is supported");
+    if (config_.has(key) && config_.integer(key, 0, 1 << 20) > 0)
+      config_.fail(key, "a mixture of experts is not supported");
+  if (config_.number_or("partial_rotary_factor", 0, 1, 1) != 1)
+    config_.fail("partial_rotary_factor", "only 1 is supported");
 }
 
 // Each family has its own rule for when the window counts (transformers' configuration classes).
@@ -210,7 +247,8 @@ void HfWeights::refuse_sliding_window() const {
     if (first < facts_.layers) window = config_.integer_or("sliding_window", 0, int64_t{1} << 40, 4096);
   }
   if (window > 0 && window < facts_.context_length)
-    refuse(fmt::format("a sliding window of {} tokens is in use (context {}); only full attention is supported", window, facts_.context_length));
+    refuse(fmt::format("a sliding window of {} tokens is in use (context {}); only full attention is supported", window,
+                       facts_.context_length));
 }
 
 void HfWeights::read_rope() {
@@ -218,11 +256,13 @@ void HfWeights::read_rope() {
   const std::optional<Config> parameters = config_.object("rope_parameters");
   const std::optional<Config> scaling = parameters ? parameters : config_.object("rope_scaling");
   const Config& holder = parameters && parameters->has("rope_theta") ? *parameters : config_;
-  facts_.rope = RopeFacts::plain(facts_.head_dim, facts_.head_dim, holder.number_or("rope_theta", 1, kMaxTheta, 10000.0));
+  facts_.rope =
+      RopeFacts::plain(facts_.head_dim, facts_.head_dim, holder.number_or("rope_theta", 1, kMaxTheta, 10000.0));
   if (!scaling) return;
   const std::string key = scaling->has("rope_type") ? "rope_type" : "type";
   const std::string type = scaling->string_or(key, parameters ? "default" : "");
-  if (scaling->number_or("partial_rotary_factor", 0, 1, 1) != 1) scaling->fail("partial_rotary_factor", "only 1 is supported");
+  if (scaling->number_or("partial_rotary_factor", 0, 1, 1) != 1)
+    scaling->fail("partial_rotary_factor", "only 1 is supported");
   if (type == "default") return;
   if (type == "linear") {
     facts_.rope.apply_linear(scaling->number("factor", 1, 1e6));
@@ -233,7 +273,8 @@ void HfWeights::read_rope() {
     if (!(high > low)) scaling->fail("high_freq_factor", fmt::format("more than low_freq_factor ({}) is needed", low));
     facts_.rope.apply_llama3(factor, low, high, original);
   } else {
-    fail_data(fmt::format("{}: RoPE scaling \"{}\" is not supported; supported are default, linear and llama3", scaling->where(), label(type)));
+    fail_data(fmt::format("{}: RoPE scaling \"{}\" is not supported; supported are default, linear and llama3",
+                          scaling->where(), label(type)));
   }
 }
 
@@ -248,7 +289,8 @@ void HfWeights::check_tensors() const {
         fail_data(fmt::format("{}: the tensor {} is missing{}", folder_, name,
                               weight == Weight::kHead ? " and tie_word_embeddings is not true in config.json" : ""));
       if (tensor->dtype != "F32" && tensor->dtype != "F16" && tensor->dtype != "BF16")
-        fail_data(fmt::format("{}: tensor {} has dtype {}; F32, F16 and BF16 are supported", file->path(), name, tensor->dtype));
+        fail_data(fmt::format("{}: tensor {} has dtype {}; F32, F16 and BF16 are supported", file->path(), name,
+                              tensor->dtype));
       check_shape(file->path(), name, tensor->shape, facts_, weight);
       used.insert(name);
     }

@@ -23,7 +23,7 @@ struct ModelFacts {
   bool tied_head = false, qkv_bias = false, qk_norm = false;
   RopeFacts rope;
   CacheShape cache_shape() const;
-  int64_t kv_bytes_per_token(DType dtype) const;   // 2 * layers * kv_heads * head_dim * size
+  int64_t kv_bytes_per_token(DType dtype) const;  // 2 * layers * kv_heads * head_dim * size
   Json to_json() const;
 };
 
@@ -35,7 +35,7 @@ struct ModelTap {
 };
 
 struct RuntimeOptions {
-  DType weights = DType::kF32;   // or kBF16
+  DType weights = DType::kF32;  // or kBF16
 };
 
 enum class LogitRows { kNone, kLast, kAll };
@@ -44,9 +44,10 @@ class ModelRuntime {
  public:
   virtual ~ModelRuntime() = default;
   virtual const ModelFacts& facts() const = 0;
-  virtual const Tokenizer& tokenizer() const = 0;   // kBadData when the model came without one
-  // Runs `tokens` at positions [kv.cache().length(), ...) as one block: teacher forcing. A step is a block of one token;
-  // a long prompt may be given in blocks of any size. logits: (rows, vocab), rows = tokens for kAll, 1 for kLast.
+  virtual const Tokenizer& tokenizer() const = 0;  // kBadData when the model came without one
+  // Runs `tokens` at positions [kv.cache().length(), ...) as one block: teacher forcing. A step is a block of one
+  // token; a long prompt may be given in blocks of any size. logits: (rows, vocab), rows = tokens for kAll, 1 for
+  // kLast.
   virtual void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
                        Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr) = 0;
   // W_O of a layer, (hidden, q_heads*d).

@@ -16,7 +16,8 @@ namespace {
 void require_utf8(const std::string& text, const std::string& path) {
   for (utf8proc_ssize_t at = 0, n = static_cast<utf8proc_ssize_t>(text.size()); at < n;) {
     utf8proc_int32_t code = 0;
-    const utf8proc_ssize_t length = utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()) + at, n - at, &code);
+    const utf8proc_ssize_t length =
+        utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()) + at, n - at, &code);
     if (length < 1) fail_data(fmt::format("{}: byte {} does not start a UTF-8 character; texts are UTF-8", path, at));
     at += length;
   }
@@ -28,22 +29,28 @@ std::vector<int32_t> parse_token_ids(std::string_view text, int32_t vocab, const
   std::vector<int32_t> out;
   const char* at = text.data();
   const char* const end = at + text.size();
-  const auto separator = [](char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t' || c == ',' || c == '[' || c == ']'; };
+  const auto separator = [](char c) {
+    return c == ' ' || c == '\n' || c == '\r' || c == '\t' || c == ',' || c == '[' || c == ']';
+  };
   while (true) {
     while (at < end && separator(*at)) ++at;
     if (at == end) return out;
     int32_t id = 0;
     const auto r = std::from_chars(at, end, id);
     if (r.ec != std::errc() || (r.ptr < end && !separator(*r.ptr)))
-      fail_data(fmt::format("{}: byte {}: not a token id; a file of ids holds decimal numbers, or a JSON array of them", where, at - text.data()));
-    if (id < 0 || id >= vocab) fail_data(fmt::format("{}: byte {}: token id {} is outside the vocabulary of {}", where, at - text.data(), id, vocab));
+      fail_data(fmt::format("{}: byte {}: not a token id; a file of ids holds decimal numbers, or a JSON array of them",
+                            where, at - text.data()));
+    if (id < 0 || id >= vocab)
+      fail_data(
+          fmt::format("{}: byte {}: token id {} is outside the vocabulary of {}", where, at - text.data(), id, vocab));
     out.push_back(id);
     at = r.ptr;
   }
 }
 
-std::vector<TextDocument> read_documents(const std::vector<std::string>& texts, const std::vector<std::string>& token_ids,
-                                         const Tokenizer& tokenizer, int64_t max_tokens) {
+std::vector<TextDocument> read_documents(const std::vector<std::string>& texts,
+                                         const std::vector<std::string>& token_ids, const Tokenizer& tokenizer,
+                                         int64_t max_tokens) {
   if (texts.empty() && token_ids.empty()) fail_usage("no text was given; use --text FILE or --token-ids FILE");
   std::vector<TextDocument> out;
   for (const auto& path : texts) {
@@ -52,9 +59,11 @@ std::vector<TextDocument> read_documents(const std::vector<std::string>& texts, 
     out.push_back({std::filesystem::path(path).filename().string(), tokenizer.encode(text)});
   }
   for (const auto& path : token_ids)
-    out.push_back({std::filesystem::path(path).filename().string(), parse_token_ids(read_file(path), tokenizer.size(), path)});
+    out.push_back(
+        {std::filesystem::path(path).filename().string(), parse_token_ids(read_file(path), tokenizer.size(), path)});
   for (auto& d : out) {
-    if (max_tokens > 0 && static_cast<int64_t>(d.tokens.size()) > max_tokens) d.tokens.resize(static_cast<size_t>(max_tokens));
+    if (max_tokens > 0 && static_cast<int64_t>(d.tokens.size()) > max_tokens)
+      d.tokens.resize(static_cast<size_t>(max_tokens));
     if (d.tokens.empty()) fail_data(fmt::format("{}: holds no token", d.name));
   }
   return out;

@@ -10,19 +10,19 @@ namespace vqkv {
 
 struct SpecialTokens {
   int32_t bos = -1, eos = -1;
-  std::vector<int32_t> stop;   // every token that ends generation (eos, end of turn)
-  bool add_bos = false;        // the model's own tokenizer prepends BOS
+  std::vector<int32_t> stop;  // every token that ends generation (eos, end of turn)
+  bool add_bos = false;       // the model's own tokenizer prepends BOS
 };
 
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
-  virtual std::string kind() const = 0;        // "bpe/smollm", "spm", ...
+  virtual std::string kind() const = 0;  // "bpe/smollm", "spm", ...
   virtual int32_t size() const = 0;
   // Plain text; with parse_special, special tokens written in the text become their ids (chat templates).
   virtual std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const = 0;
   virtual std::string decode(const std::vector<int32_t>& ids, bool skip_special = false) const = 0;
-  virtual std::string piece(int32_t id) const = 0;   // the bytes of one token
+  virtual std::string piece(int32_t id) const = 0;  // the bytes of one token
   const SpecialTokens& special() const { return special_; }
   const std::string& chat_template() const { return chat_template_; }
 

@@ -58,7 +58,9 @@ class PlanCodec final : public Codec {
       Rng rng(key);
       for (size_t f = 0; f < l.fields.size(); ++f) {
         const int64_t n = int64_t{l.fields[f].slots} * (l.fields[f].per_token ? l.block_tokens : 1);
-        for (int64_t i = 0; i < n; ++i) out.fields[f][static_cast<size_t>(b * n + i)] = static_cast<uint16_t>(rng.below(entries(static_cast<int>(f))));
+        for (int64_t i = 0; i < n; ++i)
+          out.fields[f][static_cast<size_t>(b * n + i)] =
+              static_cast<uint16_t>(rng.below(entries(static_cast<int>(f))));
       }
       for (size_t s = 0; s < l.sides.size(); ++s) {
         const int64_t n = int64_t{l.sides[s].slots} * (l.sides[s].per_token ? l.block_tokens : 1);
@@ -71,7 +73,8 @@ class PlanCodec final : public Codec {
       if (overlay_every_ > 0)
         for (int64_t t = b * l.block_tokens; t < (b + 1) * l.block_tokens; ++t)
           if (rng.below(static_cast<uint64_t>(overlay_every_)) == 0)
-            out.overlay.push_back({static_cast<int32_t>(t), static_cast<int32_t>(rng.below(static_cast<uint64_t>(x.cols))),
+            out.overlay.push_back({static_cast<int32_t>(t),
+                                   static_cast<int32_t>(rng.below(static_cast<uint64_t>(x.cols))),
                                    round_to_f16(static_cast<float>(3 * rng.normal())), rng.below(2) == 0});
     }
   }
@@ -80,7 +83,8 @@ class PlanCodec final : public Codec {
   uint64_t entries(int field) const {
     uint64_t n = uint64_t{1} << plan_.layout.fields[static_cast<size_t>(field)].bits;
     for (const PlanTerm& t : plan_.terms) {
-      if (const auto* table = std::get_if<TableTerm>(&t); table && table->field == field) n = std::min<uint64_t>(n, static_cast<uint64_t>(table->entries));
+      if (const auto* table = std::get_if<TableTerm>(&t); table && table->field == field)
+        n = std::min<uint64_t>(n, static_cast<uint64_t>(table->entries));
       if (const auto* levels = std::get_if<LevelsTerm>(&t); levels && levels->field == field && !levels->levels.empty())
         n = std::min<uint64_t>(n, levels->levels.size());
     }
@@ -98,8 +102,8 @@ inline std::shared_ptr<const AlignedVector<float>> random_book(int64_t n, uint64
 }
 
 // Adds a product code: `slots` codewords of consecutive (or strided) channels; stages > 1 repeat it (residual).
-inline void add_table(DecodePlan& plan, int bits, int width, int stages = 1, bool strided = false, bool shared_book = false, int entries = 0,
-                      uint64_t key = 77) {
+inline void add_table(DecodePlan& plan, int bits, int width, int stages = 1, bool strided = false,
+                      bool shared_book = false, int entries = 0, uint64_t key = 77) {
   const int per_stage = plan.code_channels / width, slots = per_stage * stages;
   plan.layout.fields.push_back({"code" + std::to_string(plan.layout.fields.size()), bits, slots, true});
   TableTerm t;
@@ -111,13 +115,15 @@ inline void add_table(DecodePlan& plan, int bits, int width, int stages = 1, boo
   t.codewords = random_book(int64_t{t.books} * t.entries * width, key, 1.0 / stages);
   for (int s = 0; s < slots; ++s) {
     t.book_of_slot.push_back(shared_book ? s / per_stage : s);
-    for (int i = 0; i < width; ++i) t.channel.push_back(strided ? i * per_stage + s % per_stage : s % per_stage * width + i);
+    for (int i = 0; i < width; ++i)
+      t.channel.push_back(strided ? i * per_stage + s % per_stage : s % per_stage * width + i);
   }
   t.disjoint = stages == 1;
   plan.terms.push_back(t);
 }
 
-inline void add_levels(DecodePlan& plan, int bits, int group_channels, int group_tokens, bool per_token, bool table = false) {
+inline void add_levels(DecodePlan& plan, int bits, int group_channels, int group_tokens, bool per_token,
+                       bool table = false) {
   plan.layout.fields.push_back({"level", bits, plan.code_channels, true});
   LevelsTerm t;
   t.field = static_cast<int>(plan.layout.fields.size()) - 1;
@@ -186,7 +192,8 @@ inline std::shared_ptr<const CodecSet> make_set(const CacheShape& shape, int hea
 struct Tokens {
   Matrix<float> q, k, v;
   Tokens(const CacheShape& s, int64_t n, uint64_t key, bool hard = false)
-      : q(random_matrix(n, s.q_heads * s.head_dim, key)), k(random_matrix(n, s.kv_heads * s.head_dim, key + 1)),
+      : q(random_matrix(n, s.q_heads * s.head_dim, key)),
+        k(random_matrix(n, s.kv_heads * s.head_dim, key + 1)),
         v(random_matrix(n, s.kv_heads * s.head_dim, key + 2)) {
     if (!hard) return;
     for (int64_t t = 0; t < n; ++t)
@@ -200,15 +207,16 @@ struct Tokens {
 };
 
 struct Replay {
-  Matrix<float> out;      // (n, q_heads * d) of the last layer
+  Matrix<float> out;  // (n, q_heads * d) of the last layer
   AttendStats stats;
   double coded_share() const { return stats.coded_mass / stats.total_mass; }
 };
 
-// Runs n tokens through every layer (the same rows in each) in blocks; checks the ledger against the resource each time.
+// Runs n tokens through every layer (the same rows in each) in blocks; checks the ledger against the resource each
+// time.
 template <class Check>
-Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& policy, AttentionBackend& backend, const Tokens& x, int64_t block,
-              Visibility visibility, Check&& check) {
+Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& policy, AttentionBackend& backend,
+              const Tokens& x, int64_t block, Visibility visibility, Check&& check) {
   CountingResource memory;
   Replay r;
   const CacheShape shape = set->shape();
@@ -227,14 +235,16 @@ Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& policy, At
   r.stats = session.stats();
   return r;
 }
-inline Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& policy, AttentionBackend& backend, const Tokens& x, int64_t block,
-                     Visibility visibility = Visibility::kReplay) {
-  return replay(std::move(set), policy, backend, x, block, visibility, [](const CompressedCache&, const CountingResource&) {});
+inline Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& policy, AttentionBackend& backend,
+                     const Tokens& x, int64_t block, Visibility visibility = Visibility::kReplay) {
+  return replay(std::move(set), policy, backend, x, block, visibility,
+                [](const CompressedCache&, const CountingResource&) {});
 }
 
 inline double worst_difference(const Matrix<float>& a, const Matrix<float>& b) {
   double worst = 0;
-  for (size_t i = 0; i < a.storage.size(); ++i) worst = std::max(worst, std::abs(static_cast<double>(a.storage[i]) - b.storage[i]));
+  for (size_t i = 0; i < a.storage.size(); ++i)
+    worst = std::max(worst, std::abs(static_cast<double>(a.storage[i]) - b.storage[i]));
   return worst;
 }
 

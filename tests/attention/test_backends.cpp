@@ -26,8 +26,10 @@ std::vector<Case> cases() {
   return {
       {"product code, 8 bits, width 4", [](DecodePlan& p, Role) { add_table(p, 8, 4); }},
       {"product code, 4 bits, width 2", [](DecodePlan& p, Role) { add_table(p, 4, 2); }},
-      {"product code, 10 bits of 700 entries, width 8", [](DecodePlan& p, Role) { add_table(p, 10, 8, 1, false, false, 700); }},
-      {"residual, 3 stages over 16 channels, shared books", [](DecodePlan& p, Role) { add_table(p, 6, 16, 3, false, true); }},
+      {"product code, 10 bits of 700 entries, width 8",
+       [](DecodePlan& p, Role) { add_table(p, 10, 8, 1, false, false, 700); }},
+      {"residual, 3 stages over 16 channels, shared books",
+       [](DecodePlan& p, Role) { add_table(p, 6, 16, 3, false, true); }},
       {"strided residual", [](DecodePlan& p, Role) { add_table(p, 7, 8, 2, true, true); }},
       {"product code with bias, map and token scale",
        [](DecodePlan& p, Role) {
@@ -37,7 +39,13 @@ std::vector<Case> cases() {
          p.inner_bias = random_bias(p.channels, 6);
          p.outer_bias = random_bias(p.channels, 7);
        }},
-      {"map to more code channels than channels", [](DecodePlan& p, Role) { add_table(p, 5, 4); add_map(p, 8); p.outer_bias = random_bias(p.channels, 3); }, 1, 0, 16},
+      {"map to more code channels than channels",
+       [](DecodePlan& p, Role) {
+         add_table(p, 5, 4);
+         add_map(p, 8);
+         p.outer_bias = random_bias(p.channels, 3);
+       },
+       1, 0, 16},
       {"diagonal map and bias",
        [](DecodePlan& p, Role) {
          add_table(p, 8, 8);
@@ -45,20 +53,49 @@ std::vector<Case> cases() {
          p.inner_bias = random_bias(p.channels, 10);
          add_token_scale(p, 1);
        }},
-      {"scale groups inside a head", [](DecodePlan& p, Role) { add_table(p, 8, 4); add_map(p, 11); add_token_scale(p, p.channels / 16); }},
+      {"scale groups inside a head",
+       [](DecodePlan& p, Role) {
+         add_table(p, 8, 4);
+         add_map(p, 11);
+         add_token_scale(p, p.channels / 16);
+       }},
       {"levels, per token", [](DecodePlan& p, Role) { add_levels(p, 3, 16, 1, true); }},
       {"levels, token groups", [](DecodePlan& p, Role) { add_levels(p, 2, 1, 16, false); }, 32},
-      {"non-uniform levels through a map", [](DecodePlan& p, Role) { add_levels(p, 4, 8, 32, false, true); add_map(p, 12); }, 32},
+      {"non-uniform levels through a map",
+       [](DecodePlan& p, Role) {
+         add_levels(p, 4, 8, 32, false, true);
+         add_map(p, 12);
+       },
+       32},
       {"dense channels beside a table",
        [](DecodePlan& p, Role) {
          add_table(p, 8, 4);
          add_dense(p, {1, 5, 6});
        }},
-      {"overlay", [](DecodePlan& p, Role) { add_table(p, 8, 4); add_map(p, 13); }, 1, 3},
+      {"overlay",
+       [](DecodePlan& p, Role) {
+         add_table(p, 8, 4);
+         add_map(p, 13);
+       },
+       1, 3},
       {"overlay on levels", [](DecodePlan& p, Role) { add_levels(p, 2, 8, 1, true); }, 1, 5},
-      {"keys before RoPE", [](DecodePlan& p, Role r) { add_table(p, 8, 4); p.outer_bias = random_bias(p.channels, 4); if (r == Role::kKey) p.rope = RopePlacement::kPre; }},
-      {"keys before RoPE through a map", [](DecodePlan& p, Role r) { add_table(p, 6, 8, 2); add_map(p, 15); if (r == Role::kKey) p.rope = RopePlacement::kPre; }},
-      {"score map", [](DecodePlan& p, Role) { add_table(p, 8, 4); p.score = {ScoreMap::Kind::kRange, 0.3f, 0.2f}; }},
+      {"keys before RoPE",
+       [](DecodePlan& p, Role r) {
+         add_table(p, 8, 4);
+         p.outer_bias = random_bias(p.channels, 4);
+         if (r == Role::kKey) p.rope = RopePlacement::kPre;
+       }},
+      {"keys before RoPE through a map",
+       [](DecodePlan& p, Role r) {
+         add_table(p, 6, 8, 2);
+         add_map(p, 15);
+         if (r == Role::kKey) p.rope = RopePlacement::kPre;
+       }},
+      {"score map",
+       [](DecodePlan& p, Role) {
+         add_table(p, 8, 4);
+         p.score = {ScoreMap::Kind::kRange, 0.3f, 0.2f};
+       }},
   };
 }
 
@@ -80,7 +117,9 @@ CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
 
 // fp32 sums of n terms of size s err by about sqrt(n) * 2^-24 * s; logits err by that times |q||k| and enter through
 // exp. 64 covers the constants of a softmax over values of unit size, with logits up to 40.
-double tolerance(double logit_scale, int64_t d) { return 64.0 * 0x1p-24 * std::sqrt(static_cast<double>(d)) * (1.0 + logit_scale); }
+double tolerance(double logit_scale, int64_t d) {
+  return 64.0 * 0x1p-24 * std::sqrt(static_cast<double>(d)) * (1.0 + logit_scale);
+}
 
 }  // namespace
 
@@ -119,7 +158,8 @@ TEST_CASE("Heads, groups and head sizes", "[backends]") {
   const auto set = set_of(cases()[0], shape, 1);
   const Tokens x(shape, 90, 41);
   const CachePolicy policy = policy_of(1, {10, 4}, {10, 4});
-  CHECK(worst_difference(replay(set, policy, *reference, x, 30).out, replay(set, policy, *fast, x, 30).out) < tolerance(8, d));
+  CHECK(worst_difference(replay(set, policy, *reference, x, 30).out, replay(set, policy, *fast, x, 30).out) <
+        tolerance(8, d));
 }
 
 TEST_CASE("The identity codec gives the bits of the exact cache", "[identity]") {
@@ -168,7 +208,8 @@ TEST_CASE("Nothing coded yet, no window, sinks only", "[backends]") {
   const Tokens x(shape, 60, 71);
   const auto same = [&](const CachePolicy& policy) {
     for (const int64_t block : {1, 13, 60})
-      CHECK(worst_difference(replay(set, policy, *reference, x, block).out, replay(set, policy, *fast, x, block).out) < tolerance(8, 64));
+      CHECK(worst_difference(replay(set, policy, *reference, x, block).out, replay(set, policy, *fast, x, block).out) <
+            tolerance(8, 64));
   };
   same(policy_of(4, {128, 64}, {128, 64}));
   same(policy_of(0, {0, 1}, {0, 1}));
@@ -219,7 +260,8 @@ TEST_CASE("Hard keys go through fp32 tables", "[table]") {
   const Tokens x(shape, 200, 91, true);
   const CachePolicy policy = policy_of(2, {16, 16}, {16, 16});
   for (const int64_t block : {1, 64})
-    CHECK(worst_difference(replay(set, policy, *reference, x, block).out, replay(set, policy, *table, x, block).out) < tolerance(200, 64) + 12.0 * scan::kScanLimit);
+    CHECK(worst_difference(replay(set, policy, *reference, x, block).out, replay(set, policy, *table, x, block).out) <
+          tolerance(200, 64) + 12.0 * scan::kScanLimit);
 }
 
 TEST_CASE("Fixed-point tables: the stated bound holds, all kernels agree", "[table]") {
@@ -279,7 +321,8 @@ TEST_CASE("8-bit tables: the bound of each row holds, all kernels agree", "[tabl
       const double rounding = static_cast<double>(slots) * 0x1p-22;
       for (int64_t i = 0; i < 5 * 64; ++i) {
         double exact = 0;
-        for (int64_t s = 0; s < slots; ++s) exact += lut(s, codes[static_cast<size_t>(i / 64 * slots * 64 + s * 64 + i % 64)]);
+        for (int64_t s = 0; s < slots; ++s)
+          exact += lut(s, codes[static_cast<size_t>(i / 64 * slots * 64 + s * 64 + i % 64)]);
         CHECK(std::abs(portable[i] - exact) <= tables.bound + rounding);
       }
     }
@@ -353,8 +396,10 @@ TEST_CASE("Token scales multiply the error of tables, so loud tokens take fp32",
   const Tokens x(shape, 200, 83);
   const CachePolicy policy = policy_of(2, {16, 16}, {16, 16});
   const Replay want = replay(set, policy, *reference, x, 1);
-  for (const auto& [name, limit] : {std::pair{"cpu-table", scan::kScanLimit}, std::pair{"cpu-table8", scan::kByteScanLimit}})
-    CHECK(worst_difference(want.out, replay(set, policy, *make_attention_backend(name), x, 1).out) < tolerance(8, 64) + 6.0 * std::expm1(2.0 * limit));
+  for (const auto& [name, limit] :
+       {std::pair{"cpu-table", scan::kScanLimit}, std::pair{"cpu-table8", scan::kByteScanLimit}})
+    CHECK(worst_difference(want.out, replay(set, policy, *make_attention_backend(name), x, 1).out) <
+          tolerance(8, 64) + 6.0 * std::expm1(2.0 * limit));
 }
 
 TEST_CASE("auto names what ran, and its choice depends on the plan alone", "[table]") {
@@ -382,11 +427,15 @@ TEST_CASE("auto names what ran, and its choice depends on the plan alone", "[tab
     const int64_t n = t == 0 ? 2096 : 1;
     Matrix<float> a(n, many.q.cols), b(n, many.q.cols);
     fast_session.begin_block(n);
-    fast_session.attend(0, many.q.view().slice_rows(t, n), many.k.view().slice_rows(t, n), many.v.view().slice_rows(t, n), a);
+    fast_session.attend(0, many.q.view().slice_rows(t, n), many.k.view().slice_rows(t, n),
+                        many.v.view().slice_rows(t, n), a);
     fast_session.end_block();
     slow_session.begin_block(n);
-    if (n == 1) slow_session.attend(0, many.q.view().slice_rows(t, n), many.k.view().slice_rows(t, n), many.v.view().slice_rows(t, n), b);
-    else slow.append(0, many.k.view().slice_rows(t, n), many.v.view().slice_rows(t, n));
+    if (n == 1)
+      slow_session.attend(0, many.q.view().slice_rows(t, n), many.k.view().slice_rows(t, n),
+                          many.v.view().slice_rows(t, n), b);
+    else
+      slow.append(0, many.k.view().slice_rows(t, n), many.v.view().slice_rows(t, n));
     slow_session.end_block();
     if (n == 1) CHECK(worst_difference(a, b) < tolerance(8, 128) + 2.0 * 6.0 * scan::kScanLimit);
     if (n == 2096) CHECK(mixed->paths() == std::vector<std::string>{"cpu-reconstruct"});
@@ -395,9 +444,7 @@ TEST_CASE("auto names what ran, and its choice depends on the plan alone", "[tab
   CHECK_THROWS_AS(make_attention_backend("cpu-tabel"), Error);
   try {
     make_attention_backend("cuda-table");
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kUnavailable);
-  }
+  } catch (const Error& e) { CHECK(e.kind() == ErrorKind::kUnavailable); }
 }
 
 namespace {
@@ -433,7 +480,8 @@ TEST_CASE("Evicted tokens get no mass, and a tap sees the probabilities", "[evic
     Recorder tap;
     session.set_tap(&tap);
     session.begin_block(30);
-    session.attend(0, x.q.view().slice_rows(300, 30), x.k.view().slice_rows(300, 30), x.v.view().slice_rows(300, 30), last);
+    session.attend(0, x.q.view().slice_rows(300, 30), x.k.view().slice_rows(300, 30), x.v.view().slice_rows(300, 30),
+                   last);
     session.end_block();
     REQUIRE(tap.seen.size() == 4);
     for (int64_t i = 0; i < 30; ++i) {
@@ -459,7 +507,8 @@ namespace {
 // Keeps the newest tokens and those that received most attention so far, as H2O does.
 class HeavyHitters final : public KeepPolicy {
  public:
-  HeavyHitters(int heads, int64_t budget, int64_t recent) : sums(static_cast<size_t>(heads)), gone(sums.size()), budget_(budget), recent_(recent) {}
+  HeavyHitters(int heads, int64_t budget, int64_t recent)
+      : sums(static_cast<size_t>(heads)), gone(sums.size()), budget_(budget), recent_(recent) {}
   void observe(int, int kv_head, int64_t first_position, std::span<const float> mass) override {
     auto& sum = sums[static_cast<size_t>(kv_head)];
     CHECK(static_cast<int64_t>(sum.size()) == first_position);
@@ -478,7 +527,8 @@ class HeavyHitters final : public KeepPolicy {
     std::vector<int64_t> old;
     for (int64_t t = 0; t < length - recent_; ++t)
       if (!lost.count(t)) old.push_back(t);
-    std::stable_sort(old.begin(), old.end(), [&](int64_t a, int64_t b) { return sum[static_cast<size_t>(a)] > sum[static_cast<size_t>(b)]; });
+    std::stable_sort(old.begin(), old.end(),
+                     [&](int64_t a, int64_t b) { return sum[static_cast<size_t>(a)] > sum[static_cast<size_t>(b)]; });
     std::vector<KeepDecision> out;
     for (size_t i = static_cast<size_t>(budget_); i < old.size(); ++i) {
       lost.insert(old[i]);
@@ -514,7 +564,8 @@ TEST_CASE("A keep policy sees what tokens receive, and what it drops stays dropp
     Matrix<float> out(240, shape.q_heads * 64);
     for (int64_t t = 0; t < 240; t += 40) {
       session.begin_block(40);
-      session.attend(0, x.q.view().slice_rows(t, 40), x.k.view().slice_rows(t, 40), x.v.view().slice_rows(t, 40), MutMatrix(out).slice_rows(t, 40));
+      session.attend(0, x.q.view().slice_rows(t, 40), x.k.view().slice_rows(t, 40), x.v.view().slice_rows(t, 40),
+                     MutMatrix(out).slice_rows(t, 40));
       session.end_block();
     }
     CHECK(tap.seen.size() == 6 * 6);
@@ -525,8 +576,10 @@ TEST_CASE("A keep policy sees what tokens receive, and what it drops stays dropp
     }
     CHECK(policy.gone[0] != policy.gone[1]);
     // Masses that nearly tie may fall to either side of the budget under the coarser logits of tables.
-    if (outs.empty()) first_gone = policy.gone;
-    else if (policy.gone == first_gone) CHECK(worst_difference(outs[0], out) < tolerance(8, 64) + 12.0 * scan::kScanLimit);
+    if (outs.empty())
+      first_gone = policy.gone;
+    else if (policy.gone == first_gone)
+      CHECK(worst_difference(outs[0], out) < tolerance(8, 64) + 12.0 * scan::kScanLimit);
     if (std::string(name) == "cpu-reconstruct") CHECK(policy.gone == first_gone);
     outs.push_back(std::move(out));
   }
@@ -552,8 +605,8 @@ TEST_CASE("Sequences do not see each other", "[backends]") {
     for (int64_t t = 0; t < 120; t += 8)
       for (size_t i = 0; i < 3; ++i) {
         sessions[i]->begin_block(8);
-        sessions[i]->attend(0, tokens[i].q.view().slice_rows(t, 8), tokens[i].k.view().slice_rows(t, 8), tokens[i].v.view().slice_rows(t, 8),
-                            MutMatrix(outs[i]).slice_rows(t, 8));
+        sessions[i]->attend(0, tokens[i].q.view().slice_rows(t, 8), tokens[i].k.view().slice_rows(t, 8),
+                            tokens[i].v.view().slice_rows(t, 8), MutMatrix(outs[i]).slice_rows(t, 8));
         sessions[i]->end_block();
       }
     for (size_t i = 0; i < 3; ++i) {
@@ -574,7 +627,8 @@ TEST_CASE("Attention after a rollback equals attention without it", "[backends]"
     Matrix<float> out(20, shape.q_heads * 64), first(200, shape.q_heads * 64);
     const auto block = [&](int64_t from, int64_t n, Matrix<float>& to) {
       session.begin_block(n);
-      session.attend(0, x.q.view().slice_rows(from, n), x.k.view().slice_rows(from, n), x.v.view().slice_rows(from, n), to);
+      session.attend(0, x.q.view().slice_rows(from, n), x.k.view().slice_rows(from, n), x.v.view().slice_rows(from, n),
+                     to);
       session.end_block();
     };
     block(0, 200, first);

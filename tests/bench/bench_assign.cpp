@@ -30,7 +30,8 @@ void product(benchmark::State& state) {
   for (auto _ : state) {
     for (int64_t r = 0; r < rows; r += 64)
       for (int64_t g = 0; g < groups; ++g) {
-        books[static_cast<size_t>(g)].assign_rows(x.view().slice_rows(r, 64).slice_cols(g * width, width), index.data());
+        books[static_cast<size_t>(g)].assign_rows(x.view().slice_rows(r, 64).slice_cols(g * width, width),
+                                                  index.data());
         benchmark::DoNotOptimize(index.data());
       }
   }
@@ -52,8 +53,14 @@ void full(benchmark::State& state) {
   state.counters["GF/s"] = benchmark::Counter(2e-9 * static_cast<double>(width * entries * rows),
                                               benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK(full)->Args({32, 2048})->Args({64, 256})->Args({128, 256})->Args({128, 1024})->Args({512, 1024})
-    ->Args({4864, 256})->Unit(benchmark::kMillisecond);
+BENCHMARK(full)
+    ->Args({32, 2048})
+    ->Args({64, 256})
+    ->Args({128, 256})
+    ->Args({128, 1024})
+    ->Args({512, 1024})
+    ->Args({4864, 256})
+    ->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

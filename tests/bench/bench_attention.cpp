@@ -43,7 +43,8 @@ void step(benchmark::State& state, const char* backend_name, bool coded, DType e
     backend->attend(cache, 0, x.q.view().slice_rows(1, 1), out);
     benchmark::DoNotOptimize(out.data());
   }
-  state.counters["time/token"] = benchmark::Counter(static_cast<double>(context), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.counters["time/token"] = benchmark::Counter(
+      static_cast<double>(context), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

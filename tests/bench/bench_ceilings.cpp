@@ -1,5 +1,5 @@
-// What this processor can do at most, measured beside the other benches: fp32 multiply-adds of one core in registers, and
-// bytes read from memory. A ratio against another engine cannot pass what these leave room for.
+// What this processor can do at most, measured beside the other benches: fp32 multiply-adds of one core in registers,
+// and bytes read from memory. A ratio against another engine cannot pass what these leave room for.
 //   bench_ceilings [--benchmark_filter=fma]
 #include <benchmark/benchmark.h>
 

@@ -1,13 +1,16 @@
 // Forced replay of SmolLM2 with a coded cache, encoding included, against the exact cache in the same run.
 //   bench_replay [CONTEXT=1024] [ROUNDS=3] [CODEC...]       prints JSON; VQKV_MODEL names another model
-// Candidates and the exact cache take turns stretch by stretch (256 tokens); a round is one window; medians over rounds.
-// No window: every token is coded, so nothing of the encoder's cost hides behind exact rows. Codebooks are trained on
-// random rows, since neither search nor attention looks at values: what is measured here says nothing of quality.
+// Candidates and the exact cache take turns stretch by stretch (256 tokens); a round is one window; medians over
+// rounds. No window: every token is coded, so nothing of the encoder's cost hides behind exact rows. Codebooks are
+// trained on random rows, since neither search nor attention looks at values: what is measured here says nothing of
+// quality.
 //
 // What to expect, in multiply-accumulates (MAC) a token. The model: parameters of the layers and the head, 134.5 M for
-// SmolLM2 (the embedding is a look-up and, tied, counted once as the head). Encoders, for 180 heads and roles of 64 channels:
+// SmolLM2 (the embedding is a look-up and, tied, counted once as the head). Encoders, for 180 heads and roles of 64
+// channels:
 //   pq 16x256      16 * 256 * 4 a vector,              2.9 M a token:  2 % of the model
-//   rvq 16x256 b5  (1 + 15 * 5) * 256 * 64 a vector, 224 M a token:  1.7 x the model (scored directly: tables of products
+//   rvq 16x256 b5  (1 + 15 * 5) * 256 * 64 a vector, 224 M a token:  1.7 x the model (scored directly: tables of
+//   products
 //                  would take more than kBeamTableBytes a codec)
 //   vqkv           28 * 1024 * 64 a key, 8 * 512 * 64 a value, 189 M a token: 1.4 x the model
 // A ratio below model / (model + encoder) means that the encoder runs at fewer MAC/s than the model's products
@@ -56,11 +59,24 @@ struct Case {
 std::vector<Case> cases(double d) {
   return {{"pq 16x256", {{"name", "pq"}, {"codebooks", 16}, {"bits", 8}, {"iterations", 1}}, 256 * d, 256 * d},
           {"rvq 16x256 beam 5",
-           {{"name", "rvq"}, {"codebooks", 16}, {"bits", 8}, {"encoding", "beam"}, {"beam", 5}, {"refine", 0}, {"iterations", 1}},
-           (1 + 15 * 5) * 256 * d, (1 + 15 * 5) * 256 * d},
+           {{"name", "rvq"},
+            {"codebooks", 16},
+            {"bits", 8},
+            {"encoding", "beam"},
+            {"beam", 5},
+            {"refine", 0},
+            {"iterations", 1}},
+           (1 + 15 * 5) * 256 * d,
+           (1 + 15 * 5) * 256 * d},
           {"vqkv k 28x1024 v 8x512",
-           {{"name", "simvq"}, {"share", "heads"}, {"rounds", 1}, {"points", 1}, {"k", {{"codebooks", 28}, {"bits", 10}}}, {"v", {{"codebooks", 8}, {"bits", 9}}}},
-           28 * 1024 * d, 8 * 512 * d}};
+           {{"name", "simvq"},
+            {"share", "heads"},
+            {"rounds", 1},
+            {"points", 1},
+            {"k", {{"codebooks", 28}, {"bits", 10}}},
+            {"v", {{"codebooks", 8}, {"bits", 9}}}},
+           28 * 1024 * d,
+           8 * 512 * d}};
 }
 
 }  // namespace
@@ -80,7 +96,9 @@ int main(int argc, char** argv) {
 
   std::vector<Case> chosen;
   for (auto& c : cases(shape.head_dim))
-    if (wanted.empty() || std::any_of(wanted.begin(), wanted.end(), [&](const std::string& w) { return c.name.rfind(w, 0) == 0; })) chosen.push_back(std::move(c));
+    if (wanted.empty() ||
+        std::any_of(wanted.begin(), wanted.end(), [&](const std::string& w) { return c.name.rfind(w, 0) == 0; }))
+      chosen.push_back(std::move(c));
   CachePolicy policy;
   policy.k = policy.v = {1, 1};
   std::vector<ReplayCandidate> candidates;
@@ -88,12 +106,15 @@ int main(int argc, char** argv) {
     TrainOptions options;
     options.cell = "bench";
     options.model_hash = facts.hash;
-    candidates.push_back({.label = c.name, .codecs = train_codec_set(resolve_codec(c.codec, shape), shape, RandomRows(), options), .policy = policy});
+    candidates.push_back({.label = c.name,
+                          .codecs = train_codec_set(resolve_codec(c.codec, shape), shape, RandomRows(), options),
+                          .policy = policy});
   }
   const bool bos = model->tokenizer().special().add_bos;
   std::vector<ReplayText> texts(1);
   Rng rng(1);
-  for (int64_t i = 0; i < context - bos; ++i) texts[0].tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(facts.vocab))));
+  for (int64_t i = 0; i < context - bos; ++i)
+    texts[0].tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(facts.vocab))));
 
   std::vector<double> exact;
   std::map<std::string, std::vector<double>> total, ratio, encode, attend;
@@ -112,21 +133,37 @@ int main(int argc, char** argv) {
   const auto median = [](const std::vector<double>& x) { return quantile(x, 0.5); };
   const double tokens = static_cast<double>(context);
   // Tied heads are in `parameters` once; a head of its own leaves the embedding as a look-up.
-  const double model_macs = static_cast<double>(facts.parameters) - (facts.tied_head ? 0.0 : static_cast<double>(facts.vocab) * facts.hidden);
+  const double model_macs =
+      static_cast<double>(facts.parameters) - (facts.tied_head ? 0.0 : static_cast<double>(facts.vocab) * facts.hidden);
   Json rows = Json::array();
-  rows.push_back({{"codec", "exact"}, {"tokens_per_s", tokens / median(exact)}, {"ratio", 1.0}, {"seconds", median(exact)}});
+  rows.push_back(
+      {{"codec", "exact"}, {"tokens_per_s", tokens / median(exact)}, {"ratio", 1.0}, {"seconds", median(exact)}});
   for (size_t c = 0; c < chosen.size(); ++c) {
     const std::string& name = chosen[c].name;
     const double macs = (chosen[c].key_macs + chosen[c].value_macs) * shape.layers * shape.kv_heads;
     const double coded = tokens - static_cast<double>(policy.sinks);
-    rows.push_back({{"codec", name}, {"path", last.tracks[c].path}, {"tokens_per_s", tokens / median(total[name])}, {"ratio", median(ratio[name])},
-                    {"seconds", median(total[name])}, {"encode_s", median(encode[name])}, {"attend_s", median(attend[name])},
-                    {"encode_mmac_per_token", macs / 1e6}, {"encode_over_model_macs", macs / model_macs},
+    rows.push_back({{"codec", name},
+                    {"path", last.tracks[c].path},
+                    {"tokens_per_s", tokens / median(total[name])},
+                    {"ratio", median(ratio[name])},
+                    {"seconds", median(total[name])},
+                    {"encode_s", median(encode[name])},
+                    {"attend_s", median(attend[name])},
+                    {"encode_mmac_per_token", macs / 1e6},
+                    {"encode_over_model_macs", macs / model_macs},
                     {"ratio_by_arithmetic", model_macs / (model_macs + macs)},
-                    {"encode_gmac_per_s", macs * coded / median(encode[name]) / 1e9}, {"bytes_of_codes", last.tracks[c].bytes.codes}});
+                    {"encode_gmac_per_s", macs * coded / median(encode[name]) / 1e9},
+                    {"bytes_of_codes", last.tracks[c].bytes.codes}});
   }
-  const Json out = {{"bench", "replay"}, {"model", facts.name}, {"cpu", cpu_model_name()}, {"threads", thread_count()}, {"context", context}, {"rounds", rounds},
-                    {"model_mmac_per_token", model_macs / 1e6}, {"codebooks", "trained on random rows: speed only"}, {"rows", rows}};
+  const Json out = {{"bench", "replay"},
+                    {"model", facts.name},
+                    {"cpu", cpu_model_name()},
+                    {"threads", thread_count()},
+                    {"context", context},
+                    {"rounds", rounds},
+                    {"model_mmac_per_token", model_macs / 1e6},
+                    {"codebooks", "trained on random rows: speed only"},
+                    {"rows", rows}};
   std::fputs((out.dump(1) + "\n").c_str(), stdout);
   return 0;
 }

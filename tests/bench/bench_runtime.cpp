@@ -80,9 +80,18 @@ void product(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * 2 * m * n * k);
   state.SetBytesProcessed(state.iterations() * n * k * 4);
 }
-BENCHMARK(product)->Args({512, 576, 960})->Args({512, 576, 576})->Args({512, 576, 3072})->Args({512, 1536, 576})
-    ->Args({512, 4864, 896})->Args({16, 576, 3072})->Args({1, 576, 3072})->Args({1, 1536, 576})->Args({1, 576, 49152})
-    ->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(product)
+    ->Args({512, 576, 960})
+    ->Args({512, 576, 576})
+    ->Args({512, 576, 3072})
+    ->Args({512, 1536, 576})
+    ->Args({512, 4864, 896})
+    ->Args({16, 576, 3072})
+    ->Args({1, 576, 3072})
+    ->Args({1, 1536, 576})
+    ->Args({1, 576, 49152})
+    ->Unit(benchmark::kMicrosecond)
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace vqkv

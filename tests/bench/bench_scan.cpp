@@ -44,22 +44,28 @@ void run(benchmark::State& state, Body&& body) {
       benchmark::DoNotOptimize(out);
     }
   }
-  state.counters["lookups/s"] = benchmark::Counter(static_cast<double>(kRuns * slots * 64), benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["lookups/s"] =
+      benchmark::Counter(static_cast<double>(kRuns * slots * 64), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void scan_fixed16(benchmark::State& state) {
   if (!scan::fixed_available()) return state.SkipWithError("needs AVX-512 VBMI");
-  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) { scan::fixed(d.tables, runs, 4, slots, out); });
+  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) {
+    scan::fixed(d.tables, runs, 4, slots, out);
+  });
 }
 
 void scan_bytes8(benchmark::State& state) {
   if (!scan::fixed_available()) return state.SkipWithError("needs AVX-512 VBMI");
-  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) { scan::bytes(d.bytes, runs, 4, slots, out); });
+  run(state, [](const Data& d, const uint8_t* const* runs, int64_t, int64_t slots, float* out) {
+    scan::bytes(d.bytes, runs, 4, slots, out);
+  });
 }
 
 void scan_fp32(benchmark::State& state) {
   run(state, [](const Data& d, const uint8_t* const*, int64_t at, int64_t slots, float* out) {
-    for (int64_t n = 0; n < 4; ++n) scan::plain(d.lut.data(), 256, d.wide.data() + at + n * slots * 64, slots, out + 64 * n);
+    for (int64_t n = 0; n < 4; ++n)
+      scan::plain(d.lut.data(), 256, d.wide.data() + at + n * slots * 64, slots, out + 64 * n);
   });
 }
 
@@ -71,7 +77,8 @@ void multiply_tile(benchmark::State& state) {
     kernels::multiply(q.data(), 64, k.data(), 128, s.data(), 128, rows, 64, 128, false);
     benchmark::DoNotOptimize(s.data());
   }
-  state.counters["flop/s"] = benchmark::Counter(static_cast<double>(2 * rows * 64 * 128), benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["flop/s"] =
+      benchmark::Counter(static_cast<double>(2 * rows * 64 * 128), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 BENCHMARK(scan_fixed16)->Arg(16)->Arg(32)->Arg(56);

@@ -20,7 +20,7 @@ namespace {
 using namespace vqkv;
 
 constexpr int64_t kWindow = 2048, kWindows = 4;
-constexpr size_t kPiece = size_t{128} << 10;   // one chunk of one head
+constexpr size_t kPiece = size_t{128} << 10;  // one chunk of one head
 
 TraceInfo info() {
   TraceInfo i;
@@ -66,7 +66,9 @@ const TraceWindowData& window() {
 
 std::string place(const std::string& name) {
   const char* folder = std::getenv("VQKV_BENCH_DIR");
-  return (std::filesystem::path(folder ? folder : std::filesystem::temp_directory_path().string()) / (name + std::to_string(getpid()))).string();
+  return (std::filesystem::path(folder ? folder : std::filesystem::temp_directory_path().string()) /
+          (name + std::to_string(getpid())))
+      .string();
 }
 
 int64_t write_trace(const std::string& path, double* seconds, double* hash) {
@@ -107,7 +109,9 @@ void plain_write(benchmark::State& state) {
     const int fd = ::open(path.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644);
     for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(kPiece)) {
       const size_t n = std::min(kPiece, static_cast<size_t>(bytes - at));
-      if (::pwrite(fd, buffer.data() + static_cast<size_t>(at) % (buffer.size() - kPiece), n, at) != static_cast<ssize_t>(n)) state.SkipWithError("pwrite failed");
+      if (::pwrite(fd, buffer.data() + static_cast<size_t>(at) % (buffer.size() - kPiece), n, at) !=
+          static_cast<ssize_t>(n))
+        state.SkipWithError("pwrite failed");
     }
     ::fsync(fd);
     ::close(fd);

@@ -1,5 +1,5 @@
-// Training and residual encoding, one thread. Items of encode are vectors; of kmeans, vectors times iterations. The pair
-// `kmeans_plain` is the same FAISS training without our assignment, in the same process.
+// Training and residual encoding, one thread. Items of encode are vectors; of kmeans, vectors times iterations. The
+// pair `kmeans_plain` is the same FAISS training without our assignment, in the same process.
 #include <benchmark/benchmark.h>
 #include <dlfcn.h>
 #include <faiss/Clustering.h>
@@ -31,7 +31,8 @@ constexpr int kIterations = 5;
 void kmeans_ours(benchmark::State& state) {
   set_thread_count(1);
   const auto x = gaussian(65536, state.range(0), 1);
-  for (auto _ : state) benchmark::DoNotOptimize(kmeans(x, {}, state.range(1), {kIterations, 65536}, Rng(1)).codewords.data());
+  for (auto _ : state)
+    benchmark::DoNotOptimize(kmeans(x, {}, state.range(1), {kIterations, 65536}, Rng(1)).codewords.data());
   state.SetItemsProcessed(state.iterations() * kIterations * x.rows);
 }
 
@@ -54,7 +55,8 @@ void kmeans_plain(benchmark::State& state) {
 }
 
 // width, codewords: a product code's sub-vectors, one head's residual stage, VQKV's keys.
-#define KMEANS_SHAPES Args({4, 256})->Args({8, 256})->Args({64, 256})->Args({128, 256})->Args({128, 1024})->Unit(benchmark::kMillisecond)
+#define KMEANS_SHAPES \
+  Args({4, 256})->Args({8, 256})->Args({64, 256})->Args({128, 256})->Args({128, 1024})->Unit(benchmark::kMillisecond)
 BENCHMARK(kmeans_ours)->KMEANS_SHAPES;
 BENCHMARK(kmeans_plain)->KMEANS_SHAPES;
 
@@ -73,7 +75,13 @@ void residual(benchmark::State& state) {
   for (auto _ : state) quantizer.encode(x, codes.data());
   state.SetItemsProcessed(state.iterations() * rows);
 }
-BENCHMARK(residual)->Args({8, 256, 1})->Args({8, 256, 2})->Args({8, 256, 5})->Args({16, 256, 1})->Args({16, 256, 5})->Args({56, 1024, 1})
+BENCHMARK(residual)
+    ->Args({8, 256, 1})
+    ->Args({8, 256, 2})
+    ->Args({8, 256, 5})
+    ->Args({16, 256, 1})
+    ->Args({16, 256, 5})
+    ->Args({56, 1024, 1})
     ->Unit(benchmark::kMillisecond);
 
 // One stage of VQKV's keys at head_dim 64, 20 rounds of least squares on 32 vectors a codeword.

@@ -18,23 +18,29 @@ CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
   return p;
 }
 
-void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t n, Visibility visibility = Visibility::kReplay) {
+void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t n,
+          Visibility visibility = Visibility::kReplay) {
   cache.begin_block(n, visibility);
   for (int layer = 0; layer < cache.shape().layers; ++layer)
     cache.append(layer, x.k.view().slice_rows(first, n), x.v.view().slice_rows(first, n));
   cache.end_block();
 }
 
-std::shared_ptr<const CodecSet> pq_set(const CacheShape& shape, int heads, int bits = 8, int block = 1, int overlay = 0) {
+std::shared_ptr<const CodecSet> pq_set(const CacheShape& shape, int heads, int bits = 8, int block = 1,
+                                       int overlay = 0) {
   return make_set(shape, heads, [&](Role role, int channels) {
     DecodePlan p = empty_plan(channels, block);
-    if (role == Role::kKey) add_table(p, bits, 4);
-    else add_levels(p, bits > 8 ? 8 : bits, 8, block, block == 1);
+    if (role == Role::kKey)
+      add_table(p, bits, 4);
+    else
+      add_levels(p, bits > 8 ? 8 : bits, 8, block, block == 1);
     return std::make_shared<PlanCodec>(p, overlay);
   });
 }
 
-bool same(const ByteLedger& a, const ByteLedger& b) { return canonical_json(a.to_json()) == canonical_json(b.to_json()); }
+bool same(const ByteLedger& a, const ByteLedger& b) {
+  return canonical_json(a.to_json()) == canonical_json(b.to_json());
+}
 
 }  // namespace
 
@@ -56,9 +62,10 @@ TEST_CASE("The ledger equals the memory resource and the formula at every length
               CHECK(cache.bytes().total_sequence() == memory.live());
               for (int64_t t = 0; t < 650; t += step) {
                 feed(cache, x, t, std::min<int64_t>(step, 650 - t));
-                if (cache.bytes().total_sequence() != memory.live() || !same(cache.bytes(), ledger_at(*set, policy, cache.length()))) {
-                  FAIL("length " << cache.length() << ": " << cache.bytes().to_json() << " live " << memory.live() << " formula "
-                                 << ledger_at(*set, policy, cache.length()).to_json());
+                if (cache.bytes().total_sequence() != memory.live() ||
+                    !same(cache.bytes(), ledger_at(*set, policy, cache.length()))) {
+                  FAIL("length " << cache.length() << ": " << cache.bytes().to_json() << " live " << memory.live()
+                                 << " formula " << ledger_at(*set, policy, cache.length()).to_json());
                 }
               }
             }
@@ -72,8 +79,14 @@ TEST_CASE("Ledger kinds follow the layout", "[ledger]") {
   const CacheShape shape = make_shape(2, 1, 1, 64);
   const auto set = make_set(shape, 1, [](Role role, int channels) {
     DecodePlan p = empty_plan(channels);
-    if (role == Role::kKey) add_table(p, 8, 4);
-    else add_dense(p, [] { std::vector<int32_t> c; for (int i = 0; i < 64; ++i) c.push_back(i); return c; }());
+    if (role == Role::kKey)
+      add_table(p, 8, 4);
+    else
+      add_dense(p, [] {
+        std::vector<int32_t> c;
+        for (int i = 0; i < 64; ++i) c.push_back(i);
+        return c;
+      }());
     return std::make_shared<PlanCodec>(p);
   });
   CompressedCache cache(set, policy_of(4, {128, 64}, {128, 64}));
@@ -112,13 +125,15 @@ TEST_CASE("Flush rules of a window and of KIVI", "[policy]") {
 }
 
 TEST_CASE("Policies from configurations", "[policy]") {
-  const CachePolicy p = CachePolicy::from_json(parse_json(R"({"window": 96, "k": {"flush": 32}, "exact_dtype": "bf16"})", "test"));
+  const CachePolicy p =
+      CachePolicy::from_json(parse_json(R"({"window": 96, "k": {"flush": 32}, "exact_dtype": "bf16"})", "test"));
   CHECK(p.sinks == 4);
   CHECK(p.k.window == 96);
   CHECK(p.k.flush == 32);
   CHECK(p.v.flush == 64);
   CHECK(p.exact_dtype == DType::kBF16);
-  const CachePolicy kivi = CachePolicy::from_json(parse_json(R"({"rule": "kivi", "residual": 32, "sinks": 0})", "test"));
+  const CachePolicy kivi =
+      CachePolicy::from_json(parse_json(R"({"rule": "kivi", "residual": 32, "sinks": 0})", "test"));
   CHECK(kivi.k.window == 1);
   CHECK(kivi.k.flush == 32);
   CHECK(kivi.v.window == 33);
@@ -126,7 +141,8 @@ TEST_CASE("Policies from configurations", "[policy]") {
   CHECK_FALSE(CachePolicy::from_json(parse_json(R"({"rule": "none"})", "test")).codes);
   // Canonical: what is written out or left to the default is one identity.
   CHECK(canonical_json(canonical_cache_config(Json())) ==
-        canonical_json(canonical_cache_config(parse_json(R"({"sinks": 4.0, "window": 128, "v": {"flush": 64}})", "test"))));
+        canonical_json(
+            canonical_cache_config(parse_json(R"({"sinks": 4.0, "window": 128, "v": {"flush": 64}})", "test"))));
   const Json once = canonical_cache_config(parse_json(R"({"rule": "kivi"})", "test"));
   CHECK(canonical_json(canonical_cache_config(once)) == canonical_json(once));
   const auto message = [](const char* text) {
@@ -195,7 +211,8 @@ TEST_CASE("Rolling back inside the window, and no further", "[cache]") {
   feed(cache, x, 200, 100);
   feed(straight, x, 200, 100);
   CHECK(same(cache.bytes(), straight.bytes()));
-  for (size_t u = 0; u < set->units().size(); ++u) CHECK((cache.impl().fetch_codes(u).fields == straight.impl().fetch_codes(u).fields));
+  for (size_t u = 0; u < set->units().size(); ++u)
+    CHECK((cache.impl().fetch_codes(u).fields == straight.impl().fetch_codes(u).fields));
   CHECK_THROWS_AS(cache.truncate(100), Error);
 }
 
@@ -211,8 +228,10 @@ TEST_CASE("Overlays are stored, counted and found", "[cache]") {
   }
   const CodeBlock codes = cache.impl().fetch_codes(0);
   CHECK(codes.overlay.size() > 30);
-  CHECK(std::is_sorted(codes.overlay.begin(), codes.overlay.end(), [](const auto& a, const auto& b) { return a.token < b.token; }));
-  CHECK(cache.bytes().overlay == 8 * static_cast<int64_t>(codes.overlay.size() + cache.impl().fetch_codes(1).overlay.size()));
+  CHECK(std::is_sorted(codes.overlay.begin(), codes.overlay.end(),
+                       [](const auto& a, const auto& b) { return a.token < b.token; }));
+  CHECK(cache.bytes().overlay ==
+        8 * static_cast<int64_t>(codes.overlay.size() + cache.impl().fetch_codes(1).overlay.size()));
 }
 
 namespace {
@@ -250,7 +269,8 @@ class PromptCodec final : public Codec {
   }
   DecodePlan plan(const PlanQuery& query) const override {
     DecodePlan p = plan_;
-    if (query.state) p.map.diagonal.assign(static_cast<size_t>(p.channels), static_cast<const State*>(query.state)->largest);
+    if (query.state)
+      p.map.diagonal.assign(static_cast<size_t>(p.channels), static_cast<const State*>(query.state)->largest);
     return p;
   }
   void save(ParameterWriter&) const override {}
@@ -277,7 +297,8 @@ TEST_CASE("Parameters fitted to the prompt: once, alike in steps and blocks, cou
     const auto* state = dynamic_cast<const PromptCodec::State*>(cache.impl().units[0].state.get());
     REQUIRE(state);
     CHECK(state->tokens == 4 + 32 + 16 - 1);
-    const int64_t coded = cache.impl().role_store(0, Role::kKey).coded_end - 4, coded_v = cache.impl().role_store(0, Role::kValue).coded_end - 4;
+    const int64_t coded = cache.impl().role_store(0, Role::kKey).coded_end - 4,
+                  coded_v = cache.impl().role_store(0, Role::kValue).coded_end - 4;
     CHECK(cache.bytes().side == 2 * 4 + (coded + coded_v) * 16 * 2);
     Matrix<float> x_hat(coded, 16);
     decode_plan(cache.impl().units[0].plan, cache.impl().fetch_codes(0), x_hat);

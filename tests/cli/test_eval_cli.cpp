@@ -39,7 +39,9 @@ struct Eval {
   TestFolder dir;
   std::string codec = dir / "rtn4.codec.h5";
   Eval() { write_codec(codec, {{"name", "rtn"}, {"bits", 4}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}); }
-  ToolRun operator()(const std::vector<std::string>& arguments) const { return run_tool_of_build("vqkv-eval", dir.path.string(), arguments); }
+  ToolRun operator()(const std::vector<std::string>& arguments) const {
+    return run_tool_of_build("vqkv-eval", dir.path.string(), arguments);
+  }
   Json json(std::vector<std::string> arguments) const {
     arguments.insert(arguments.end(), {"--json", "-q"});
     const ToolRun r = (*this)(arguments);
@@ -108,9 +110,11 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   write_file(eval.dir / "bad.txt", std::string(2000, 'a') + "\xff\xfe");
   eval.refuses(3, "byte 2000", {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "bad.txt"});
   write_file(eval.dir / "short.txt", "too short");
-  eval.refuses(3, "no text holds a whole window", {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "short.txt"});
+  eval.refuses(3, "no text holds a whole window",
+               {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "short.txt"});
   write_file(eval.dir / "ids.txt", "1 2 49152");
-  eval.refuses(3, "token id 49152", {"replay", "--model", kModel, "--codec", "exact", "--token-ids", eval.dir / "ids.txt"});
+  eval.refuses(3, "token id 49152",
+               {"replay", "--model", kModel, "--codec", "exact", "--token-ids", eval.dir / "ids.txt"});
   // Not there.
   eval.refuses(4, "CUDA", with({"exact", "--attention", "cuda-table"}));
 }
@@ -118,8 +122,8 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
 TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a frozen cache", "[cli][eval]") {
   const Eval eval;
   const std::string out = eval.dir / "r.json";
-  const Json r = eval.json({"replay", "--model", kModel, "--codec", eval.codec, "--codec", "exact", "--text", kText, "--context", "96",
-                            "--windows", "2", "-o", out, "cache.window=32"});
+  const Json r = eval.json({"replay", "--model", kModel, "--codec", eval.codec, "--codec", "exact", "--text", kText,
+                            "--context", "96", "--windows", "2", "-o", out, "cache.window=32"});
   CHECK(Json::parse(text_of(out))["rows"] == r["rows"]);
   CHECK(r["facts"]["windows"] == 2);
   CHECK(r["facts"]["positions"] == 2 * 95);
@@ -144,7 +148,8 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(window["config"]["k"]["bits"] == 4);
   CHECK(r["comparisons"].size() == 3);  // one pair of windowed rows, three measures
 
-  const ToolRun table = eval({"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "128", "--windows", "1", "-q"});
+  const ToolRun table = eval(
+      {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "128", "--windows", "1", "-q"});
   CHECK(table.code == 0);
   CHECK(table.out.rfind("| codec", 0) == 0);
   CHECK(table.out.find("every token of a window but its first") != std::string::npos);
@@ -154,13 +159,18 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
 TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][eval]") {
   const Eval eval;
   const std::string trace = eval.dir / "t.trace.h5";
-  REQUIRE(run_tool_of_build("vqkv-dump", eval.dir.path.string(),
-                            {"capture", "--model", kModel, "--text", VQKV_SOURCE_DIR "/data/jargon-0.txt", "--text", VQKV_SOURCE_DIR "/data/jargon-1.txt",
-                             "--context", "128", "--max-tokens", "256", "-o", trace, "-q"}).code == 0);
+  REQUIRE(run_tool_of_build(
+              "vqkv-dump", eval.dir.path.string(),
+              {"capture", "--model", kModel, "--text", VQKV_SOURCE_DIR "/data/jargon-0.txt", "--text",
+               VQKV_SOURCE_DIR "/data/jargon-1.txt", "--context", "128", "--max-tokens", "256", "-o", trace, "-q"})
+              .code == 0);
   const std::string cell = eval.dir / "pq.yaml";
-  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncache: {{sinks: 4, window: 16, flush: 16}}\n"
-                               "codec: {{name: pq, codebooks: 16, bits: 4, iterations: 2}}\n", trace));
-  const Json r = eval.json({"replay", "--model", kModel, "--codec", cell, "--text", kText, "--context", "128", "--windows", "1", "--skip-no-window", "codec.bits=5"});
+  write_file(cell,
+             fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncache: {{sinks: 4, window: 16, flush: 16}}\n"
+                         "codec: {{name: pq, codebooks: 16, bits: 4, iterations: 2}}\n",
+                         trace));
+  const Json r = eval.json({"replay", "--model", kModel, "--codec", cell, "--text", kText, "--context", "128",
+                            "--windows", "1", "--skip-no-window", "codec.bits=5"});
   REQUIRE(r["rows"].size() == 2);
   CHECK(r["rows"][1]["codec"] == "pq");
   CHECK(r["rows"][1]["config"]["k"]["bits"] == 5);
@@ -171,23 +181,25 @@ TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][ev
   CHECK(r["rows"][1]["flags"].empty());
 
   // Beyond the trained positions, and over the text that it was trained on: the rows say so.
-  const ToolRun flagged = eval({"replay", "--model", kModel, "--codec", cell, "--text", VQKV_SOURCE_DIR "/data/jargon-0.txt", "--context", "160", "--max-tokens", "160",
-                                "--skip-no-window", "-q"});
+  const ToolRun flagged =
+      eval({"replay", "--model", kModel, "--codec", cell, "--text", VQKV_SOURCE_DIR "/data/jargon-0.txt", "--context",
+            "160", "--max-tokens", "160", "--skip-no-window", "-q"});
   CHECK(flagged.code == 0);
   CHECK(flagged.out.find("trained on these texts, extrapolated") != std::string::npos);
   CHECK(flagged.err.find("stand in its train documents") != std::string::npos);
 
   // A trace of another model.
   write_sweep_trace(trace + ".other");
-  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn, group: 16}}\n", trace + ".other"));
+  write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn, group: 16}}\n",
+                               trace + ".other"));
   eval.refuses(3, "made for 2 layers", {"replay", "--model", kModel, "--codec", cell, "--text", kText});
 }
 
 TEST_CASE("vqkv-eval generate: exact beside compressed", "[cli][eval]") {
   const Eval eval;
   write_codec(eval.dir / "rtn2.codec.h5", {{"name", "rtn"}, {"bits", 2}}, {{"sinks", 4}, {"window", 1}, {"flush", 1}});
-  const Json r = eval.json({"generate", "--model", kModel, "--codec", "exact", "--codec", eval.dir / "rtn2.codec.h5", "--chat", "--prompt",
-                            "Tell me about caches.", "--new-tokens", "12"});
+  const Json r = eval.json({"generate", "--model", kModel, "--codec", "exact", "--codec", eval.dir / "rtn2.codec.h5",
+                            "--chat", "--prompt", "Tell me about caches.", "--new-tokens", "12"});
   REQUIRE(r["rows"].size() == 3);
   CHECK(r["rows"][0]["tokens"].size() == 12);
   CHECK(r["rows"][1]["tokens"] == r["rows"][0]["tokens"]);
@@ -201,7 +213,9 @@ TEST_CASE("vqkv-eval generate: exact beside compressed", "[cli][eval]") {
   CHECK(r["rows"][2]["coded_mass"] > 0.2);
 
   // Sampled: the same seed draws the same from the same cache.
-  const std::vector<std::string> sampled{"generate", "--model", kModel, "--codec", "exact", "--prompt", "Once", "--new-tokens", "8", "--temperature", "1.2", "--seed", "5"};
+  const std::vector<std::string> sampled{"generate", "--model",      kModel, "--codec",       "exact", "--prompt",
+                                         "Once",     "--new-tokens", "8",    "--temperature", "1.2",   "--seed",
+                                         "5"};
   const Json s = eval.json(sampled);
   CHECK(s["rows"][1]["tokens"] == s["rows"][0]["tokens"]);
   CHECK(s["facts"]["sampling"]["seed"] == 5);
@@ -209,19 +223,22 @@ TEST_CASE("vqkv-eval generate: exact beside compressed", "[cli][eval]") {
   other.back() = "6";
   CHECK(eval.json(other)["rows"][0]["tokens"] != s["rows"][0]["tokens"]);
 
-  const ToolRun text = eval({"generate", "--model", kModel, "--codec", "exact", "--prompt", "Once upon", "--new-tokens", "8", "-q"});
+  const ToolRun text =
+      eval({"generate", "--model", kModel, "--codec", "exact", "--prompt", "Once upon", "--new-tokens", "8", "-q"});
   CHECK(text.code == 0);
   CHECK(text.out.find("Equal, token for token.") != std::string::npos);
 }
 
 TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
   const Eval eval;
-  const Json rows = eval.json({"memory", "--model", kModel, "--codec", eval.codec, "--context", "100,1k", "--measure-up-to", "200"});
+  const Json rows =
+      eval.json({"memory", "--model", kModel, "--codec", eval.codec, "--context", "100,1k", "--measure-up-to", "200"});
   REQUIRE(rows.size() == 4);
   for (const Json& row : rows) {
     const int64_t total = row["total"].get<int64_t>();
     int64_t sum = 0;
-    for (const char* kind : {"codes", "side", "overlay", "sinks", "window", "padding", "index", "workspace"}) sum += row[kind].get<int64_t>();
+    for (const char* kind : {"codes", "side", "overlay", "sinks", "window", "padding", "index", "workspace"})
+      sum += row[kind].get<int64_t>();
     CHECK(sum == total);
     CHECK(row.contains("allocator") == (row["context"] == 100));
     if (!row.contains("allocator")) continue;
@@ -235,7 +252,8 @@ TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
 
 TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
   const Eval eval;
-  const Json rows = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "64", "--new-tokens", "4", "--repeats", "1"});
+  const Json rows = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "64",
+                               "--new-tokens", "4", "--repeats", "1"});
   REQUIRE(rows.size() == 2);
   CHECK(rows[0]["codec"] == "exact");
   CHECK(rows[0]["prefill_ratio"] == 1);
@@ -247,7 +265,8 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
 TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][eval]") {
   const Eval eval;
   const pid_t child = start_tool("vqkv-eval", eval.dir.path.string(),
-                                 {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "--context", "128", "--windows", "0", "--json"});
+                                 {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "--context",
+                                  "128", "--windows", "0", "--json"});
   for (int i = 0; i < 1200 && text_of(eval.dir / "stderr").find("window") == std::string::npos; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   kill(child, SIGINT);
@@ -257,8 +276,9 @@ TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][e
   CHECK(partial["facts"]["interrupted"] == true);
   CHECK(partial["facts"]["windows"] >= 1);
   // Before anything is finished nothing is printed.
-  const pid_t early = start_tool("vqkv-eval", eval.dir.path.string(),
-                                 {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "2048", "--mode", "stepwise"});
+  const pid_t early = start_tool(
+      "vqkv-eval", eval.dir.path.string(),
+      {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "2048", "--mode", "stepwise"});
   std::this_thread::sleep_for(std::chrono::milliseconds(2500));
   kill(early, SIGTERM);
   const ToolRun nothing = finish_tool(eval.dir.path.string(), early);

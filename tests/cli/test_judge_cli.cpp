@@ -29,14 +29,17 @@ void write_recon(const std::string& path, const TraceReader& t, const Recon& how
   Hdf5File file = Hdf5File::create(path, path);
   const RopeTable rope(s.rope);
   for (int which = 0; which < (how.without_value ? 1 : 2); ++which) {
-    Hdf5Dataset data = file.create_dataset(which ? "/value" : "/key", how.type, {s.layers, s.kv_heads, n + how.extra_tokens, d});
+    Hdf5Dataset data =
+        file.create_dataset(which ? "/value" : "/key", how.type, {s.layers, s.kv_heads, n + how.extra_tokens, d});
     std::vector<float> all;
     Rng rng(static_cast<uint64_t>(which) + 5);
     for (int l = 0; l < s.layers; ++l)
       for (int h = 0; h < s.kv_heads; ++h) {
         Matrix<float> x(n, d);
-        if (which) t.value(l, h, 0, n, x);
-        else t.key(l, h, 0, n, x);
+        if (which)
+          t.value(l, h, 0, n, x);
+        else
+          t.key(l, h, 0, n, x);
         if (!which && how.post_rope) rope_apply(rope, t.position().data(), x);
         for (auto& v : x.storage) v += static_cast<float>((which ? how.value_noise : how.key_noise) * rng.normal());
         if (how.with_nan && which == 0 && l == 1 && h == 1) x(300, 3) = NAN;

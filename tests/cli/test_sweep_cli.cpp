@@ -52,7 +52,8 @@ std::string slurp(const std::string& path) {
 Ran finish(const std::string& folder, pid_t child) {
   int status = 0;
   waitpid(child, &status, 0);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), slurp(folder + "/stdout"), slurp(folder + "/stderr")};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), slurp(folder + "/stdout"),
+          slurp(folder + "/stderr")};
 }
 
 struct Workplace {
@@ -60,12 +61,17 @@ struct Workplace {
   std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml", plan = dir / "plan.jsonl";
   Workplace() {
     write_sweep_trace(trace);
-    write_file(sweep, fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
-                                  "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [128, 4096]\n"
-                                  "codec: {{name: rvq, codebooks: 2, bits: 4, iterations: 10}}\n"
-                                  "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: {{seed: [1, 2]}}}}\n", trace));
+    write_file(sweep,
+               fmt::format(
+                   "trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
+                   "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [128, 4096]\n"
+                   "codec: {{name: rvq, codebooks: 2, bits: 4, iterations: 10}}\n"
+                   "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: {{seed: [1, 2]}}}}\n",
+                   trace));
   }
-  Ran operator()(std::vector<std::string> args) const { return finish(dir.path.string(), start(dir.path.string(), args)); }
+  Ran operator()(std::vector<std::string> args) const {
+    return finish(dir.path.string(), start(dir.path.string(), args));
+  }
 };
 
 void has(const std::string& text, const std::string& part) {
@@ -135,7 +141,8 @@ TEST_CASE("killed in the middle, the same command finishes with the same numbers
   for (const int signal_number : {SIGKILL, SIGINT, SIGTERM}) {
     const std::string out = at.dir / fmt::format("out-{}", signal_number);
     const pid_t child = start(at.dir.path.string(), {"run", at.plan, "-o", out});
-    while (lines(out + "/results/main.jsonl") < 2 && waitpid(child, nullptr, WNOHANG) == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (lines(out + "/results/main.jsonl") < 2 && waitpid(child, nullptr, WNOHANG) == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     kill(child, signal_number);
     const Ran ran = finish(at.dir.path.string(), child);
     INFO(signal_number << " " << ran.err);
@@ -172,7 +179,8 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   check({"run", at.plan, "-o", at.dir / "out", "--jobs", "900"}, 2, "--jobs 900");
   REQUIRE(at({"run", at.plan, "-o", at.dir / "out", "--time-budget", "1s"}).code == 0);
   check({"best", at.dir / "out", "--budget", "lots"}, 2, "not a budget");
-  check({"best", at.dir / "out", "--budget", "9bpv", "--by", "attention.softmax"}, 2, "did you mean attention.softmax_kl?");
+  check({"best", at.dir / "out", "--budget", "9bpv", "--by", "attention.softmax"}, 2,
+        "did you mean attention.softmax_kl?");
   check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "c.h5"}, 2, "has no such cell");
   REQUIRE(at({"plan", at.sweep, "contexts=[256]", "-o", at.dir / "other.jsonl"}).code == 0);
   check({"run", at.dir / "other.jsonl", "-o", at.dir / "out"}, 2, "another plan");
@@ -182,7 +190,8 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
     CHECK(help.code == 0);
     has(help.out, "Examples:");
   }
-  for (const char* what : {"codecs", "transforms", "policies", "metrics", "backends"}) CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
+  for (const char* what : {"codecs", "transforms", "policies", "metrics", "backends"})
+    CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
 }
 
 TEST_CASE("failed cells give exit code 5", "[cli][sweep]") {

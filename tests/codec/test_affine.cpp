@@ -18,7 +18,8 @@ std::vector<float> round_trip(const Codec& codec, std::vector<float> x, CodeBloc
   return x;
 }
 
-double gaussian_mse(const Json& knobs, const std::string& method, int channels, int64_t tokens, Role role = Role::kValue) {
+double gaussian_mse(const Json& knobs, const std::string& method, int channels, int64_t tokens,
+                    Role role = Role::kValue) {
   UnitShape unit;
   unit.role = role;
   unit.head_dim = channels;
@@ -99,7 +100,8 @@ TEST_CASE("mean squared error of min-max codes on Gaussian data", "[rtn][golden]
 
 TEST_CASE("mean squared error of clipped and symmetric codes on Gaussian data", "[rtn][golden]") {
   const auto quarot = [](int bits, int group, double clip) {
-    return gaussian_mse({{"bits", bits}, {"group", group}, {"mode", "integer_zero"}, {"clip", clip}}, "rtn", 128, 20000);
+    return gaussian_mse({{"bits", bits}, {"group", group}, {"mode", "integer_zero"}, {"clip", clip}}, "rtn", 128,
+                        20000);
   };
   CHECK(quarot(4, 128, .95) == Approx(.0094).epsilon(.03));
   CHECK(quarot(4, 128, 1.0) == Approx(.0101).epsilon(.03));
@@ -111,8 +113,10 @@ TEST_CASE("mean squared error of clipped and symmetric codes on Gaussian data", 
   };
   CHECK(clipped(3, 128, .80) == Approx(.0346).epsilon(.03));
   CHECK(clipped(2, 64, .65) == Approx(.1128).epsilon(.03));
-  CHECK(gaussian_mse({{"bits", 4}, {"group", 0}, {"mode", "symmetric"}}, "rtn", 128, 20000) == Approx(.0136).epsilon(.03));
-  CHECK(gaussian_mse({{"bits", 4}, {"group", 0}, {"mode", "symmetric"}}, "rtn", 1024, 2000) == Approx(.0199).epsilon(.03));
+  CHECK(gaussian_mse({{"bits", 4}, {"group", 0}, {"mode", "symmetric"}}, "rtn", 128, 20000) ==
+        Approx(.0136).epsilon(.03));
+  CHECK(gaussian_mse({{"bits", 4}, {"group", 0}, {"mode", "symmetric"}}, "rtn", 1024, 2000) ==
+        Approx(.0199).epsilon(.03));
 }
 
 TEST_CASE("keys grouped along one token would be a no-op; real groups are not", "[kivi]") {
@@ -122,7 +126,8 @@ TEST_CASE("keys grouped along one token would be a no-op; real groups are not", 
 TEST_CASE("constant, tiny and huge groups stay finite", "[rtn]") {
   for (const char* mode : {"asymmetric", "integer_zero", "symmetric"})
     for (const char* type : {"f16", "bf16", "f32"}) {
-      const auto codec = find_method("rtn").make({{"bits", 4}, {"group", 4}, {"mode", mode}, {"scale_type", type}}, unit_of(Role::kValue, 4));
+      const auto codec = find_method("rtn").make({{"bits", 4}, {"group", 4}, {"mode", mode}, {"scale_type", type}},
+                                                 unit_of(Role::kValue, 4));
       for (const float v : {0.0f, 1e-30f, 1e-7f, 3.0f, -3.0f, 6e4f, 1e6f, 3e38f}) {
         CAPTURE(mode, type, v);
         for (const float y : round_trip(*codec, {v, v, v, v})) CHECK(std::isfinite(y));
@@ -155,5 +160,6 @@ TEST_CASE("the registry names what is near", "[registry]") {
   CHECK_THROWS_WITH(find_method("rtn").canonical({{"bit", 2}}, "codec"), Catch::Contains("bits"));
   CHECK(find_method("rtn").canonical({{"bits", 2.0}}, "codec")["bits"] == 2);
   CHECK_THROWS_AS(find_method("rtn").canonical({{"bits", 2.5}}, "codec"), Error);
-  CHECK_THROWS_WITH(find_method("rtn").canonical({{"axis", "chanel"}}, "codec"), Catch::Contains("did you mean 'channel'"));
+  CHECK_THROWS_WITH(find_method("rtn").canonical({{"axis", "chanel"}}, "codec"),
+                    Catch::Contains("did you mean 'channel'"));
 }

@@ -53,9 +53,19 @@ TEST_CASE("assignment finds the nearest codeword on every instruction set of thi
     hwy::SetSupportedTargetsForTest(rest & -rest);
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
     ++tried;
-    for (const auto [width, entries, rows] :
-         {std::array<int64_t, 3>{1, 3, 70}, {2, 16, 200}, {3, 5, 65}, {4, 256, 129}, {8, 256, 300}, {16, 33, 64},
-          {32, 100, 63}, {64, 512, 66}, {128, 31, 130}, {192, 20, 10}, {193, 20, 70}, {300, 6, 65}, {4864, 9, 5}}) {
+    for (const auto [width, entries, rows] : {std::array<int64_t, 3>{1, 3, 70},
+                                              {2, 16, 200},
+                                              {3, 5, 65},
+                                              {4, 256, 129},
+                                              {8, 256, 300},
+                                              {16, 33, 64},
+                                              {32, 100, 63},
+                                              {64, 512, 66},
+                                              {128, 31, 130},
+                                              {192, 20, 10},
+                                              {193, 20, 70},
+                                              {300, 6, 65},
+                                              {4864, 9, 5}}) {
       const auto x = gaussian(rows, width, 10 + static_cast<uint64_t>(width));
       const auto codewords = gaussian(entries, width, 90 + static_cast<uint64_t>(width));
       std::vector<int32_t> index(static_cast<size_t>(rows));

@@ -45,7 +45,8 @@ float mean_of(const CodecSet& set, int layer, int head, Role role) {
   return p.tensors.at("transform.0.mean").data[0];
 }
 
-std::shared_ptr<const CodecSet> train(const char* config, const CacheShape& shape, const TrainSource& source, TrainOptions options = {}) {
+std::shared_ptr<const CodecSet> train(const char* config, const CacheShape& shape, const TrainSource& source,
+                                      TrainOptions options = {}) {
   return train_codec_set(resolve_codec(parse_json(config, "test"), shape), shape, source, options);
 }
 
@@ -66,7 +67,8 @@ TEST_CASE("codecs are shared as the configuration says", "[build]") {
   CHECK(layers->constant_bytes() == 2 * 8 * 4);
   // What an override sets apart does not share.
   const auto apart = train(R"({"name": "exact", "transform": ["center"], "share": "layers",
-                               "overrides": [{"layers": [0], "set": {"dtype": "f32"}}]})", shape, source);
+                               "overrides": [{"layers": [0], "set": {"dtype": "f32"}}]})",
+                           shape, source);
   CHECK(mean_of(*apart, 0, 0, Role::kKey) == Approx(0.5).margin(.01));
   CHECK(mean_of(*apart, 1, 0, Role::kKey) == Approx(15.5).margin(.01));
 }
@@ -93,7 +95,8 @@ TEST_CASE("failures name the unit, skips their reason", "[build]") {
   const CacheShape shape = shape_of(2, 2, 8);
   MeanSource empty;
   empty.rows = 0;
-  CHECK_THROWS_WITH(train(R"({"name": "exact", "transform": ["center"]})", shape, empty), Catch::Contains("layer") && Catch::Contains("no token"));
+  CHECK_THROWS_WITH(train(R"({"name": "exact", "transform": ["center"]})", shape, empty),
+                    Catch::Contains("layer") && Catch::Contains("no token"));
   CHECK_THROWS_WITH(train(R"({"name": "rtn", "heads": 3})", shape, empty), Catch::Contains("divide"));
 }
 

@@ -1,8 +1,8 @@
 // Frozen codec sets on disk: what comes back codes and decodes with the same bits.
+#include <unistd.h>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <unistd.h>
 
 #include "codec/codec_archive.h"
 #include "codec/vq_support.h"
@@ -17,7 +17,8 @@ using namespace vqkv::test;
 namespace {
 
 struct TempDir {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("vqkv-codec-archive-" + std::to_string(getpid()));
+  std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("vqkv-codec-archive-" + std::to_string(getpid()));
   TempDir() { std::filesystem::create_directories(path); }
   ~TempDir() { std::filesystem::remove_all(path); }
   std::string operator/(const std::string& name) const { return (path / name).string(); }
@@ -41,7 +42,8 @@ CodecSet train_codecs(const char* config) {
   std::vector<TrainedUnit> units;
   std::map<std::string, std::shared_ptr<const Codec>> shared;
   for (const UnitSpec& spec : plan.units) {
-    std::shared_ptr<const Codec>& slot = shared[role_name(spec.unit.role) + (spec.share == "layers" ? "" : std::to_string(units.size()))];
+    std::shared_ptr<const Codec>& slot =
+        shared[role_name(spec.unit.role) + (spec.share == "layers" ? "" : std::to_string(units.size()))];
     TrainReport report{1.5, 600, 3, {0.5, 0.25}};
     if (!slot) {
       auto codec = make_codec(spec);
@@ -93,9 +95,11 @@ std::string refusal(const std::string& path) {
 
 TEST_CASE("a codec set reads back with the same bits", "[codec_archive]") {
   const TempDir dir;
-  for (const char* config : {R"({"name": "exact"})", R"({"name": "rtn", "group": 16, "bits": 3, "transform": ["center", "hadamard"]})",
-                             R"({"name": "pq", "codebooks": 4, "bits": 4, "heads": "all", "rope": "pre", "v": {"transform": ["center"]}})",
-                             R"({"name": "pq", "codebooks": 4, "bits": 4, "v": {"name": "rtn", "group": 16}, "overrides": [{"layers": [1], "set": {"k.bits": 5}}]})"}) {
+  for (
+      const char* config :
+      {R"({"name": "exact"})", R"({"name": "rtn", "group": 16, "bits": 3, "transform": ["center", "hadamard"]})",
+       R"({"name": "pq", "codebooks": 4, "bits": 4, "heads": "all", "rope": "pre", "v": {"transform": ["center"]}})",
+       R"({"name": "pq", "codebooks": 4, "bits": 4, "v": {"name": "rtn", "group": 16}, "overrides": [{"layers": [1], "set": {"k.bits": 5}}]})"}) {
     INFO(config);
     const CodecSet set = train_codecs(config);
     save_codec_set(set, dir / "c.codec.h5", {{"cache", {{"sinks", 4}}}});
@@ -136,7 +140,9 @@ TEST_CASE("a codec file is refused by what it says", "[codec_archive]") {
       struct Writer final : ParameterWriter {
         ArchiveWriter* archive = nullptr;
         std::string prefix;
-        void tensor(const std::string& n, const std::vector<int64_t>& s, const float* d) override { archive->tensor(prefix + n, s, d); }
+        void tensor(const std::string& n, const std::vector<int64_t>& s, const float* d) override {
+          archive->tensor(prefix + n, s, d);
+        }
         void facts(const std::string& n, const Json& v) override { archive->facts(prefix + n, v); }
       } writer;
       writer.archive = &out;
@@ -153,13 +159,18 @@ TEST_CASE("a codec file is refused by what it says", "[codec_archive]") {
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["knobs"]["bits"] = 99; }), Catch::Contains("bits"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["knobs"]["bits"] = "many"; }), Catch::Contains("bits"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["knobs"]["new"] = 1; }), Catch::Contains("new"));
-  CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["transforms"][0]["name"] = "centre"; }), Catch::Contains("centre"));
+  CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["transforms"][0]["name"] = "centre"; }),
+             Catch::Contains("centre"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["transforms"] = {1}; }), Catch::Contains("name"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["layer"] = 2; }), Catch::Contains("'layer' is 2"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["role"] = "q"; }), Catch::Contains("allowed: k, v"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["spec"]["head_dim"] = 32; }), Catch::Contains("head_dim"));
   CHECK_THAT(with([](Json& j) { j["units"][0]["codec"] = 7; }), Catch::Contains("7"));
-  CHECK_THAT(with([](Json& j) { j["units"][2]["codec"] = 0; j["units"][2]["spec"]["role"] = "v"; }), Catch::Contains("another kind"));
+  CHECK_THAT(with([](Json& j) {
+               j["units"][2]["codec"] = 0;
+               j["units"][2]["spec"]["role"] = "v";
+             }),
+             Catch::Contains("another kind"));
   CHECK_THAT(with([](Json& j) { j["units"].erase(0); }), Catch::Contains("no codec"));
   CHECK_THAT(with([](Json& j) { j["units"].push_back(j["units"][0]); }), Catch::Contains("units"));
   CHECK_THAT(with([](Json& j) { j["units"] = Json::object(); }), Catch::Contains("units"));
@@ -182,7 +193,8 @@ TEST_CASE("a damaged codec file is bad data, never a crash", "[codec_archive]") 
   }
   CHECK(refused > 10);
   for (int i = 0; i < 20; ++i) {
-    std::ofstream(dir / "d.h5", std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size() * static_cast<size_t>(i) / 20));
+    std::ofstream(dir / "d.h5", std::ios::binary)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size() * static_cast<size_t>(i) / 20));
     CHECK_FALSE(refusal(dir / "d.h5").empty());
   }
 }

@@ -22,14 +22,17 @@ Json json(const std::string& text) { return parse_json(text, "test"); }
 
 const UnitSpec& unit_at(const CodecPlan& plan, int layer, Role role, int head) {
   for (const UnitSpec& u : plan.units)
-    if (u.unit.layer == layer && u.unit.role == role && head >= u.unit.first_head && head < u.unit.first_head + u.unit.heads) return u;
+    if (u.unit.layer == layer && u.unit.role == role && head >= u.unit.first_head &&
+        head < u.unit.first_head + u.unit.heads)
+      return u;
   throw std::runtime_error("no such unit");
 }
 
 }  // namespace
 
 TEST_CASE("common knobs hold for both roles, k and v refine them", "[codec_set]") {
-  const Json c = canonical_codec_config(json(R"({"name": "rtn", "bits": 3, "group": 64, "rope": "pre", "v": {"bits": 2}})"));
+  const Json c =
+      canonical_codec_config(json(R"({"name": "rtn", "bits": 3, "group": 64, "rope": "pre", "v": {"bits": 2}})"));
   CHECK(c["k"]["bits"] == 3);
   CHECK(c["v"]["bits"] == 2);
   CHECK(c["v"]["group"] == 64);
@@ -41,7 +44,8 @@ TEST_CASE("common knobs hold for both roles, k and v refine them", "[codec_set]"
 }
 
 TEST_CASE("a role that names another method starts from its defaults", "[codec_set]") {
-  const Json c = canonical_codec_config(json(R"({"name": "rtn", "axis": "channel", "heads": 3, "v": {"name": "kivi", "group": 64}})"));
+  const Json c = canonical_codec_config(
+      json(R"({"name": "rtn", "axis": "channel", "heads": 3, "v": {"name": "kivi", "group": 64}})"));
   CHECK(c["k"]["axis"] == "channel");
   CHECK(c["v"]["name"] == "kivi");
   CHECK(c["v"]["bits"] == 2);
@@ -73,16 +77,23 @@ TEST_CASE("mistakes are named with what was allowed", "[codec_set]") {
   CHECK_THAT(message(R"({"name": "rtn", "gruop": 3})"), Catch::Contains("did you mean 'group'"));
   CHECK_THAT(message(R"({"name": "rtn", "trasform": []})"), Catch::Contains("did you mean 'transform'"));
   CHECK_THAT(message(R"({"name": "rtn", "transform": ["hadamar"]})"), Catch::Contains("did you mean 'hadamard'"));
-  CHECK_THAT(message(R"({"name": "rtn", "transform": [{"name": "token_scale", "per": "heads"}]})"), Catch::Contains("codec.transform[0].token_scale.per"));
+  CHECK_THAT(message(R"({"name": "rtn", "transform": [{"name": "token_scale", "per": "heads"}]})"),
+             Catch::Contains("codec.transform[0].token_scale.per"));
   CHECK_THAT(message(R"({"name": "rtn", "k": {"rope": "before"}})"), Catch::Contains("codec.k.rope"));
   CHECK_THAT(message(R"({"name": "rtn", "v": {"rope": "pre"}})"), Catch::Contains("codec.v.rope"));
   CHECK_THAT(message(R"({"name": "rtn", "heads": 0})"), Catch::Contains("heads"));
-  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layer": [0], "set": {"bits": 2}}]})"), Catch::Contains("did you mean 'layers'"));
-  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layers": [2], "set": {"bits": 2}}]})"), Catch::Contains("out of range"));
-  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layers": [0], "set": {"k.bit": 2}}]})"), Catch::Contains("did you mean 'bits'"));
-  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layers": [0], "set": {"key.bits": 2}}]})"), Catch::Contains("k. or v."));
-  CHECK_THAT(message(R"({"name": "rtn", "heads": "all", "overrides": [{"heads": [0], "set": {"bits": 2}}]})"), Catch::Contains("in two"));
-  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"heads": [0], "set": {"heads": 3}}]})"), Catch::Contains("whole layers"));
+  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layer": [0], "set": {"bits": 2}}]})"),
+             Catch::Contains("did you mean 'layers'"));
+  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layers": [2], "set": {"bits": 2}}]})"),
+             Catch::Contains("out of range"));
+  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layers": [0], "set": {"k.bit": 2}}]})"),
+             Catch::Contains("did you mean 'bits'"));
+  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"layers": [0], "set": {"key.bits": 2}}]})"),
+             Catch::Contains("k. or v."));
+  CHECK_THAT(message(R"({"name": "rtn", "heads": "all", "overrides": [{"heads": [0], "set": {"bits": 2}}]})"),
+             Catch::Contains("in two"));
+  CHECK_THAT(message(R"({"name": "rtn", "overrides": [{"heads": [0], "set": {"heads": 3}}]})"),
+             Catch::Contains("whole layers"));
 }
 
 TEST_CASE("overrides reach their layers, heads and roles, later ones win", "[codec_set]") {
@@ -90,7 +101,8 @@ TEST_CASE("overrides reach their layers, heads and roles, later ones win", "[cod
       {"layers": [0, 2], "set": {"k.bits": 8}},
       {"layers": [2], "heads": [1], "set": {"bits": 2}},
       {"layers": [1], "set": {"v": {"name": "kivi"}}},
-      {"layers": [1], "set": {"v.bits": 3, "k.heads": "all"}}]})"), shape_of(3, 3, 64));
+      {"layers": [1], "set": {"v.bits": 3, "k.heads": "all"}}]})"),
+                                       shape_of(3, 3, 64));
   CHECK(plan.skip == "");
   CHECK(unit_at(plan, 0, Role::kKey, 0).knobs["bits"] == 8);
   CHECK(unit_at(plan, 0, Role::kValue, 0).knobs["bits"] == 4);
@@ -104,14 +116,27 @@ TEST_CASE("overrides reach their layers, heads and roles, later ones win", "[cod
 }
 
 TEST_CASE("what does not divide is skipped with its reason", "[codec_set]") {
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "heads": 2})"), shape_of(2, 3, 64)).skip, Catch::Contains("2 heads don't divide 3"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "group": 48})"), shape_of(2, 3, 64)).skip, Catch::Contains("layer 0, role k: rtn"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "kivi", "rope": "pre"})"), shape_of(2, 3, 64)).skip, Catch::Contains("post-RoPE only"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["query_metric"]})"), shape_of(1, 1, 64)).skip, Catch::Contains("codec.k"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), shape_of(1, 1, 64)).skip, Catch::Contains("one token scale"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["hadamard", {"name": "token_scale", "per": "channels", "width": 32}]})"),
-                           shape_of(1, 1, 64)).skip, Catch::Contains("mixes 64"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "rope": "pre", "k": {"transform": ["hadamard", "query_metric"]}})"), shape_of(1, 1, 64)).skip,
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "heads": 2})"), shape_of(2, 3, 64)).skip,
+             Catch::Contains("2 heads don't divide 3"));
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "group": 48})"), shape_of(2, 3, 64)).skip,
+             Catch::Contains("layer 0, role k: rtn"));
+  CHECK_THAT(resolve_codec(json(R"({"name": "kivi", "rope": "pre"})"), shape_of(2, 3, 64)).skip,
+             Catch::Contains("post-RoPE only"));
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["query_metric"]})"), shape_of(1, 1, 64)).skip,
+             Catch::Contains("codec.k"));
+  CHECK_THAT(
+      resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), shape_of(1, 1, 64)).skip,
+      Catch::Contains("one token scale"));
+  CHECK_THAT(
+      resolve_codec(
+          json(
+              R"({"name": "rtn", "transform": ["hadamard", {"name": "token_scale", "per": "channels", "width": 32}]})"),
+          shape_of(1, 1, 64))
+          .skip,
+      Catch::Contains("mixes 64"));
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "rope": "pre", "k": {"transform": ["hadamard", "query_metric"]}})"),
+                           shape_of(1, 1, 64))
+                 .skip,
              Catch::Contains("before transforms that mix"));
   CHECK(resolve_codec(json(R"({"name": "rtn", "heads": "all", "group": 192})"), shape_of(2, 3, 64)).skip == "");
 }

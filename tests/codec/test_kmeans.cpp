@@ -35,7 +35,8 @@ TEST_CASE("k-means finds well separated clusters and keeps every codeword in use
   Rng rng(3);
   Matrix<float> x(3000, 6);
   for (int64_t r = 0; r < x.rows; ++r)
-    for (int64_t k = 0; k < 6; ++k) x(r, k) = static_cast<float>(20.0 * static_cast<double>((r % 8) >> (k / 2) & 1) + 0.01 * rng.normal());
+    for (int64_t k = 0; k < 6; ++k)
+      x(r, k) = static_cast<float>(20.0 * static_cast<double>((r % 8) >> (k / 2) & 1) + 0.01 * rng.normal());
   const auto result = kmeans(x, {}, 64, {30, 256}, Rng(2));
   CHECK(mean_error(x, result.codewords) < 0.01);
   std::vector<int32_t> index(3000), used(64, 0);

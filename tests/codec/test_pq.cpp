@@ -47,12 +47,13 @@ TEST_CASE("pq codes at its stated rate, decodes what it encoded, and every group
   const auto unit = unit_of(32);
   const auto train = gaussian(6000, 32, 2), test = gaussian(500, 32, 3);
   for (const std::string grouping : {"contiguous", "strided", "rope_pair", "variance"}) {
-    const auto codec = trained("pq", {{"codebooks", 8}, {"bits", 6}, {"grouping", grouping}, {"iterations", 10}}, unit, train);
+    const auto codec =
+        trained("pq", {{"codebooks", 8}, {"bits", 6}, {"grouping", grouping}, {"iterations", 10}}, unit, train);
     CHECK(codec->layout().code_bits_per_block() == 48);
     CHECK(codec->layout().side_bits_per_block() == 0);
     const double mse = round_trip_mse(*codec, test);
     INFO(grouping << " " << mse);
-    CHECK(mse < 0.20);   // 1.5 bits a value: D(R) of the Gaussian is 0.125
+    CHECK(mse < 0.20);  // 1.5 bits a value: D(R) of the Gaussian is 0.125
     CHECK(mse > 0.125);
   }
 }
@@ -116,5 +117,6 @@ TEST_CASE("a pq codec refuses values that are not finite", "[vq]") {
   x(3, 2) = std::numeric_limits<float>::infinity();
   CodeBlock block;
   CHECK_THROWS_AS(codec->encode(x, block), Error);
-  CHECK_THROWS_AS(find_method("pq").make({{"codebooks", 2}, {"bits", 4}}, unit)->train(train_set(x, unit), Rng(1)), Error);
+  CHECK_THROWS_AS(find_method("pq").make({{"codebooks", 2}, {"bits", 4}}, unit)->train(train_set(x, unit), Rng(1)),
+                  Error);
 }

@@ -70,8 +70,13 @@ TEST_CASE("greedy residual coding takes the nearest codeword of each stage", "[r
       double least = 1e300;
       for (int64_t s = 0; s < 16; ++s) {
         double d = 0;
-        for (int64_t k = 0; k < 8; ++k) d += (double{rest[static_cast<size_t>(k)]} - book(s, k)) * (double{rest[static_cast<size_t>(k)]} - book(s, k));
-        if (d < least) { least = d; best = static_cast<int>(s); }
+        for (int64_t k = 0; k < 8; ++k)
+          d +=
+              (double{rest[static_cast<size_t>(k)]} - book(s, k)) * (double{rest[static_cast<size_t>(k)]} - book(s, k));
+        if (d < least) {
+          least = d;
+          best = static_cast<int>(s);
+        }
       }
       REQUIRE(codes[static_cast<size_t>(r * 4 + i)] == best);
       for (int64_t k = 0; k < 8; ++k) rest[static_cast<size_t>(k)] -= book(best, k);
@@ -112,11 +117,12 @@ TEST_CASE("beams gain on a Gaussian about what they should", "[residual]") {
 }
 
 TEST_CASE("tables and direct scoring are the same search", "[residual]") {
-  // 2 stages of 1024 are under the limit of tables, 5 are over it; books of zeros contribute nothing, code 0 by the rule of
-  // ties. Tables hold halves, so near ties may turn, but the distortion may not.
+  // 2 stages of 1024 are under the limit of tables, 5 are over it; books of zeros contribute nothing, code 0 by the
+  // rule of ties. Tables hold halves, so near ties may turn, but the distortion may not.
   const auto x = gaussian(300, 12, 7, 5.0);
   std::vector<Matrix<float>> books;
-  for (uint64_t i = 0; i < 5; ++i) books.push_back(i < 2 ? gaussian(1024, 12, 20 + i, i == 0 ? 5.0 : 0.0) : Matrix<float>(1024, 12));
+  for (uint64_t i = 0; i < 5; ++i)
+    books.push_back(i < 2 ? gaussian(1024, 12, 20 + i, i == 0 ? 5.0 : 0.0) : Matrix<float>(1024, 12));
   const BeamEncoder table({books[0], books[1]}, 5), direct(books, 5);
   REQUIRE(table.uses_tables());
   REQUIRE(!direct.uses_tables());
@@ -125,7 +131,8 @@ TEST_CASE("tables and direct scoring are the same search", "[residual]") {
   direct.encode_rows(x, b.data(), 5, 1);
   const auto error = [&](size_t r, int first, int second) {
     double sum = 0;
-    for (int64_t k = 0; k < 12; ++k) sum += std::pow(double{x(static_cast<int64_t>(r), k)} - books[0](first, k) - books[1](second, k), 2);
+    for (int64_t k = 0; k < 12; ++k)
+      sum += std::pow(double{x(static_cast<int64_t>(r), k)} - books[0](first, k) - books[1](second, k), 2);
     return sum;
   };
   int differ = 0;

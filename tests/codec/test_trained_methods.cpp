@@ -34,14 +34,16 @@ const std::vector<std::pair<std::string, Json>>& small_configurations() {
 TEST_CASE("published rates follow from the knobs", "[vq]") {
   // VQKV: 1 - (N_k log2 S_k + N_v log2 S_v) / (16 * 256) is 0.828125 and, with 10 x 65536 values, 0.82421875.
   const Json keys = {{"codebooks", 56}, {"bits", 10}};
-  const double k = bits_a_value("simvq", keys, unit_of(128)), v = bits_a_value("simvq", {{"codebooks", 16}, {"bits", 9}}, unit_of(128));
+  const double k = bits_a_value("simvq", keys, unit_of(128)),
+               v = bits_a_value("simvq", {{"codebooks", 16}, {"bits", 9}}, unit_of(128));
   CHECK(k == 4.375);
   CHECK(v == 1.125);
   CHECK(1 - (k + v) / 32 == 0.828125);
   CHECK(1 - (k + bits_a_value("simvq", {{"codebooks", 10}, {"bits", 16}}, unit_of(128))) / 32 == 0.82421875);
   // Effective bits with 1028 exact tokens.
   const std::array<std::pair<double, double>, 3> effective = {{{8192, 4.413}, {32768, 3.166}, {131072, 2.854}}};
-  for (const auto& [n, bits] : effective) CHECK(((n - 1028) * (k + v) / 2 + 1028 * 16) / n == Approx(bits).margin(6e-4));
+  for (const auto& [n, bits] : effective)
+    CHECK(((n - 1028) * (k + v) / 2 + 1028 * 16) / n == Approx(bits).margin(6e-4));
   // At head_dim 64 half the stages keep the rate.
   CHECK(bits_a_value("simvq", {{"codebooks", 28}, {"bits", 10}}, unit_of(64)) == 4.375);
   CHECK(bits_a_value("simvq", {{"codebooks", 8}, {"bits", 9}}, unit_of(64)) == 1.125);
@@ -78,7 +80,8 @@ TEST_CASE("codebooks that can hold every vector lose nothing but storage roundin
   CHECK(round_trip_mse(*trained("rvq", {{"codebooks", 1}, {"bits", 6}}, unit, x), x) == 0.0);
   CHECK(round_trip_mse(*trained("rvq", {{"codebooks", 2}, {"bits", 6}, {"stored_as", "f32"}}, unit, x), x) == 0.0);
   // Kumar's scale is divided and multiplied in fp32, and its averages move lossless books by rounding alone.
-  CHECK(round_trip_mse(*trained("kumar", {{"codebooks", 2}, {"bits", 7}, {"group", 8}, {"stored_as", "f32"}}, unit, x), x) < 1e-10);
+  CHECK(round_trip_mse(*trained("kumar", {{"codebooks", 2}, {"bits", 7}, {"group", 8}, {"stored_as", "f32"}}, unit, x),
+                       x) < 1e-10);
 }
 
 TEST_CASE("kumar: strided keys, contiguous values, one set of books, unbiased scale", "[vq]") {
@@ -109,12 +112,14 @@ TEST_CASE("kumar: strided keys, contiguous values, one set of books, unbiased sc
 TEST_CASE("kumar's moving averages approach the mean of what a codeword codes", "[vq]") {
   // A skewed sample for the start, then averages over everything: the error must come down.
   const auto x = gaussian(6000, 16, 5);
-  const Json base = {{"codebooks", 2}, {"bits", 6}, {"group", 16}, {"points", 1}, {"iterations", 1}, {"ema_batch", 4096}, {"ema_decay", 0.9}};
+  const Json base = {{"codebooks", 2},  {"bits", 6},         {"group", 16},     {"points", 1},
+                     {"iterations", 1}, {"ema_batch", 4096}, {"ema_decay", 0.9}};
   Json start = base, moved = base;
   start["ema_steps"] = 0;
   moved["ema_steps"] = 40;
   const auto unit = unit_of(16);
-  const double before = round_trip_mse(*trained("kumar", start, unit, x), x), after = round_trip_mse(*trained("kumar", moved, unit, x), x);
+  const double before = round_trip_mse(*trained("kumar", start, unit, x), x),
+               after = round_trip_mse(*trained("kumar", moved, unit, x), x);
   INFO(before << " " << after);
   CHECK(after < 0.8 * before);
 }
@@ -122,10 +127,14 @@ TEST_CASE("kumar's moving averages approach the mean of what a codeword codes", 
 TEST_CASE("simvq: the frozen codebook has variance 1 / width and the layer explains the codewords", "[vq]") {
   const auto base = simvq_base(0x0123456789abcdef, 1024, 64);
   double sum = 0, square = 0;
-  for (const float v : base.storage) { sum += v; square += double{v} * v; }
+  for (const float v : base.storage) {
+    sum += v;
+    square += double{v} * v;
+  }
   CHECK(sum / 65536 == Approx(0.0).margin(2e-3));
   CHECK(square / 65536 == Approx(1.0 / 64).epsilon(0.02));
-  CHECK(simvq_base(0x0123456789abcdef, 4, 64)(3, 5) == base(3, 5));  // a prefix of the entries is a prefix of the stream
+  CHECK(simvq_base(0x0123456789abcdef, 4, 64)(3, 5) ==
+        base(3, 5));  // a prefix of the entries is a prefix of the stream
 
   SimVqOptions options;
   options.stages = 2;
@@ -149,8 +158,10 @@ TEST_CASE("simvq by least squares comes near k-means, and descent improves on it
   als["points"] = 1000;
   sgd.update({{"trainer", "sgd"}, {"steps", 60}, {"batch", 8192}, {"learning_rate", 0.02}, {"points", 1000}});
   untrained.update({{"trainer", "sgd"}, {"steps", 1}, {"batch", 8192}, {"learning_rate", 1e-6}, {"points", 1000}});
-  const double k = round_trip_mse(*trained("rvq", kmeans, unit, x), test), a = round_trip_mse(*trained("simvq", als, unit, x), test);
-  const double s = round_trip_mse(*trained("simvq", sgd, unit, x), test), u = round_trip_mse(*trained("simvq", untrained, unit, x), test);
+  const double k = round_trip_mse(*trained("rvq", kmeans, unit, x), test),
+               a = round_trip_mse(*trained("simvq", als, unit, x), test);
+  const double s = round_trip_mse(*trained("simvq", sgd, unit, x), test),
+               u = round_trip_mse(*trained("simvq", untrained, unit, x), test);
   INFO("k-means " << k << " als " << a << " sgd " << s << " start " << u);
   CHECK(a < 1.15 * k);
   CHECK(a > 0.9 * k);
@@ -214,9 +225,7 @@ TEST_CASE("trained methods survive one row, constant rows and huge rows", "[vq]"
     Matrix<float> same(300, 16, 2.5f);
     CHECK(round_trip_mse(*trained(method, knobs, unit, same), same) < 1e-6);
     Matrix<float> huge(300, 16, 1e30f);
-    if (method != "kumar") {
-      CHECK_THROWS_WITH(trained(method, knobs, unit, huge), Catch::Contains("stored_as"));
-    }
+    if (method != "kumar") { CHECK_THROWS_WITH(trained(method, knobs, unit, huge), Catch::Contains("stored_as")); }
   }
 }
 

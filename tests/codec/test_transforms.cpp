@@ -54,7 +54,10 @@ struct Data {
   Matrix<float> x, queries, moment;
   std::vector<float> pairs;
   TrainSet set;
-  Data(const UnitShape& unit, uint64_t seed) : x(keys(600, unit.channels(), seed)), queries(keys(300, unit.channels(), seed + 1)), moment(moment_of(queries, unit.head_dim)) {
+  Data(const UnitShape& unit, uint64_t seed)
+      : x(keys(600, unit.channels(), seed)),
+        queries(keys(300, unit.channels(), seed + 1)),
+        moment(moment_of(queries, unit.head_dim)) {
     const int half = unit.head_dim / 2;
     for (int h = 0; h < unit.heads; ++h)
       for (int p = 0; p < half; ++p) {
@@ -70,7 +73,8 @@ struct Data {
   }
 };
 
-std::unique_ptr<Transform> trained(const std::string& name, const Json& knobs, const UnitShape& unit, const TrainSet& set) {
+std::unique_ptr<Transform> trained(const std::string& name, const Json& knobs, const UnitShape& unit,
+                                   const TrainSet& set) {
   const TransformKind& kind = find_transform(name);
   REQUIRE(kind.check(knobs, unit) == "");
   auto t = kind.make(kind.canonical(knobs, name), unit);
@@ -96,13 +100,15 @@ TEST_CASE("every affine transform is undone by its own map and bias", "[transfor
       for (int64_t r = 0; r < 50; ++r) {
         std::vector<float> row(y.row(r), y.row(r) + y.cols);
         row = apply(map, row, 32);
-        for (size_t c = 0; c < 32; ++c) REQUIRE(row[c] + (bias.empty() ? 0.0f : bias[c]) == Approx(data.x(r, static_cast<int64_t>(c))).margin(2e-3));
+        for (size_t c = 0; c < 32; ++c)
+          REQUIRE(row[c] + (bias.empty() ? 0.0f : bias[c]) == Approx(data.x(r, static_cast<int64_t>(c))).margin(2e-3));
       }
       // The declared mixing width holds: nothing outside its block.
       if (!map.dense.empty())
         for (int i = 0; i < 32; ++i)
           for (int j = 0; j < 32; ++j)
-            if (i / t->mixed_channels() != j / t->mixed_channels()) REQUIRE(map.dense[static_cast<size_t>(i * 32 + j)] == 0.0f);
+            if (i / t->mixed_channels() != j / t->mixed_channels())
+              REQUIRE(map.dense[static_cast<size_t>(i * 32 + j)] == 0.0f);
     }
 }
 
@@ -175,7 +181,8 @@ TEST_CASE("OPQ is a rotation that a product code gains from", "[transform][opq]"
     Rng rng(7);
     Matrix<float> x(4000, 16), y(4000, 16);
     for (int64_t r = 0; r < 4000; ++r)
-      for (int64_t c = 0; c < 16; ++c) x(r, c) = static_cast<float>(c < 4 ? 2 * rng.normal() : x(r, c - 4) + 0.3 * rng.normal());
+      for (int64_t c = 0; c < 16; ++c)
+        x(r, c) = static_cast<float>(c < 4 ? 2 * rng.normal() : x(r, c - 4) + 0.3 * rng.normal());
     TrainSet set;
     set.x = x;
     set.head_dim = 16;
@@ -188,7 +195,8 @@ TEST_CASE("OPQ is a rotation that a product code gains from", "[transform][opq]"
     for (size_t i = 0; i < y.storage.size(); ++i) error[rotated] += std::pow(double{y.storage[i]} - x.storage[i], 2);
   }
   CHECK(error[1] < 0.9 * error[0]);
-  CHECK_THAT(find_transform("rotation").check({{"kind", "opq"}, {"groups", 5}}, unit), Catch::Contains("5 sub-vectors"));
+  CHECK_THAT(find_transform("rotation").check({{"kind", "opq"}, {"groups", 5}}, unit),
+             Catch::Contains("5 sub-vectors"));
 }
 
 // vq-methods r.9.8
@@ -287,7 +295,8 @@ TEST_CASE("a chain decodes through one plan what its transforms would undo one b
 
 TEST_CASE("token scales take their groups and storage", "[transform][chain]") {
   const UnitShape unit = unit_of(16, 2, Role::kValue);
-  for (const auto& [knobs, slots] : {std::pair{Json{{"per", "unit"}}, 1}, {Json{{"per", "head"}}, 2}, {Json{{"per", "channels"}, {"width", 8}}, 4}})
+  for (const auto& [knobs, slots] :
+       {std::pair{Json{{"per", "unit"}}, 1}, {Json{{"per", "head"}}, 2}, {Json{{"per", "channels"}, {"width", 8}}, 4}})
     for (const char* by : {"rms", "absmax", "l2"}) {
       UnitSpec spec;
       spec.unit = unit;
@@ -308,7 +317,8 @@ TEST_CASE("token scales take their groups and storage", "[transform][chain]") {
         for (int g = 0; g < slots; ++g) {
           double expected = 0;
           for (int c = g * width; c < (g + 1) * width; ++c)
-            expected = *by == 'a' ? std::max(expected, std::abs(double{x(r, c)})) : expected + double{x(r, c)} * x(r, c);
+            expected =
+                *by == 'a' ? std::max(expected, std::abs(double{x(r, c)})) : expected + double{x(r, c)} * x(r, c);
           if (*by == 'r') expected /= width;
           if (*by != 'a') expected = std::sqrt(expected);
           CHECK(block.sides.back()[static_cast<size_t>(r * slots + g)] == Approx(expected).epsilon(1e-3));
@@ -319,7 +329,8 @@ TEST_CASE("token scales take their groups and storage", "[transform][chain]") {
 TEST_CASE("moments and queries follow the keys through a chain", "[transform][chain]") {
   // A recorder as the inner codec sees what it is trained on.
   struct Recorder final : DummyCodec {
-    Recorder(const UnitShape& unit, Matrix<float>* x, Matrix<float>* q, Matrix<float>* m) : DummyCodec(unit), x_(x), q_(q), m_(m) {
+    Recorder(const UnitShape& unit, Matrix<float>* x, Matrix<float>* q, Matrix<float>* m)
+        : DummyCodec(unit), x_(x), q_(q), m_(m) {
       layout_.sides = {{"x", DType::kF32, channels(), true}};
     }
     TrainReport train(const TrainSet& s, const Rng&) override {
@@ -336,7 +347,8 @@ TEST_CASE("moments and queries follow the keys through a chain", "[transform][ch
   const UnitShape unit = unit_of(16, 1);
   const Data data(unit, 41);
   std::vector<std::unique_ptr<Transform>> chain;
-  for (const char* name : {"center", "channel_scale", "rotation", "hadamard"}) chain.push_back(find_transform(name).make(Json::object(), unit));
+  for (const char* name : {"center", "channel_scale", "rotation", "hadamard"})
+    chain.push_back(find_transform(name).make(Json::object(), unit));
   Matrix<float> x, q, m;
   with_transforms(std::move(chain), std::make_unique<Recorder>(unit, &x, &q, &m), unit)->train(data.set, Rng(1));
   for (int64_t r = 0; r < 20; ++r) {
@@ -349,7 +361,8 @@ TEST_CASE("moments and queries follow the keys through a chain", "[transform][ch
     CHECK(after == Approx(before).epsilon(1e-3).margin(1e-2));
   }
   const Matrix<float> expected = moment_of(q, 16);
-  for (size_t i = 0; i < expected.storage.size(); ++i) CHECK(m.storage[i] == Approx(expected.storage[i]).epsilon(1e-2).margin(1.0));
+  for (size_t i = 0; i < expected.storage.size(); ++i)
+    CHECK(m.storage[i] == Approx(expected.storage[i]).epsilon(1e-2).margin(1.0));
 }
 
 TEST_CASE("exceptions pass through diagonal chains and are refused behind others", "[transform][chain][overlay]") {
@@ -361,18 +374,23 @@ TEST_CASE("exceptions pass through diagonal chains and are refused behind others
     return chain;
   };
   for (const bool add : {false, true}) {
-    const auto codec = with_transforms(chain_of({"center", "channel_scale"}), std::make_unique<SparseDummy>(unit, 2, add), unit);
+    const auto codec =
+        with_transforms(chain_of({"center", "channel_scale"}), std::make_unique<SparseDummy>(unit, 2, add), unit);
     codec->train(data.set, Rng(1));
     CodeBlock block;
     codec->encode(data.x, block);
     Matrix<float> y(data.x.rows, 16);
     codec->decode(block, y);
     REQUIRE(block.overlay.size() == 1200);
-    for (const OverlayEntry& e : block.overlay) CHECK(y(e.token, e.channel) == Approx(data.x(e.token, e.channel)).epsilon(5e-3).margin(2e-2));
+    for (const OverlayEntry& e : block.overlay)
+      CHECK(y(e.token, e.channel) == Approx(data.x(e.token, e.channel)).epsilon(5e-3).margin(2e-2));
   }
   CHECK_THROWS_AS(with_transforms(chain_of({"hadamard"}), std::make_unique<SparseDummy>(unit, 2, false), unit), Error);
-  CHECK_THROWS_AS(with_transforms(chain_of({"token_scale"}), std::make_unique<TableDummy>(unit, TableDummy::Options{}), unit), Error);
-  CHECK_NOTHROW(with_transforms(chain_of({"hadamard"}), std::make_unique<TableDummy>(unit, TableDummy::Options{}), unit));
+  CHECK_THROWS_AS(
+      with_transforms(chain_of({"token_scale"}), std::make_unique<TableDummy>(unit, TableDummy::Options{}), unit),
+      Error);
+  CHECK_NOTHROW(
+      with_transforms(chain_of({"hadamard"}), std::make_unique<TableDummy>(unit, TableDummy::Options{}), unit));
 }
 
 TEST_CASE("a codec with its own token scale composes behind a map", "[transform][chain]") {
@@ -395,7 +413,8 @@ TEST_CASE("a codec with its own token scale composes behind a map", "[transform]
   for (int64_t r = 0; r < data.x.rows; ++r)
     for (size_t c = 0; c < 16; ++c) mean[c] += data.x(r, static_cast<int64_t>(c)) / static_cast<double>(data.x.rows);
   for (int64_t r = 0; r < data.x.rows; ++r)
-    for (int64_t c = 0; c < 16; ++c) REQUIRE(direct(r, c) == Approx(back(r, c) + mean[static_cast<size_t>(c)]).margin(1e-4));
+    for (int64_t c = 0; c < 16; ++c)
+      REQUIRE(direct(r, c) == Approx(back(r, c) + mean[static_cast<size_t>(c)]).margin(1e-4));
 }
 
 TEST_CASE("block codecs stand behind transforms", "[transform][chain][block]") {

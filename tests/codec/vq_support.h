@@ -33,8 +33,8 @@ inline UnitShape unit_of(int head_dim, int heads = 1, Role role = Role::kKey) {
   return u;
 }
 
-inline std::unique_ptr<Codec> trained(const std::string& method, const Json& knobs, const UnitShape& unit, ConstMatrix x,
-                                      uint64_t key = 1) {
+inline std::unique_ptr<Codec> trained(const std::string& method, const Json& knobs, const UnitShape& unit,
+                                      ConstMatrix x, uint64_t key = 1) {
   auto codec = find_method(method).make(knobs, unit);
   codec->train(train_set(x, unit), Rng(key));
   return codec;

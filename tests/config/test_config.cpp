@@ -49,10 +49,12 @@ struct Folder {
 }  // namespace
 
 TEST_CASE("scalars follow the core schema of YAML 1.2", "[config]") {
-  const Json t = parse_yaml(
-      "a: [yes, on, no, off, y, True, FALSE, true]\nb: [~, null, , 0x1F, 0o17, 017, -3, +4, 9223372036854775807]\n"
-      "c: [1.5, .5, 5., 1e3, -2E-2, 1_000, 1.2.3, 0x, '4', \"true\"]\nd:\n",
-      "f").tree;
+  const Json t =
+      parse_yaml(
+          "a: [yes, on, no, off, y, True, FALSE, true]\nb: [~, null, , 0x1F, 0o17, 017, -3, +4, 9223372036854775807]\n"
+          "c: [1.5, .5, 5., 1e3, -2E-2, 1_000, 1.2.3, 0x, '4', \"true\"]\nd:\n",
+          "f")
+          .tree;
   CHECK(t["a"] == Json::array({"yes", "on", "no", "off", "y", true, false, true}));
   CHECK(t["b"] == Json::array({nullptr, nullptr, nullptr, 31, 15, 17, -3, 4, INT64_MAX}));
   CHECK(t["c"] == Json::array({1.5, .5, 5.0, 1000.0, -0.02, "1_000", "1.2.3", "0x", "4", "true"}));
@@ -108,7 +110,9 @@ TEST_CASE("includes merge in order below the file and cycles are named", "[confi
   f.write("base.yaml", "include: codecs/rvq.yaml\ncodec: {bits: 6}\n");
   const std::string top = f.write("top.yaml", "include: [base.yaml]\ncodec:\n  k: {bits: 4}\n  list: [1, 2]\n");
   Config c = load_config(top);
-  CHECK(c.tree == Json::parse(R"({"codec":{"name":"rvq","bits":6,"k":{"rope":"pre","bits":4},"list":[1,2]},"cache":{"sinks":4}})"));
+  CHECK(
+      c.tree ==
+      Json::parse(R"({"codec":{"name":"rvq","bits":6,"k":{"rope":"pre","bits":4},"list":[1,2]},"cache":{"sinks":4}})"));
   has(c.where("codec.bits"), "base.yaml:2:9");
   has(c.where("codec.k.bits"), "top.yaml:3:7");
   has(c.where("cache.sinks"), "rvq.yaml:2:9");
@@ -164,7 +168,9 @@ TEST_CASE("a group merges over the rest", "[config]") {
 
 TEST_CASE("the strict reader", "[config]") {
   const Config c = parse_yaml(
-      "cache:\n  sinks: 4\n  wndow: 128\nbad: {i: 4.5, b: yes, t: 3, l: [1, 1], r: {range: [0, 6, 3]}, far: 99, all: all}\n", "f.yaml");
+      "cache:\n  sinks: 4\n  wndow: 128\nbad: {i: 4.5, b: yes, t: 3, l: [1, 1], r: {range: [0, 6, 3]}, far: 99, all: "
+      "all}\n",
+      "f.yaml");
   ConfigReader cache(c, "cache");
   CHECK(cache.integer("sinks", 0, 0, 10) == 4);
   CHECK(cache.integer("window", 64, 0, 1000) == 64);
@@ -210,7 +216,8 @@ TEST_CASE("sweeps expand in a fixed order", "[config][sweep]") {
   CHECK(resolved.where("codec.books") == "f.yaml:4:50");
 
   CHECK(expand_sweep(parse_yaml("a: 1\n", "f")).points.size() == 1);
-  const Sweep maps = expand_sweep(parse_yaml("codec: {name: x, left: 1}\nsweep: {grid: {codec: [{name: rtn}, {name: pq, bits: 4}]}}\n", "f"));
+  const Sweep maps = expand_sweep(
+      parse_yaml("codec: {name: x, left: 1}\nsweep: {grid: {codec: [{name: rtn}, {name: pq, bits: 4}]}}\n", "f"));
   REQUIRE(maps.points.size() == 2);
   CHECK(maps.points[0].tree["codec"] == Json::parse(R"({"name":"rtn"})"));
 }
@@ -235,7 +242,8 @@ TEST_CASE("malformed sweeps are refused", "[config][sweep]") {
 }
 
 TEST_CASE("one identity for one meaning", "[config]") {
-  CHECK(config_hash(parse_yaml("a: 4\nb: {c: 0.1}\n", "f").tree) == config_hash(parse_yaml("b: {c: 1e-1}\na: 4.0\n", "f").tree));
+  CHECK(config_hash(parse_yaml("a: 4\nb: {c: 0.1}\n", "f").tree) ==
+        config_hash(parse_yaml("b: {c: 1e-1}\na: 4.0\n", "f").tree));
   CHECK(config_hash(parse_yaml("a: 4\n", "f").tree) != config_hash(parse_yaml("a: '4'\n", "f").tree));
   CHECK(canonical_json(parse_yaml("a: 0.1\n", "f").tree) == "{\"a\":0.1}");
 }

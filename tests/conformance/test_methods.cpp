@@ -1,4 +1,5 @@
-// Every method of the registry, as its configs/codecs/NAME.yaml with the group `test` builds it, against every property.
+// Every method of the registry, as its configs/codecs/NAME.yaml with the group `test` builds it, against every
+// property.
 #include <cmath>
 #include <map>
 
@@ -105,7 +106,8 @@ const std::vector<Case>& cases() {
             if (spec.unit.first_head != 0 || (spec.unit.role == Role::kValue && std::string(rope) == "pre")) continue;
             if (!spec.check().empty()) continue;
             ++accepted[spec.unit.role];
-            Case c{name + " " + role_name(spec.unit.role) + " " + rope + " heads " + std::to_string(heads), spec, nullptr, data_of(spec.unit, 512)};
+            Case c{name + " " + role_name(spec.unit.role) + " " + rope + " heads " + std::to_string(heads), spec,
+                   nullptr, data_of(spec.unit, 512)};
             c.codec = train(spec, c.data);
             made.push_back(std::move(c));
           }
@@ -196,7 +198,8 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
   for (const Method* method : all_methods()) {
     const MethodInfo info = method->describe();
     std::vector<Json> configs = {test_config(info.name)};
-    for (const auto& [name, preset] : info.presets.items()) configs.push_back({{"name", info.name}, {"preset", name}, {"transform", Json::array()}});
+    for (const auto& [name, preset] : info.presets.items())
+      configs.push_back({{"name", info.name}, {"preset", name}, {"transform", Json::array()}});
     int compared = 0;
     for (Json& config : configs)
       for (const int head_dim : {64, 128})
@@ -207,7 +210,8 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
             if (!spec.check().empty()) continue;
             const CodeLayout layout = make_codec(spec)->layout();
             CAPTURE(info.name, spec.knobs.dump(), head_dim, heads, role_name(spec.unit.role));
-            CHECK(layout.bits_per_token() / spec.unit.channels() == Approx(Formula::evaluate(info.bits, formula_values(spec))).epsilon(1e-12));
+            CHECK(layout.bits_per_token() / spec.unit.channels() ==
+                  Approx(Formula::evaluate(info.bits, formula_values(spec))).epsilon(1e-12));
             ++compared;
           }
         }
@@ -221,7 +225,8 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
     Json values = formula_values(spec);
     values.update(spec.transforms[0]);
     CAPTURE(kind->describe().name);
-    CHECK(make_codec(spec)->layout().bits_per_token() / spec.unit.channels() == 16 + Formula::evaluate(kind->describe().side_bits, values));
+    CHECK(make_codec(spec)->layout().bits_per_token() / spec.unit.channels() ==
+          16 + Formula::evaluate(kind->describe().side_bits, values));
   }
 }
 
@@ -245,10 +250,12 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
   CHECK(bits({{"name", "pq"}, {"codebooks", 16}, {"bits", 8}}, 64) == 2.0);
   CHECK(bits({{"name", "rvq"}, {"codebooks", 8}, {"bits", 8}}, 64) == 1.0);
   // Kumar: 16 / (8 * 11 / 32 + 16 / 128) = 5.565 at head_dim 128, and 3.0 bits at 64.
-  CHECK(16 / bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 128) == Approx(5.565).epsilon(1e-4));
+  CHECK(16 / bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 128) ==
+        Approx(5.565).epsilon(1e-4));
   CHECK(bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 64) == 3.0);
   // VQKV: 1 - (56 * 10 + 16 * 9) / (16 * 256) = 0.828125.
-  const Json vqkv = {{"name", "simvq"}, {"k", {{"codebooks", 56}, {"bits", 10}}}, {"v", {{"codebooks", 16}, {"bits", 9}}}};
+  const Json vqkv = {
+      {"name", "simvq"}, {"k", {{"codebooks", 56}, {"bits", 10}}}, {"v", {{"codebooks", 16}, {"bits", 9}}}};
   CHECK(1 - (bits(vqkv, 128, Role::kKey) + bits(vqkv, 128, Role::kValue)) / 32 == 0.828125);
 }
 
@@ -279,7 +286,8 @@ TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[c
       CHECK(plan.channels == c.codec->channels());
       CHECK(plan.rope == c.codec->rope());
       // What check_inner relies on.
-      for (size_t s = 0; s < layout.sides.size(); ++s) CHECK((layout.sides[s].name == "token_scale") == (plan.token_scale_side == static_cast<int>(s)));
+      for (size_t s = 0; s < layout.sides.size(); ++s)
+        CHECK((layout.sides[s].name == "token_scale") == (plan.token_scale_side == static_cast<int>(s)));
     }
     // Books are what their storage type can hold: the ledger counts them so.
     for (const PlanTerm& term : c.codec->plan().terms)
@@ -308,9 +316,11 @@ TEST_CASE("a block is coded alike alone and among others", "[conformance]") {
       c.codec->encode(c.data.x.view().slice_rows(b * tokens, tokens), one);
       REQUIRE(one.blocks == 1);
       for (size_t f = 0; f < one.fields.size(); ++f)
-        REQUIRE(std::equal(one.fields[f].begin(), one.fields[f].end(), whole.fields[f].begin() + b * static_cast<int64_t>(one.fields[f].size())));
+        REQUIRE(std::equal(one.fields[f].begin(), one.fields[f].end(),
+                           whole.fields[f].begin() + b * static_cast<int64_t>(one.fields[f].size())));
       for (size_t s = 0; s < one.sides.size(); ++s)
-        REQUIRE(std::equal(one.sides[s].begin(), one.sides[s].end(), whole.sides[s].begin() + b * static_cast<int64_t>(one.sides[s].size())));
+        REQUIRE(std::equal(one.sides[s].begin(), one.sides[s].end(),
+                           whole.sides[s].begin() + b * static_cast<int64_t>(one.sides[s].size())));
     }
     CodeBlock none;
     CHECK_NOTHROW(c.codec->encode(head_rows(c.data.x, 0), none));
@@ -336,7 +346,8 @@ TEST_CASE("zero, constant, tiny and huge rows decode to finite numbers", "[confo
     const int64_t n = c.codec->layout().block_tokens;
     for (const float v : {0.0f, 1.0f, -3.5f, 1e-8f, 1e-20f, 6e4f, 1e6f, -1e6f}) {
       CAPTURE(c.label, v);
-      for (const float y : round_trip(*c.codec, Matrix<float>(n, c.codec->channels(), v)).storage) REQUIRE(std::isfinite(y));
+      for (const float y : round_trip(*c.codec, Matrix<float>(n, c.codec->channels(), v)).storage)
+        REQUIRE(std::isfinite(y));
     }
     Matrix<float> loud = head_rows(c.data.x, n);
     for (float& v : loud.storage) v *= 1e5f;
@@ -355,9 +366,7 @@ TEST_CASE("values that are not finite are refused", "[conformance]") {
       try {
         c.codec->encode(x, block);
         FAIL_CHECK("accepted");
-      } catch (const Error& e) {
-        CHECK(e.kind() == ErrorKind::kBadData);
-      }
+      } catch (const Error& e) { CHECK(e.kind() == ErrorKind::kBadData); }
     }
 }
 
@@ -367,7 +376,8 @@ TEST_CASE("coding again what was decoded stays close", "[conformance]") {
     const Matrix<float> once = round_trip(*c.codec, c.data.x);
     const Matrix<float> twice = round_trip(*c.codec, once);
     // A second pass loses less than the first did; without clipping it loses next to nothing.
-    CHECK(squared_distance(twice, once) <= 0.5 * squared_distance(once, c.data.x) + 1e-6 * static_cast<double>(once.storage.size()));
+    CHECK(squared_distance(twice, once) <=
+          0.5 * squared_distance(once, c.data.x) + 1e-6 * static_cast<double>(once.storage.size()));
   }
 }
 
@@ -415,9 +425,7 @@ TEST_CASE("corrupted parameters are refused", "[conformance]") {
   const auto refused = [](const UnitSpec& spec, const MemoryParameters& p) {
     try {
       make_codec(spec)->load(p);
-    } catch (const Error& e) {
-      return e.kind() == ErrorKind::kBadData;
-    }
+    } catch (const Error& e) { return e.kind() == ErrorKind::kBadData; }
     return false;
   };
   for (const Case& c : cases()) {

@@ -27,7 +27,7 @@ TEST_CASE("every half survives the round trip through float, scalar and bulk") {
 }
 
 TEST_CASE("rounding to half and bfloat is to nearest even") {
-  CHECK(to_f16(1.0f + 0x1p-11f).bits == to_f16(1.0f).bits);            // tie goes to even
+  CHECK(to_f16(1.0f + 0x1p-11f).bits == to_f16(1.0f).bits);  // tie goes to even
   CHECK(to_f16(1.0f + 3 * 0x1p-11f).bits == to_f16(1.0f).bits + 2);
   CHECK(to_f16(65519.0f).bits == 0x7bff);
   CHECK(to_f16(65520.0f).bits == 0x7c00);

@@ -35,8 +35,7 @@ double worst_ratio(ConstMatrix a, ConstMatrix b_rows, ConstMatrix c, ConstMatrix
 }
 
 bool same_bits(const Matrix<float>& a, const Matrix<float>& b) {
-  return a.storage.size() == b.storage.size() &&
-         std::memcmp(a.data(), b.data(), a.storage.size() * sizeof(float)) == 0;
+  return a.storage.size() == b.storage.size() && std::memcmp(a.data(), b.data(), a.storage.size() * sizeof(float)) == 0;
 }
 
 struct ThreadCount {
@@ -47,12 +46,14 @@ struct ThreadCount {
 }  // namespace
 
 TEST_CASE("gemm: agrees with a double sum, strided, transposed or not, accumulating or not", "[gemm]") {
-  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 7}, {70, 65, 33}, {300, 40, 128}, {2, 1500, 64}}) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 7}, {70, 65, 33}, {300, 40, 128}, {2, 1500, 64}}) {
     const auto a = random_matrix(m, k + 3, 1), bt = random_matrix(n, k + 5, 2), start = random_matrix(m, n + 2, 3);
     Matrix<float> b(k, n);
     for (int64_t i = 0; i < k; ++i)
       for (int64_t j = 0; j < n; ++j) b(i, j) = bt(j, i);
-    const ConstMatrix av = a.view().slice_cols(0, k), bv = bt.view().slice_cols(0, k), sv = start.view().slice_cols(0, n);
+    const ConstMatrix av = a.view().slice_cols(0, k), bv = bt.view().slice_cols(0, k),
+                      sv = start.view().slice_cols(0, n);
     for (const bool accumulate : {false, true}) {
       CAPTURE(m, n, k, accumulate);
       Matrix<float> c = start, d = start;

@@ -31,8 +31,9 @@ TEST_CASE("the test group of every configuration runs", "[configs]") {
     for (const auto& file : files) {
       INFO(file);
       Config config = load_config(file);
-      for (const std::string& o : {"trace.path=" + trace, std::string("trace.train=[0, 1, 2, 3]"), std::string("trace.select=[4]"),
-                                  std::string("trace.report=[5, 6]"), std::string("layers=[0, 15]")})
+      for (const std::string& o :
+           {"trace.path=" + trace, std::string("trace.train=[0, 1, 2, 3]"), std::string("trace.select=[4]"),
+            std::string("trace.report=[5, 6]"), std::string("layers=[0, 15]")})
         apply_override(config, o);
       const Plan whole = make_plan(config);
       for (const auto& c : whole.cells) CHECK_FALSE(c.contains("skip"));

@@ -30,7 +30,9 @@ void has(const std::string& text, const std::string& part) {
 
 Config sweep_config(const std::string& trace, const std::string& more = "sweep: {grid: {codec.bits: [2, 4, 8]}}\n") {
   return parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
-                                "codec: {{name: rtn, group: 16}}\ncache: {{sinks: 4, window: 16, flush: 8}}\n{}", trace, more), "s.yaml");
+                                "codec: {{name: rtn, group: 16}}\ncache: {{sinks: 4, window: 16, flush: 8}}\n{}",
+                                trace, more),
+                    "s.yaml");
 }
 
 }  // namespace
@@ -51,14 +53,20 @@ TEST_CASE("a plan freezes cells whose identity is what decides the numbers", "[p
   const std::string moved = dir / "b.trace.h5";
   std::filesystem::copy_file(trace, moved);
   CHECK(make_plan(sweep_config(moved)).hash() == plan.hash());
-  for (const std::string change : {"seed: 5\n", "contexts: [1024]\n", "layers: [0]\n", "metrics: [key_nmse]\n", "train: {curve: true}\n"})
-    CHECK(make_plan(sweep_config(trace, change + "sweep: {grid: {codec.bits: [2, 4, 8]}}\n")).cells[0]["cell"] != plan.cells[0]["cell"]);
+  for (const std::string change :
+       {"seed: 5\n", "contexts: [1024]\n", "layers: [0]\n", "metrics: [key_nmse]\n", "train: {curve: true}\n"})
+    CHECK(make_plan(sweep_config(trace, change + "sweep: {grid: {codec.bits: [2, 4, 8]}}\n")).cells[0]["cell"] !=
+          plan.cells[0]["cell"]);
   // What only changes the measurement shares the training.
-  CHECK(make_plan(sweep_config(trace, "contexts: [1024]\nsweep: {grid: {codec.bits: [2]}}\n")).cells[0]["train_id"] == plan.cells[0]["train_id"]);
-  CHECK(make_plan(sweep_config(trace, "seed: 5\nsweep: {grid: {codec.bits: [2]}}\n")).cells[0]["train_id"] != plan.cells[0]["train_id"]);
+  CHECK(make_plan(sweep_config(trace, "contexts: [1024]\nsweep: {grid: {codec.bits: [2]}}\n")).cells[0]["train_id"] ==
+        plan.cells[0]["train_id"]);
+  CHECK(make_plan(sweep_config(trace, "seed: 5\nsweep: {grid: {codec.bits: [2]}}\n")).cells[0]["train_id"] !=
+        plan.cells[0]["train_id"]);
 
   // Defaults written out and left out are one cell.
-  const Plan spelled = make_plan(sweep_config(trace, "contexts: [4096, 32768]\nsequences: [1, 64]\nseed: 0\nlayers: all\nsweep: {grid: {codec.bits: [2, 4.0, 8, 8]}}\n"));
+  const Plan spelled = make_plan(sweep_config(trace,
+                                              "contexts: [4096, 32768]\nsequences: [1, 64]\nseed: 0\nlayers: "
+                                              "all\nsweep: {grid: {codec.bits: [2, 4.0, 8, 8]}}\n"));
   CHECK(spelled.hash() == plan.hash());
 
   const std::string path = dir / "plan.jsonl";
@@ -82,7 +90,8 @@ TEST_CASE("cells that can't be coded are planned as skipped, with the reason", "
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
   write_sweep_trace(trace);
-  const Plan plan = make_plan(sweep_config(trace, "sweep: {grid: {codec.heads: [1, 3]}, skip: [{codec.heads: 1, codec.name: none}]}\n"));
+  const Plan plan = make_plan(
+      sweep_config(trace, "sweep: {grid: {codec.heads: [1, 3]}, skip: [{codec.heads: 1, codec.name: none}]}\n"));
   REQUIRE(plan.cells.size() == 2);
   CHECK_FALSE(plan.cells[0].contains("skip"));
   has(plan.cells[1]["skip"], "3 heads");
@@ -115,9 +124,15 @@ TEST_CASE("configurations that lie are refused with their place", "[plan]") {
   has(error("metrics=[softmax]"), "softmax_kl");
   has(error("conexts=[4]"), "did you mean 'contexts'");
   has(error("sweep.grid.codec.bits=[4, 99]"), "in the cell {\"codec.bits\":99}");
-  has(error_of([&] { make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec:\n  name: rtn\n  bits: 99\n", trace), "s.yaml")); }),
+  has(error_of([&] {
+        make_plan(parse_yaml(
+            fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec:\n  name: rtn\n  bits: 99\n", trace),
+            "s.yaml"));
+      }),
       "s.yaml:4:3: codec");
-  has(error_of([&] { make_plan(parse_yaml("trace: {path: gone.h5, report: [1]}\ncodec: {name: rtn}\n", "s.yaml")); }, ErrorKind::kBadData), "gone.h5");
+  has(error_of([&] { make_plan(parse_yaml("trace: {path: gone.h5, report: [1]}\ncodec: {name: rtn}\n", "s.yaml")); },
+               ErrorKind::kBadData),
+      "gone.h5");
 }
 
 TEST_CASE("an edited plan is refused", "[plan]") {

@@ -14,18 +14,23 @@ using namespace vqkv;
 namespace {
 
 Json measurement(const std::string& role, const std::string& tag, double value, double error = 0) {
-  return {{"role", role}, {"tag", tag}, {"value", value}, {"stderr", error}, {"n", 3}, {"unit", "1"}, {"better", "lower"}, {"exact", false}};
+  return {{"role", role}, {"tag", tag},  {"value", value},    {"stderr", error},
+          {"n", 3},       {"unit", "1"}, {"better", "lower"}, {"exact", false}};
 }
 
 CellResult cell(int i, const std::string& method, double bits, double kl) {
   CellResult c;
-  c.cell = {{"cell", std::to_string(i)}, {"id", "c" + std::to_string(i)}, {"axes", {{"codec.bits", i}}},
+  c.cell = {{"cell", std::to_string(i)},
+            {"id", "c" + std::to_string(i)},
+            {"axes", {{"codec.bits", i}}},
             {"config", {{"codec", {{"name", method}, {"bits", i}}}, {"contexts", {4096}}, {"sequences", {1, 64}}}}};
   Json ms = Json::array();
   Json m = measurement("report", "attention.softmax_kl", kl, kl / 10);
-  m["details"] = Json::array({{{"axis", "layer,kv_head"}, {"shape", {2, 3}}, {"values", {kl, kl / 2, 2 * kl, nullptr, kl, kl}}}});
+  m["details"] =
+      Json::array({{{"axis", "layer,kv_head"}, {"shape", {2, 3}}, {"values", {kl, kl / 2, 2 * kl, nullptr, kl, kl}}}});
   ms.push_back(m);
-  for (const char* tag : {"key.nmse", "value.nmse", "output.relative_error_after_wo", "logit.centred_rms"}) ms.push_back(measurement("report", tag, kl * 0.3));
+  for (const char* tag : {"key.nmse", "value.nmse", "output.relative_error_after_wo", "logit.centred_rms"})
+    ms.push_back(measurement("report", tag, kl * 0.3));
   for (const int s : {0, 1, 64}) {
     Json b = measurement("cost", "bits_per_value", bits + (s > 0 ? 1.0 / s : 0));
     b["context"] = 4096;
@@ -47,7 +52,8 @@ size_t count(const std::string& text, const std::string& what) {
 TEST_CASE("the report is one file that needs no network and names its cells, fronts and losses") {
   ResultSet r;
   r.plan = {{"plan", "abcdef0123456789"}, {"traces", Json::array()}};
-  r.cells = {cell(2, "rvq", 2.1, 0.05), cell(3, "rvq", 3.1, 0.01), cell(4, "rtn", 4.5, 0.02), cell(5, "pq<x>", 1.1, 0.3)};
+  r.cells = {cell(2, "rvq", 2.1, 0.05), cell(3, "rvq", 3.1, 0.01), cell(4, "rtn", 4.5, 0.02),
+             cell(5, "pq<x>", 1.1, 0.3)};
   CellResult skipped;
   skipped.cell = r.cells[0].cell;
   skipped.record = {{"status", "skipped"}, {"reason", "sub-vectors of 3 channels don't divide 64"}};

@@ -24,9 +24,7 @@ namespace {
 std::string error_of(const std::function<void()>& f) {
   try {
     f();
-  } catch (const Error& e) {
-    return e.what();
-  }
+  } catch (const Error& e) { return e.what(); }
   return "no error";
 }
 void has(const std::string& text, const std::string& part) {
@@ -38,14 +36,17 @@ void has(const std::string& text, const std::string& part) {
 constexpr const char* kSweep =
     "cache: {sinks: 4, window: 16, flush: 16}\ncontexts: [128, 1024]\n"
     "sweep:\n  grid:\n    codec:\n"
-    "      - {name: rtn, bits: 2, group: 16}\n      - {name: rtn, bits: 4, group: 16}\n      - {name: rtn, bits: 8, group: 16}\n"
+    "      - {name: rtn, bits: 2, group: 16}\n      - {name: rtn, bits: 4, group: 16}\n      - {name: rtn, bits: 8, "
+    "group: 16}\n"
     "      - {name: rtn, bits: 4, group: 16, rope: pre, transform: [center]}\n"
     "      - {name: kivi, bits: 2, group: 16}\n"
     "      - {name: rvq, codebooks: 2, bits: 4, heads: 2, iterations: 4, transform: [hadamard]}\n"
     "      - {name: rtn, bits: 4, heads: 3}\n";
 
 Plan small_plan(const std::string& trace, const std::string& sweep = kSweep, const std::string& more = "") {
-  return make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n{}{}", trace, more, sweep), "s.yaml"));
+  return make_plan(parse_yaml(
+      fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n{}{}", trace, more, sweep),
+      "s.yaml"));
 }
 
 std::map<std::string, std::string> contents(const std::string& folder) {
@@ -122,7 +123,8 @@ TEST_CASE("records hold what tables need", "[runner]") {
   CHECK(r.cells[0].find("select", "key.nmse")->at("n") == 1);
   // rtn, 4 bits, groups of 16 with f16 scale and zero: 4 + 32/16 bits.
   CHECK(r.cells[1].value("cost", "bits_per_value.codes") == Approx(6.0));
-  const double at128 = r.cells[1].value("cost", "bits_per_value", 128), at1024 = r.cells[1].value("cost", "bits_per_value", 1024);
+  const double at128 = r.cells[1].value("cost", "bits_per_value", 128),
+               at1024 = r.cells[1].value("cost", "bits_per_value", 1024);
   CHECK(at128 > at1024);
   CHECK(at1024 > 6.0);
   CHECK(r.cells[5].value("cost", "bits_per_value", 128, 1) > r.cells[5].value("cost", "bits_per_value", 128, 64));
@@ -200,7 +202,8 @@ TEST_CASE("extrapolation, subsamples and curves are named in the row", "[runner]
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
   write_sweep_trace(trace, 5, 160, 3, 2);
-  const std::string codec = "codec: {name: rvq, codebooks: 1, bits: 4, iterations: 2}\ncache: {sinks: 4, window: 16, flush: 16}\n";
+  const std::string codec =
+      "codec: {name: rvq, codebooks: 1, bits: 4, iterations: 2}\ncache: {sinks: 4, window: 16, flush: 16}\n";
   RunOptions options;
   options.folder = dir / "out";
   run_plan(small_plan(trace, "layers: [2]\nheads: [1]\ntrain: {curve: true}\n", codec), options);
@@ -211,14 +214,18 @@ TEST_CASE("extrapolation, subsamples and curves are named in the row", "[runner]
   const Json& curve = r.cells[0].record["train"]["curve"];
   CHECK(curve["full"] == r.cells[0].find("select", "attention.softmax_kl")->at("value"));
   CHECK(curve["half"].get<double>() > 0);
-  CHECK(r.cells[0].flagged("undertrained") == (curve["full"].get<double>() - curve["twice"].get<double>() > 0.05 * curve["full"].get<double>()));
+  CHECK(r.cells[0].flagged("undertrained") ==
+        (curve["full"].get<double>() - curve["twice"].get<double>() > 0.05 * curve["full"].get<double>()));
 
   // Document 0 ends at position 79, the tested ones at 159; with document 1 the positions are covered.
   const std::string split = dir / "split.trace.h5";
   write_sweep_trace(split, 5, 160, 1, 1, 16, 1, 80);
   const auto flagged = [&](const std::string& train) {
     options.folder = dir / ("train-" + train);
-    run_plan(make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [{}], select: [2], report: [3, 4]}}\n{}", split, train, codec), "s.yaml")), options);
+    run_plan(make_plan(parse_yaml(
+                 fmt::format("trace: {{path: {}, train: [{}], select: [2], report: [3, 4]}}\n{}", split, train, codec),
+                 "s.yaml")),
+             options);
     return load_results(options.folder).cells[0].flagged("extrapolated");
   };
   CHECK(flagged("0"));
@@ -233,7 +240,8 @@ TEST_CASE("choosing looks at select documents and aggregates repeats", "[runner]
   RunOptions options;
   options.folder = dir / "out";
   run_plan(small_plan(trace, "sweep: {grid: {codec.bits: [2, 4, 8]}, repeat: {seed: [1, 2]}}\n",
-                      "codec: {name: rtn, group: 16}\ncache: {sinks: 4, window: 16, flush: 16}\n"), options);
+                      "codec: {name: rtn, group: 16}\ncache: {sinks: 4, window: 16, flush: 16}\n"),
+           options);
   const ResultSet r = load_results(options.folder);
   ChooseOptions c;
   c.budget = parse_budget("7bpv");
@@ -251,16 +259,19 @@ TEST_CASE("choosing looks at select documents and aggregates repeats", "[runner]
   CHECK(choose(r, c).size() == 0);  // 32768 tokens need more
   c.by = "attention.softmaxkl";
   has(error_of([&] { choose(r, c); }), "did you mean attention.softmax_kl");
-  for (const char* bad : {"", "2.5", "-1bpv", "2.5 bpv", "1MB", "nanbpv", "1e999bpv"}) has(error_of([&] { parse_budget(bad); }), "is not a budget");
+  for (const char* bad : {"", "2.5", "-1bpv", "2.5 bpv", "1MB", "nanbpv", "1e999bpv"})
+    has(error_of([&] { parse_budget(bad); }), "is not a budget");
 }
 
 TEST_CASE("shards by number and by environment", "[runner]") {
   int i = -1, n = -1;
   parse_shard("2/8", i, n);
   CHECK((i == 2 && n == 8));
-  for (const char* bad : {"8/8", "-1/2", "1", "1/2x", "a/b", "0/0", ""}) has(error_of([&] { parse_shard(bad, i, n); }), "--shard");
-  for (const char* name : {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK",
-                           "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"}) unsetenv(name);
+  for (const char* bad : {"8/8", "-1/2", "1", "1/2x", "a/b", "0/0", ""})
+    has(error_of([&] { parse_shard(bad, i, n); }), "--shard");
+  for (const char* name : {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_PROCID",
+                           "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"})
+    unsetenv(name);
   has(error_of([&] { parse_shard("auto", i, n); }), "none of");
   setenv("PMI_RANK", "1", 1);
   setenv("PMI_SIZE", "2", 1);
@@ -273,5 +284,7 @@ TEST_CASE("shards by number and by environment", "[runner]") {
   CHECK((i == 3 && n == 4));
   setenv("SLURM_ARRAY_TASK_ID", "20", 1);
   has(error_of([&] { parse_shard("auto", i, n); }), "consecutive");
-  for (const char* name : {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "PMI_RANK", "PMI_SIZE"}) unsetenv(name);
+  for (const char* name :
+       {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "PMI_RANK", "PMI_SIZE"})
+    unsetenv(name);
 }

@@ -78,12 +78,14 @@ Sound make_sound(const char* config, const std::string& path) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::string path = (std::filesystem::temp_directory_path() / ("vqkv-fuzz-archive-" + std::to_string(getpid()) + ".h5")).string();
+  static const std::string path =
+      (std::filesystem::temp_directory_path() / ("vqkv-fuzz-archive-" + std::to_string(getpid()) + ".h5")).string();
   static const std::vector<Sound> sound = [] {
     set_probe_enabled(false);
     std::atexit([] { std::filesystem::remove(path); });
     std::vector<Sound> out;
-    for (const char* config : {R"({"name": "rtn", "group": 8, "transform": ["center", "hadamard"]})", R"({"name": "pq", "codebooks": 2, "bits": 3})",
+    for (const char* config : {R"({"name": "rtn", "group": 8, "transform": ["center", "hadamard"]})",
+                               R"({"name": "pq", "codebooks": 2, "bits": 3})",
                                R"({"name": "kivi", "group": 8, "heads": "all"})", R"({"name": "exact"})"})
       out.push_back(make_sound(config, path));
     return out;
@@ -94,8 +96,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     auto it = file.tensors.begin();
     if (!file.tensors.empty()) std::advance(it, static_cast<std::ptrdiff_t>(d.below(file.tensors.size())));
     switch (file.tensors.empty() ? 5 : d.below(7)) {
-      case 0: it->second.shape = {static_cast<int64_t>(it->second.values.size())}; break;
-      case 1: it->second.shape.insert(it->second.shape.begin(), 1); break;
+      case 0:
+        it->second.shape = {static_cast<int64_t>(it->second.values.size())};
+        break;
+      case 1:
+        it->second.shape.insert(it->second.shape.begin(), 1);
+        break;
       case 2:
         it->second.shape = {static_cast<int64_t>(d.below(9)), static_cast<int64_t>(d.below(9))};
         it->second.values.assign(static_cast<size_t>(it->second.shape[0] * it->second.shape[1]), 1.0f);
@@ -108,11 +114,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
           if (std::isfinite(v)) it->second.values[d.below(it->second.values.size())] = v;
         }
         break;
-      case 4: file.tensors.erase(it); break;
-      case 5: d.break_json(file.set); break;
+      case 4:
+        file.tensors.erase(it);
+        break;
+      case 5:
+        d.break_json(file.set);
+        break;
       default:
-        if (!file.facts.empty()) d.break_json(file.facts.begin()->second);
-        else d.break_json(file.set);
+        if (!file.facts.empty())
+          d.break_json(file.facts.begin()->second);
+        else
+          d.break_json(file.set);
     }
   }
   try {
@@ -122,7 +134,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     out.facts("set", file.set);
     out.finish();
   } catch (const std::exception&) {
-    return 0;   // not expressible
+    return 0;  // not expressible
   }
   try {
     const CodecSet set = load_codec_set(path);

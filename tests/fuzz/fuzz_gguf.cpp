@@ -31,7 +31,9 @@ void read_everything(const std::string& path) {
     bad_data_or_fine([&] { total += static_cast<size_t>(file.integer(key, 0, 100)); });
     bad_data_or_fine([&] { total += file.number(key) > 0; });
     bad_data_or_fine([&] { total += file.boolean_or(key, false); });
-    bad_data_or_fine([&] { for (const auto s : file.strings(key)) total += s.empty() ? 0 : static_cast<size_t>(s.back()); });
+    bad_data_or_fine([&] {
+      for (const auto s : file.strings(key)) total += s.empty() ? 0 : static_cast<size_t>(s.back());
+    });
     bad_data_or_fine([&] { total += file.integers(key).size(); });
     bad_data_or_fine([&] { total += file.floats(key).size(); });
   }

@@ -26,8 +26,23 @@ class Decisions {
   }
   // Sizes at which arithmetic breaks, or small ones.
   int64_t size() {
-    static constexpr int64_t kHard[] = {0, 1, 2, 3, 4, 7, 1023, 1024, 1025, 65535, 65536, INT32_MAX, int64_t{1} << 31, int64_t{1} << 32,
-                                        int64_t{1} << 40, INT64_MAX / 8, INT64_MAX};
+    static constexpr int64_t kHard[] = {0,
+                                        1,
+                                        2,
+                                        3,
+                                        4,
+                                        7,
+                                        1023,
+                                        1024,
+                                        1025,
+                                        65535,
+                                        65536,
+                                        INT32_MAX,
+                                        int64_t{1} << 31,
+                                        int64_t{1} << 32,
+                                        int64_t{1} << 40,
+                                        INT64_MAX / 8,
+                                        INT64_MAX};
     return byte() & 1 ? kHard[below(std::size(kHard))] : static_cast<int64_t>(byte());
   }
   std::string text() {
@@ -40,15 +55,24 @@ class Decisions {
   }
   Json json() {
     switch (below(9)) {
-      case 0: return nullptr;
-      case 1: return static_cast<int64_t>(byte()) - 3;
-      case 2: return word();
-      case 3: return -static_cast<int64_t>(word() >> 1);
-      case 4: return static_cast<double>(static_cast<int64_t>(word())) * 1e-3;
-      case 5: return std::string(1, static_cast<char>('a' + below(26)));
-      case 6: return Json::array({1, "x", nullptr});
-      case 7: return Json::object({{"a", 1}});
-      default: return byte() % 2 == 0;
+      case 0:
+        return nullptr;
+      case 1:
+        return static_cast<int64_t>(byte()) - 3;
+      case 2:
+        return word();
+      case 3:
+        return -static_cast<int64_t>(word() >> 1);
+      case 4:
+        return static_cast<double>(static_cast<int64_t>(word())) * 1e-3;
+      case 5:
+        return std::string(1, static_cast<char>('a' + below(26)));
+      case 6:
+        return Json::array({1, "x", nullptr});
+      case 7:
+        return Json::object({{"a", 1}});
+      default:
+        return byte() % 2 == 0;
     }
   }
   // Replaces one value somewhere inside `j`, removes it, or adds one.

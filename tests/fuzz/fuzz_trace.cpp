@@ -15,17 +15,32 @@ using namespace vqkv;
 namespace {
 
 void break_once(RawTrace& t, fuzzing::Decisions& d) {
-  constexpr Hdf5Type kTypes[] = {Hdf5Type::kBF16, Hdf5Type::kF16, Hdf5Type::kF32, Hdf5Type::kF64, Hdf5Type::kI32, Hdf5Type::kI64};
+  constexpr Hdf5Type kTypes[] = {Hdf5Type::kBF16, Hdf5Type::kF16, Hdf5Type::kF32,
+                                 Hdf5Type::kF64,  Hdf5Type::kI32, Hdf5Type::kI64};
   if (t.datasets.empty()) return;
   RawDataset& r = t.datasets[d.below(t.datasets.size())];
   switch (d.below(12)) {
-    case 0: r.dims[d.below(r.dims.size())] = d.size(); break;
-    case 1: r.type = kTypes[d.below(std::size(kTypes))]; break;
-    case 2: t.drop(r.name); break;
-    case 3: r.write = false; break;
-    case 4: r.dims.push_back(d.size()); break;
-    case 5: if (r.dims.size() > 1) r.dims.pop_back(); break;
-    case 6: r.chunk.assign(r.dims.size(), 1 + static_cast<int64_t>(d.below(5))); break;
+    case 0:
+      r.dims[d.below(r.dims.size())] = d.size();
+      break;
+    case 1:
+      r.type = kTypes[d.below(std::size(kTypes))];
+      break;
+    case 2:
+      t.drop(r.name);
+      break;
+    case 3:
+      r.write = false;
+      break;
+    case 4:
+      r.dims.push_back(d.size());
+      break;
+    case 5:
+      if (r.dims.size() > 1) r.dims.pop_back();
+      break;
+    case 6:
+      r.chunk.assign(r.dims.size(), 1 + static_cast<int64_t>(d.below(5)));
+      break;
     case 7:
     case 8: {
       const uint64_t value = d.word();
@@ -38,8 +53,11 @@ void break_once(RawTrace& t, fuzzing::Decisions& d) {
       it->second = d.text();
       break;
     }
-    case 10: t.integer[d.byte() & 1 ? "complete" : "format_version"] = static_cast<int64_t>(d.word()); break;
-    default: d.break_json(t.model);
+    case 10:
+      t.integer[d.byte() & 1 ? "complete" : "format_version"] = static_cast<int64_t>(d.word());
+      break;
+    default:
+      d.break_json(t.model);
   }
 }
 
@@ -68,7 +86,8 @@ void read_everything(const TraceReader& r) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::string path = (std::filesystem::temp_directory_path() / ("vqkv-fuzz-trace-" + std::to_string(getpid()) + ".h5")).string();
+  static const std::string path =
+      (std::filesystem::temp_directory_path() / ("vqkv-fuzz-trace-" + std::to_string(getpid()) + ".h5")).string();
   static const bool once = [] {
     set_probe_enabled(false);
     std::atexit([] { std::filesystem::remove(path); });
@@ -87,7 +106,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     trace.write(path);
   } catch (const std::exception&) {
-    return 0;   // libhdf5 or JSON can't express it
+    return 0;  // libhdf5 or JSON can't express it
   }
   try {
     const TraceReader reader(path);

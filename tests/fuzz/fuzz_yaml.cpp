@@ -21,7 +21,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     vqkv::Config config;
     vqkv::apply_override(config, std::string(text));
-  } catch (const vqkv::Error&) {
-  }
+  } catch (const vqkv::Error&) {}
   return 0;
 }

@@ -100,27 +100,70 @@ void overwrite(std::vector<uint8_t>& v, size_t at, const void* bytes, size_t n) 
 }
 
 void mutate_once(std::vector<uint8_t>& v, const std::vector<std::vector<uint8_t>>& corpus, Rng& rng) {
-  static const uint64_t edges[] = {0, 1, 2, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff, 0x10000, 0x7fffffff, 0x80000000,
-                                   0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000, 0xffffffffffffffff};
-  static const char* const texts[] = {"-1", "0", "1e308", "NaN", "null", "18446744073709551615", "9223372036854775807", "{}", "[]",
-                                      "[[[[[[[[", "\"", "\\u0000", "\xff\xfe", "true", "0.5", ":", ",", "{", "}", "\n"};
+  static const uint64_t edges[] = {0,
+                                   1,
+                                   2,
+                                   0x7f,
+                                   0x80,
+                                   0xff,
+                                   0x100,
+                                   0x7fff,
+                                   0x8000,
+                                   0xffff,
+                                   0x10000,
+                                   0x7fffffff,
+                                   0x80000000,
+                                   0xffffffff,
+                                   0x100000000,
+                                   0x7fffffffffffffff,
+                                   0x8000000000000000,
+                                   0xffffffffffffffff};
+  static const char* const texts[] = {"-1",
+                                      "0",
+                                      "1e308",
+                                      "NaN",
+                                      "null",
+                                      "18446744073709551615",
+                                      "9223372036854775807",
+                                      "{}",
+                                      "[]",
+                                      "[[[[[[[[",
+                                      "\"",
+                                      "\\u0000",
+                                      "\xff\xfe",
+                                      "true",
+                                      "0.5",
+                                      ":",
+                                      ",",
+                                      "{",
+                                      "}",
+                                      "\n"};
   const size_t at = below(rng, v.size() + 1);
   switch (below(rng, 11)) {
-    case 0: if (at < v.size()) v[at] = static_cast<uint8_t>(v[at] ^ (1u << below(rng, 8))); break;
-    case 1: if (at < v.size()) v[at] = static_cast<uint8_t>(rng()); break;
+    case 0:
+      if (at < v.size()) v[at] = static_cast<uint8_t>(v[at] ^ (1u << below(rng, 8)));
+      break;
+    case 1:
+      if (at < v.size()) v[at] = static_cast<uint8_t>(rng());
+      break;
     case 2:  // an edge value as a 1-, 2-, 4- or 8-byte little-endian integer
     case 3: {
       const uint64_t edge = edges[below(rng, std::size(edges))] + (below(rng, 4) == 0 ? below(rng, 5) : 0);
       overwrite(v, at, &edge, size_t{1} << below(rng, 4));
       break;
     }
-    case 4: v.resize(at); break;
-    case 5: v.erase(v.begin() + static_cast<std::ptrdiff_t>(at),
-                    v.begin() + static_cast<std::ptrdiff_t>(std::min(v.size(), at + 1 + below(rng, 32)))); break;
+    case 4:
+      v.resize(at);
+      break;
+    case 5:
+      v.erase(v.begin() + static_cast<std::ptrdiff_t>(at),
+              v.begin() + static_cast<std::ptrdiff_t>(std::min(v.size(), at + 1 + below(rng, 32))));
+      break;
     case 6: {  // a piece of this input once more
       const size_t from = below(rng, v.size() + 1);
-      const std::vector<uint8_t> piece(v.begin() + static_cast<std::ptrdiff_t>(from),
-                                       v.begin() + static_cast<std::ptrdiff_t>(std::min(v.size(), from + 1 + below(rng, 64))));
+      const std::vector<uint8_t> piece(
+          v.begin() + static_cast<std::ptrdiff_t>(from),
+          v.begin() + static_cast<std::ptrdiff_t>(std::min(v.size(), from + 1 + below(rng, 64))));
       v.insert(v.begin() + static_cast<std::ptrdiff_t>(at), piece.begin(), piece.end());
       break;
     }
@@ -144,7 +187,10 @@ void mutate_once(std::vector<uint8_t>& v, const std::vector<std::vector<uint8_t>
     }
     default: {  // another digit where there is one: texts stay well-formed
       for (size_t i = at; i < v.size(); ++i)
-        if (v[i] >= '0' && v[i] <= '9') { v[i] = static_cast<uint8_t>('0' + below(rng, 10)); break; }
+        if (v[i] >= '0' && v[i] <= '9') {
+          v[i] = static_cast<uint8_t>('0' + below(rng, 10));
+          break;
+        }
     }
   }
   if (v.size() > kMaxInput) v.resize(kMaxInput);
@@ -160,10 +206,14 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     const auto number = [&] { return i + 1 < argc ? argv[++i] : "0"; };
-    if (arg == "--mutate") seconds = std::atof(number());
-    else if (arg == "--runs") runs = std::atol(number());
-    else if (arg == "--seed") seed = std::strtoull(number(), nullptr, 10);
-    else collect(arg, corpus);
+    if (arg == "--mutate")
+      seconds = std::atof(number());
+    else if (arg == "--runs")
+      runs = std::atol(number());
+    else if (arg == "--seed")
+      seed = std::strtoull(number(), nullptr, 10);
+    else
+      collect(arg, corpus);
   }
   std::snprintf(g_crash_path, sizeof g_crash_path, "crash-%s", std::filesystem::path(argv[0]).filename().c_str());
   for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM, SIGTRAP}) std::signal(signal, on_signal);
@@ -183,6 +233,7 @@ int main(int argc, char** argv) {
     run(input);
     ++done;
   }
-  std::printf("%s: %zu inputs, %ld mutations, no crash\n", std::filesystem::path(argv[0]).filename().c_str(), corpus.size(), done);
+  std::printf("%s: %zu inputs, %ld mutations, no crash\n", std::filesystem::path(argv[0]).filename().c_str(),
+              corpus.size(), done);
   return 0;
 }

@@ -1,9 +1,9 @@
 // Capture against a model that hands over known numbers, and its sums against plain ones.
 #include "generation/capture.h"
 
+#include <unistd.h>
 #include <cmath>
 #include <filesystem>
-#include <unistd.h>
 
 #include "core/error.h"
 #include "core/rng.h"
@@ -43,15 +43,19 @@ class FakeRuntime final : public ModelRuntime {
   static Matrix<float> rows(uint64_t what, std::span<const int32_t> tokens, int64_t first, int64_t cols) {
     Matrix<float> out(static_cast<int64_t>(tokens.size()), cols);
     for (int64_t r = 0; r < out.rows; ++r) {
-      Rng rng(what * 1000003 + static_cast<uint64_t>(tokens[static_cast<size_t>(r)]) * 997 + static_cast<uint64_t>(first + r));
+      Rng rng(what * 1000003 + static_cast<uint64_t>(tokens[static_cast<size_t>(r)]) * 997 +
+              static_cast<uint64_t>(first + r));
       for (int64_t c = 0; c < cols; ++c) out(r, c) = static_cast<float>(rng.normal());
     }
     return out;
   }
-  void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows, MutMatrix, Visibility, ModelTap* tap) override {
+  void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows, MutMatrix, Visibility,
+               ModelTap* tap) override {
     CHECK(kv.cache().length() == 0);
     for (int64_t at = 0; at < static_cast<int64_t>(tokens.size()); at += block) {
-      const auto part = tokens.subspan(static_cast<size_t>(at), std::min<size_t>(static_cast<size_t>(block), tokens.size() - static_cast<size_t>(at)));
+      const auto part =
+          tokens.subspan(static_cast<size_t>(at),
+                         std::min<size_t>(static_cast<size_t>(block), tokens.size() - static_cast<size_t>(at)));
       for (int l = 0; l < 2; ++l) {
         const uint64_t key = static_cast<uint64_t>(l) * 3;
         tap->on_qkv(l, at, rows(key, part, at, 32), rows(key + 1, part, at, 16), rows(key + 2, part, at, 16));
@@ -74,7 +78,8 @@ std::vector<int32_t> some_tokens(int64_t n, uint64_t seed) {
 }
 
 struct TempFile {
-  std::string path = (std::filesystem::temp_directory_path() / ("vqkv-capture-" + std::to_string(getpid()) + ".h5")).string();
+  std::string path =
+      (std::filesystem::temp_directory_path() / ("vqkv-capture-" + std::to_string(getpid()) + ".h5")).string();
   ~TempFile() { std::filesystem::remove(path); }
 };
 
@@ -88,7 +93,7 @@ TEST_CASE("a capture plan cuts windows and picks queries", "[capture]") {
   o.query_tail = 3;
   const std::vector<TextDocument> docs{{"a", some_tokens(45, 1)}, {"b", some_tokens(5, 2)}};
   const CapturePlan plan = plan_capture(docs, o, model.facts(), model.special);
-  REQUIRE(plan.windows.size() == 4);   // 19 + 19 + 7 of a, 5 of b, each behind a BOS
+  REQUIRE(plan.windows.size() == 4);  // 19 + 19 + 7 of a, 5 of b, each behind a BOS
   CHECK(plan.tokens == 20 + 20 + 8 + 6);
   for (const auto& w : plan.windows) CHECK(w.tokens[0] == 7);
   CHECK(plan.windows[0].query_token == std::vector<int32_t>{0, 8, 16, 17, 18, 19});
@@ -125,7 +130,10 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
       const CapturePlan plan = plan_capture(docs, o, model.facts(), model.special);
       TraceWriter writer(file.path, capture_info(model.facts(), o), plan.names, plan.tokens, plan.queries);
       int64_t last = 0;
-      REQUIRE(capture_trace(model, plan, writer, [&](int64_t done) { last = done; return true; }));
+      REQUIRE(capture_trace(model, plan, writer, [&](int64_t done) {
+        last = done;
+        return true;
+      }));
       CHECK(last == plan.tokens);
       const TraceReader trace(file.path);
       CHECK(trace.verify().empty());
@@ -143,7 +151,8 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
         for (int h = 0; h < 2; ++h) {
           std::vector<std::vector<double>> moment(2, std::vector<double>(64)), pairs(2, std::vector<double>(4));
           for (const TraceWindow& w : trace.windows()) {
-            const std::span<const int32_t> tokens(trace.token_id().data() + w.first_token, static_cast<size_t>(w.tokens));
+            const std::span<const int32_t> tokens(trace.token_id().data() + w.first_token,
+                                                  static_cast<size_t>(w.tokens));
             Matrix<float> q = FakeRuntime::rows(static_cast<uint64_t>(l) * 3, tokens, 0, 32);
             Matrix<float> k = FakeRuntime::rows(static_cast<uint64_t>(l) * 3 + 1, tokens, 0, 16);
             const Matrix<float> v = FakeRuntime::rows(static_cast<uint64_t>(l) * 3 + 2, tokens, 0, 16);
@@ -158,7 +167,8 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
               }
             for (int64_t i = 0; i < w.queries; ++i)
               for (int64_t c = 0; c < d; ++c)
-                REQUIRE(got_q(i, c) == q(trace.query_token()[static_cast<size_t>(w.first_query + i)] - w.first_token, (h * 2 + 1) * d + c));
+                REQUIRE(got_q(i, c) == q(trace.query_token()[static_cast<size_t>(w.first_query + i)] - w.first_token,
+                                         (h * 2 + 1) * d + c));
             const size_t doc = static_cast<size_t>(w.document);
             for (int64_t t = 0; t < w.tokens; ++t)
               for (int64_t g = 0; g < group; ++g)
@@ -174,7 +184,8 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
               for (int64_t g = 0; g < group; ++g)
                 for (int64_t i = 0; i < d; ++i)
                   for (int64_t j = 0; j < d; ++j)
-                    moment[doc][static_cast<size_t>(i * d + j)] += double{q(t, (h * group + g) * d + i)} * double{q(t, (h * group + g) * d + j)};
+                    moment[doc][static_cast<size_t>(i * d + j)] +=
+                        double{q(t, (h * group + g) * d + i)} * double{q(t, (h * group + g) * d + j)};
             std::vector<double> mass(static_cast<size_t>(w.tokens)), mass2 = mass;
             for (int64_t i = 0; i < w.queries; ++i) {
               const int64_t at = trace.query_token()[static_cast<size_t>(w.first_query + i)] - w.first_token;
@@ -193,7 +204,8 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
                 }
               }
             }
-            const auto m1 = trace.received_mass(l, h, w.first_token, w.tokens), m2 = trace.received_mass2(l, h, w.first_token, w.tokens);
+            const auto m1 = trace.received_mass(l, h, w.first_token, w.tokens),
+                       m2 = trace.received_mass2(l, h, w.first_token, w.tokens);
             for (size_t t = 0; t < mass.size(); ++t) {
               REQUIRE(double{m1[t]} == Approx(mass[t]).epsilon(2e-6));
               REQUIRE(double{m2[t]} == Approx(mass2[t]).epsilon(4e-6));
@@ -202,7 +214,8 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
           for (int doc = 0; doc < 2; ++doc) {
             const Matrix<double> m = trace.query_moment(l, h, doc);
             const auto p = trace.query_pair_moment(l, h, doc);
-            for (size_t i = 0; i < 64; ++i) REQUIRE(m.storage[i] == Approx(moment[static_cast<size_t>(doc)][i]).epsilon(1e-12).margin(1e-9));
+            for (size_t i = 0; i < 64; ++i)
+              REQUIRE(m.storage[i] == Approx(moment[static_cast<size_t>(doc)][i]).epsilon(1e-12).margin(1e-9));
             for (size_t i = 0; i < 4; ++i) REQUIRE(p[i] == Approx(pairs[static_cast<size_t>(doc)][i]).epsilon(1e-12));
           }
         }
@@ -237,8 +250,9 @@ TEST_CASE("query moments of wide heads equal plain sums on every instruction set
     for (int64_t h = 0; h < 3; ++h)
       for (int64_t t = 0; t < 33; ++t)
         for (int64_t i = 0; i < d; ++i)
-          for (int64_t j = 0; j < d; ++j) want[static_cast<size_t>(i * d + j)] += double{q(t, h * d + i)} * double{q(t, h * d + j)};
-    CHECK(got == want);   // the same additions in the same order
+          for (int64_t j = 0; j < d; ++j)
+            want[static_cast<size_t>(i * d + j)] += double{q(t, h * d + i)} * double{q(t, h * d + j)};
+    CHECK(got == want);  // the same additions in the same order
   }
 }
 
@@ -246,6 +260,6 @@ TEST_CASE("pair moments of a partly rotated head", "[capture]") {
   Matrix<float> q(1, 8);
   for (int c = 0; c < 8; ++c) q(0, c) = static_cast<float>(1 << c);
   std::vector<double> pairs(4, 0.0);
-  add_query_pair_moment(q, 1, 4, pairs.data());   // pairs (0, 2), (1, 3), then (4, 5), (6, 7)
+  add_query_pair_moment(q, 1, 4, pairs.data());  // pairs (0, 2), (1, 3), then (4, 5), (6, 7)
   CHECK(pairs == std::vector<double>{1 + 16, 4 + 64, 256 + 1024, 4096 + 16384});
 }

@@ -15,7 +15,7 @@ struct RawDataset {
   std::string name;
   Hdf5Type type;
   std::vector<int64_t> dims, chunk;
-  std::vector<uint8_t> bytes;   // shorter than the dims say: the rest is zero; empty with `write` off
+  std::vector<uint8_t> bytes;  // shorter than the dims say: the rest is zero; empty with `write` off
   bool write = true;
   template <class T>
   void set(size_t index, T value) {
@@ -24,7 +24,7 @@ struct RawDataset {
 };
 
 struct RawTrace {
-  TraceSizes sizes{1, 2, 1, 4, 3, 6, 2, 2};   // two documents of 3 tokens, one query each
+  TraceSizes sizes{1, 2, 1, 4, 3, 6, 2, 2};  // two documents of 3 tokens, one query each
   std::vector<RawDataset> datasets;
   std::map<std::string, std::string> text;
   std::map<std::string, int64_t> integer;
@@ -46,11 +46,28 @@ struct RawTrace {
     at("query_token").set<int32_t>(1, 5);
     at("moment_count").set<int64_t>(0, 6);
     at("moment_count").set<int64_t>(1, 6);
-    model = {{"name", "raw"}, {"hash", "0"}, {"layers", 1}, {"q_heads", 2}, {"kv_heads", 1}, {"head_dim", 4}, {"hidden", 3},
-             {"dtype", "bf16"}, {"score_scale", 0.5}, {"facts", Json::object()},
-             {"rope", {{"head_dim", 4}, {"rotary_dim", 4}, {"theta", 10000.0}, {"scaling", "none"}, {"attention_factor", 1.0},
-                       {"layout", "half"}, {"inverse_frequency", {1.0, 0.01}}}}};
-    text = {{"format", "vqkv-trace"}, {"keys", "pre_rope"}, {"content_xxh3", std::string(32, '0')}, {"provenance_json", "{}"},
+    model = {{"name", "raw"},
+             {"hash", "0"},
+             {"layers", 1},
+             {"q_heads", 2},
+             {"kv_heads", 1},
+             {"head_dim", 4},
+             {"hidden", 3},
+             {"dtype", "bf16"},
+             {"score_scale", 0.5},
+             {"facts", Json::object()},
+             {"rope",
+              {{"head_dim", 4},
+               {"rotary_dim", 4},
+               {"theta", 10000.0},
+               {"scaling", "none"},
+               {"attention_factor", 1.0},
+               {"layout", "half"},
+               {"inverse_frequency", {1.0, 0.01}}}}};
+    text = {{"format", "vqkv-trace"},
+            {"keys", "pre_rope"},
+            {"content_xxh3", std::string(32, '0')},
+            {"provenance_json", "{}"},
             {"documents_json", "[\"a\",\"b\"]"}};
     integer = {{"format_version", 1}, {"complete", 1}};
   }
@@ -68,7 +85,8 @@ struct RawTrace {
     Hdf5File file = Hdf5File::create(path, path);
     for (const RawDataset& d : datasets) {
       std::vector<int64_t> chunk = d.chunk;
-      for (size_t i = 0; i < chunk.size() && i < d.dims.size(); ++i) chunk[i] = std::max<int64_t>(1, std::min(chunk[i], d.dims[i]));
+      for (size_t i = 0; i < chunk.size() && i < d.dims.size(); ++i)
+        chunk[i] = std::max<int64_t>(1, std::min(chunk[i], d.dims[i]));
       if (chunk.size() != d.dims.size()) chunk.clear();
       Hdf5Dataset out = file.create_dataset("/" + d.name, d.type, d.dims, chunk);
       if (!d.write) continue;

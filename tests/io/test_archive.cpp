@@ -24,7 +24,8 @@ void write_archive(const std::string& path) {
   out.finish();
 }
 
-std::string refusal(const std::string& path, const std::function<void(const ArchiveReader&)>& use = [](const ArchiveReader&) {}) {
+std::string refusal(
+    const std::string& path, const std::function<void(const ArchiveReader&)>& use = [](const ArchiveReader&) {}) {
   try {
     const ArchiveReader in(path, "vqkv-test", 1, 2);
     use(in);
@@ -68,16 +69,23 @@ TEST_CASE("an archive refuses absent names, other shapes, formats and versions",
   const TempDir dir("archive-refuse");
   const std::string path = dir / "a.h5";
   write_archive(path);
-  CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.tensor("books", {2, 3}); }), Catch::Contains("'books' is missing"));
-  CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.tensor("codec/00000/books", {3, 2}); }), Catch::Contains("(2, 3), must be (3, 2)"));
-  CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.tensor("codec/00000/books", {6}); }), Catch::Contains("must be (6)"));
+  CHECK_THAT(refusal(path,
+                     [](const ArchiveReader& in) {
+                       in.tensor("books", {2, 3});
+                     }),
+             Catch::Contains("'books' is missing"));
+  CHECK_THAT(refusal(path,
+                     [](const ArchiveReader& in) {
+                       in.tensor("codec/00000/books", {3, 2});
+                     }),
+             Catch::Contains("(2, 3), must be (3, 2)"));
+  CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.tensor("codec/00000/books", {6}); }),
+             Catch::Contains("must be (6)"));
   CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.facts("plan"); }), Catch::Contains("'plan' are missing"));
   const auto opening = [&](const std::string& format, int64_t oldest, int64_t newest) -> std::string {
     try {
       const ArchiveReader in(path, format, oldest, newest);
-    } catch (const Error& e) {
-      return e.what();
-    }
+    } catch (const Error& e) { return e.what(); }
     return "";
   };
   CHECK_THAT(opening("vqkv-codec", 1, 2), Catch::Contains("must be \"vqkv-codec\""));
@@ -111,7 +119,8 @@ TEST_CASE("every flipped byte of an archive is noticed or harmless, and never a 
   Rng rng(3);
   for (int i = 0; i < 150; ++i) damaged(rng.below(bytes.size()), static_cast<char>(1 + rng.below(255)));
   for (int i = 0; i < 20; ++i) {
-    std::ofstream(dir / "c.h5", std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size() * static_cast<size_t>(i) / 20));
+    std::ofstream(dir / "c.h5", std::ios::binary)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size() * static_cast<size_t>(i) / 20));
     CHECK_FALSE(refusal(dir / "c.h5", read_everything).empty());
   }
 }

@@ -28,7 +28,10 @@ TEST_CASE("a file appears under its name complete or not at all") {
   }
   CHECK(read_file(path) == "whole text");
   CHECK_FALSE(fs::exists(path + ".partial"));
-  { AtomicFile again(path); again.write("x"); }
+  {
+    AtomicFile again(path);
+    again.write("x");
+  }
   CHECK(read_file(path) == "whole text");
   write_file(path, "");
   CHECK(read_file(path).empty());
@@ -54,20 +57,24 @@ TEST_CASE("a library may write to the partial path itself") {
 
 TEST_CASE("what can't be written or read is named") {
   const TempFolder folder;
-  CHECK_THROWS_WITH(AtomicFile(folder.file("no/such/folder")), Catch::Contains("no/such/folder") && Catch::Contains("can't be created"));
+  CHECK_THROWS_WITH(AtomicFile(folder.file("no/such/folder")),
+                    Catch::Contains("no/such/folder") && Catch::Contains("can't be created"));
   CHECK_THROWS_WITH(read_file(folder.file("nothing")), Catch::Contains("nothing"));
   CHECK_THROWS_WITH(read_file(folder.path()), Catch::Contains("is a folder"));
   folder.write("long", std::string(100, 'x'));
   CHECK_THROWS_WITH(read_file(folder.file("long"), 99), Catch::Contains("100 bytes, at most 99"));
-  CHECK_THROWS_WITH(require_free_space(folder.file("x"), int64_t{1} << 62), Catch::Contains("4611686018427387904 bytes needed"));
+  CHECK_THROWS_WITH(require_free_space(folder.file("x"), int64_t{1} << 62),
+                    Catch::Contains("4611686018427387904 bytes needed"));
   CHECK_NOTHROW(require_free_space(folder.file("x"), 1));
   CHECK_THROWS_WITH(MappedFile(folder.path()), Catch::Contains("not a regular file"));
   folder.write("empty", "");
   CHECK_THROWS_WITH(MappedFile(folder.file("empty")), Catch::Contains("is empty"));
   // /dev/full answers every write with "no space left on device".
-  CHECK_THROWS_WITH([&] {
-    fs::create_symlink("/dev/full", folder.file("full.partial"));
-    AtomicFile file(folder.file("full"));
-    file.write("some bytes");
-  }(), Catch::Contains("full.partial") && Catch::Contains("disk is full: 10 bytes still to write"));
+  CHECK_THROWS_WITH(
+      [&] {
+        fs::create_symlink("/dev/full", folder.file("full.partial"));
+        AtomicFile file(folder.file("full"));
+        file.write("some bytes");
+      }(),
+      Catch::Contains("full.partial") && Catch::Contains("disk is full: 10 bytes still to write"));
 }

@@ -73,7 +73,8 @@ TEST_CASE("typed access refuses wrong types, ranges and missing keys by name") {
   GgufBuilder b = small();
   b.f32("nan", std::nanf(""));
   const GgufFile file(folder.write("m.gguf", b.build()));
-  CHECK_THROWS_WITH(file.string("llama.block_count"), Catch::Contains("llama.block_count") && Catch::Contains("u32 found, string expected"));
+  CHECK_THROWS_WITH(file.string("llama.block_count"),
+                    Catch::Contains("llama.block_count") && Catch::Contains("u32 found, string expected"));
   CHECK_THROWS_WITH(file.integer("llama.eps", 0, 9), Catch::Contains("f32 found"));
   CHECK_THROWS_WITH(file.integer("llama.block_count", 3, 9), Catch::Contains("2 found, 3 to 9 are allowed"));
   CHECK_THROWS_WITH(file.integer("list", 3, 9), Catch::Contains("array of string found"));
@@ -117,12 +118,19 @@ TEST_CASE("hostile GGUF key-values are refused by name") {
   check_says(after([](auto& b) { b.u32(std::string(70000, 'k'), 3); }), {"70000", "65535"});
   check_says(after([](auto& b) { b.value("llama.eps").type = 13; }), {"llama.eps", "value type 13"});
   check_says(after([](auto& b) { b.value("llama.flag").payload = "\2"; }), {"llama.flag", "boolean 2"});
-  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{9}) + raw(uint64_t{1}) + raw(uint32_t{4}) + raw(uint64_t{1}) + raw(uint32_t{1}); }),
+  check_says(after([](auto& b) {
+               b.value("list").payload =
+                   raw(uint32_t{9}) + raw(uint64_t{1}) + raw(uint32_t{4}) + raw(uint64_t{1}) + raw(uint32_t{1});
+             }),
              {"list", "array of arrays"});
-  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{4}) + raw(~uint64_t{0}); }), {"list", "18446744073709551615"});
-  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{12}) + raw(uint64_t{1} << 61); }), {"list", "a count of"});
-  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{8}) + raw(uint64_t{1} << 50); }), {"list", "a count of"});
-  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{8}) + raw(uint64_t{1}) + raw(~uint64_t{0}); }), {"list", "length"});
+  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{4}) + raw(~uint64_t{0}); }),
+             {"list", "18446744073709551615"});
+  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{12}) + raw(uint64_t{1} << 61); }),
+             {"list", "a count of"});
+  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{8}) + raw(uint64_t{1} << 50); }),
+             {"list", "a count of"});
+  check_says(after([](auto& b) { b.value("list").payload = raw(uint32_t{8}) + raw(uint64_t{1}) + raw(~uint64_t{0}); }),
+             {"list", "length"});
   check_says(after([](auto& b) { b.u32("general.alignment", 24); }), {"general.alignment", "24 found", "power of two"});
   check_says(after([](auto& b) { b.u32("general.alignment", 0); }), {"general.alignment", "0 found"});
   check_says(after([](auto& b) { b.f32("general.alignment", 32); }), {"general.alignment", "f32 found, u32 expected"});
@@ -138,14 +146,17 @@ TEST_CASE("hostile GGUF tensors are refused by name") {
   check_says(after([](auto& b) { b.at("b").shape = {1, 1, 1, 1, 4}; }), {"tensor \"b\"", "5 dimensions"});
   check_says(after([](auto& b) { b.at("b").shape = {0}; }), {"tensor \"b\"", "length 0"});
   check_says(after([](auto& b) { b.at("b").shape = {-4}; }), {"tensor \"b\"", "length -4"});
-  check_says(after([](auto& b) { b.at("b").shape = {int64_t{1} << 32, int64_t{1} << 32}; }), {"tensor \"b\"", "overflow"});
+  check_says(after([](auto& b) {
+               b.at("b").shape = {int64_t{1} << 32, int64_t{1} << 32};
+             }),
+             {"tensor \"b\"", "overflow"});
   check_says(after([](auto& b) { b.at("b").shape = {int64_t{1} << 62}; }), {"tensor \"b\"", "overflows"});
   check_says(after([](auto& b) { b.at("b").shape = {5}; }), {"tensor \"b\"", "beyond the file"});
   check_says(after([](auto& b) { b.at("b").type = 4; }), {"tensor \"b\"", "type 4", "Q4_K"});
   check_says(after([](auto& b) { b.at("b").type = 2; }), {"tensor \"b\"", "Q4_0 needs a multiple of 32"});
-  check_says(after([](auto& b) { b.at("b").offset = 0; }), {"tensor \"b\"", "0 found, 32 expected"});         // overlap
-  check_says(after([](auto& b) { b.at("b").offset = 64; }), {"tensor \"b\"", "64 found, 32 expected"});       // hole
-  check_says(after([](auto& b) { b.at("b").offset = 33; }), {"tensor \"b\"", "33 found"});                    // unaligned
+  check_says(after([](auto& b) { b.at("b").offset = 0; }), {"tensor \"b\"", "0 found, 32 expected"});    // overlap
+  check_says(after([](auto& b) { b.at("b").offset = 64; }), {"tensor \"b\"", "64 found, 32 expected"});  // hole
+  check_says(after([](auto& b) { b.at("b").offset = 33; }), {"tensor \"b\"", "33 found"});               // unaligned
   check_says(after([](auto& b) { b.at("a").offset = std::numeric_limits<int64_t>::max(); }), {"tensor \"a\""});
 }
 
@@ -162,9 +173,7 @@ TEST_CASE("one flipped byte anywhere in a GGUF is read or refused, never a crash
           std::vector<float> out(static_cast<size_t>(t.elements()));
           ggml_dequantize(t.type, file.tensor_bytes(t).data(), out.data(), t.elements());
         }
-      } catch (const Error& e) {
-        CHECK(e.kind() == ErrorKind::kBadData);
-      }
+      } catch (const Error& e) { CHECK(e.kind() == ErrorKind::kBadData); }
     }
   }
 }

@@ -71,7 +71,8 @@ TEST_CASE("hostile safetensors headers are refused by name") {
   check_says(header_message("{\"__metadata__\": {\"n\": 1}}", 0), {"__metadata__", "not a string"});
   const std::string a = R"({"a": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]})";
   CHECK(header_message(a + "}").empty());
-  check_says(header_message(a + R"(, "a": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}})"), {"stands twice"});
+  check_says(header_message(a + R"(, "a": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}})"),
+             {"stands twice"});
   check_says(header_message(a + R"(, "b": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}})"), {"overlaps"});
   check_says(header_message(a + R"(, "b": {"dtype": "F32", "shape": [1], "data_offsets": [20, 24]}})"), {"overlaps"});
   const auto one = [](const std::string& entry) { return header_message("{\"a\": {" + entry + "}}"); };
@@ -88,7 +89,8 @@ TEST_CASE("hostile safetensors headers are refused by name") {
   check_says(one(R"("dtype": "F32", "shape": [6], "data_offsets": [24, 0])"), {"begin <= end"});
   check_says(one(R"("dtype": "F32", "shape": [7], "data_offsets": [0, 28])"), {"beyond the file"});
   check_says(one(R"("dtype": "F32", "shape": [6], "data_offsets": [0, 24], "more": 1)"), {"\"more\""});
-  check_says(one(R"("dtype": "F32", "shape": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,6], "data_offsets": [0, 24])"), {"at most 16"});
+  check_says(one(R"("dtype": "F32", "shape": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,6], "data_offsets": [0, 24])"),
+             {"at most 16"});
 }
 
 TEST_CASE("shards: every tensor in its file, every file there, no way out of the folder") {
@@ -114,7 +116,8 @@ TEST_CASE("shards: every tensor in its file, every file there, no way out of the
     return std::string();
   };
   CHECK(fold({{"a", "m-1.safetensors"}, {"b", "m-2.safetensors"}}).empty());
-  check_says(fold({{"a", "m-1.safetensors"}, {"b", "m-2.safetensors"}}, false), {"m-2.safetensors is missing", "partial"});
+  check_says(fold({{"a", "m-1.safetensors"}, {"b", "m-2.safetensors"}}, false),
+             {"m-2.safetensors is missing", "partial"});
   check_says(fold({{"a", "m-1.safetensors"}, {"b", "m-1.safetensors"}}), {"\"b\" is not in its shard"});
   check_says(fold({{"a", "m-2.safetensors"}, {"b", "m-2.safetensors"}}), {});
   check_says(fold({{"b", "m-2.safetensors"}, {"c", "m-1.safetensors"}}), {"\"a\"", "not listed"});

@@ -19,9 +19,7 @@ namespace {
 std::string error_of(const std::function<void()>& f) {
   try {
     f();
-  } catch (const Error& e) {
-    return e.what();
-  }
+  } catch (const Error& e) { return e.what(); }
   return "no error";
 }
 }  // namespace
@@ -49,7 +47,8 @@ TEST_CASE("a writer continues after a torn line and excludes a second one", "[st
     w.append({{"n", 2}});
     CHECK(error_of([&] { JsonlWriter second(path); }).find("another run is writing") != std::string::npos);
   }
-  for (const std::string& tail : {std::string("{\"n\":3,\"text\":\"unfin"), std::string("\0\0\0\0", 4), std::string("{")}) {
+  for (const std::string& tail :
+       {std::string("{\"n\":3,\"text\":\"unfin"), std::string("\0\0\0\0", 4), std::string("{")}) {
     std::ofstream(path, std::ios::app | std::ios::binary) << tail;
     CHECK(read_jsonl(path).records.size() == 2);
     CHECK_FALSE(read_jsonl(path).torn.empty());
@@ -77,14 +76,14 @@ TEST_CASE("a full disk leaves whole lines", "[store]") {
   const pid_t child = fork();
   if (child == 0) {
     signal(SIGXFSZ, SIG_IGN);
-    struct rlimit limit { 1000, 1000 };
+    struct rlimit limit {
+      1000, 1000
+    };
     setrlimit(RLIMIT_FSIZE, &limit);
     try {
       JsonlWriter w(path);
       for (int i = 0; i < 100; ++i) w.append({{"n", i}, {"text", std::string(90, 'x')}});
-    } catch (const Error& e) {
-      _exit(e.kind() == ErrorKind::kBadData ? 7 : 8);
-    }
+    } catch (const Error& e) { _exit(e.kind() == ErrorKind::kBadData ? 7 : 8); }
     _exit(0);
   }
   int status = 0;
@@ -98,13 +97,16 @@ TEST_CASE("a full disk leaves whole lines", "[store]") {
 TEST_CASE("the result index in long form", "[store]") {
   const TestFolder dir;
   const std::vector<Json> records = {
-      Json::parse(R"({"cell":"aa","id":"a","status":"ok","flags":["extrapolated"],"config":{"codec":{"k":{"bits":4},"name":"x, \"y\""},"list":[1,2]},"axes":{"codec.bits":4},
+      Json::parse(
+          R"({"cell":"aa","id":"a","status":"ok","flags":["extrapolated"],"config":{"codec":{"k":{"bits":4},"name":"x, \"y\""},"list":[1,2]},"axes":{"codec.bits":4},
                       "measurements":[{"role":"report","tag":"key.nmse","value":0.5,"unit":"1","stderr":0.1,"n":3,"better":"lower","exact":false},
                                       {"role":"cost","tag":"bytes","context":4096,"sequences":64,"value":10}]})"),
-      Json::parse(R"({"cell":"bb","id":"b","status":"skipped","reason":"3 does not divide 16","config":{"codec":{"k":{"bits":3}}}})")};
+      Json::parse(
+          R"({"cell":"bb","id":"b","status":"skipped","reason":"3 does not divide 16","config":{"codec":{"k":{"bits":3}}}})")};
   write_result_csv(dir / "r.csv", records);
   CHECK(read_file(dir / "r.csv") ==
-        "id,status,reason,flags,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec.k.bits,codec.name,list\n"
+        "id,status,reason,flags,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec.k.bits,"
+        "codec.name,list\n"
         "a,ok,,extrapolated,report,key.nmse,,,0.5,1,0.1,3,lower,false,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
         "a,ok,,extrapolated,cost,bytes,4096,64,10,,,,,,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
         "b,skipped,3 does not divide 16,,,,,,,,,,,,,3,,\n");

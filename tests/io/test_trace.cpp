@@ -53,7 +53,7 @@ TEST_CASE("a trace reads back bit for bit in bf16, f16 and f32", "[trace]") {
     REQUIRE(out.documents()[0].tokens == 2200);
     REQUIRE(out.documents()[1].tokens == 1024);
     REQUIRE(out.query_token() == std::vector<int32_t>{0, 16, 1499, 1503, 2199, 2200, 2201, 2202, 3223});
-    REQUIRE(out.moment_count(0) == 4400);   // two query heads a KV head
+    REQUIRE(out.moment_count(0) == 4400);  // two query heads a KV head
     REQUIRE(out.windows().size() == 3);
     for (size_t w = 0; w < 3; ++w) {
       const TraceWindow& window = out.windows()[w];
@@ -92,15 +92,19 @@ TEST_CASE("a trace reads back bit for bit in bf16, f16 and f32", "[trace]") {
     for (int l = 0; l < s.layers; ++l) {
       const Matrix<float> w = out.output_weight(l);
       for (int64_t r = 0; r < w.rows; ++r)
-        for (int64_t c = 0; c < w.cols; ++c) REQUIRE(w(r, c) == rounded(stored, in.output_weight[static_cast<size_t>(l)](r, c)));
+        for (int64_t c = 0; c < w.cols; ++c)
+          REQUIRE(w(r, c) == rounded(stored, in.output_weight[static_cast<size_t>(l)](r, c)));
       for (int h = 0; h < s.kv_heads; ++h) {
         // Document 0 sums its two windows.
         const Matrix<double> m = out.query_moment(l, h, 0);
         const auto pairs = out.query_pair_moment(l, h, 1);
         const size_t d = static_cast<size_t>(s.head_dim), first = static_cast<size_t>(h) * d * d;
         for (size_t i = 0; i < d * d; ++i)
-          REQUIRE(m.storage[i] == in.windows[0].query_moment[static_cast<size_t>(l)][first + i] + in.windows[1].query_moment[static_cast<size_t>(l)][first + i]);
-        for (size_t i = 0; i < d / 2; ++i) REQUIRE(pairs[i] == in.windows[2].query_pair_moment[static_cast<size_t>(l)][static_cast<size_t>(h) * d / 2 + i]);
+          REQUIRE(m.storage[i] == in.windows[0].query_moment[static_cast<size_t>(l)][first + i] +
+                                      in.windows[1].query_moment[static_cast<size_t>(l)][first + i]);
+        for (size_t i = 0; i < d / 2; ++i)
+          REQUIRE(pairs[i] ==
+                  in.windows[2].query_pair_moment[static_cast<size_t>(l)][static_cast<size_t>(h) * d / 2 + i]);
       }
     }
     REQUIRE(out.verify().empty());
@@ -114,7 +118,7 @@ TEST_CASE("rows can be read from any place into a strided buffer", "[trace]") {
     const WrittenTrace in = write_trace(path, stored);
     const TraceReader out(path);
     Matrix<float> wide(1000, 20, -1.0f);
-    out.key(1, 1, 700, 1000, wide.view().slice_cols(4, 8));   // spans a chunk and a window
+    out.key(1, 1, 700, 1000, wide.view().slice_cols(4, 8));  // spans a chunk and a window
     for (int64_t r = 0; r < 1000; ++r) {
       const bool second = r + 700 >= 1500;
       const Matrix<float>& rows = in.windows[second ? 1 : 0].key[1];

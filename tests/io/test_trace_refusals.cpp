@@ -1,9 +1,9 @@
 // Files that are not what they claim: each is refused by name, as bad data, in bounded time and memory.
-#include <csignal>
-#include <fstream>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
+#include <fstream>
 
 #include "core/error.h"
 #include "io/atomic_file.h"
@@ -98,17 +98,38 @@ TEST_CASE("datasets of a trace are held to the schema", "[trace][refuse]") {
     RawTrace t;
     t.drop(d.name);
     CHECK_THAT(refusal(dir, t), Catch::Contains("/" + d.name));
-    CHECK_THAT(broken(d.name, [](RawDataset& r) { r.type = Hdf5Type::kF64; r.dims[0] += 1; }), Catch::Contains("/" + d.name));
+    CHECK_THAT(broken(d.name,
+                      [](RawDataset& r) {
+                        r.type = Hdf5Type::kF64;
+                        r.dims[0] += 1;
+                      }),
+               Catch::Contains("/" + d.name));
     CHECK_THAT(broken(d.name, [](RawDataset& r) { r.dims.push_back(1); }), Catch::Contains("/" + d.name));
     CHECK_THAT(broken(d.name, [](RawDataset& r) { r.write = false; }), Catch::Contains("written"));
   }
   CHECK_THAT(broken("key", [](RawDataset& r) { r.type = Hdf5Type::kF16; }), Catch::Contains("is f16, must be bf16"));
-  CHECK_THAT(broken("token_id", [](RawDataset& r) { r.type = Hdf5Type::kF32; }), Catch::Contains("is f32, must be i32"));
+  CHECK_THAT(broken("token_id", [](RawDataset& r) { r.type = Hdf5Type::kF32; }),
+             Catch::Contains("is f32, must be i32"));
   // A coordinate of NaN can only be a float, and floats are refused there.
-  CHECK_THAT(broken("query_token", [](RawDataset& r) { r.type = Hdf5Type::kF32; r.set<float>(0, NAN); }), Catch::Contains("must be i32"));
+  CHECK_THAT(broken("query_token",
+                    [](RawDataset& r) {
+                      r.type = Hdf5Type::kF32;
+                      r.set<float>(0, NAN);
+                    }),
+             Catch::Contains("must be i32"));
   // Dims that claim more than the file could hold cost nothing.
-  CHECK_THAT(broken("token", [](RawDataset& r) { r.dims = {int64_t{1} << 31}; r.write = false; }), Catch::Contains("claims"));
-  CHECK_THAT(broken("key", [](RawDataset& r) { r.dims = {1 << 20, 1 << 20, 1 << 20, 4}; r.chunk = {1, 1, 1, 4}; r.write = false; }),
+  CHECK_THAT(broken("token",
+                    [](RawDataset& r) {
+                      r.dims = {int64_t{1} << 31};
+                      r.write = false;
+                    }),
+             Catch::Contains("claims"));
+  CHECK_THAT(broken("key",
+                    [](RawDataset& r) {
+                      r.dims = {1 << 20, 1 << 20, 1 << 20, 4};
+                      r.chunk = {1, 1, 1, 4};
+                      r.write = false;
+                    }),
              Catch::Contains("/key"));
 }
 
@@ -146,7 +167,9 @@ TEST_CASE("verify finds NaN and changed values, and reads of moments and mass re
   const auto problems = r.verify();
   REQUIRE(problems.size() == 3);
   CHECK_THAT(problems[0], Catch::Contains("/query_moment: 1 values are NaN or infinite"));
-  CHECK_THAT(problems[1], Catch::Contains("/key: 1 values are NaN or infinite, the first at layer 0, kv_head 0, token 4, channel 1"));
+  CHECK_THAT(
+      problems[1],
+      Catch::Contains("/key: 1 values are NaN or infinite, the first at layer 0, kv_head 0, token 4, channel 1"));
   CHECK_THAT(problems[2], Catch::Contains("content hash"));
   CHECK_THROWS_WITH(r.query_moment(0, 0, 0), Catch::Contains("/query_moment: document 0, layer 0, head 0 holds nan"));
   CHECK_NOTHROW(r.query_moment(0, 0, 1));
@@ -226,7 +249,9 @@ TEST_CASE("a full disk: bad data that says so, no file left under either name", 
         write_trace(dir / "t.h5", DType::kBF16);
       } catch (const Error& e) {
         code = e.kind() == ErrorKind::kBadData && std::string(e.what()).find("t.h5") != std::string::npos &&
-                       std::string(e.what()).find("File too large") != std::string::npos ? 0 : 2;
+                       std::string(e.what()).find("File too large") != std::string::npos
+                   ? 0
+                   : 2;
         if (code) std::fprintf(stderr, "%s\n", e.what());
       }
       _exit(code);

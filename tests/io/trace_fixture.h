@@ -1,9 +1,9 @@
 // Small traces with known values, for tests of the writer, the reader and what reads traces.
 #pragma once
+#include <unistd.h>
 #include <cstdint>
 #include <filesystem>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 #include "core/rng.h"
@@ -13,7 +13,8 @@ namespace vqkv {
 
 struct TempDir {
   std::filesystem::path path;
-  explicit TempDir(const std::string& name) : path(std::filesystem::temp_directory_path() / ("vqkv-" + name + "-" + std::to_string(getpid()))) {
+  explicit TempDir(const std::string& name)
+      : path(std::filesystem::temp_directory_path() / ("vqkv-" + name + "-" + std::to_string(getpid()))) {
     std::filesystem::remove_all(path);
     std::filesystem::create_directories(path);
   }
@@ -21,7 +22,8 @@ struct TempDir {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 };
 
-inline TraceInfo trace_info(DType stored, int hidden = 10, int layers = 2, int kv_heads = 2, int q_heads = 4, int head_dim = 8) {
+inline TraceInfo trace_info(DType stored, int hidden = 10, int layers = 2, int kv_heads = 2, int q_heads = 4,
+                            int head_dim = 8) {
   TraceInfo info;
   info.shape.layers = layers;
   info.shape.kv_heads = kv_heads;
@@ -44,7 +46,8 @@ inline Matrix<float> random_matrix(Rng& rng, int64_t rows, int64_t cols) {
   return m;
 }
 
-inline TraceWindowData trace_window(const TraceInfo& info, int32_t document, int64_t n, std::vector<int32_t> query_token, uint64_t seed) {
+inline TraceWindowData trace_window(const TraceInfo& info, int32_t document, int64_t n,
+                                    std::vector<int32_t> query_token, uint64_t seed) {
   Rng rng(seed);
   const CacheShape& s = info.shape;
   TraceWindowData w;

@@ -125,7 +125,8 @@ TEST_CASE("two codecs are told apart by paired differences, and corrected for ho
   const ReplayResult r = made(8, 65);
   // Windows differ by far more than the codecs do: only pairing sees that b is worse everywhere.
   const ReplayTrack a = track(r, "a", [](int32_t, int32_t w) { return 1.0 * w; });
-  const ReplayTrack b = track(r, "b", [](int32_t p, int32_t w) { return 1.0 * w + 0.01 + 0.001 * (w % 3) + (p >= 49 ? 0.1 : 0.0); });
+  const ReplayTrack b =
+      track(r, "b", [](int32_t p, int32_t w) { return 1.0 * w + 0.01 + 0.001 * (w % 3) + (p >= 49 ? 0.1 : 0.0); });
   const auto d = compare_tracks(r, a, b, 65);
   REQUIRE(d.size() == 3);
   CHECK(d[0].what == "kld");
@@ -148,7 +149,8 @@ TEST_CASE("two codecs are told apart by paired differences, and corrected for ho
   CHECK(one[0].interval.low == compare_tracks(r, a, c, 65)[0].interval.low);  // reprints the same
   // A single window knows no interval.
   const ReplayResult single = made(1, 129);
-  const auto lone = compare_tracks(single, track(single, "a", [](int32_t, int32_t) { return 0.0; }), track(single, "b", [](int32_t, int32_t) { return 1.0; }), 129);
+  const auto lone = compare_tracks(single, track(single, "a", [](int32_t, int32_t) { return 0.0; }),
+                                   track(single, "b", [](int32_t, int32_t) { return 1.0; }), 129);
   CHECK(std::isnan(lone[0].interval.low));
   CHECK(lone[0].better == 0);
 }

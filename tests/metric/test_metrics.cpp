@@ -13,7 +13,7 @@ namespace {
 
 struct Case {
   static constexpr int64_t n = 96, d = 16, group = 3;
-  Matrix<float> k{n, d}, k_hat{n, d}, v{n, d}, v_hat{n, d}, q, w_o{20, group * d};
+  Matrix<float> k{n, d}, k_hat{n, d}, v{n, d}, v_hat{n, d}, q, w_o{20, group*d};
   FidelitySample sample;
 
   explicit Case(double noise) {

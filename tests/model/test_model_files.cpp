@@ -30,11 +30,16 @@ std::vector<float> interleave(const std::vector<float>& v, int heads, int64_t co
     for (int s = 0; s < 2; ++s)
       for (int i = 0; i < kDim / 2; ++i)
         for (int64_t c = 0; c < cols; ++c)
-          out[static_cast<size_t>((h * kDim + 2 * i + s) * cols + c)] = v[static_cast<size_t>((h * kDim + s * (kDim / 2) + i) * cols + c)];
+          out[static_cast<size_t>((h * kDim + 2 * i + s) * cols + c)] =
+              v[static_cast<size_t>((h * kDim + s * (kDim / 2) + i) * cols + c)];
   return out;
 }
 
-struct Named { const char *gguf, *hf; int rows, cols; bool q, k; };
+struct Named {
+  const char *gguf, *hf;
+  int rows, cols;
+  bool q, k;
+};
 std::vector<Named> layer_tensors(const std::string& family) {
   std::vector<Named> t{{"attn_norm.weight", "input_layernorm.weight", 1, kHidden, false, false},
                        {"attn_q.weight", "self_attn.q_proj.weight", kQ * kDim, kHidden, true, false},
@@ -57,15 +62,21 @@ std::vector<Named> layer_tensors(const std::string& family) {
   return t;
 }
 
-std::vector<int64_t> shape(const Named& t) { return t.rows == 1 ? std::vector<int64_t>{t.cols} : std::vector<int64_t>{t.rows, t.cols}; }
+std::vector<int64_t> shape(const Named& t) {
+  return t.rows == 1 ? std::vector<int64_t>{t.cols} : std::vector<int64_t>{t.rows, t.cols};
+}
 
 GgufBuilder gguf_model(const std::string& family, bool tied) {
   const bool llama = family.starts_with("llama");
   const std::string arch = llama ? "llama" : family;
   GgufBuilder b;
   b.text("general.architecture", arch).text("general.name", "tiny");
-  b.u32(arch + ".block_count", kLayers).u32(arch + ".embedding_length", kHidden).u32(arch + ".feed_forward_length", kFfn);
-  b.u32(arch + ".attention.head_count", kQ).u32(arch + ".attention.head_count_kv", kKv).u32(arch + ".context_length", 256);
+  b.u32(arch + ".block_count", kLayers)
+      .u32(arch + ".embedding_length", kHidden)
+      .u32(arch + ".feed_forward_length", kFfn);
+  b.u32(arch + ".attention.head_count", kQ)
+      .u32(arch + ".attention.head_count_kv", kKv)
+      .u32(arch + ".context_length", 256);
   b.u32(arch + ".attention.key_length", kDim).u32(arch + ".attention.value_length", kDim);
   b.f32(arch + ".attention.layer_norm_rms_epsilon", 1e-6f).f32(arch + ".rope.freq_base", 50000);
   b.tensor("token_embd.weight", {kVocab, kHidden}, values(kVocab * kHidden, 1));
@@ -88,10 +99,20 @@ struct HfModel {
 };
 HfModel hf_model(const std::string& family, bool tied) {
   HfModel m;
-  m.config = {{"model_type", family}, {"num_hidden_layers", kLayers}, {"hidden_size", kHidden}, {"intermediate_size", kFfn},
-              {"num_attention_heads", kQ}, {"num_key_value_heads", kKv}, {"head_dim", kDim}, {"vocab_size", kVocab},
-              {"max_position_embeddings", 256}, {"rms_norm_eps", 1e-6}, {"rope_theta", 50000.0}, {"hidden_act", "silu"},
-              {"tie_word_embeddings", tied}, {"sliding_window", nullptr}};
+  m.config = {{"model_type", family},
+              {"num_hidden_layers", kLayers},
+              {"hidden_size", kHidden},
+              {"intermediate_size", kFfn},
+              {"num_attention_heads", kQ},
+              {"num_key_value_heads", kKv},
+              {"head_dim", kDim},
+              {"vocab_size", kVocab},
+              {"max_position_embeddings", 256},
+              {"rms_norm_eps", 1e-6},
+              {"rope_theta", 50000.0},
+              {"hidden_act", "silu"},
+              {"tie_word_embeddings", tied},
+              {"sliding_window", nullptr}};
   m.weights.tensor("model.embed_tokens.weight", {kVocab, kHidden}, values(kVocab * kHidden, 1));
   m.weights.tensor("model.norm.weight", {kHidden}, values(kHidden, 2));
   if (!tied) m.weights.tensor("lm_head.weight", {kVocab, kHidden}, values(kVocab * kHidden, 3));
@@ -137,9 +158,11 @@ void check_says(const std::string& message, std::initializer_list<const char*> p
   for (const char* part : parts) CHECK(message.find(part) != std::string::npos);
 }
 
-constexpr Weight kAll[] = {Weight::kEmbedding, Weight::kHead, Weight::kFinalNorm, Weight::kAttentionNorm, Weight::kQ, Weight::kK,
-                           Weight::kV, Weight::kO, Weight::kQBias, Weight::kKBias, Weight::kVBias, Weight::kQNorm, Weight::kKNorm,
-                           Weight::kFfnNorm, Weight::kGate, Weight::kUp, Weight::kDown};
+constexpr Weight kAll[] = {Weight::kEmbedding, Weight::kHead,    Weight::kFinalNorm, Weight::kAttentionNorm,
+                           Weight::kQ,         Weight::kK,       Weight::kV,         Weight::kO,
+                           Weight::kQBias,     Weight::kKBias,   Weight::kVBias,     Weight::kQNorm,
+                           Weight::kKNorm,     Weight::kFfnNorm, Weight::kGate,      Weight::kUp,
+                           Weight::kDown};
 
 }  // namespace
 
@@ -218,13 +241,18 @@ TEST_CASE("RoPE of the model files") {
   const RopeFacts factors = ModelWeights::open(folder.write("m.gguf", b.build()))->facts().rope;
   const RopeFacts plain = RopeFacts::plain(kDim, kDim, 50000);
   CHECK(factors.scaling == "factors");
-  for (size_t p = 0; p < 3; ++p) CHECK(factors.inverse_frequency[p] == plain.inverse_frequency[p] / (p == 0 ? 1 : p == 1 ? 2 : 8));
+  for (size_t p = 0; p < 3; ++p)
+    CHECK(factors.inverse_frequency[p] == plain.inverse_frequency[p] / (p == 0 ? 1 : p == 1 ? 2 : 8));
   b = gguf_model("qwen2", true);
   b.text("qwen2.rope.scaling.type", "linear").f32("qwen2.rope.scaling.factor", 4);
-  CHECK(ModelWeights::open(folder.write("m.gguf", b.build()))->facts().rope.inverse_frequency[1] == plain.inverse_frequency[1] / 4);
+  CHECK(ModelWeights::open(folder.write("m.gguf", b.build()))->facts().rope.inverse_frequency[1] ==
+        plain.inverse_frequency[1] / 4);
 
   HfModel m = hf_model("llama", true);
-  const Json llama3{{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+  const Json llama3{{"rope_type", "llama3"},
+                    {"factor", 8.0},
+                    {"low_freq_factor", 1.0},
+                    {"high_freq_factor", 4.0},
                     {"original_max_position_embeddings", 64}};
   RopeFacts expected = plain;
   expected.apply_llama3(8, 1, 4, 64);
@@ -241,33 +269,60 @@ TEST_CASE("RoPE of the model files") {
 
 TEST_CASE("GGUF models that would compute something else are refused by name") {
   CHECK(gguf_refusal("llama", [](auto&) {}).empty());
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("general.architecture").payload = gguf_text("gemma2"); }), {"\"gemma2\"", "llama, qwen2, qwen3"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("general.architecture").payload = gguf_text("gemma2"); }),
+             {"\"gemma2\"", "llama, qwen2, qwen3"});
   check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.expert_count", 8); }), {"8 experts"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 128); }), {"sliding window of 128"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 128); }),
+             {"sliding window of 128"});
   CHECK(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 256); }).empty());
   check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "yarn"); }), {"\"yarn\""});
-  check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "linear"); }), {"rope.scale_linear", "missing"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "linear"); }),
+             {"rope.scale_linear", "missing"});
   check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.rope.dimension_count", 4); }), {"RoPE on 4 of 6"});
   check_says(gguf_refusal("llama", [](auto& b) { b.f32("llama.logit_scale", 2); }), {"llama.logit_scale"});
   check_says(gguf_refusal("llama", [](auto& b) { b.u32("split.count", 3); }), {"3 files"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("rope_freqs.weight", {2}, {1, 2}); }), {"rope_freqs.weight", "(2)", "(3)"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("rope_freqs.weight", {3}, {1, 0, 2}); }), {"rope_freqs.weight", "0"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.0.attn_output.bias", {kHidden}, values(kHidden, 5)); }), {"blk.0.attn_output.bias"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.1.attn_norm.bias", {kHidden}, values(kHidden, 5)); }), {"blk.1.attn_norm.bias"});
+  check_says(gguf_refusal("llama",
+                          [](auto& b) {
+                            b.tensor("rope_freqs.weight", {2}, {1, 2});
+                          }),
+             {"rope_freqs.weight", "(2)", "(3)"});
+  check_says(gguf_refusal("llama",
+                          [](auto& b) {
+                            b.tensor("rope_freqs.weight", {3}, {1, 0, 2});
+                          }),
+             {"rope_freqs.weight", "0"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.0.attn_output.bias", {kHidden}, values(kHidden, 5)); }),
+             {"blk.0.attn_output.bias"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.1.attn_norm.bias", {kHidden}, values(kHidden, 5)); }),
+             {"blk.1.attn_norm.bias"});
   check_says(gguf_refusal("llama", [](auto& b) { b.drop("blk.1.ffn_up.weight"); }), {"blk.1.ffn_up.weight is missing"});
-  check_says(gguf_refusal("qwen3", [](auto& b) { b.drop("blk.1.attn_q_norm.weight"); }), {"blk.1.attn_q_norm.weight is missing"});
+  check_says(gguf_refusal("qwen3", [](auto& b) { b.drop("blk.1.attn_q_norm.weight"); }),
+             {"blk.1.attn_q_norm.weight is missing"});
   check_says(gguf_refusal("qwen2", [](auto& b) { b.drop("blk.1.attn_v.bias"); }), {"blk.1.attn_v.bias is missing"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.at("blk.0.attn_k.weight").shape = {6, 24}; }), {"blk.0.attn_k.weight", "(6, 24)", "(12, 12) expected"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(uint32_t{3}); }), {"blk.2.attn_norm.weight is missing"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(uint32_t{1}); }), {"blk.1.", "not part"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(~uint32_t{0}); }), {"llama.block_count", "1 to 1024"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.attention.head_count_kv").payload = raw(uint32_t{3}); }), {"4 query heads", "3 KV heads"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.attention.layer_norm_rms_epsilon").payload = raw(-1.0f); }), {"epsilon"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.rope.freq_base").payload = raw(0.0f); }), {"freq_base"});
-  check_says(gguf_refusal("llama", [](auto& b) {
-               b.drop("llama.attention.layer_norm_rms_epsilon");
-               b.f32("llama.attention.layer_norm_epsilon", 1e-5f);
-             }),
+  check_says(gguf_refusal("llama",
+                          [](auto& b) {
+                            b.at("blk.0.attn_k.weight").shape = {6, 24};
+                          }),
+             {"blk.0.attn_k.weight", "(6, 24)", "(12, 12) expected"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(uint32_t{3}); }),
+             {"blk.2.attn_norm.weight is missing"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(uint32_t{1}); }),
+             {"blk.1.", "not part"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.block_count").payload = raw(~uint32_t{0}); }),
+             {"llama.block_count", "1 to 1024"});
+  check_says(
+      gguf_refusal("llama", [](auto& b) { b.value("llama.attention.head_count_kv").payload = raw(uint32_t{3}); }),
+      {"4 query heads", "3 KV heads"});
+  check_says(
+      gguf_refusal("llama", [](auto& b) { b.value("llama.attention.layer_norm_rms_epsilon").payload = raw(-1.0f); }),
+      {"epsilon"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.value("llama.rope.freq_base").payload = raw(0.0f); }),
+             {"freq_base"});
+  check_says(gguf_refusal("llama",
+                          [](auto& b) {
+                            b.drop("llama.attention.layer_norm_rms_epsilon");
+                            b.f32("llama.attention.layer_norm_epsilon", 1e-5f);
+                          }),
              {"LayerNorm"});
 }
 
@@ -299,16 +354,35 @@ TEST_CASE("Hugging Face models that would compute something else are refused by 
   // The sliding window, by each family's rule.
   check_says(with("mistral", "sliding_window", 64), {"sliding window of 64"});
   CHECK(with("mistral", "sliding_window", 256).empty());
-  check_says(hf_refusal("mistral", [](auto& m) { m.config.erase("sliding_window"); m.config["max_position_embeddings"] = 32768; }), {"sliding window of 4096"});
+  check_says(hf_refusal("mistral",
+                        [](auto& m) {
+                          m.config.erase("sliding_window");
+                          m.config["max_position_embeddings"] = 32768;
+                        }),
+             {"sliding window of 4096"});
   CHECK(with("qwen2", "sliding_window", 64).empty());  // use_sliding_window is off by default
-  check_says(hf_refusal("qwen2", [](auto& m) { m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 1}}); }), {"sliding window of 64"});
-  CHECK(hf_refusal("qwen2", [](auto& m) { m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 2}}); }).empty());
+  check_says(
+      hf_refusal("qwen2",
+                 [](auto& m) {
+                   m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 1}});
+                 }),
+      {"sliding window of 64"});
+  CHECK(hf_refusal("qwen2", [](auto& m) {
+          m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 2}});
+        }).empty());
   check_says(with("qwen3", "layer_types", {"full_attention", "sliding_attention"}), {"layer_types"});
   CHECK(with("qwen3", "layer_types", {"full_attention", "full_attention"}).empty());
   // Tensors.
-  check_says(hf_refusal("llama", [](auto& m) { m.weights.tensor("model.layers.0.self_attn.o_proj.bias", {kHidden}, values(kHidden, 5)); }), {"o_proj.bias"});
-  CHECK(hf_refusal("llama", [](auto& m) { m.weights.tensor("model.layers.0.self_attn.rotary_emb.inv_freq", {3}, {1, 2, 3}); }).empty());
-  check_says(hf_refusal("llama", [](auto& m) { m.weights.header["model.norm.weight"]["dtype"] = "I32"; }), {"model.norm.weight", "I32"});
+  check_says(hf_refusal("llama",
+                        [](auto& m) {
+                          m.weights.tensor("model.layers.0.self_attn.o_proj.bias", {kHidden}, values(kHidden, 5));
+                        }),
+             {"o_proj.bias"});
+  CHECK(hf_refusal("llama", [](auto& m) {
+          m.weights.tensor("model.layers.0.self_attn.rotary_emb.inv_freq", {3}, {1, 2, 3});
+        }).empty());
+  check_says(hf_refusal("llama", [](auto& m) { m.weights.header["model.norm.weight"]["dtype"] = "I32"; }),
+             {"model.norm.weight", "I32"});
   // Files.
   const TempFolder folder;
   check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"no config.json"});

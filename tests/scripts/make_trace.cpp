@@ -30,8 +30,10 @@ int main(int argc, char** argv) {
             w.value[i](t, c) = value_at(1, l, c / 8, first + t, c % 8);
           }
         for (size_t q = 0; q < at.size(); ++q)
-          for (int64_t c = 0; c < 32; ++c) w.query[i](static_cast<int64_t>(q), c) = value_at(2, l, c / 8, first + at[q], c % 8);
-        for (size_t k = 0; k < w.query_moment[i].size(); ++k) w.query_moment[i][k] = static_cast<double>(k) / 3.0 + static_cast<double>(l);
+          for (int64_t c = 0; c < 32; ++c)
+            w.query[i](static_cast<int64_t>(q), c) = value_at(2, l, c / 8, first + at[q], c % 8);
+        for (size_t k = 0; k < w.query_moment[i].size(); ++k)
+          w.query_moment[i][k] = static_cast<double>(k) / 3.0 + static_cast<double>(l);
       }
       writer.add(w);
       first += n;

@@ -10,7 +10,8 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   const auto model = load_model(VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
   const Json golden = Json::parse(read_file(VQKV_SOURCE_DIR "/tests/golden/smollm2_greedy.json"));
   const Json& c = golden.at("continuations").at(0);
-  const auto prompt = c.at("prompt_ids").get<std::vector<int32_t>>(), expected = c.at("ids").get<std::vector<int32_t>>();
+  const auto prompt = c.at("prompt_ids").get<std::vector<int32_t>>(),
+             expected = c.at("ids").get<std::vector<int32_t>>();
   const auto backend = make_attention_backend("cpu-reconstruct");
   const auto options = [](std::vector<int32_t> stop = {}, bool exact_prefill = false) {
     return GenerateOptions{.new_tokens = 12, .stop = std::move(stop), .sampling = {}, .exact_prefill = exact_prefill};
@@ -32,7 +33,8 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
     CompressedCache cache = fresh();
     KvSession kv(cache, *backend);
     const Generated g = generate(*model, kv, prompt, options({expected[5]}));
-    const size_t first = static_cast<size_t>(std::find(expected.begin(), expected.end(), expected[5]) - expected.begin());
+    const size_t first =
+        static_cast<size_t>(std::find(expected.begin(), expected.end(), expected[5]) - expected.begin());
     CHECK(g.stop_token == expected[5]);
     CHECK(g.tokens == std::vector<int32_t>(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(first)));
   }

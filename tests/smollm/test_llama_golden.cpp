@@ -69,7 +69,8 @@ double log_sum(const float* logits, int64_t n) {
 
 }  // namespace
 
-TEST_CASE("SmolLM2: NLL and top-16 log-probabilities of 5,120 positions equal llama.cpp's to 1e-3, perplexity to 5 digits") {
+TEST_CASE(
+    "SmolLM2: NLL and top-16 log-probabilities of 5,120 positions equal llama.cpp's to 1e-3, perplexity to 5 digits") {
   const Positions golden = read_positions();
   REQUIRE(golden.windows * golden.context >= 4000);
   const int64_t vocab = model().facts().vocab, block = 256;
@@ -86,7 +87,8 @@ TEST_CASE("SmolLM2: NLL and top-16 log-probabilities of 5,120 positions equal ll
         const double sum = log_sum(row, vocab);
         if (position + 1 < golden.context) {
           const double nll = sum - row[ids[static_cast<size_t>(position + 1)]];
-          worst_nll = std::max(worst_nll, std::abs(nll - golden.nll[static_cast<size_t>(w * (golden.context - 1) + position)]));
+          worst_nll =
+              std::max(worst_nll, std::abs(nll - golden.nll[static_cast<size_t>(w * (golden.context - 1) + position)]));
           total += nll;
         }
         for (int64_t t = 0; t < golden.top; ++t) {
@@ -107,7 +109,8 @@ TEST_CASE("SmolLM2: greedy continuations equal llama.cpp's token for token") {
   const Json golden = Json::parse(read_file(std::string(kGolden) + "smollm2_greedy.json"));
   Matrix<float> logits(1, model().facts().vocab);
   for (const Json& c : golden.at("continuations")) {
-    const auto prompt = c.at("prompt_ids").get<std::vector<int32_t>>(), expected = c.at("ids").get<std::vector<int32_t>>();
+    const auto prompt = c.at("prompt_ids").get<std::vector<int32_t>>(),
+               expected = c.at("ids").get<std::vector<int32_t>>();
     REQUIRE(expected.size() >= 64);
     CAPTURE(c.at("prompt").get<std::string>());
     CHECK(model().tokenizer().encode(c.at("prompt").get<std::string>(), true) == prompt);
@@ -135,7 +138,8 @@ TEST_CASE("SmolLM2: logits of a block equal those of its tokens one at a time") 
   double worst = 0;
   for (int64_t i = 0; i < 96; ++i) {
     model().forward(std::span(ids).subspan(static_cast<size_t>(i), 1), steps.kv, LogitRows::kLast, step);
-    for (int64_t j = 0; j < vocab; ++j) worst = std::max(worst, static_cast<double>(std::abs(step(0, j) - block(i, j))));
+    for (int64_t j = 0; j < vocab; ++j)
+      worst = std::max(worst, static_cast<double>(std::abs(step(0, j) - block(i, j))));
   }
   CHECK(worst == 0);  // products and attention sum in one order for every block length
   CHECK(whole.cache.length() == 96);

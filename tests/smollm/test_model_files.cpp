@@ -57,11 +57,16 @@ TEST_CASE("facts of SmolLM2-135M-Instruct") {
 }
 
 TEST_CASE("tensors of SmolLM2 equal those of the gguf package in every bit, at any thread count") {
-  const Json golden = parse_json(read_file(std::string(VQKV_SOURCE_DIR) + "/tests/golden/data/smollm2_tensors.json"), "smollm2_tensors.json");
-  const std::map<std::string, Weight> of_layer{{"attn_norm.weight", Weight::kAttentionNorm}, {"attn_q.weight", Weight::kQ},
-                                               {"attn_k.weight", Weight::kK}, {"attn_v.weight", Weight::kV},
-                                               {"attn_output.weight", Weight::kO}, {"ffn_norm.weight", Weight::kFfnNorm},
-                                               {"ffn_gate.weight", Weight::kGate}, {"ffn_up.weight", Weight::kUp},
+  const Json golden = parse_json(read_file(std::string(VQKV_SOURCE_DIR) + "/tests/golden/data/smollm2_tensors.json"),
+                                 "smollm2_tensors.json");
+  const std::map<std::string, Weight> of_layer{{"attn_norm.weight", Weight::kAttentionNorm},
+                                               {"attn_q.weight", Weight::kQ},
+                                               {"attn_k.weight", Weight::kK},
+                                               {"attn_v.weight", Weight::kV},
+                                               {"attn_output.weight", Weight::kO},
+                                               {"ffn_norm.weight", Weight::kFfnNorm},
+                                               {"ffn_gate.weight", Weight::kGate},
+                                               {"ffn_up.weight", Weight::kUp},
                                                {"ffn_down.weight", Weight::kDown}};
   const auto weights = ModelWeights::open(kModel);
   const int threads = thread_count();
@@ -76,8 +81,9 @@ TEST_CASE("tensors of SmolLM2 equal those of the gguf package in every bit, at a
         weight = of_layer.at(name.substr(name.find('.', 4) + 1));
       }
       const Matrix<float> w = weights->read(weight, layer);
-      CHECK(w.rows * w.cols == (facts["shape"].size() == 1 ? facts["shape"][0].get<int64_t>()
-                                                          : facts["shape"][0].get<int64_t>() * facts["shape"][1].get<int64_t>()));
+      CHECK(w.rows * w.cols == (facts["shape"].size() == 1
+                                    ? facts["shape"][0].get<int64_t>()
+                                    : facts["shape"][0].get<int64_t>() * facts["shape"][1].get<int64_t>()));
       CHECK(w.storage.front() == facts["first"].get<float>());
       CHECK(w.storage.back() == facts["last"].get<float>());
       CHECK(crc32(w.data(), w.storage.size() * sizeof(float)) == facts["crc32"].get<uint32_t>());

@@ -40,22 +40,30 @@ struct Bench {
       texts.push_back({name, std::move(ids)});
     }
   }
-  ReplayCandidate candidate(const std::string& label, const Json& codec, const Json& cache, ReplayMode mode = ReplayMode::kForced,
-                            int64_t block = 128) const {
-    return {.label = label, .codecs = codecs_of(codec, facts), .policy = CachePolicy::from_json(cache), .mode = mode, .block = block};
+  ReplayCandidate candidate(const std::string& label, const Json& codec, const Json& cache,
+                            ReplayMode mode = ReplayMode::kForced, int64_t block = 128) const {
+    return {.label = label,
+            .codecs = codecs_of(codec, facts),
+            .policy = CachePolicy::from_json(cache),
+            .mode = mode,
+            .block = block};
   }
   ReplayCandidate exact(int64_t block) const {
-    return {.label = "exact", .codecs = exact_codec_set(facts.cache_shape()), .policy = CachePolicy::exact(), .block = block};
+    return {.label = "exact",
+            .codecs = exact_codec_set(facts.cache_shape()),
+            .policy = CachePolicy::exact(),
+            .block = block};
   }
-  Matrix<float> logits(const ReplayCandidate& c, int64_t tokens, int64_t block, Visibility visibility = Visibility::kReplay) const {
+  Matrix<float> logits(const ReplayCandidate& c, int64_t tokens, int64_t block,
+                       Visibility visibility = Visibility::kReplay) const {
     CompressedCache cache(c.codecs, c.policy);
     const auto backend = make_attention_backend("auto");
     KvSession session(cache, *backend);
     Matrix<float> out(tokens, facts.vocab);
     for (int64_t at = 0; at < tokens; at += block) {
       const int64_t n = std::min(block, tokens - at);
-      model->forward(std::span(texts[0].tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session, LogitRows::kAll,
-                     out.view().slice_rows(at, n), visibility);
+      model->forward(std::span(texts[0].tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session,
+                     LogitRows::kAll, out.view().slice_rows(at, n), visibility);
     }
     return out;
   }
@@ -69,7 +77,9 @@ struct Bench {
   }
 };
 
-double mean(const std::vector<double>& x) { return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size()); }
+double mean(const std::vector<double>& x) {
+  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
+}
 
 const Json kNoWindow = {{"sinks", 4}, {"window", 1}, {"flush", 1}};
 
@@ -110,14 +120,17 @@ TEST_CASE("blocks of any length equal token-by-token replay, across flushes", "[
   const Bench b;
   constexpr int64_t kTokens = 200;
   // rtn: a page every 16 tokens behind a window of 16. kivi: keys in groups of 32 by a sawtooth, values one by one.
-  const ReplayCandidate candidates[] = {b.exact(1), b.candidate("rtn", {{"name", "rtn"}, {"bits", 2}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}),
-                                        b.candidate("kivi", {{"name", "kivi"}, {"bits", 2}, {"group", 32}}, {{"sinks", 0}, {"rule", "kivi"}, {"residual", 32}})};
+  const ReplayCandidate candidates[] = {
+      b.exact(1), b.candidate("rtn", {{"name", "rtn"}, {"bits", 2}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}),
+      b.candidate("kivi", {{"name", "kivi"}, {"bits", 2}, {"group", 32}},
+                  {{"sinks", 0}, {"rule", "kivi"}, {"residual", 32}})};
   for (const auto& c : candidates) {
     INFO(c.label);
     const auto blocks = b.logits(c, kTokens, 128), others = b.logits(c, kTokens, 61), steps = b.logits(c, kTokens, 1);
     CHECK(b.worst_kld(steps, blocks) < 1e-8);
     CHECK(b.worst_kld(steps, others) < 1e-8);
-    if (c.policy.codes) CHECK(b.worst_kld(b.logits(candidates[0], kTokens, 128), blocks) > 1e-4);  // something was coded
+    if (c.policy.codes)
+      CHECK(b.worst_kld(b.logits(candidates[0], kTokens, 128), blocks) > 1e-4);  // something was coded
   }
   // And replay's own modes agree about it.
   ReplayCandidate forced = candidates[2], stepwise = candidates[2];
@@ -136,7 +149,8 @@ TEST_CASE("blocks of any length equal token-by-token replay, across flushes", "[
 TEST_CASE("an exact prompt: the first prediction after it is exact, later ones are not", "[replay]") {
   const Bench b;
   const Json codec = {{"name", "rtn"}, {"bits", 2}};
-  const ReplayCandidate candidates[] = {b.candidate("rtn2", codec, kNoWindow, ReplayMode::kPrefillExact), b.candidate("rtn2 forced", codec, kNoWindow)};
+  const ReplayCandidate candidates[] = {b.candidate("rtn2", codec, kNoWindow, ReplayMode::kPrefillExact),
+                                        b.candidate("rtn2 forced", codec, kNoWindow)};
   const ReplayResult r = replay(*b.model, b.texts, candidates, {.context = 256, .windows = 2, .prompt = 100});
   CHECK(r.prompt == 100);
   REQUIRE(r.position.size() == 2 * 156);
@@ -158,21 +172,26 @@ TEST_CASE("fake-quant codes a token's own key and value, and equals one pass ove
   const Bench b;
   for (const Json& codec : {Json{{"name", "rtn"}, {"bits", 3}}, Json{{"name", "kivi"}, {"bits", 2}, {"group", 32}}}) {
     const Json cache = codec["name"] == "rtn" ? kNoWindow : Json{{"sinks", 4}, {"rule", "kivi"}, {"residual", 32}};
-    const ReplayCandidate candidates[] = {b.candidate("fake", codec, cache, ReplayMode::kFakeQuant), b.candidate("forced", codec, cache)};
+    const ReplayCandidate candidates[] = {b.candidate("fake", codec, cache, ReplayMode::kFakeQuant),
+                                          b.candidate("forced", codec, cache)};
     const ReplayResult r = replay(*b.model, b.texts, candidates, {.context = 300, .windows = 1});  // two stretches
     CHECK(mean(r.tracks[0].kld) > mean(r.tracks[1].kld));
     CHECK(r.tracks[0].coded_mass > r.tracks[1].coded_mass);
     const auto whole = b.logits(candidates[0], 300, 300, Visibility::kAllCoded);
     for (size_t i = 0; i < r.position.size(); ++i)
-      CHECK(r.tracks[0].nll[i] == Approx(logit_facts(whole.row(static_cast<int64_t>(i)), whole.cols, b.texts[0].tokens[i + 1]).nll).margin(1e-4));
+      CHECK(r.tracks[0].nll[i] ==
+            Approx(logit_facts(whole.row(static_cast<int64_t>(i)), whole.cols, b.texts[0].tokens[i + 1]).nll)
+                .margin(1e-4));
   }
 }
 
 TEST_CASE("fewer bits cost more, and a window hides the cost", "[replay]") {
   const Bench b;
   std::vector<ReplayCandidate> candidates;
-  for (const int bits : {8, 4, 2}) candidates.push_back(b.candidate(std::to_string(bits), {{"name", "rtn"}, {"bits", bits}}, kNoWindow));
-  candidates.push_back(b.candidate("window", {{"name", "rtn"}, {"bits", 2}}, {{"sinks", 4}, {"window", 128}, {"flush", 1}}));
+  for (const int bits : {8, 4, 2})
+    candidates.push_back(b.candidate(std::to_string(bits), {{"name", "rtn"}, {"bits", bits}}, kNoWindow));
+  candidates.push_back(
+      b.candidate("window", {{"name", "rtn"}, {"bits", 2}}, {{"sinks", 4}, {"window", 128}, {"flush", 1}}));
   const ReplayResult r = replay(*b.model, b.texts, candidates, {.context = 256, .windows = 2});
   const auto& t = r.tracks;
   CHECK(mean(t[0].kld) > 1e-6);
@@ -190,7 +209,8 @@ TEST_CASE("replay gives the same bits with one and with two threads", "[replay]"
     set_thread_count(threads);
     const Bench b;
     const ReplayCandidate candidates[] = {b.candidate("rtn", {{"name", "rtn"}, {"bits", 4}}, kNoWindow),
-                                          b.candidate("kivi", {{"name", "kivi"}, {"bits", 2}, {"group", 32}}, {{"sinks", 4}, {"rule", "kivi"}, {"residual", 32}})};
+                                          b.candidate("kivi", {{"name", "kivi"}, {"bits", 2}, {"group", 32}},
+                                                      {{"sinks", 4}, {"rule", "kivi"}, {"residual", 32}})};
     results.push_back(replay(*b.model, b.texts, candidates, {.context = 192, .windows = 2}));
   }
   CHECK(results[0].nll_exact == results[1].nll_exact);
@@ -222,5 +242,6 @@ TEST_CASE("an interrupted replay keeps whole windows; what can't be replayed is 
   refused({.context = 8000});  // no text is so long
   refused({.context = 64, .prompt = 64}, ReplayMode::kPrefillExact);
   CHECK_THROWS_AS(replay_mode_from_name("force"), Error);
-  for (const char* name : {"forced", "stepwise", "prefill-exact", "fake-quant"}) CHECK(replay_mode_name(replay_mode_from_name(name)) == name);
+  for (const char* name : {"forced", "stepwise", "prefill-exact", "fake-quant"})
+    CHECK(replay_mode_name(replay_mode_from_name(name)) == name);
 }

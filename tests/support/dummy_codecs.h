@@ -1,6 +1,6 @@
-// Small codecs for seams that no registered method uses yet: exact exceptions, parameters fitted to a prompt, decoding at
-// a level, blocks of tokens with sides and fields of their own, and every part of a table plan at once. They are tests'
-// means: correct and deterministic, not good.
+// Small codecs for seams that no registered method uses yet: exact exceptions, parameters fitted to a prompt, decoding
+// at a level, blocks of tokens with sides and fields of their own, and every part of a table plan at once. They are
+// tests' means: correct and deterministic, not good.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -30,7 +30,9 @@ class DummyCodec : public Codec {
     plan.rope = unit_.rope;
     return plan;
   }
-  static uint16_t clamp_code(double v, int top) { return static_cast<uint16_t>(std::clamp(std::nearbyint(v), 0.0, double(top))); }
+  static uint16_t clamp_code(double v, int top) {
+    return static_cast<uint16_t>(std::clamp(std::nearbyint(v), 0.0, double(top)));
+  }
 
   UnitShape unit_;
   CodeLayout layout_;
@@ -56,12 +58,14 @@ class SparseDummy final : public DummyCodec {
       const float most = kept < order.size() ? std::abs(x(t, order[kept])) : 0;
       const float scale = round_scale(DType::kF16, most / 3);
       out.sides[0][static_cast<size_t>(t)] = scale;
-      for (int c = 0; c < channels(); ++c) out.fields[0][static_cast<size_t>(t * channels() + c)] = clamp_code(x(t, c) / scale + 3, 6);
+      for (int c = 0; c < channels(); ++c)
+        out.fields[0][static_cast<size_t>(t * channels() + c)] = clamp_code(x(t, c) / scale + 3, 6);
       std::sort(order.begin(), order.begin() + static_cast<int64_t>(kept));
       for (size_t i = 0; i < kept; ++i) {
         const int c = order[i];
         const float decoded = scale * (static_cast<float>(out.fields[0][static_cast<size_t>(t * channels() + c)]) - 3);
-        out.overlay.push_back({static_cast<int32_t>(t), c, round_side(DType::kF16, add_ ? x(t, c) - decoded : x(t, c)), add_});
+        out.overlay.push_back(
+            {static_cast<int32_t>(t), c, round_side(DType::kF16, add_ ? x(t, c) - decoded : x(t, c)), add_});
       }
     }
   }
@@ -111,7 +115,8 @@ class PromptDummy final : public DummyCodec {
       for (int c = 0; c < channels(); ++c) most = std::max(most, std::abs(value(c)));
       const float scale = round_scale(DType::kF16, most / 7);
       out.sides[0][static_cast<size_t>(t)] = scale;
-      for (int c = 0; c < channels(); ++c) out.fields[0][static_cast<size_t>(t * channels() + c)] = clamp_code(value(c) / scale + 7, 14);
+      for (int c = 0; c < channels(); ++c)
+        out.fields[0][static_cast<size_t>(t * channels() + c)] = clamp_code(value(c) / scale + 7, 14);
     }
   }
   DecodePlan plan(const PlanQuery& query = {}) const override {
@@ -202,7 +207,8 @@ class BlockDummy final : public DummyCodec {
           out.sides[1][at] = low;
           for (int t = 0; t < run_; ++t)
             for (int c = 0; c < 2; ++c)
-              out.fields[0][static_cast<size_t>((b * tokens + r * run_ + t) * channels() + 2 * p + c)] = clamp_code((part(t, c) - low) / scale, top);
+              out.fields[0][static_cast<size_t>((b * tokens + r * run_ + t) * channels() + 2 * p + c)] =
+                  clamp_code((part(t, c) - low) / scale, top);
         }
       out.fields[1][static_cast<size_t>(b)] = static_cast<uint16_t>(std::min(empty, 31));
     }
@@ -223,12 +229,13 @@ class BlockDummy final : public DummyCodec {
 };
 
 // Residual stages of a product code with random codewords of float16, in a coded domain behind a dense map, with both
-// biases and token scales; the last stage's codeword acts through rotate90 where asked. Level s: the first s + 1 stages.
+// biases and token scales; the last stage's codeword acts through rotate90 where asked. Level s: the first s + 1
+// stages.
 class TableDummy final : public DummyCodec {
  public:
   struct Options {
     int stages = 2;
-    int width = 4;        // channels of a codeword; divides the unit
+    int width = 4;  // channels of a codeword; divides the unit
     int bits = 6;
     int scale_slots = 1;  // token scales of the unit; 0: none
     bool map = true;
@@ -271,7 +278,8 @@ class TableDummy final : public DummyCodec {
     const int n = channels(), groups = n / o_.width;
     std::vector<double> z(static_cast<size_t>(n)), y(static_cast<size_t>(n));
     for (int64_t t = 0; t < x.rows; ++t) {
-      for (int c = 0; c < n; ++c) z[static_cast<size_t>(c)] = double{x(t, c)} - (outer_.empty() ? 0.0f : outer_[static_cast<size_t>(c)]);
+      for (int c = 0; c < n; ++c)
+        z[static_cast<size_t>(c)] = double{x(t, c)} - (outer_.empty() ? 0.0f : outer_[static_cast<size_t>(c)]);
       for (int g = 0; g < o_.scale_slots; ++g) {
         const int width = n / o_.scale_slots;
         double sum = 0;
@@ -283,11 +291,14 @@ class TableDummy final : public DummyCodec {
       for (int c = 0; c < n; ++c) z[static_cast<size_t>(c)] -= inner_.empty() ? 0.0f : inner_[static_cast<size_t>(c)];
       for (int i = 0; i < n; ++i) {  // the map is orthonormal: its transpose undoes it
         double sum = map_.dense.empty() ? z[static_cast<size_t>(i)] : 0;
-        for (int c = 0; c < n && !map_.dense.empty(); ++c) sum += map_.dense[static_cast<size_t>(i * n + c)] * z[static_cast<size_t>(c)];
+        for (int c = 0; c < n && !map_.dense.empty(); ++c)
+          sum += map_.dense[static_cast<size_t>(i * n + c)] * z[static_cast<size_t>(c)];
         y[static_cast<size_t>(i)] = sum;
       }
       for (int s = 0; s < o_.stages; ++s)
-        for (int g = 0; g < groups; ++g) out.fields[0][static_cast<size_t>(t * groups * o_.stages + s * groups + g)] = nearest(s, y.data() + g * o_.width);
+        for (int g = 0; g < groups; ++g)
+          out.fields[0][static_cast<size_t>(t * groups * o_.stages + s * groups + g)] =
+              nearest(s, y.data() + g * o_.width);
     }
   }
   DecodePlan plan(const PlanQuery& query = {}) const override {
@@ -351,8 +362,9 @@ class TableDummy final : public DummyCodec {
 };
 
 // A set with one codec of `make` for every unit of `heads` heads.
-inline std::shared_ptr<const CodecSet> dummy_codec_set(const CacheShape& shape, RopePlacement key_rope, int heads,
-                                                       const std::function<std::unique_ptr<Codec>(const UnitShape&)>& make) {
+inline std::shared_ptr<const CodecSet> dummy_codec_set(
+    const CacheShape& shape, RopePlacement key_rope, int heads,
+    const std::function<std::unique_ptr<Codec>(const UnitShape&)>& make) {
   std::vector<TrainedUnit> units;
   for (int layer = 0; layer < shape.layers; ++layer)
     for (const Role role : {Role::kKey, Role::kValue})

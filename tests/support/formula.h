@@ -67,17 +67,23 @@ class Formula {
   Value sum() {
     Value left = product();
     for (;;) {
-      if (eat("+")) left = of(number(left) + number(product()));
-      else if (eat("-")) left = of(number(left) - number(product()));
-      else return left;
+      if (eat("+"))
+        left = of(number(left) + number(product()));
+      else if (eat("-"))
+        left = of(number(left) - number(product()));
+      else
+        return left;
     }
   }
   Value product() {
     Value left = primary();
     for (;;) {
-      if (eat("*")) left = of(number(left) * number(primary()));
-      else if (eat("/")) left = of(number(left) / number(primary()));
-      else return left;
+      if (eat("*"))
+        left = of(number(left) * number(primary()));
+      else if (eat("/"))
+        left = of(number(left) / number(primary()));
+      else
+        return left;
     }
   }
   Value primary() {
@@ -94,7 +100,8 @@ class Formula {
       return of(d);
     }
     std::string name;
-    while (at_ < text_.size() && (std::isalnum(static_cast<unsigned char>(text_[at_])) || text_[at_] == '_')) name += text_[at_++];
+    while (at_ < text_.size() && (std::isalnum(static_cast<unsigned char>(text_[at_])) || text_[at_] == '_'))
+      name += text_[at_++];
     if (name.empty()) fail("a value expected at '" + text_.substr(at_) + "'");
     if (eat("(")) return call(name);
     if (!values_.contains(name)) return {true, 0, name};

@@ -30,7 +30,8 @@ class TempFolder {
   std::string file(const std::string& name) const { return (path_ / name).string(); }
   std::string path() const { return path_.string(); }
   std::string write(const std::string& name, std::string_view bytes) const {
-    std::ofstream(file(name), std::ios::binary | std::ios::trunc).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(file(name), std::ios::binary | std::ios::trunc)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     return file(name);
   }
 
@@ -52,15 +53,36 @@ struct GgufBuilder {
   uint32_t version = 3;
   int64_t alignment = 32;
   int64_t tensor_count = -1, value_count = -1;  // -1: as they are
-  struct Value { std::string key, payload; uint32_t type; };
-  struct Tensor { std::string name; std::vector<int64_t> shape; uint32_t type; std::string data; int64_t offset; };  // -1: right
+  struct Value {
+    std::string key, payload;
+    uint32_t type;
+  };
+  struct Tensor {
+    std::string name;
+    std::vector<int64_t> shape;
+    uint32_t type;
+    std::string data;
+    int64_t offset;
+  };  // -1: right
   std::vector<Value> values;
   std::vector<Tensor> tensors;
 
-  GgufBuilder& u32(const std::string& key, uint32_t v) { values.push_back({key, raw(v), 4}); return *this; }
-  GgufBuilder& f32(const std::string& key, float v) { values.push_back({key, raw(v), 6}); return *this; }
-  GgufBuilder& flag(const std::string& key, bool v) { values.push_back({key, raw(uint8_t{v}), 7}); return *this; }
-  GgufBuilder& text(const std::string& key, std::string_view v) { values.push_back({key, gguf_text(v), 8}); return *this; }
+  GgufBuilder& u32(const std::string& key, uint32_t v) {
+    values.push_back({key, raw(v), 4});
+    return *this;
+  }
+  GgufBuilder& f32(const std::string& key, float v) {
+    values.push_back({key, raw(v), 6});
+    return *this;
+  }
+  GgufBuilder& flag(const std::string& key, bool v) {
+    values.push_back({key, raw(uint8_t{v}), 7});
+    return *this;
+  }
+  GgufBuilder& text(const std::string& key, std::string_view v) {
+    values.push_back({key, gguf_text(v), 8});
+    return *this;
+  }
   // shape: slowest axis first, as everywhere but in the file.
   GgufBuilder& tensor(const std::string& name, std::vector<int64_t> shape, const std::vector<float>& v) {
     tensors.push_back({name, std::move(shape), 0, raw(v), -1});

@@ -41,12 +41,13 @@ inline pid_t start_tool(const std::string& tool, const std::string& folder, cons
 
 inline ToolRun finish_tool(const std::string& folder, pid_t child) {
   int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text_of(folder + "/stdout"), text_of(folder + "/stderr")};
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text_of(folder + "/stdout"),
+          text_of(folder + "/stderr")};
 }
 
-inline ToolRun run_tool_of_build(const std::string& tool, const std::string& folder, const std::vector<std::string>& arguments) {
+inline ToolRun run_tool_of_build(const std::string& tool, const std::string& folder,
+                                 const std::vector<std::string>& arguments) {
   return finish_tool(folder, start_tool(tool, folder, arguments));
 }
 

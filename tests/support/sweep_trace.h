@@ -24,8 +24,8 @@ struct TestFolder {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 };
 
-inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2, int kv_heads = 2,
-                              int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0) {
+inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
+                              int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0) {
   TraceInfo info;
   CacheShape& s = info.shape;
   s.layers = layers;
@@ -56,7 +56,8 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
     for (int64_t r = 0; r < m.rows; ++r) {
       const double common = rng.normal();
       for (int64_t c = 0; c < m.cols; ++c)
-        m(r, c) = static_cast<float>(scale[static_cast<size_t>(c)] * rng.normal() + common * direction[static_cast<size_t>(c)]);
+        m(r, c) = static_cast<float>(scale[static_cast<size_t>(c)] * rng.normal() +
+                                     common * direction[static_cast<size_t>(c)]);
     }
   };
   const int64_t longest = tokens;
@@ -81,7 +82,8 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
       fill(w.key.back(), rng.split(0), shape.split(0), 8);
       fill(w.value.back(), rng.split(1), shape.split(1), 1);
       fill(w.query.back(), rng.split(2), shape.split(2), 1);
-      std::vector<double> moment(static_cast<size_t>(kv_heads * head_dim * head_dim), 0.0), pairs(static_cast<size_t>(kv_heads * head_dim / 2), 1.0);
+      std::vector<double> moment(static_cast<size_t>(kv_heads * head_dim * head_dim), 0.0),
+          pairs(static_cast<size_t>(kv_heads * head_dim / 2), 1.0);
       for (int h = 0; h < kv_heads; ++h)
         for (int c = 0; c < head_dim; ++c) moment[static_cast<size_t>((h * head_dim + c) * head_dim + c)] = 1.0 + c;
       w.query_moment.push_back(moment);

@@ -13,8 +13,9 @@ void apply_keep_policy(KeepPolicy& policy, CompressedCache& cache) {
       for (const KeepDecision& d : policy.decide(layer, head, cache.length())) {
         if (d.keep == Keep::kEvict) gone.push_back(d.position);
         if (d.keep == Keep::kDemote)
-          fail_usage(fmt::format("layer {}, KV head {}, position {}: this cache keeps its coded body in one form; nothing to demote to",
-                                 layer, head, d.position));
+          fail_usage(fmt::format(
+              "layer {}, KV head {}, position {}: this cache keeps its coded body in one form; nothing to demote to",
+              layer, head, d.position));
       }
       cache.evict(layer, head, gone);
     }

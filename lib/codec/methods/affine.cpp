@@ -13,7 +13,7 @@ namespace {
 // The grid of one group, as stored: x ~ zero + scale * (code - offset).
 struct Group {
   float scale = 1;
-  float zero = 0;       // what the decoder adds
+  float zero = 0;  // what the decoder adds
   float integer_zero = 0;
 };
 
@@ -79,15 +79,16 @@ AffineCodec::AffineCodec(const AffineGrid& grid, const AffineGroups& groups, con
   if (along_tokens) layout_.block_tokens = groups.group;
   const int slots = along_tokens ? channels_ : channels_ / groups.group;
   layout_.sides = {{"scale", grid.scale_type, slots, !along_tokens}};
-  if (grid.mode != AffineGrid::Mode::kSymmetric) layout_.sides.push_back({"zero", grid.scale_type, slots, !along_tokens});
+  if (grid.mode != AffineGrid::Mode::kSymmetric)
+    layout_.sides.push_back({"zero", grid.scale_type, slots, !along_tokens});
 }
 
 void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) const {
   check_encode_input(*this, x);
   out.resize(layout_, x.rows / layout_.block_tokens);
   const int slots = layout_.sides[0].slots;
-  const int tokens = layout_.block_tokens;                          // of a group
-  const int width = groups_.along_tokens ? 1 : groups_.group;       // channels of a group
+  const int tokens = layout_.block_tokens;                     // of a group
+  const int width = groups_.along_tokens ? 1 : groups_.group;  // channels of a group
   const auto run = grid_.mode == AffineGrid::Mode::kAsymmetric    ? code_run<AffineGrid::Mode::kAsymmetric>
                    : grid_.mode == AffineGrid::Mode::kIntegerZero ? code_run<AffineGrid::Mode::kIntegerZero>
                                                                   : code_run<AffineGrid::Mode::kSymmetric>;
@@ -105,8 +106,10 @@ void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) co
       out.sides[0][at] = g.scale;
       if (out.sides.size() > 1) out.sides[1][at] = g.zero;
       uint16_t* codes = out.fields[0].data() + block * tokens * channels_ + int64_t{s} * width;
-      if (groups_.along_tokens) run(g, grid_.bits, part.data, part.stride, codes, channels_, tokens);
-      else run(g, grid_.bits, part.data, 1, codes, 1, width);
+      if (groups_.along_tokens)
+        run(g, grid_.bits, part.data, part.stride, codes, channels_, tokens);
+      else
+        run(g, grid_.bits, part.data, 1, codes, 1, width);
     }
   };
   constexpr int64_t kChunk = 32;
@@ -131,8 +134,10 @@ DecodePlan AffineCodec::plan(const PlanQuery&) const {
 }
 
 std::string check_channel_group(int group, const UnitShape& unit) {
-  if (group >= 1 && unit.channels() % group == 0 && (unit.head_dim % group == 0 || group % unit.head_dim == 0)) return "";
-  return fmt::format("groups of {} channels divide neither a head of {} nor a unit of {} heads", group, unit.head_dim, unit.heads);
+  if (group >= 1 && unit.channels() % group == 0 && (unit.head_dim % group == 0 || group % unit.head_dim == 0))
+    return "";
+  return fmt::format("groups of {} channels divide neither a head of {} nor a unit of {} heads", group, unit.head_dim,
+                     unit.heads);
 }
 
 }  // namespace vqkv

@@ -1,5 +1,5 @@
-// Scalar codes on an evenly spaced grid with a scale and, where the grid is not centred, a zero a group: the common part
-// of rtn and kivi.
+// Scalar codes on an evenly spaced grid with a scale and, where the grid is not centred, a zero a group: the common
+// part of rtn and kivi.
 #pragma once
 #include <string>
 
@@ -8,10 +8,11 @@
 namespace vqkv {
 
 struct AffineGrid {
-  // asymmetric: x ~ min + s q. integer_zero: x ~ s (q - z) with a whole z (QuaRot). symmetric: x ~ s q, |q| <= 2^(bits-1)-1.
+  // asymmetric: x ~ min + s q. integer_zero: x ~ s (q - z) with a whole z (QuaRot). symmetric: x ~ s q, |q| <=
+  // 2^(bits-1)-1.
   enum class Mode { kAsymmetric, kIntegerZero, kSymmetric } mode = Mode::kAsymmetric;
   int bits = 4;
-  double clip = 1.0;            // multiplies both ends of the range
+  double clip = 1.0;  // multiplies both ends of the range
   DType scale_type = DType::kF16;
   bool range_holds_zero = false;  // widen every range to hold 0
 };
@@ -43,7 +44,8 @@ class AffineCodec : public Codec {
   CodeLayout layout_;
 };
 
-// Why `group` channels of one token can't be a group of this unit, or "". A group lies inside a head or holds whole heads.
+// Why `group` channels of one token can't be a group of this unit, or "". A group lies inside a head or holds whole
+// heads.
 std::string check_channel_group(int group, const UnitShape& unit);
 
 }  // namespace vqkv

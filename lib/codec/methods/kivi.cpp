@@ -17,7 +17,8 @@ struct KiviKnobs {
 
 class KiviCodec final : public AffineCodec {
  public:
-  KiviCodec(const KiviKnobs& k, const UnitShape& unit) : AffineCodec(grid(k), {k.group, unit.role == Role::kKey}, unit) {}
+  KiviCodec(const KiviKnobs& k, const UnitShape& unit)
+      : AffineCodec(grid(k), {k.group, unit.role == Role::kKey}, unit) {}
 
  private:
   static AffineGrid grid(const KiviKnobs& k) {
@@ -36,13 +37,17 @@ MethodInfo describe_kivi() {
   info.family = "levels";
   info.bits = "bits + 32 / group";
   info.trained = false;
-  info.caveat = "needs its residual window (cache rule kivi); in the paper prompts are attended exactly, replay mode prefill-exact";
+  info.caveat =
+      "needs its residual window (cache rule kivi); in the paper prompts are attended exactly, replay mode "
+      "prefill-exact";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "kivi"}, {"residual", 128}};
   info.presets = {{"default", {{"cache", cache}, {"note", "2 bits, G = 32, R = 128: the paper's setting"}}},
                   {"kivi4", {{"codec", {{"bits", 4}}}, {"cache", cache}}},
                   {"g64", {{"codec", {{"group", 64}}}, {"cache", cache}}},
-                  {"r32", {{"cache", {{"sinks", 0}, {"rule", "kivi"}, {"residual", 32}}}, {"note", "the repository's example for Llama-3.1-8B"}}}};
+                  {"r32",
+                   {{"cache", {{"sinks", 0}, {"rule", "kivi"}, {"residual", 32}}},
+                    {"note", "the repository's example for Llama-3.1-8B"}}}};
   return info;
 }
 

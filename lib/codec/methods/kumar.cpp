@@ -1,5 +1,5 @@
-// Residual vector quantization for the KV cache as published by Kumar: standard-deviation scale, strided groups for keys,
-// books shared by the groups and heads of a layer, k-means start, moving-average training.
+// Residual vector quantization for the KV cache as published by Kumar: standard-deviation scale, strided groups for
+// keys, books shared by the groups and heads of a layer, k-means start, moving-average training.
 #include <algorithm>
 #include <chrono>
 #include <numeric>
@@ -26,8 +26,10 @@ struct KumarKnobs {
     return KnobTable()
         .integer("codebooks", &codebooks, 1, 64, "residual stages")
         .integer("bits", &bits, 1, 16, "bits of a code: 2^bits codewords a stage")
-        .integer("group", &group, 1, 4096, "channels of a group inside a head; all groups and heads of the unit share the books")
-        .choice("grouping", &grouping, {"published", "strided", "contiguous"}, "published: strided for keys, contiguous for values")
+        .integer("group", &group, 1, 4096,
+                 "channels of a group inside a head; all groups and heads of the unit share the books")
+        .choice("grouping", &grouping, {"published", "strided", "contiguous"},
+                "published: strided for keys, contiguous for values")
         .choice("scale_type", &scale_type, {"f16", "bf16", "f32", "f8e5m2"},
                 "storage of the standard deviation of a token and head; codes are of values divided by the stored one")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
@@ -73,7 +75,8 @@ struct Average {
 
 class KumarCodec final : public TableCodec {
  public:
-  KumarCodec(const KumarKnobs& k, const UnitShape& unit) : TableCodec(kumar_shape(k, unit), 1, kumar_channels(k, unit)), knobs_(k) {}
+  KumarCodec(const KumarKnobs& k, const UnitShape& unit)
+      : TableCodec(kumar_shape(k, unit), 1, kumar_channels(k, unit)), knobs_(k) {}
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
     const auto start = std::chrono::steady_clock::now();
@@ -149,7 +152,8 @@ class KumarCodec final : public TableCodec {
         if (!pool_weight.empty()) weight.push_back(pool_weight[static_cast<size_t>(rows[r])]);
       }
       const std::vector<Average> now = batch_sums(batch, weight, ResidualQuantizer(books, 1));
-      if (average.empty()) {  // the averages start at the first batch's counts, with sums that reproduce the k-means books
+      if (average
+              .empty()) {  // the averages start at the first batch's counts, with sums that reproduce the k-means books
         average = now;
         for (size_t i = 0; i < average.size(); ++i)
           for (int64_t s = 0; s < books[i].rows; ++s)
@@ -163,7 +167,8 @@ class KumarCodec final : public TableCodec {
           a.count[s] = decay * a.count[s] + (1 - decay) * now[i].count[s];
           total += a.count[s];
         }
-        for (size_t v = 0; v < a.sum.storage.size(); ++v) a.sum.storage[v] = decay * a.sum.storage[v] + (1 - decay) * now[i].sum.storage[v];
+        for (size_t v = 0; v < a.sum.storage.size(); ++v)
+          a.sum.storage[v] = decay * a.sum.storage[v] + (1 - decay) * now[i].sum.storage[v];
         const double denominator = total + static_cast<double>(a.count.size()) * kSmoothing;
         for (size_t s = 0; s < a.count.size(); ++s) {
           // A codeword that no batch has met has neither count nor sum: it keeps its place.
@@ -189,14 +194,20 @@ MethodInfo describe_kumar() {
   info.bibtex = "kumar2024residual";
   info.family = "table";
   info.bits = "bits * codebooks / group + (scale_type == f32 ? 32 : scale_type == f8e5m2 ? 8 : 16) / head_dim";
-  info.caveat = "published on keys before RoPE and without an exact window; share books over a layer's heads with share: heads or "
-                "heads: all; at head_dim 64 the scale alone costs 0.25 bits a value";
-  info.presets = {{"default", Json::object()},
-                  {"published", {{"codec", {{"ema_steps", 200}, {"ema_batch", 65536}, {"rope", "pre"}, {"share", "heads"}}},
-                                 {"note", "every token coded; 2.875 bits a value at head_dim 128, 3.0 at 64"}}},
-                  {"vqllm2", {{"codec", {{"bits", 8}, {"rope", "pre"}, {"share", "heads"}}}, {"note", "2 bits a value and the scale"}}},
-                  {"vqllm1", {{"codec", {{"bits", 8}, {"codebooks", 4}, {"rope", "pre"}, {"share", "heads"}}},
-                              {"note", "1 bit a value and the scale"}}}};
+  info.caveat =
+      "published on keys before RoPE and without an exact window; share books over a layer's heads with share: heads "
+      "or "
+      "heads: all; at head_dim 64 the scale alone costs 0.25 bits a value";
+  info.presets = {
+      {"default", Json::object()},
+      {"published",
+       {{"codec", {{"ema_steps", 200}, {"ema_batch", 65536}, {"rope", "pre"}, {"share", "heads"}}},
+        {"note", "every token coded; 2.875 bits a value at head_dim 128, 3.0 at 64"}}},
+      {"vqllm2",
+       {{"codec", {{"bits", 8}, {"rope", "pre"}, {"share", "heads"}}}, {"note", "2 bits a value and the scale"}}},
+      {"vqllm1",
+       {{"codec", {{"bits", 8}, {"codebooks", 4}, {"rope", "pre"}, {"share", "heads"}}},
+        {"note", "1 bit a value and the scale"}}}};
   return info;
 }
 

@@ -19,8 +19,10 @@ struct PqKnobs {
         .integer("codebooks", &codebooks, 1, 4096, "sub-vectors of a unit, each with a codebook")
         .integer("bits", &bits, 1, 16, "bits of a code: 2^bits codewords a codebook")
         .choice("grouping", &grouping, {"contiguous", "strided", "rope_pair", "variance"},
-                "which channels make a sub-vector; variance deals them out by rank, so that every sub-vector spans the spectrum")
-        .choice("weight", &weight, {"none", "mass", "mass2"}, "training weight of a token: the attention mass it received, or its square")
+                "which channels make a sub-vector; variance deals them out by rank, so that every sub-vector spans the "
+                "spectrum")
+        .choice("weight", &weight, {"none", "mass", "mass2"},
+                "training weight of a token: the attention mass it received, or its square")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
         .integer("iterations", &iterations, 1, 1000, "k-means iterations")
         .integer("points", &points, 1, 1 << 20, "training vectors a codeword at most; more are sampled");
@@ -56,8 +58,8 @@ class PqCodec final : public TableCodec {
     TrainReport report;
     std::vector<ResidualQuantizer> quantizers;
     for (int g = 0; g < shape().groups; ++g) {
-      const ResidualTraining t = train_residual(x.view().slice_cols(g * shape().width(), shape().width()), weight, options,
-                                                rng.split(static_cast<uint64_t>(g)));
+      const ResidualTraining t = train_residual(x.view().slice_cols(g * shape().width(), shape().width()), weight,
+                                                options, rng.split(static_cast<uint64_t>(g)));
       quantizers.push_back(t.quantizer);
       report.vectors = std::max(report.vectors, t.vectors);
       report.iterations += t.iterations;
@@ -76,17 +78,22 @@ MethodInfo describe_pq() {
   MethodInfo info;
   info.name = "pq";
   info.title = "product quantization: one codeword for each group of channels";
-  info.paper = "Jegou, Douze, Schmid, TPAMI 2011; for KV caches MILLION (DAC 2025), CQ (NeurIPS 2024, arXiv 2405.03917), "
-               "equal-volume grouping NOVA-KV (arXiv 2608.04074)";
+  info.paper =
+      "Jegou, Douze, Schmid, TPAMI 2011; for KV caches MILLION (DAC 2025), CQ (NeurIPS 2024, arXiv 2405.03917), "
+      "equal-volume grouping NOVA-KV (arXiv 2608.04074)";
   info.bibtex = "jegou2011product";
   info.family = "table";
   info.bits = "bits * codebooks / channels";
-  info.caveat = "codebooks of their own for every layer and head beat a shared table by far; the codebooks cost "
-                "2^bits * channels * 16 bits a unit, which short contexts feel";
-  info.presets = {{"default", Json::object()},
-                  {"million4", {{"codec", {{"codebooks", 32}, {"bits", 8}}}, {"note", "4 bits a value at head_dim 64; 64 codebooks at 128"}}},
-                  {"nova", {{"codec", {{"codebooks", 16}, {"bits", 8}, {"grouping", "variance"}, {"transform", {"query_metric"}}}},
-                            {"note", "keys at head_dim 64; 32 codebooks at 128. Values are 2-bit scalars there"}}}};
+  info.caveat =
+      "codebooks of their own for every layer and head beat a shared table by far; the codebooks cost "
+      "2^bits * channels * 16 bits a unit, which short contexts feel";
+  info.presets = {
+      {"default", Json::object()},
+      {"million4",
+       {{"codec", {{"codebooks", 32}, {"bits", 8}}}, {"note", "4 bits a value at head_dim 64; 64 codebooks at 128"}}},
+      {"nova",
+       {{"codec", {{"codebooks", 16}, {"bits", 8}, {"grouping", "variance"}, {"transform", {"query_metric"}}}},
+        {"note", "keys at head_dim 64; 32 codebooks at 128. Values are 2-bit scalars there"}}}};
   return info;
 }
 

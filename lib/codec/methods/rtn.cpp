@@ -15,8 +15,10 @@ struct RtnKnobs {
     return KnobTable()
         .integer("bits", &bits, 1, 16, "bits of a code")
         .integer("group", &group, 0, 65536, "values that share a scale; 0 with axis token: the channels of a head")
-        .choice("axis", &axis, {"token", "channel"}, "groups along the channels of one token, or along the tokens of one channel")
-        .choice("mode", &mode, {"asymmetric", "integer_zero", "symmetric"}, "minimum and scale, scale and whole zero point, or scale alone")
+        .choice("axis", &axis, {"token", "channel"},
+                "groups along the channels of one token, or along the tokens of one channel")
+        .choice("mode", &mode, {"asymmetric", "integer_zero", "symmetric"},
+                "minimum and scale, scale and whole zero point, or scale alone")
         .real("clip", &clip, 0.05, 1.0, "multiplies both ends of a group's range")
         .choice("scale_type", &scale_type, {"f16", "bf16", "f32"}, "storage of scales and zeros");
   }
@@ -48,19 +50,23 @@ MethodInfo describe_rtn() {
   MethodInfo info;
   info.name = "rtn";
   info.title = "round to nearest on a uniform grid, one scale a group";
-  info.paper = "with mode integer_zero, clip 0.95, group 0 and the hadamard transform: QuaRot's cache (Ashkboos et al., NeurIPS 2024, arXiv 2404.00456)";
+  info.paper =
+      "with mode integer_zero, clip 0.95, group 0 and the hadamard transform: QuaRot's cache (Ashkboos et al., NeurIPS "
+      "2024, arXiv 2404.00456)";
   info.bibtex = "ashkboos2024quarot";
   info.family = "levels";
   info.bits = "bits + (scale_type == f32 ? 32 : 16) * (mode == symmetric ? 1 : 2) / (group == 0 ? head_dim : group)";
   info.trained = false;
-  info.caveat = "1-bit min-max is worse than sending zeros; below 4 bits tune clip (0.55 to 0.85) and prefer asymmetric";
-  info.presets = {{"default", Json::object()},
-                  {"rtn2", {{"codec", {{"bits", 2}}}}},
-                  {"per_channel", {{"codec", {{"axis", "channel"}, {"group", 32}, {"bits", 4}}}}},
-                  {"symmetric", {{"codec", {{"mode", "symmetric"}, {"bits", 8}, {"group", 0}}}}},
-                  {"quarot", {{"codec", {{"mode", "integer_zero"}, {"clip", 0.95}, {"group", 0}, {"bits", 4},
-                                           {"transform", {"hadamard"}}}},
-                              {"note", "4-bit cache of QuaRot; the clip is right for 4 bits only"}}}};
+  info.caveat =
+      "1-bit min-max is worse than sending zeros; below 4 bits tune clip (0.55 to 0.85) and prefer asymmetric";
+  info.presets = {
+      {"default", Json::object()},
+      {"rtn2", {{"codec", {{"bits", 2}}}}},
+      {"per_channel", {{"codec", {{"axis", "channel"}, {"group", 32}, {"bits", 4}}}}},
+      {"symmetric", {{"codec", {{"mode", "symmetric"}, {"bits", 8}, {"group", 0}}}}},
+      {"quarot",
+       {{"codec", {{"mode", "integer_zero"}, {"clip", 0.95}, {"group", 0}, {"bits", 4}, {"transform", {"hadamard"}}}},
+        {"note", "4-bit cache of QuaRot; the clip is right for 4 bits only"}}}};
   return info;
 }
 

@@ -22,12 +22,17 @@ struct RvqKnobs {
     return KnobTable()
         .integer("codebooks", &codebooks, 1, 256, "residual stages, each with a codebook")
         .integer("bits", &bits, 1, 16, "bits of a code: 2^bits codewords a codebook")
-        .integer("group", &group, 0, 65536, "channels of a sub-vector with residual stages of its own; 0: all channels of the unit")
-        .choice("grouping", &grouping, {"contiguous", "strided", "rope_pair", "variance"}, "which channels make a sub-vector")
-        .choice("encoding", &encoding, {"greedy", "beam"}, "nearest codeword stage by stage, or the best of several partial sums")
+        .integer("group", &group, 0, 65536,
+                 "channels of a sub-vector with residual stages of its own; 0: all channels of the unit")
+        .choice("grouping", &grouping, {"contiguous", "strided", "rope_pair", "variance"},
+                "which channels make a sub-vector")
+        .choice("encoding", &encoding, {"greedy", "beam"},
+                "nearest codeword stage by stage, or the best of several partial sums")
         .integer("beam", &beam, 1, 64, "partial sums kept with encoding beam; the price is encoding time alone")
-        .integer("refine", &refine, 0, 100, "sweeps that refit all codebooks by least squares; 0 keeps the prefix property")
-        .choice("weight", &weight, {"none", "mass", "mass2"}, "training weight of a token: the attention mass it received, or its square")
+        .integer("refine", &refine, 0, 100,
+                 "sweeps that refit all codebooks by least squares; 0 keeps the prefix property")
+        .choice("weight", &weight, {"none", "mass", "mass2"},
+                "training weight of a token: the attention mass it received, or its square")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
         .integer("iterations", &iterations, 1, 1000, "k-means iterations a stage")
         .integer("points", &points, 1, 1 << 20, "training vectors a codeword at most; more are sampled");
@@ -50,7 +55,9 @@ TableShape rvq_shape(const RvqKnobs& k, const UnitShape& unit) {
 class RvqCodec final : public TableCodec {
  public:
   RvqCodec(const RvqKnobs& k, const UnitShape& unit)
-      : TableCodec(rvq_shape(k, unit), k.used_beam(), group_channels(k.grouping, unit, unit.channels() / k.width(unit))), knobs_(k) {}
+      : TableCodec(rvq_shape(k, unit), k.used_beam(),
+                   group_channels(k.grouping, unit, unit.channels() / k.width(unit))),
+        knobs_(k) {}
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
     const auto start = std::chrono::steady_clock::now();
@@ -69,8 +76,8 @@ class RvqCodec final : public TableCodec {
     TrainReport report;
     std::vector<ResidualQuantizer> quantizers;
     for (int g = 0; g < shape().groups; ++g) {
-      const ResidualTraining t = train_residual(x.view().slice_cols(g * shape().width(), shape().width()), weight, options,
-                                                rng.split(static_cast<uint64_t>(g)));
+      const ResidualTraining t = train_residual(x.view().slice_cols(g * shape().width(), shape().width()), weight,
+                                                options, rng.split(static_cast<uint64_t>(g)));
       quantizers.push_back(t.quantizer);
       report.vectors = std::max(report.vectors, t.vectors);
       report.iterations += t.iterations;
@@ -89,15 +96,21 @@ MethodInfo describe_rvq() {
   MethodInfo info;
   info.name = "rvq";
   info.title = "residual quantization by k-means, with beam search and joint refinement";
-  info.paper = "Chen, Guan, Wang, Sensors 2010; beam search and refinement as in Liu et al. (arXiv 1509.05195) and FAISS; grouped "
-               "residual codes as in GSRQ (arXiv 2607.01065)";
+  info.paper =
+      "Chen, Guan, Wang, Sensors 2010; beam search and refinement as in Liu et al. (arXiv 1509.05195) and FAISS; "
+      "grouped "
+      "residual codes as in GSRQ (arXiv 2607.01065)";
   info.bibtex = "chen2010residual";
   info.family = "table";
   info.bits = "bits * codebooks / (group == 0 ? channels : group)";
-  info.caveat = "under about 500 training vectors a codeword the stages overfit; with a beam or refinement a prefix of the stages "
-                "still decodes, but is no longer the best shorter code";
+  info.caveat =
+      "under about 500 training vectors a codeword the stages overfit; with a beam or refinement a prefix of the "
+      "stages "
+      "still decodes, but is no longer the best shorter code";
   info.presets = {{"default", Json::object()},
-                  {"embedded", {{"codec", {{"encoding", "greedy"}, {"refine", 0}}}, {"note", "any prefix of the stages is the code of fewer stages"}}},
+                  {"embedded",
+                   {{"codec", {{"encoding", "greedy"}, {"refine", 0}}},
+                    {"note", "any prefix of the stages is the code of fewer stages"}}},
                   {"grouped", {{"codec", {{"group", 16}, {"codebooks", 4}, {"bits", 8}}}}}};
   return info;
 }

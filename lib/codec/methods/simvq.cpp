@@ -27,7 +27,8 @@ struct SimVqKnobs {
     return KnobTable()
         .integer("codebooks", &codebooks, 1, 256, "residual stages")
         .integer("bits", &bits, 1, 16, "bits of a code: 2^bits codewords a stage")
-        .choice("encoding", &encoding, {"greedy", "beam"}, "nearest codeword stage by stage, or the best of several partial sums")
+        .choice("encoding", &encoding, {"greedy", "beam"},
+                "nearest codeword stage by stage, or the best of several partial sums")
         .integer("beam", &beam, 1, 64, "partial sums kept with encoding beam")
         .choice("trainer", &trainer, {"als", "sgd"}, "alternating least squares, or the published gradient descent")
         .integer("rounds", &rounds, 1, 1000, "als: rounds a stage at most; a stage ends when a round gains under 1e-4")
@@ -53,7 +54,8 @@ TableShape simvq_shape(const SimVqKnobs& k, const UnitShape& unit) {
 class SimVqCodec final : public TableCodec {
  public:
   SimVqCodec(const SimVqKnobs& k, const UnitShape& unit)
-      : TableCodec(simvq_shape(k, unit), k.encoding == "beam" ? k.beam : 1, group_channels("contiguous", unit, 1)), knobs_(k) {}
+      : TableCodec(simvq_shape(k, unit), k.encoding == "beam" ? k.beam : 1, group_channels("contiguous", unit, 1)),
+        knobs_(k) {}
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
     const auto start = std::chrono::steady_clock::now();
@@ -81,7 +83,8 @@ class SimVqCodec final : public TableCodec {
     return report;
   }
 
-  // The layers and seeds make the codewords again, but only with this machine's arithmetic: the codewords are stored too.
+  // The layers and seeds make the codewords again, but only with this machine's arithmetic: the codewords are stored
+  // too.
   void save(ParameterWriter& out) const override {
     TableCodec::save(out);
     const int64_t count = shape().stages, width = shape().width();
@@ -115,7 +118,8 @@ class SimVqCodec final : public TableCodec {
       stages[i].seed = std::stoull(text, nullptr, 16);
       stages[i].linear = Matrix<float>(width, width);
       std::copy_n(linear.data() + static_cast<int64_t>(i) * width * width, width * width, stages[i].linear.data());
-      stages[i].bias.assign(bias.begin() + static_cast<int64_t>(i) * width, bias.begin() + static_cast<int64_t>(i + 1) * width);
+      stages[i].bias.assign(bias.begin() + static_cast<int64_t>(i) * width,
+                            bias.begin() + static_cast<int64_t>(i + 1) * width);
     }
     TableCodec::load(in);
     stages_ = std::move(stages);
@@ -134,14 +138,21 @@ MethodInfo describe_simvq() {
   info.bibtex = "wang2026vqkv";
   info.family = "table";
   info.bits = "bits * codebooks / channels";
-  info.caveat = "the published 82.8 % is 4.375 bits a key value and 1.125 a value value, before window and codebooks; k-means (rvq) is "
-                "about 10 % better where training vectors are plenty, simvq where they are few";
+  info.caveat =
+      "the published 82.8 % is 4.375 bits a key value and 1.125 a value value, before window and codebooks; k-means "
+      "(rvq) is "
+      "about 10 % better where training vectors are plenty, simvq where they are few";
   const auto shape = [](int key_books, int value_books) {
-    return Json{{"share", "heads"}, {"k", {{"codebooks", key_books}, {"bits", 10}}}, {"v", {{"codebooks", value_books}, {"bits", 9}}}};
+    return Json{{"share", "heads"},
+                {"k", {{"codebooks", key_books}, {"bits", 10}}},
+                {"v", {{"codebooks", value_books}, {"bits", 9}}}};
   };
-  info.presets = {{"default", Json::object()},
-                  {"vqkv", {{"codec", shape(56, 16)}, {"note", "head_dim 128; published with 4 sinks and a window of 1024; that heads share books is our reading"}}},
-                  {"vqkv64", {{"codec", shape(28, 8)}, {"note", "the same bits a value at head_dim 64"}}}};
+  info.presets = {
+      {"default", Json::object()},
+      {"vqkv",
+       {{"codec", shape(56, 16)},
+        {"note", "head_dim 128; published with 4 sinks and a window of 1024; that heads share books is our reading"}}},
+      {"vqkv64", {{"codec", shape(28, 8)}, {"note", "the same bits a value at head_dim 64"}}}};
   return info;
 }
 

@@ -116,7 +116,8 @@ DecodePlan TableCodec::plan(const PlanQuery& query) const {
   for (int stage = 0; stage < stages; ++stage)
     for (int g = 0; g < shape_.groups; ++g) {
       term.book_of_slot.push_back(shape_.shared_book ? stage : stage * shape_.groups + g);
-      term.channel.insert(term.channel.end(), channel_.begin() + g * shape_.width(), channel_.begin() + (g + 1) * shape_.width());
+      term.channel.insert(term.channel.end(), channel_.begin() + g * shape_.width(),
+                          channel_.begin() + (g + 1) * shape_.width());
     }
   term.disjoint = stages == 1;
   plan.terms = {std::move(term)};
@@ -125,7 +126,8 @@ DecodePlan TableCodec::plan(const PlanQuery& query) const {
 
 void TableCodec::save(ParameterWriter& out) const {
   VQKV_CHECK(codewords_);
-  out.tensor("codewords", {shape_.stages * static_cast<int64_t>(quantizers_.size()), shape_.entries(), shape_.width()}, codewords_->data());
+  out.tensor("codewords", {shape_.stages * static_cast<int64_t>(quantizers_.size()), shape_.entries(), shape_.width()},
+             codewords_->data());
   out.facts("channels", Json(channel_));
 }
 
@@ -192,11 +194,16 @@ std::vector<int32_t> variance_channels(ConstMatrix x, int groups) {
     for (int c = 0; c < channels; ++c) mean[static_cast<size_t>(c)] += x(r, c);
   for (double& m : mean) m /= static_cast<double>(std::max<int64_t>(x.rows, 1));
   for (int64_t r = 0; r < x.rows; ++r)
-    for (int c = 0; c < channels; ++c) variance[static_cast<size_t>(c)] += (x(r, c) - mean[static_cast<size_t>(c)]) * (x(r, c) - mean[static_cast<size_t>(c)]);
+    for (int c = 0; c < channels; ++c)
+      variance[static_cast<size_t>(c)] +=
+          (x(r, c) - mean[static_cast<size_t>(c)]) * (x(r, c) - mean[static_cast<size_t>(c)]);
   std::vector<int32_t> rank(static_cast<size_t>(channels)), order(rank);
   std::iota(rank.begin(), rank.end(), 0);
-  std::stable_sort(rank.begin(), rank.end(), [&](int32_t a, int32_t b) { return variance[static_cast<size_t>(a)] > variance[static_cast<size_t>(b)]; });
-  for (int i = 0; i < channels; ++i) order[static_cast<size_t>(i % groups * width + i / groups)] = rank[static_cast<size_t>(i)];
+  std::stable_sort(rank.begin(), rank.end(), [&](int32_t a, int32_t b) {
+    return variance[static_cast<size_t>(a)] > variance[static_cast<size_t>(b)];
+  });
+  for (int i = 0; i < channels; ++i)
+    order[static_cast<size_t>(i % groups * width + i / groups)] = rank[static_cast<size_t>(i)];
   return order;
 }
 
@@ -213,7 +220,8 @@ std::vector<float> training_weights(const TrainSet& set, const std::string& mode
   if (mode == "none") return weight;
   const std::span<const float> mass = mode == "mass2" ? set.received_mass2 : set.received_mass;
   if (static_cast<int64_t>(mass.size()) != set.x.rows)
-    fail_data(fmt::format("weight: {} needs the received attention mass of every token, which the trace does not hold", mode));
+    fail_data(fmt::format("weight: {} needs the received attention mass of every token, which the trace does not hold",
+                          mode));
   if (weight.empty()) weight.assign(mass.size(), 1.0f);
   double sum = 0;
   for (size_t i = 0; i < mass.size(); ++i) sum += mass[i];

@@ -1,5 +1,5 @@
-// Codes that are sums of codewords over groups of channels: the common part of pq, rvq, kumar and simvq. A derived class
-// trains the quantizers; encoding, plan and storage are here.
+// Codes that are sums of codewords over groups of channels: the common part of pq, rvq, kumar and simvq. A derived
+// class trains the quantizers; encoding, plan and storage are here.
 #pragma once
 #include <string>
 #include <vector>
@@ -11,11 +11,11 @@ namespace vqkv {
 
 struct TableShape {
   int channels = 0;
-  int groups = 1;               // sub-vectors of channels / groups channels each
-  int stages = 1;               // codes a sub-vector
+  int groups = 1;  // sub-vectors of channels / groups channels each
+  int stages = 1;  // codes a sub-vector
   int bits = 8;
-  bool shared_book = false;     // one set of books for all groups
-  int scale_slots = 0;          // > 0: standard deviations a token, one for each channels / scale_slots channels
+  bool shared_book = false;  // one set of books for all groups
+  int scale_slots = 0;       // > 0: standard deviations a token, one for each channels / scale_slots channels
   DType scale_type = DType::kF16;
   DType stored_as = DType::kF16;
   RopePlacement rope = RopePlacement::kPost;
@@ -72,8 +72,8 @@ std::vector<int32_t> variance_channels(ConstMatrix x, int groups);
 std::string check_groups(const std::string& grouping, const UnitShape& unit, int groups);
 
 // Training weights of `mode` none | mass | mass2: the attention mass that each token received, times the set's own
-// weights; empty where all are equal. Tokens keep at least 1 % of the mean, so that none is ignored. Throws kBadData where
-// the set does not have what the mode asks for.
+// weights; empty where all are equal. Tokens keep at least 1 % of the mean, so that none is ignored. Throws kBadData
+// where the set does not have what the mode asks for.
 std::vector<float> training_weights(const TrainSet& set, const std::string& mode);
 
 }  // namespace vqkv

@@ -10,6 +10,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "codec/train/assign.cpp"
 #include <hwy/foreach_target.h>
+
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
@@ -27,15 +28,15 @@ constexpr int64_t kPass = 128;
 constexpr int64_t kSinglePass = 192;
 
 struct TileJob {
-  const float* tile;       // (channels, kTile)
+  const float* tile;  // (channels, kTile)
   int64_t channels;
-  const float* packed;     // block b starts at b * packed_stride
+  const float* packed;  // block b starts at b * packed_stride
   int64_t packed_stride;
   const float* half_norm;
   int64_t blocks;
-  float* scores;           // (blocks * kBlock, kTile) partial scores, or null when one pass does
+  float* scores;  // (blocks * kBlock, kTile) partial scores, or null when one pass does
   bool first, last;
-  float* best;             // (kTile)
+  float* best;  // (kTile)
   int32_t* best_index;
 };
 }  // namespace
@@ -169,8 +170,10 @@ template <class V>
 HWY_INLINE void transpose4(V x0, V x1, V x2, V x3, V* out) {
   const hn::FixedTag<float, 8> d;
   const hn::RepartitionToWide<decltype(d)> wide;
-  const auto a = hn::BitCast(wide, hn::InterleaveLower(d, x0, x1)), b = hn::BitCast(wide, hn::InterleaveLower(d, x2, x3));
-  const auto c = hn::BitCast(wide, hn::InterleaveUpper(d, x0, x1)), e = hn::BitCast(wide, hn::InterleaveUpper(d, x2, x3));
+  const auto a = hn::BitCast(wide, hn::InterleaveLower(d, x0, x1)),
+             b = hn::BitCast(wide, hn::InterleaveLower(d, x2, x3));
+  const auto c = hn::BitCast(wide, hn::InterleaveUpper(d, x0, x1)),
+             e = hn::BitCast(wide, hn::InterleaveUpper(d, x2, x3));
   out[0] = hn::BitCast(d, hn::InterleaveLower(wide, a, b));
   out[1] = hn::BitCast(d, hn::InterleaveUpper(wide, a, b));
   out[2] = hn::BitCast(d, hn::InterleaveLower(wide, c, e));
@@ -238,11 +241,16 @@ void fill_tile(ConstMatrix x, const float* offset, float* tile) {
 
 void score_tile_any(const TileJob& job) {
   switch (job.channels) {
-    case 2: return score_tile<2>(job);
-    case 4: return score_tile<4>(job);
-    case 8: return score_tile<8>(job);
-    case 16: return score_tile<16>(job);
-    default: return score_tile<0>(job);
+    case 2:
+      return score_tile<2>(job);
+    case 4:
+      return score_tile<4>(job);
+    case 8:
+      return score_tile<8>(job);
+    case 16:
+      return score_tile<16>(job);
+    default:
+      return score_tile<0>(job);
   }
 }
 

@@ -6,10 +6,10 @@
 
 namespace vqkv {
 
-// A codebook packed for assignment. Scores are |c|^2/2 - x.c in fp32 after the codebook's mean is taken from both, since
-// keys may sit far from the origin and the two terms would cancel. Each row is scored channel by channel in one fixed
-// order, so its result depends on neither its neighbours, nor the chunking, nor the thread count. Ties go to the lowest
-// index. Codes may differ between instruction sets where two codewords are equally near to within rounding.
+// A codebook packed for assignment. Scores are |c|^2/2 - x.c in fp32 after the codebook's mean is taken from both,
+// since keys may sit far from the origin and the two terms would cancel. Each row is scored channel by channel in one
+// fixed order, so its result depends on neither its neighbours, nor the chunking, nor the thread count. Ties go to the
+// lowest index. Codes may differ between instruction sets where two codewords are equally near to within rounding.
 class Assigner {
  public:
   Assigner() = default;

@@ -16,9 +16,9 @@
 #define VQKV_BEAM_ONCE
 namespace vqkv {
 namespace {
-constexpr int64_t kPanel = 64;      // codewords side by side
-constexpr int64_t kRowBlock = 6;    // rows scored together: 6 * 4 accumulators of AVX-512's 32 registers
-constexpr int64_t kTileRows = 24;   // rows a tile: 24 * 2048 scores are 192 KiB, in L2 beside a stage's table
+constexpr int64_t kPanel = 64;     // codewords side by side
+constexpr int64_t kRowBlock = 6;   // rows scored together: 6 * 4 accumulators of AVX-512's 32 registers
+constexpr int64_t kTileRows = 24;  // rows a tile: 24 * 2048 scores are 192 KiB, in L2 beside a stage's table
 constexpr int kMaxBeam = 64;
 
 // The best candidates so far, ascending; equal scores stay in order of arrival.
@@ -60,8 +60,8 @@ constexpr int kVectors = 2;
 #endif
 
 // out[r][s] = half_norm[s] - x[r].c[s] for `rows` rows (a multiple of kRowBlock) and all panels.
-void score_panels(const float* x, int64_t rows, int64_t width, const float* packed, const float* half_norm, int64_t panels,
-                  float* out, int64_t out_stride) {
+void score_panels(const float* x, int64_t rows, int64_t width, const float* packed, const float* half_norm,
+                  int64_t panels, float* out, int64_t out_stride) {
   const hn::CappedTag<float, 16> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -98,10 +98,10 @@ void score_panels(const float* x, int64_t rows, int64_t width, const float* pack
   }
 }
 
-// Offers score + base[s] - unit * sum of the rows' entries to the candidates, for all s. rows: table rows of what the parent
-// has chosen, in stage order; none where base belongs to the parent's own residual.
-void offer(float score, int32_t parent, const float* base, const f16* const* rows, int count, float unit, int64_t padded,
-           Candidates& candidates) {
+// Offers score + base[s] - unit * sum of the rows' entries to the candidates, for all s. rows: table rows of what the
+// parent has chosen, in stage order; none where base belongs to the parent's own residual.
+void offer(float score, int32_t parent, const float* base, const f16* const* rows, int count, float unit,
+           int64_t padded, Candidates& candidates) {
   const hn::CappedTag<float, 16> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -119,7 +119,8 @@ void offer(float score, int32_t parent, const float* base, const f16* const* row
     for (int row = 0; row < count; ++row) {
       const auto* table = reinterpret_cast<const hwy::float16_t*>(rows[row] + s0);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) v[i] = hn::NegMulAdd(hn::PromoteTo(d, hn::LoadU(half, table + i * lanes)), factor, v[i]);
+      for (int i = 0; i < 4; ++i)
+        v[i] = hn::NegMulAdd(hn::PromoteTo(d, hn::LoadU(half, table + i * lanes)), factor, v[i]);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) v[i] = hn::Add(v[i], start);
@@ -151,7 +152,8 @@ namespace vqkv {
 HWY_EXPORT(score_panels);
 HWY_EXPORT(offer);
 
-BeamEncoder::BeamEncoder(const std::vector<Matrix<float>>& books, int beam) : stages_(static_cast<int>(books.size())), beam_(beam) {
+BeamEncoder::BeamEncoder(const std::vector<Matrix<float>>& books, int beam)
+    : stages_(static_cast<int>(books.size())), beam_(beam) {
   VQKV_CHECK(stages_ >= 1 && beam_ >= 1 && beam_ <= kMaxBeam);
   use_allowed_simd();
   entries_ = books[0].rows;
@@ -200,8 +202,8 @@ BeamEncoder::BeamEncoder(const std::vector<Matrix<float>>& books, int beam) : st
     AlignedVector<f16> table(static_cast<size_t>(i * entries_ * padded_));
     for (int j = 0; j < i; ++j) {
       HWY_DYNAMIC_DISPATCH(score_panels)
-      (rows[static_cast<size_t>(j)].data(), padded_rows, width_, packed_[static_cast<size_t>(i)].data(), zeros.data(), panels,
-       products.data(), padded_);
+      (rows[static_cast<size_t>(j)].data(), padded_rows, width_, packed_[static_cast<size_t>(i)].data(), zeros.data(),
+       panels, products.data(), padded_);
       for (float& v : products.storage) v /= table_unit_;
       to_f16(products.data(), table.data() + j * entries_ * padded_, entries_ * padded_);
     }
@@ -212,15 +214,16 @@ BeamEncoder::BeamEncoder(const std::vector<Matrix<float>>& books, int beam) : st
 void BeamEncoder::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_stride, int64_t stage_stride) const {
   VQKV_CHECK(x.cols == width_);
   for (int64_t first = 0; first < x.rows; first += kTileRows)
-    encode_tile(x.slice_rows(first, std::min(kTileRows, x.rows - first)), codes + first * row_stride, row_stride, stage_stride);
+    encode_tile(x.slice_rows(first, std::min(kTileRows, x.rows - first)), codes + first * row_stride, row_stride,
+                stage_stride);
 }
 
 void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride, int64_t stage_stride) const {
   const int64_t panels = padded_ / kPanel;
   const auto width = static_cast<size_t>(width_);
-  struct Path {                      // beam entries of one row, after some stages
+  struct Path {  // beam entries of one row, after some stages
     Candidates best;
-    std::vector<uint16_t> codes;     // (beam, stages)
+    std::vector<uint16_t> codes;  // (beam, stages)
   };
   thread_local std::vector<Path> paths, next;
   thread_local AlignedVector<float> residual, next_residual, scores;
@@ -242,10 +245,9 @@ void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride
   if (tables) {
     const int64_t rows = padded_count(x.rows);
     scores.resize(static_cast<size_t>(rows * stride));
-    for (int i = 0; i < stages_; ++i)
-      HWY_DYNAMIC_DISPATCH(score_panels)
-    (residual.data(), rows, width_, packed_[static_cast<size_t>(i)].data(), half_norm_[static_cast<size_t>(i)].data(), panels,
-     scores.data() + i * padded_, stride);
+    for (int i = 0; i < stages_; ++i) HWY_DYNAMIC_DISPATCH(score_panels)
+    (residual.data(), rows, width_, packed_[static_cast<size_t>(i)].data(), half_norm_[static_cast<size_t>(i)].data(),
+     panels, scores.data() + i * padded_, stride);
   }
 
   std::vector<const f16*> chosen(static_cast<size_t>(stages_));
@@ -268,9 +270,11 @@ void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride
         const uint16_t* path = from.codes.data() + b * stages_;
         const float* base = scores.data() + (tables ? r * stride + i * padded_ : (r * per_row + b) * stride);
         if (tables)
-          for (int j = 0; j < i; ++j) chosen[static_cast<size_t>(j)] = tables_[stage].data() + (j * entries_ + path[j]) * padded_;
+          for (int j = 0; j < i; ++j)
+            chosen[static_cast<size_t>(j)] = tables_[stage].data() + (j * entries_ + path[j]) * padded_;
         HWY_DYNAMIC_DISPATCH(offer)
-        (from.best.score[static_cast<size_t>(b)], b, base, chosen.data(), tables ? i : 0, table_unit_, padded_, to.best);
+        (from.best.score[static_cast<size_t>(b)], b, base, chosen.data(), tables ? i : 0, table_unit_, padded_,
+         to.best);
       }
       if (to.best.size == 0) to.best.insert(0, 0, 0);  // no finite score: values near the end of fp32
       for (int b = 0; b < to.best.size; ++b) {
@@ -298,7 +302,8 @@ void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride
     paths.swap(next);
   }
   for (int64_t r = 0; r < x.rows; ++r)
-    for (int i = 0; i < stages_; ++i) codes[r * row_stride + i * stage_stride] = paths[static_cast<size_t>(r)].codes[static_cast<size_t>(i)];
+    for (int i = 0; i < stages_; ++i)
+      codes[r * row_stride + i * stage_stride] = paths[static_cast<size_t>(r)].codes[static_cast<size_t>(i)];
 }
 
 }  // namespace vqkv

@@ -68,10 +68,13 @@ KmeansResult kmeans(ConstMatrix x, std::span<const float> weight, int64_t entrie
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     std::copy_n(x.row(rows[static_cast<size_t>(i)]), x.cols, points.row(i));
-    if (!weight.empty()) sum += weights[static_cast<size_t>(i)] = weight[static_cast<size_t>(rows[static_cast<size_t>(i)])];
+    if (!weight.empty())
+      sum += weights[static_cast<size_t>(i)] = weight[static_cast<size_t>(rows[static_cast<size_t>(i)])];
   }
-  if (sum > 0) for (float& w : weights) w = static_cast<float>(w * static_cast<double>(n) / sum);
-  else weights.clear();
+  if (sum > 0)
+    for (float& w : weights) w = static_cast<float>(w * static_cast<double>(n) / sum);
+  else
+    weights.clear();
 
   faiss::ClusteringParameters parameters;  // every number that matters is ours: the defaults subsample and warn
   parameters.niter = options.iterations;

@@ -17,7 +17,7 @@ constexpr int64_t kChunk = 512;
 
 struct ResidualQuantizer::Impl {
   std::vector<Matrix<float>> books;
-  std::vector<Assigner> assigners;    // greedy
+  std::vector<Assigner> assigners;  // greedy
   std::optional<BeamEncoder> beam;
 };
 
@@ -56,7 +56,8 @@ void ResidualQuantizer::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_
       ConstMatrix input = tile;
       for (size_t i = 0; i < impl_->books.size(); ++i) {
         impl_->assigners[i].assign_rows(input, index);
-        for (int64_t r = 0; r < rows; ++r) out[r * row_stride + static_cast<int64_t>(i) * stage_stride] = static_cast<uint16_t>(index[r]);
+        for (int64_t r = 0; r < rows; ++r)
+          out[r * row_stride + static_cast<int64_t>(i) * stage_stride] = static_cast<uint16_t>(index[r]);
         if (i + 1 == impl_->books.size()) break;
         for (int64_t r = 0; r < rows; ++r) {
           const float* c = impl_->books[i].row(index[r]);
@@ -73,7 +74,8 @@ void ResidualQuantizer::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_
     add_decoded(out, row_stride, stage_stride, stages(), decoded);
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0;
-      for (int64_t k = 0; k < columns; ++k) sum += (double{tile(r, k)} - decoded(r, k)) * (double{tile(r, k)} - decoded(r, k));
+      for (int64_t k = 0; k < columns; ++k)
+        sum += (double{tile(r, k)} - decoded(r, k)) * (double{tile(r, k)} - decoded(r, k));
       error[first + r] = static_cast<float>(sum);
     }
   }
@@ -102,7 +104,8 @@ void round_codewords(DType stored_as, Matrix<float>& codewords) {
   round_to(stored_as, codewords.data(), static_cast<int64_t>(codewords.storage.size()));
   for (const float v : codewords.storage)
     if (!std::isfinite(v))
-      fail_data(fmt::format("a codeword leaves the range of {}; store codewords as bf16 or f32 (stored_as)", dtype_name(stored_as)));
+      fail_data(fmt::format("a codeword leaves the range of {}; store codewords as bf16 or f32 (stored_as)",
+                            dtype_name(stored_as)));
 }
 
 namespace {
@@ -167,7 +170,8 @@ void refit(ConstMatrix x, std::span<const float> weight, const std::vector<uint1
     }
     for (int64_t s = 0; s < book.rows; ++s)
       if (mass[static_cast<size_t>(s)] > 0)  // a codeword that nobody chose stays where it is
-        for (int64_t k = 0; k < book.cols; ++k) book(s, k) = static_cast<float>(sum(s, k) / mass[static_cast<size_t>(s)]);
+        for (int64_t k = 0; k < book.cols; ++k)
+          book(s, k) = static_cast<float>(sum(s, k) / mass[static_cast<size_t>(s)]);
     round_codewords(stored_as, book);
     shift(book, codes, stages, i, -1.0f, rest);
   }
@@ -175,7 +179,8 @@ void refit(ConstMatrix x, std::span<const float> weight, const std::vector<uint1
 
 }  // namespace
 
-ResidualTraining train_residual(ConstMatrix x, std::span<const float> weight, const ResidualOptions& options, const Rng& rng) {
+ResidualTraining train_residual(ConstMatrix x, std::span<const float> weight, const ResidualOptions& options,
+                                const Rng& rng) {
   VQKV_CHECK(options.stages >= 1 && x.rows >= 1);
   ResidualTraining result;
   const double variance = std::max(spread(x, weight), 1e-30);
@@ -193,7 +198,8 @@ ResidualTraining train_residual(ConstMatrix x, std::span<const float> weight, co
     result.repeated += stage.repeated;
     std::vector<int32_t> index(static_cast<size_t>(x.rows));
     Assigner(stage.codewords).assign(rest, index.data(), error.data());
-    for (int64_t r = 0; r < x.rows; ++r) codes[static_cast<size_t>(r * options.stages + i)] = static_cast<uint16_t>(index[static_cast<size_t>(r)]);
+    for (int64_t r = 0; r < x.rows; ++r)
+      codes[static_cast<size_t>(r * options.stages + i)] = static_cast<uint16_t>(index[static_cast<size_t>(r)]);
     result.curve.push_back(weighted_sum(error, weight) / variance);
     shift(stage.codewords, codes, options.stages, i, -1.0f, rest);
     books.push_back(std::move(stage.codewords));

@@ -20,7 +20,9 @@ struct Rows {
 };
 
 RowMatrix widened(const Matrix<float>& m) {
-  return Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(m.data(), m.rows, m.cols).cast<double>();
+  return Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(m.data(), m.rows,
+                                                                                                 m.cols)
+      .cast<double>();
 }
 
 // The start of a stage: a layer that gives the codewords 0.36 of the residual's covariance around its mean.
@@ -69,8 +71,10 @@ void subtract(const Matrix<float>& book, const std::vector<int32_t>& index, Matr
   }
 }
 
-// The layer that fits the rows best, given their codewords: (A + ridge) L = B with one row a codeword and a 1 for the bias.
-void solve(const Matrix<float>& rest, const Rows& rows, const std::vector<int32_t>& index, const RowMatrix& base, SimVqStage& stage) {
+// The layer that fits the rows best, given their codewords: (A + ridge) L = B with one row a codeword and a 1 for the
+// bias.
+void solve(const Matrix<float>& rest, const Rows& rows, const std::vector<int32_t>& index, const RowMatrix& base,
+           SimVqStage& stage) {
   const int64_t width = rest.cols, entries = base.rows();
   Eigen::VectorXd count = Eigen::VectorXd::Zero(entries);
   RowMatrix sum = RowMatrix::Zero(entries, width);
@@ -152,13 +156,15 @@ class Descent {
       const auto i = static_cast<size_t>(at);
       // `rest` is x - sum of all stages by now.
       const RowMatrix g = sums(rest, picked, index[i]) + options_.beta * own[i];
-      const RowMatrix gradient = (-2.0 / (total * static_cast<double>(width))) * (g.transpose() * base_[i]);  // (width, width + 1)
+      const RowMatrix gradient =
+          (-2.0 / (total * static_cast<double>(width))) * (g.transpose() * base_[i]);  // (width, width + 1)
       update(i, gradient);
     });
   }
 
  private:
-  RowMatrix sums(const Matrix<float>& values, const std::vector<int64_t>& picked, const std::vector<int32_t>& index) const {
+  RowMatrix sums(const Matrix<float>& values, const std::vector<int64_t>& picked,
+                 const std::vector<int32_t>& index) const {
     RowMatrix out = RowMatrix::Zero(options_.entries, values.cols);
     for (int64_t r = 0; r < values.rows; ++r) {
       const double w = rows_.of(picked[static_cast<size_t>(r)]);
@@ -204,7 +210,8 @@ Matrix<float> simvq_codewords(const SimVqStage& stage, int64_t entries) {
   const RowMatrix product = widened(simvq_base(stage.seed, entries, width)) * widened(stage.linear).transpose();
   Matrix<float> out(entries, width);
   for (int64_t s = 0; s < entries; ++s)
-    for (int64_t k = 0; k < width; ++k) out(s, k) = static_cast<float>(product(s, k) + stage.bias[static_cast<size_t>(k)]);
+    for (int64_t k = 0; k < width; ++k)
+      out(s, k) = static_cast<float>(product(s, k) + stage.bias[static_cast<size_t>(k)]);
   return out;
 }
 

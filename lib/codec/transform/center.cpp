@@ -20,7 +20,8 @@ class Center final : public Transform {
     std::vector<double> sum(mean_.size(), 0.0);
     for (int64_t r = 0; r < set.x.rows; ++r)
       for (size_t c = 0; c < sum.size(); ++c) sum[c] += set.x(r, static_cast<int64_t>(c));
-    for (size_t c = 0; c < sum.size(); ++c) mean_[c] = set.x.rows ? static_cast<float>(sum[c] / static_cast<double>(set.x.rows)) : 0.0f;
+    for (size_t c = 0; c < sum.size(); ++c)
+      mean_[c] = set.x.rows ? static_cast<float>(sum[c] / static_cast<double>(set.x.rows)) : 0.0f;
   }
   void forward(ConstMatrix x, MutMatrix y) const override {
     for (int64_t r = 0; r < x.rows; ++r)
@@ -44,7 +45,8 @@ class Center final : public Transform {
 
 TransformInfo describe_center() {
   return {"center", "subtracts the mean of each channel", "",
-          "pre-RoPE keys of models with QKV bias have large means; without it min-max codes look better than codebooks", "0"};
+          "pre-RoPE keys of models with QKV bias have large means; without it min-max codes look better than codebooks",
+          "0"};
 }
 std::string check_center(const CenterKnobs&, const UnitShape&) { return ""; }
 

@@ -1,4 +1,5 @@
-// A codec behind a chain of transforms. Encoding runs the transforms; decoding is one plan, into which all of them fold.
+// A codec behind a chain of transforms. Encoding runs the transforms; decoding is one plan, into which all of them
+// fold.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -61,7 +62,8 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
     if (!back.map.diagonal.empty()) {
       std::vector<float> pairs(c.set.query_pair_moment.begin(), c.set.query_pair_moment.end());
       for (size_t p = 0; p < pairs.size(); ++p) {
-        const size_t a = p / static_cast<size_t>(half) * static_cast<size_t>(unit.head_dim) + p % static_cast<size_t>(half);
+        const size_t a =
+            p / static_cast<size_t>(half) * static_cast<size_t>(unit.head_dim) + p % static_cast<size_t>(half);
         const double da = back.map.diagonal[a], db = back.map.diagonal[a + static_cast<size_t>(half)];
         pairs[p] = static_cast<float>(pairs[p] * 0.5 * (da * da + db * db));
       }
@@ -95,8 +97,8 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
   c.set.query_moment = c.moment;
 }
 
-// W v = (W M_h^T) v' + ...: each query head's slice goes through the block of its KV head. A map that mixes heads leaves
-// no such slices.
+// W v = (W M_h^T) v' + ...: each query head's slice goes through the block of its KV head. A map that mixes heads
+// leaves no such slices.
 void carry_output_weight(Carried& c, const Affine& back, const Transform& t, const UnitShape& unit, int channels) {
   if (c.set.output_weight.rows == 0 || back.map.identity()) return;
   const int d = unit.head_dim;
@@ -153,8 +155,10 @@ class ChainCodec final : public Codec {
       c.set.x = c.x;
       if (static_cast<int>(i) == scale_at_) continue;
       const Affine back = inverse_of(i);
-      if (unit_.role == Role::kKey) carry_metric(c, back, unit_, channels());
-      else carry_output_weight(c, back, *chain_[i], unit_, channels());
+      if (unit_.role == Role::kKey)
+        carry_metric(c, back, unit_, channels());
+      else
+        carry_output_weight(c, back, *chain_[i], unit_, channels());
     }
     TrainReport report = inner_->train(c.set, rng);
     report.seconds = watch.seconds();
@@ -170,7 +174,8 @@ class ChainCodec final : public Codec {
     for (size_t i = 0; i < chain_.size(); ++i) {
       if (static_cast<int>(i) == scale_at_) continue;
       const Affine back = inverse_of(i);
-      if (!back.map.identity() && q.cols == channels()) queries = times_transposed(queries, dense_of(back.map, channels(), channels()), channels());
+      if (!back.map.identity() && q.cols == channels())
+        queries = times_transposed(queries, dense_of(back.map, channels(), channels()), channels());
     }
     return inner_->fit(own, v, queries);
   }
@@ -206,7 +211,8 @@ class ChainCodec final : public Codec {
     }
     if (!plan.inner_bias.empty()) plan.inner_bias = apply(inside.map, plan.inner_bias, n);
     if (!plan.outer_bias.empty()) plan.outer_bias = apply(inside.map, plan.outer_bias, n);
-    (scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias) = sum_of(scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias, inside.bias);
+    (scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias) =
+        sum_of(scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias, inside.bias);
     plan.map = compose(plan.map, inside.map, plan.code_channels, n, n);
     if (scale_at_ >= 0) {
       if (!plan.inner_bias.empty()) plan.inner_bias = apply(outside.map, plan.inner_bias, n);
@@ -310,7 +316,8 @@ std::string check_inner(const std::vector<std::unique_ptr<Transform>>& chain, co
   for (const SideSpec& s : inner.layout().sides) {
     if (s.name != "token_scale") continue;
     if (scaled) return "this codec scales tokens itself; drop the token_scale transform";
-    if ((inner.channels() / s.slots) % mixed != 0) return "this codec's token scales cover fewer channels than the transforms mix";
+    if ((inner.channels() / s.slots) % mixed != 0)
+      return "this codec's token scales cover fewer channels than the transforms mix";
   }
   return "";
 }

@@ -10,13 +10,15 @@ namespace {
 struct ChannelScaleKnobs {
   std::string by = "std";
   KnobTable table() {
-    return KnobTable().choice("by", &by, {"std", "absmax"}, "what each channel is divided by: its standard deviation or its largest magnitude");
+    return KnobTable().choice("by", &by, {"std", "absmax"},
+                              "what each channel is divided by: its standard deviation or its largest magnitude");
   }
 };
 
 class ChannelScale final : public Transform {
  public:
-  ChannelScale(const ChannelScaleKnobs& knobs, const UnitShape& unit) : knobs_(knobs), scale_(static_cast<size_t>(unit.channels()), 1.0f) {}
+  ChannelScale(const ChannelScaleKnobs& knobs, const UnitShape& unit)
+      : knobs_(knobs), scale_(static_cast<size_t>(unit.channels()), 1.0f) {}
 
   void train(const TrainSet& set, const Rng&) override {
     const auto n = static_cast<double>(set.x.rows);
@@ -56,7 +58,9 @@ class ChannelScale final : public Transform {
 
 TransformInfo describe_channel_scale() {
   return {"channel_scale", "divides each channel by its spread over the training tokens", "",
-          "equalises channels for a codebook, which also makes quiet channels as costly as loud ones: pair it with a query metric or judge by attention", "0"};
+          "equalises channels for a codebook, which also makes quiet channels as costly as loud ones: pair it with a "
+          "query metric or judge by attention",
+          "0"};
 }
 std::string check_channel_scale(const ChannelScaleKnobs&, const UnitShape&) { return ""; }
 

@@ -42,7 +42,8 @@ void walsh_hadamard(float* v, int n) {
 
 class Hadamard final : public Transform {
  public:
-  Hadamard(const HadamardKnobs& knobs, const UnitShape& unit) : block_(block_of(knobs, unit)), sign_(static_cast<size_t>(unit.channels()), 1.0f) {
+  Hadamard(const HadamardKnobs& knobs, const UnitShape& unit)
+      : block_(block_of(knobs, unit)), sign_(static_cast<size_t>(unit.channels()), 1.0f) {
     if (!knobs.signs) return;
     // The same signs in every unit: they are part of the method, not of its training.
     Rng rng = Rng::from_text(fmt::format("hadamard/{}", knobs.seed));
@@ -80,13 +81,19 @@ class Hadamard final : public Transform {
 };
 
 TransformInfo describe_hadamard() {
-  return {"hadamard", "orthonormal Walsh-Hadamard rotation of each head", "QuaRot (Ashkboos et al., NeurIPS 2024, arXiv 2404.00456), section on the KV cache",
-          "spreads outlier channels, which also flattens the structure that per-channel codes and codebooks use", "0", false};
+  return {"hadamard",
+          "orthonormal Walsh-Hadamard rotation of each head",
+          "QuaRot (Ashkboos et al., NeurIPS 2024, arXiv 2404.00456), section on the KV cache",
+          "spreads outlier channels, which also flattens the structure that per-channel codes and codebooks use",
+          "0",
+          false};
 }
 std::string check_hadamard(const HadamardKnobs& k, const UnitShape& unit) {
   const int block = block_of(k, unit);
-  if (!std::has_single_bit(static_cast<unsigned>(block))) return fmt::format("blocks of {} channels are not a power of two", block);
-  if (unit.head_dim % block != 0) return fmt::format("blocks of {} channels don't divide a head of {}", block, unit.head_dim);
+  if (!std::has_single_bit(static_cast<unsigned>(block)))
+    return fmt::format("blocks of {} channels are not a power of two", block);
+  if (unit.head_dim % block != 0)
+    return fmt::format("blocks of {} channels don't divide a head of {}", block, unit.head_dim);
   return "";
 }
 

@@ -22,7 +22,9 @@ class Identity final : public Transform {
   void load(const ParameterReader&, const std::string&) override {}
 };
 
-TransformInfo describe_identity() { return {"identity", "changes nothing: the baseline of a sweep over transforms", "", "", "0", false}; }
+TransformInfo describe_identity() {
+  return {"identity", "changes nothing: the baseline of a sweep over transforms", "", "", "0", false};
+}
 std::string check_identity(const IdentityKnobs&, const UnitShape&) { return ""; }
 
 }  // namespace

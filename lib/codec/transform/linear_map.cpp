@@ -12,7 +12,8 @@ std::vector<double> dense_of(const LinearMap& map, int rows, int cols) {
   VQKV_CHECK(rows == cols);
   std::vector<double> out(static_cast<size_t>(rows) * static_cast<size_t>(cols), 0.0);
   for (int i = 0; i < rows; ++i)
-    out[static_cast<size_t>(i) * static_cast<size_t>(cols + 1)] = map.diagonal.empty() ? 1.0 : double{map.diagonal[static_cast<size_t>(i)]};
+    out[static_cast<size_t>(i) * static_cast<size_t>(cols + 1)] =
+        map.diagonal.empty() ? 1.0 : double{map.diagonal[static_cast<size_t>(i)]};
   return out;
 }
 

@@ -32,7 +32,8 @@ LinearMap HeadMatrices::block_diagonal() const {
   map.dense.assign(n * n, 0.0f);
   for (size_t h = 0; h < matrix.size(); ++h)
     for (size_t i = 0; i < d; ++i) std::copy_n(matrix[h].data() + i * d, d, map.dense.data() + (h * d + i) * n + h * d);
-  map.stored_bytes = static_cast<int64_t>(matrix.size() * d * d * sizeof(float));  // the zeros between blocks cost nothing
+  map.stored_bytes =
+      static_cast<int64_t>(matrix.size() * d * d * sizeof(float));  // the zeros between blocks cost nothing
   return map;
 }
 

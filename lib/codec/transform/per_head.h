@@ -14,7 +14,7 @@ struct HeadMatrices {
   void forward(ConstMatrix x, MutMatrix y) const;
   // The unit's block-diagonal map.
   LinearMap block_diagonal() const;
-  void save(ParameterWriter& out, const std::string& name) const;          // (heads, head_dim, head_dim)
+  void save(ParameterWriter& out, const std::string& name) const;  // (heads, head_dim, head_dim)
   void load(const ParameterReader& in, const std::string& name, int heads, int head_dim);
 };
 

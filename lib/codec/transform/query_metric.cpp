@@ -1,7 +1,7 @@
-// Codes keys in the metric of the queries that will read them: with F = Sq^(1/2) V, squared error after the transform is
-// the expected squared error of a score (vq-methods r.5). Sq is the second moment of a KV head's queries, V the principal
-// axes of the keys in that metric, strongest first. Pre-RoPE queries and keys meet at every relative angle, so there the
-// metric is one weight a RoPE pair.
+// Codes keys in the metric of the queries that will read them: with F = Sq^(1/2) V, squared error after the transform
+// is the expected squared error of a score (vq-methods r.5). Sq is the second moment of a KV head's queries, V the
+// principal axes of the keys in that metric, strongest first. Pre-RoPE queries and keys meet at every relative angle,
+// so there the metric is one weight a RoPE pair.
 #include <algorithm>
 #include <cmath>
 
@@ -30,15 +30,18 @@ class QueryMetric final : public Transform {
     if (pairs_) return;
     for (HeadMatrices* m : {&forward_, &back_}) {
       m->head_dim = d_;
-      m->matrix.assign(static_cast<size_t>(heads_), AlignedVector<float>(static_cast<size_t>(d_) * static_cast<size_t>(d_), 0.0f));
+      m->matrix.assign(static_cast<size_t>(heads_),
+                       AlignedVector<float>(static_cast<size_t>(d_) * static_cast<size_t>(d_), 0.0f));
       for (auto& block : m->matrix)
         for (int i = 0; i < d_; ++i) block[static_cast<size_t>(i) * static_cast<size_t>(d_ + 1)] = 1.0f;
     }
   }
 
   void train(const TrainSet& set, const Rng&) override {
-    if (pairs_) train_pairs(set);
-    else train_heads(set);
+    if (pairs_)
+      train_pairs(set);
+    else
+      train_heads(set);
   }
 
   void forward(ConstMatrix x, MutMatrix y) const override {
@@ -50,8 +53,10 @@ class QueryMetric final : public Transform {
       for (int64_t c = 0; c < x.cols; ++c) y(r, c) = x(r, c) / scale_[static_cast<size_t>(c)];
   }
   void inverse(LinearMap& map, std::vector<float>&) const override {
-    if (pairs_) map.diagonal = scale_;
-    else map = back_.block_diagonal();
+    if (pairs_)
+      map.diagonal = scale_;
+    else
+      map = back_.block_diagonal();
   }
   int mixed_channels() const override { return pairs_ ? 1 : d_; }
   int64_t encoder_bytes() const override { return pairs_ ? 0 : int64_t{4} * heads_ * d_ * d_; }  // F beside its inverse
@@ -80,7 +85,9 @@ class QueryMetric final : public Transform {
   void train_pairs(const TrainSet& set) {
     const int half = d_ / 2;
     if (set.query_pair_moment.size() != static_cast<size_t>(heads_) * static_cast<size_t>(half))
-      fail_data("query_metric: the training data hold no pre-RoPE moments of the queries (a transform before it may have mixed the pairs)");
+      fail_data(
+          "query_metric: the training data hold no pre-RoPE moments of the queries (a transform before it may have "
+          "mixed the pairs)");
     double mean = 0;
     for (const float w : set.query_pair_moment) mean += w;
     mean /= static_cast<double>(set.query_pair_moment.size());
@@ -104,7 +111,9 @@ class QueryMetric final : public Transform {
       std::vector<double> metric(d * d);
       double own = 0;
       for (size_t i = 0; i < d; ++i) {
-        for (size_t j = 0; j < d; ++j) metric[i * d + j] = unit * set.query_moment(h * d_ + static_cast<int64_t>(i), h * d_ + static_cast<int64_t>(j));
+        for (size_t j = 0; j < d; ++j)
+          metric[i * d + j] =
+              unit * set.query_moment(h * d_ + static_cast<int64_t>(i), h * d_ + static_cast<int64_t>(j));
         own += metric[i * d + i];
       }
       const double ridge = std::max(knobs_.ridge, 1e-12) * (own > 0 ? own / static_cast<double>(d) : 1.0);
@@ -119,7 +128,8 @@ class QueryMetric final : public Transform {
             inverse_root[i * d + j] += uv / s;
           }
       std::vector<double> axes(d * d, 0.0);
-      if (knobs_.axes) axes = symmetric_eigen(product(product(root, covariance(set.x, int64_t{h} * d_, d_)), root), d_).vectors;
+      if (knobs_.axes)
+        axes = symmetric_eigen(product(product(root, covariance(set.x, int64_t{h} * d_, d_)), root), d_).vectors;
       else
         for (size_t i = 0; i < d; ++i) axes[i * d + i] = 1;
       const std::vector<double> f = product(root, axes), b = product(transposed(axes), inverse_root);
@@ -147,14 +157,17 @@ class QueryMetric final : public Transform {
   QueryMetricKnobs knobs_;
   int heads_, d_;
   bool pairs_;
-  std::vector<float> scale_;       // pre-RoPE: 1 / sqrt(weight) a channel
-  HeadMatrices forward_, back_;    // post-RoPE: F and its inverse
+  std::vector<float> scale_;     // pre-RoPE: 1 / sqrt(weight) a channel
+  HeadMatrices forward_, back_;  // post-RoPE: F and its inverse
 };
 
 TransformInfo describe_query_metric() {
-  return {"query_metric", "codes keys in the metric of their queries", "NOVA-KV, Spend Bits Where Queries Look, arXiv 2608.04074",
-          "for codebooks, best with variance-ranked groups; makes channels unequal, so min-max codes of a token get worse by it. "
-          "Post-RoPE moments depend on the positions trained on: train over the range that is tested", "0"};
+  return {"query_metric", "codes keys in the metric of their queries",
+          "NOVA-KV, Spend Bits Where Queries Look, arXiv 2608.04074",
+          "for codebooks, best with variance-ranked groups; makes channels unequal, so min-max codes of a token get "
+          "worse by it. "
+          "Post-RoPE moments depend on the positions trained on: train over the range that is tested",
+          "0"};
 }
 std::string check_query_metric(const QueryMetricKnobs&, const UnitShape& unit) {
   if (unit.role == Role::kValue) return "values meet no query; put it under codec.k";

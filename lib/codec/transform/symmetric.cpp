@@ -24,9 +24,12 @@ SymmetricEigen symmetric_eigen(const std::vector<double>& a, int n) {
     out.values[static_cast<size_t>(j)] = solver.eigenvalues()[from];
     int largest = 0;
     for (int i = 1; i < n; ++i)
-      if (std::abs(solver.eigenvectors()(i, from)) > std::abs(solver.eigenvectors()(largest, from)) * (1 + 1e-9)) largest = i;
+      if (std::abs(solver.eigenvectors()(i, from)) > std::abs(solver.eigenvectors()(largest, from)) * (1 + 1e-9))
+        largest = i;
     const double sign = solver.eigenvectors()(largest, from) < 0 ? -1 : 1;
-    for (int i = 0; i < n; ++i) out.vectors[static_cast<size_t>(i) * static_cast<size_t>(n) + static_cast<size_t>(j)] = sign * solver.eigenvectors()(i, from);
+    for (int i = 0; i < n; ++i)
+      out.vectors[static_cast<size_t>(i) * static_cast<size_t>(n) + static_cast<size_t>(j)] =
+          sign * solver.eigenvectors()(i, from);
   }
   return out;
 }

@@ -22,11 +22,12 @@ const std::vector<const TransformKind*>& all_transforms() {
 }
 
 const TransformKind& find_transform(const std::string& name) {
-  static const std::vector<std::string> names = [] {  // describing every entry anew would dominate the resolution of plans
-    std::vector<std::string> all;
-    for (const TransformKind* m : all_transforms()) all.push_back(m->describe().name);
-    return all;
-  }();
+  static const std::vector<std::string> names =
+      [] {  // describing every entry anew would dominate the resolution of plans
+        std::vector<std::string> all;
+        for (const TransformKind* m : all_transforms()) all.push_back(m->describe().name);
+        return all;
+      }();
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return *all_transforms()[static_cast<size_t>(it - names.begin())];
   const std::string near = nearest_name(name, names);
@@ -49,8 +50,9 @@ std::string check_chain(const Json& transforms, const UnitShape& unit) {
       scaled = true;
       const int width = unit.channels() / made->scale_groups();
       if (width % mixed != 0)
-        return fmt::format("token scales of {} channels can't follow a map that mixes {} channels; scale before it, or per {}", width,
-                           mixed, mixed == unit.head_dim ? "head" : "unit");
+        return fmt::format(
+            "token scales of {} channels can't follow a map that mixes {} channels; scale before it, or per {}", width,
+            mixed, mixed == unit.head_dim ? "head" : "unit");
     }
     mixed = std::max(mixed, made->mixed_channels());
   }

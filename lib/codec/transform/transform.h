@@ -1,5 +1,6 @@
-// Transforms: maps composed before a codec, in the order of the configuration: `transform: [center, query_metric, hadamard]`.
-// Affine ones fold into the plan's bias and map; the token scale becomes the plan's token scale (at most one in a chain).
+// Transforms: maps composed before a codec, in the order of the configuration: `transform: [center, query_metric,
+// hadamard]`. Affine ones fold into the plan's bias and map; the token scale becomes the plan's token scale (at most
+// one in a chain).
 #pragma once
 #include <memory>
 #include <string>
@@ -22,12 +23,12 @@ class Transform {
   // chain divides by scales(x) after rounding them to scale_type(); forward is not called for it either.
   virtual void inverse(LinearMap& map, std::vector<float>& bias) const = 0;
   virtual bool is_token_scale() const { return false; }
-  virtual int scale_groups() const { return 1; }   // token scale: scalars a token
+  virtual int scale_groups() const { return 1; }        // token scale: scalars a token
   virtual void scales(ConstMatrix, MutMatrix) const {}  // token scale: (n, groups), before rounding to storage
   virtual DType scale_type() const { return DType::kF16; }
   // Runs of this many channels are mixed by the map; 1: none (diagonal). A token scale behind it must cover whole runs.
   virtual int mixed_channels() const { return 1; }
-  virtual int64_t encoder_bytes() const { return 0; }   // constants that only encoding needs
+  virtual int64_t encoder_bytes() const { return 0; }  // constants that only encoding needs
   virtual bool commutes_with_rope() const = 0;
   virtual void save(ParameterWriter& out, const std::string& prefix) const = 0;
   virtual void load(const ParameterReader& in, const std::string& prefix) = 0;
@@ -66,13 +67,15 @@ std::unique_ptr<Codec> with_transforms(std::vector<std::unique_ptr<Transform>> c
 
 // A transform file defines `struct XKnobs { ...; KnobTable table(); }`, its Transform, and ends with
 //   VQKV_DEFINE_TRANSFORM(x, XKnobs, XTransform, describe_x, check_x)
-// where XTransform is constructible from (const XKnobs&, const UnitShape&); transforms.inc holds one line per transform.
+// where XTransform is constructible from (const XKnobs&, const UnitShape&); transforms.inc holds one line per
+// transform.
 template <class Knobs, class TransformType>
 class TransformOf final : public TransformKind {
  public:
   using Describe = TransformInfo (*)();
   using Check = std::string (*)(const Knobs&, const UnitShape&);
-  TransformOf(Describe describe_transform, Check check_transform) : describe_(describe_transform), check_(check_transform) {}
+  TransformOf(Describe describe_transform, Check check_transform)
+      : describe_(describe_transform), check_(check_transform) {}
   TransformInfo describe() const override { return describe_(); }
   std::vector<Knob> knobs() const override {
     static Knobs defaults;  // the knobs' getters point into it
@@ -99,10 +102,10 @@ class TransformOf final : public TransformKind {
   Check check_;
 };
 
-#define VQKV_DEFINE_TRANSFORM(name, KnobsType, TransformType, describe, check)              \
-  const ::vqkv::TransformKind& vqkv_transform_##name() {                                    \
-    static const ::vqkv::TransformOf<KnobsType, TransformType> kind(describe, check);       \
-    return kind;                                                                            \
+#define VQKV_DEFINE_TRANSFORM(name, KnobsType, TransformType, describe, check)        \
+  const ::vqkv::TransformKind& vqkv_transform_##name() {                              \
+    static const ::vqkv::TransformOf<KnobsType, TransformType> kind(describe, check); \
+    return kind;                                                                      \
   }
 
 }  // namespace vqkv

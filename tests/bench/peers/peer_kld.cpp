@@ -2,7 +2,8 @@
 //   llama_peer.py MODEL.F32.gguf logits --ids IDS.txt --context 1024 -o LOGITS.raw
 //   peer_kld MODEL IDS.txt LOGITS.raw 1024
 // IDS.txt: decimal token ids; LOGITS.raw: float32 (tokens, vocab), windows of CONTEXT tokens each from an empty cache.
-// Prints one line of JSON: KL(peer || ours) in nats over every position (mean, largest), and how often the arg-max agrees.
+// Prints one line of JSON: KL(peer || ours) in nats over every position (mean, largest), and how often the arg-max
+// agrees.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -23,7 +24,8 @@ double log_sum(const float* logits, int64_t n) {
   return most + std::log(sum);
 }
 
-int compare(const std::string& model_path, const std::string& ids_path, const std::string& logits_path, int64_t context) {
+int compare(const std::string& model_path, const std::string& ids_path, const std::string& logits_path,
+            int64_t context) {
   if (context < 1) fail_usage(fmt::format("context is {}; allowed: 1 or more", context));
   const auto model = load_model(model_path);
   const int64_t vocab = model->facts().vocab;
@@ -46,7 +48,8 @@ int compare(const std::string& model_path, const std::string& ids_path, const st
     for (int64_t first = start; first < end; first += block) {
       const int64_t n = std::min(block, end - first);
       peer_file.read(reinterpret_cast<char*>(peer.data()), n * vocab * static_cast<int64_t>(sizeof(float)));
-      if (!peer_file) fail_data(fmt::format("{} ends before the logits of token {} of {}", logits_path, first + n, tokens));
+      if (!peer_file)
+        fail_data(fmt::format("{} ends before the logits of token {} of {}", logits_path, first + n, tokens));
       model->forward(std::span(ids).subspan(static_cast<size_t>(first), static_cast<size_t>(n)), kv, LogitRows::kAll,
                      ours.view().slice_rows(0, n));
       for (int64_t r = 0; r < n; ++r) {
@@ -61,7 +64,10 @@ int compare(const std::string& model_path, const std::string& ids_path, const st
     }
   }
   const double n = static_cast<double>(std::max<int64_t>(tokens, 1));
-  const Json result = {{"tokens", tokens}, {"context", context}, {"kld_mean", total / n}, {"kld_max", largest},
+  const Json result = {{"tokens", tokens},
+                       {"context", context},
+                       {"kld_mean", total / n},
+                       {"kld_max", largest},
                        {"same_top", static_cast<double>(same_top) / n}};
   std::cout << result.dump() << "\n";
   return 0;
