@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -77,6 +78,62 @@ TEST_CASE("assignment finds the nearest codeword on every instruction set of thi
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
   CHECK(tried >= 2);
+}
+
+// The documented scores by scalar code: the codebook's mean taken from both, |c|^2/2 then one multiply-add a channel.
+std::vector<int32_t> scalar_codes(const Matrix<float>& x, const Matrix<float>& codewords) {
+  const int64_t width = x.cols;
+  std::vector<float> offset(static_cast<size_t>(width));
+  for (int64_t k = 0; k < width; ++k) {
+    double mean = 0;
+    for (int64_t s = 0; s < codewords.rows; ++s) mean += codewords(s, k);
+    offset[static_cast<size_t>(k)] = static_cast<float>(mean / static_cast<double>(codewords.rows));
+  }
+  std::vector<int32_t> index(static_cast<size_t>(x.rows), 0);
+  std::vector<float> best(static_cast<size_t>(x.rows), std::numeric_limits<float>::infinity());
+  for (int64_t s = 0; s < codewords.rows; ++s) {
+    double norm = 0;
+    for (int64_t k = 0; k < width; ++k) {
+      const float c = codewords(s, k) - offset[static_cast<size_t>(k)];
+      norm += static_cast<double>(c) * c;
+    }
+    for (int64_t r = 0; r < x.rows; ++r) {
+      auto score = static_cast<float>(norm / 2);
+      for (int64_t k = 0; k < width; ++k)
+        score = std::fma(-(codewords(s, k) - offset[static_cast<size_t>(k)]), x(r, k) - offset[static_cast<size_t>(k)],
+                         score);
+      if (!(score < best[static_cast<size_t>(r)])) continue;
+      best[static_cast<size_t>(r)] = score;
+      index[static_cast<size_t>(r)] = static_cast<int32_t>(s);
+    }
+  }
+  return index;
+}
+
+TEST_CASE("codes are those of the fp32 scores, also where bf16 screens the codewords", "[assign]") {
+  // Scales: ordinary, where bf16 products are denormal, where squares leave fp32; and rows on top of codewords, rows
+  // between two, repeated codewords, one codeword far out.
+  for (const float scale : {1.0f, 1e-18f, 1e-22f, 3e17f, 4e18f})
+    for (const auto [width, entries] :
+         {std::array<int64_t, 2>{8, 256}, {9, 100}, {16, 64}, {33, 37}, {64, 256}, {128, 300}, {192, 40}}) {
+      Matrix<float> codewords = gaussian(entries, width, 1 + static_cast<uint64_t>(width));
+      Matrix<float> x = gaussian(200, width, 2 + static_cast<uint64_t>(width), 0.1);
+      for (int64_t k = 0; k < width; ++k) {
+        codewords(entries - 1, k) = codewords(3, k);
+        codewords(entries / 2, k) = codewords(3, k);
+        if (scale < 1e17f) codewords(7, k) *= 1000.0f;
+        for (int64_t r = 0; r < 30; ++r) x(r, k) = codewords(r % entries, k);
+        for (int64_t r = 30; r < 60; ++r) x(r, k) = (codewords(r - 30, k) + codewords(r - 29, k)) / 2;
+        for (int64_t r = 60; r < 90; ++r) x(r, k) *= 100.0f;
+        for (int64_t r = 90; r < 100; ++r) x(r, k) = 0;
+      }
+      for (float& v : x.storage) v *= scale;
+      for (float& v : codewords.storage) v *= scale;
+      std::vector<int32_t> index(200);
+      Assigner(codewords).assign(x, index.data());
+      CAPTURE(scale, width, entries);
+      CHECK(index == scalar_codes(x, codewords));
+    }
 }
 
 TEST_CASE("codes with room between codewords equal brute force exactly, far from the origin too", "[assign]") {

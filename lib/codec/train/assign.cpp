@@ -4,7 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "codec/train/assign_tile.h"
 #include "codec/train/simd.h"
+#include "core/cpu.h"
 #include "core/thread_pool.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,28 +19,14 @@
 #ifndef VQKV_ASSIGN_ONCE
 #define VQKV_ASSIGN_ONCE
 namespace vqkv {
+using namespace assign;
 namespace {
-// 64 rows are scored together, transposed so that a SIMD lane is a row: the codeword element is broadcast, and the best
-// score and index of a row stay in one lane, without a horizontal step.
-constexpr int64_t kTile = 64;
-constexpr int64_t kBlock = 8;  // codewords scored together
 // Channels a pass: 128 * 64 floats are 32 KiB, which leaves room in L1 for the codewords that stream by.
 constexpr int64_t kPass = 128;
 // One pass up to here: spilling the scores costs more than a tile that overflows L1 a little.
 constexpr int64_t kSinglePass = 192;
-
-struct TileJob {
-  const float* tile;  // (channels, kTile)
-  int64_t channels;
-  const float* packed;  // block b starts at b * packed_stride
-  int64_t packed_stride;
-  const float* half_norm;
-  int64_t blocks;
-  float* scores;  // (blocks * kBlock, kTile) partial scores, or null when one pass does
-  bool first, last;
-  float* best;  // (kTile)
-  int32_t* best_index;
-};
+// Narrower vectors or fewer codewords lose more to the second look than they gain.
+constexpr int64_t kScreenedChannels = 8, kScreenedBlocks = 4;
 }  // namespace
 }  // namespace vqkv
 #endif
@@ -263,6 +251,43 @@ namespace vqkv {
 HWY_EXPORT(fill_tile);
 HWY_EXPORT(score_tile_any);
 
+namespace assign {
+
+Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
+  if (!cpu_features().avx512_bf16 || channels < kScreenedChannels || blocks < kScreenedBlocks) return;
+  const int64_t pairs = (channels + 1) / 2;
+  const float rounding = 4.0f * static_cast<float>(channels + 4) * 0x1p-24f;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float* from = packed + b * channels * kBlock;
+    double longest_square = 0;  // of real codewords; padding is zero
+    for (int64_t i = 0; i < kBlock; ++i) {
+      double square = 0;
+      for (int64_t k = 0; k < channels; ++k) square += double{from[k * kBlock + i]} * from[k * kBlock + i];
+      longest_square = std::max(longest_square, square);
+    }
+    if (!(longest_square <= 1e36)) {  // a score could leave fp32
+      pairs_.clear();
+      return;
+    }
+    const auto longest = static_cast<float>(std::sqrt(longest_square));
+    const auto half = static_cast<float>(longest_square / 2);
+    constexpr float kSlack = 1.001f;  // the bound is computed in fp32 itself
+    slope_.push_back(kSlack * (longest * (0x1p-7f + 0x1p-15f + rounding) + 0x1p-110f));
+    offset_.push_back(kSlack * (half * rounding + 0x1p-110f * (1 + longest)));
+    for (int64_t p = 0; p < pairs; ++p)
+      for (int64_t i = 0; i < kBlock; ++i) {
+        const float high = 2 * p + 1 < channels ? -from[(2 * p + 1) * kBlock + i] : 0.0f;
+        pairs_.push_back(bf16_pair(-from[2 * p * kBlock + i], high));
+      }
+  }
+}
+
+bool Bf16Screen::nearest(const TileJob& job) const {
+  return nearest_bf16({&job, pairs_.data(), slope_.data(), offset_.data()});
+}
+
+}  // namespace assign
+
 Assigner::Assigner(ConstMatrix codewords) : entries_(codewords.rows), width_(codewords.cols) {
   VQKV_CHECK(entries_ >= 1 && width_ >= 1);
   use_allowed_simd();
@@ -285,6 +310,7 @@ Assigner::Assigner(ConstMatrix codewords) : entries_(codewords.rows), width_(cod
     }
     half_norm_[static_cast<size_t>(s)] = static_cast<float>(norm / 2);
   }
+  if (width_ <= kSinglePass) screen_ = Bf16Screen(packed_.data(), blocks, width_);
 }
 
 void Assigner::assign_rows(ConstMatrix x, int32_t* index, float* distance) const {
@@ -312,9 +338,19 @@ void Assigner::assign_rows(ConstMatrix x, int32_t* index, float* distance) const
             norm[r] += v * v;
           }
       }
-      HWY_DYNAMIC_DISPATCH(score_tile_any)
-      ({tile.data(), channels, packed_.data() + k0 * kBlock, width_ * kBlock, half_norm_.data(), blocks, scores.data(),
-        k0 == 0, k0 + channels == width_, best, best_index});
+      const TileJob job{.tile = tile.data(),
+                        .channels = channels,
+                        .packed = packed_.data() + k0 * kBlock,
+                        .packed_stride = width_ * kBlock,
+                        .half_norm = half_norm_.data(),
+                        .blocks = blocks,
+                        .scores = scores.data(),
+                        .first = k0 == 0,
+                        .last = k0 + channels == width_,
+                        .best = best,
+                        .best_index = best_index};
+      if (!screen_.empty() && screen_.nearest(job)) continue;
+      HWY_DYNAMIC_DISPATCH(score_tile_any)(job);
     }
     std::copy_n(best_index, rows, index + first);
     if (distance)

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "codec/train/assign_tile.h"
 #include "core/view.h"
 
 namespace vqkv {
@@ -27,8 +28,9 @@ class Assigner {
  private:
   int64_t entries_ = 0;
   int64_t width_ = 0;
-  AlignedVector<float> offset_;     // (width) mean codeword
-  AlignedVector<float> packed_;     // (blocks, width, 8): eight codewords side by side
+  AlignedVector<float> offset_;  // (width) mean codeword
+  AlignedVector<float> packed_;  // (blocks, width, 8): eight codewords side by side
+  assign::Bf16Screen screen_;
   AlignedVector<float> half_norm_;  // (blocks * 8), infinite for padding
 };
 
