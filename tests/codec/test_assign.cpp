@@ -115,7 +115,7 @@ TEST_CASE("codes are those of the fp32 scores, also where bf16 screens the codew
   // between two, repeated codewords, one codeword far out.
   for (const float scale : {1.0f, 1e-18f, 1e-22f, 3e17f, 4e18f})
     for (const auto [width, entries] :
-         {std::array<int64_t, 2>{8, 256}, {9, 100}, {16, 64}, {33, 37}, {64, 256}, {128, 300}, {192, 40}}) {
+         {std::array<int64_t, 2>{8, 256}, {9, 100}, {16, 64}, {33, 37}, {64, 256}, {128, 300}, {192, 40}, {576, 100}}) {
       Matrix<float> codewords = gaussian(entries, width, 1 + static_cast<uint64_t>(width));
       Matrix<float> x = gaussian(200, width, 2 + static_cast<uint64_t>(width), 0.1);
       for (int64_t k = 0; k < width; ++k) {

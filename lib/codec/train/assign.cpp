@@ -7,6 +7,7 @@
 #include "codec/train/assign_tile.h"
 #include "codec/train/simd.h"
 #include "core/cpu.h"
+#include "core/dtype.h"
 #include "core/thread_pool.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -27,6 +28,8 @@ constexpr int64_t kPass = 128;
 constexpr int64_t kSinglePass = 192;
 // Narrower vectors or fewer codewords lose more to the second look than they gain.
 constexpr int64_t kScreenedChannels = 8, kScreenedBlocks = 4;
+// Beyond, a tile in both types leaves no room in L2.
+constexpr int64_t kScreenedChannelsMost = 1024;
 }  // namespace
 }  // namespace vqkv
 #endif
@@ -254,26 +257,34 @@ HWY_EXPORT(score_tile_any);
 namespace assign {
 
 Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
-  if (!cpu_features().avx512_bf16 || channels < kScreenedChannels || blocks < kScreenedBlocks) return;
+  if (!cpu_features().avx512_bf16 || channels < kScreenedChannels || channels > kScreenedChannelsMost ||
+      blocks < kScreenedBlocks)
+    return;
   const int64_t pairs = (channels + 1) / 2;
   const float rounding = 4.0f * static_cast<float>(channels + 4) * 0x1p-24f;
   for (int64_t b = 0; b < blocks; ++b) {
     const float* from = packed + b * channels * kBlock;
-    double longest_square = 0;  // of real codewords; padding is zero
+    double most = 0, most_lost = 0;  // squares: longest codeword, most that rounding takes; padding is zero
     for (int64_t i = 0; i < kBlock; ++i) {
-      double square = 0;
-      for (int64_t k = 0; k < channels; ++k) square += double{from[k * kBlock + i]} * from[k * kBlock + i];
-      longest_square = std::max(longest_square, square);
+      double square = 0, lost = 0;
+      for (int64_t k = 0; k < channels; ++k) {
+        const double c = from[k * kBlock + i], d = c - double{to_float(to_bf16(from[k * kBlock + i]))};
+        square += c * c;
+        lost += d * d;
+      }
+      most = std::max(most, square);
+      most_lost = std::max(most_lost, lost);
     }
-    if (!(longest_square <= 1e36)) {  // a score could leave fp32
+    if (!(most <= 1e36)) {  // a score could leave fp32
       pairs_.clear();
       return;
     }
-    const auto longest = static_cast<float>(std::sqrt(longest_square));
-    const auto half = static_cast<float>(longest_square / 2);
+    const auto length = static_cast<float>(std::sqrt(most)), lost = static_cast<float>(std::sqrt(most_lost));
     constexpr float kSlack = 1.001f;  // the bound is computed in fp32 itself
-    slope_.push_back(kSlack * (longest * (0x1p-7f + 0x1p-15f + rounding) + 0x1p-110f));
-    offset_.push_back(kSlack * (half * rounding + 0x1p-110f * (1 + longest)));
+    bound_.push_back(
+        {.by_length = kSlack * (1.004f * lost + length * rounding + 0x1p-110f),
+         .by_loss = kSlack * length,
+         .offset = kSlack * (length * length / 2 * rounding + length * 0x1p-69f + 0x1p-110f * (1 + length))});
     for (int64_t p = 0; p < pairs; ++p)
       for (int64_t i = 0; i < kBlock; ++i) {
         const float high = 2 * p + 1 < channels ? -from[(2 * p + 1) * kBlock + i] : 0.0f;
@@ -282,9 +293,7 @@ Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
   }
 }
 
-bool Bf16Screen::nearest(const TileJob& job) const {
-  return nearest_bf16({&job, pairs_.data(), slope_.data(), offset_.data()});
-}
+bool Bf16Screen::nearest(const TileJob& job) const { return nearest_bf16({&job, pairs_.data(), bound_.data()}); }
 
 }  // namespace assign
 
@@ -310,13 +319,13 @@ Assigner::Assigner(ConstMatrix codewords) : entries_(codewords.rows), width_(cod
     }
     half_norm_[static_cast<size_t>(s)] = static_cast<float>(norm / 2);
   }
-  if (width_ <= kSinglePass) screen_ = Bf16Screen(packed_.data(), blocks, width_);
+  screen_ = Bf16Screen(packed_.data(), blocks, width_);
 }
 
 void Assigner::assign_rows(ConstMatrix x, int32_t* index, float* distance) const {
   VQKV_CHECK(entries_ > 0 && x.cols == width_);
   const int64_t blocks = static_cast<int64_t>(half_norm_.size()) / kBlock;
-  const int64_t pass = width_ <= kSinglePass ? width_ : kPass;
+  const int64_t pass = width_ <= kSinglePass || !screen_.empty() ? width_ : kPass;
   thread_local AlignedVector<float> tile, scores;
   tile.resize(static_cast<size_t>(pass * kTile));
   if (pass < width_) scores.resize(static_cast<size_t>(blocks * kBlock * kTile));
@@ -329,8 +338,8 @@ void Assigner::assign_rows(ConstMatrix x, int32_t* index, float* distance) const
     if (distance) std::fill_n(norm, kTile, 0.0);
     for (int64_t k0 = 0; k0 < width_; k0 += pass) {
       const int64_t channels = std::min(pass, width_ - k0);
-      HWY_DYNAMIC_DISPATCH(fill_tile)
-      (x.slice_rows(first, rows).slice_cols(k0, channels), offset_.data() + k0, tile.data());
+      const ConstMatrix part = x.slice_rows(first, rows).slice_cols(k0, channels);
+      HWY_DYNAMIC_DISPATCH(fill_tile)(part, offset_.data() + k0, tile.data());
       if (distance) {
         for (int64_t k = 0; k < channels; ++k)
           for (int64_t r = 0; r < kTile; ++r) {
@@ -338,7 +347,9 @@ void Assigner::assign_rows(ConstMatrix x, int32_t* index, float* distance) const
             norm[r] += v * v;
           }
       }
-      const TileJob job{.tile = tile.data(),
+      const TileJob job{.x = part,
+                        .offset = offset_.data() + k0,
+                        .tile = tile.data(),
                         .channels = channels,
                         .packed = packed_.data() + k0 * kBlock,
                         .packed_stride = width_ * kBlock,

@@ -1,6 +1,7 @@
 // One tile of rows against a packed codebook. Internal to codec/train/assign*.cpp.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "core/view.h"
 
@@ -12,7 +13,9 @@ inline constexpr int64_t kTile = 64;
 inline constexpr int64_t kBlock = 8;  // codewords scored together
 
 struct TileJob {
-  const float* tile = nullptr;  // (channels, kTile)
+  ConstMatrix x;                  // (up to kTile, channels) the rows, and
+  const float* offset = nullptr;  // (channels) what is taken from them: the mean codeword
+  const float* tile = nullptr;    // (channels, kTile) both, transposed; zeros past the last row
   int64_t channels = 0;
   const float* packed = nullptr;  // block b starts at b * packed_stride
   int64_t packed_stride = 0;
@@ -24,14 +27,20 @@ struct TileJob {
   int32_t* best_index = nullptr;
 };
 
+// How far a bf16 score of a block of codewords may lie from the fp32 score: |x| by_length + |x - bf16(x)| by_loss +
+// offset.
+struct Bf16Bound {
+  float by_length = 0, by_loss = 0, offset = 0;
+};
+
 // A codebook in bf16, to find the few blocks of eight codewords that can hold a row's nearest. A product of two bf16
 // pairs is one instruction, so this search costs half the arithmetic of fp32 scores; the blocks that survive are scored
 // in fp32 by the same chain of multiply-adds as without it, and the result has the same bits.
 //
-// Score of a row x and a codeword c: |c|^2/2 - x.c. Each operand is rounded to bf16 (relative 2^-8), sums are fp32, so
-//   |approximate - fp32| <= |x| slope + offset,   slope  = |c| (2^-7 + 2^-15 + 4 (d + 4) 2^-24) + 2^-110,
-//                                                 offset = 4 (d + 4) 2^-24 |c|^2/2 + 2^-110 (1 + |c|),
-// by Cauchy-Schwarz, with the largest |c| of a block; 2^-110 covers the denormals that the instruction takes for zero.
+// The score of a row x and a codeword c is |c|^2/2 - x.c. With x' and c' rounded to bf16, |x.c - x'.c'| is at most
+// |x - x'| |c| + |x'| |c - c'| (Cauchy-Schwarz) with |x'| <= |x| (1 + 2^-8): what rounding took is measured, 2.5 times
+// less than it might take. Sums of d terms in fp32, on both sides, add 4 (d + 4) 2^-24 (|x| |c| + |c|^2/2). 2^-110
+// covers denormals, which the instruction takes for zero, and 2^-69 |c| squares that vanish in the lengths.
 class Bf16Screen {
  public:
   // packed (blocks, channels, kBlock), half_norm (blocks * kBlock), infinite for padding. Empty where the processor
@@ -40,21 +49,20 @@ class Bf16Screen {
   Bf16Screen(const float* packed, int64_t blocks, int64_t channels);
   bool empty() const { return pairs_.empty(); }
 
-  // best and best_index of all rows, as the fp32 scores give them; false, and nothing done, where a row is too long for
+  // best and best_index of the rows, as the fp32 scores give them; false, and nothing done, where a row is too long for
   // the bound (|x| over 1e18).
   bool nearest(const TileJob& job) const;
 
  private:
-  AlignedVector<uint32_t> pairs_;        // (blocks, channels / 2 rounded up, kBlock): two channels of -c
-  AlignedVector<float> slope_, offset_;  // (blocks)
+  AlignedVector<uint32_t> pairs_;  // (blocks, channels / 2 rounded up, kBlock): two channels of -c
+  std::vector<Bf16Bound> bound_;   // (blocks)
 };
 
 // assign_bf16.cpp; only where cpu_features().avx512_bf16.
 struct Bf16Job {
   const TileJob* exact = nullptr;
   const uint32_t* pairs = nullptr;
-  const float* slope = nullptr;
-  const float* offset = nullptr;
+  const Bf16Bound* bound = nullptr;
 };
 uint32_t bf16_pair(float low, float high);
 bool nearest_bf16(const Bf16Job& job);
