@@ -175,8 +175,12 @@ HWY_INLINE void transpose4(V x0, V x1, V x2, V x3, V* out) {
 void fill_blocks(ConstMatrix x, const float* offset, float* tile) {
   const hn::FixedTag<float, 8> d;
   for (int64_t r = 0; r < x.rows; r += 8) {
-    // A product code comes for the next channels next: they are on their way while these are scored.
-    for (int64_t i = r; i < r + 8; ++i) hwy::Prefetch(x.row(i) + x.cols);
+    // What comes next is on its way while these are scored: the next channels of a product code, else the next tile.
+    for (int64_t i = r; i < r + 8; ++i) {
+      hwy::Prefetch(x.row(i) + x.cols);
+      if (x.cols == x.stride)
+        for (int64_t k = 0; k < x.cols; k += 16) hwy::Prefetch(x.row(i + kTile) + k);
+    }
     for (int64_t k = 0; k < x.cols; k += 8) {
       const auto shift = hn::LoadU(d, offset + k);
       const auto row = [&](int64_t i) { return hn::Sub(hn::LoadU(d, x.row(r + i) + k), shift); };
