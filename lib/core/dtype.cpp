@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <immintrin.h>
 
+#include <algorithm>
 #include <array>
+#include <type_traits>
 
 #include "core/cpu.h"
 #include "core/error.h"
@@ -94,16 +96,33 @@ void to_bf16(const float* in, bf16* out, int64_t n) {
   for (; i < n; ++i) out[i] = to_bf16(in[i]);
 }
 
+namespace {
+
+// There and back by the conversions of whole arrays, which use what the processor has.
+template <class T>
+void round_through(float* values, int64_t n) {
+  constexpr int64_t kPiece = 1024;
+  T narrow[kPiece];
+  for (int64_t at = 0; at < n; at += kPiece) {
+    const int64_t m = std::min(kPiece, n - at);
+    if constexpr (std::is_same_v<T, f16>)
+      to_f16(values + at, narrow, m);
+    else
+      to_bf16(values + at, narrow, m);
+    to_float(narrow, values + at, m);
+  }
+}
+
+}  // namespace
+
 void round_to(DType t, float* values, int64_t n) {
   switch (t) {
     case DType::kF32:
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < n; ++i) values[i] = round_to_f16(values[i]);
-      return;
+      return round_through<f16>(values, n);
     case DType::kBF16:
-      for (int64_t i = 0; i < n; ++i) values[i] = round_to_bf16(values[i]);
-      return;
+      return round_through<bf16>(values, n);
     case DType::kF8E5M2:  // the upper byte of a half, to nearest even
       for (int64_t i = 0; i < n; ++i) {
         const uint32_t h = to_f16(values[i]).bits;

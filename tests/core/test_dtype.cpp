@@ -1,5 +1,6 @@
 #include "core/dtype.h"
 
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -49,5 +50,18 @@ TEST_CASE("rounding to f8e5m2 is to nearest even and fills the upper byte of a h
   for (int i = 0; i < 11; ++i) {
     CHECK(v[i] == expected[i]);
     CHECK((to_f16(v[i]).bits & 0xff) == 0);
+  }
+}
+
+TEST_CASE("rounding a whole array equals rounding each value") {
+  std::vector<float> values;
+  for (uint32_t i = 0; i < 3000; ++i) values.push_back(std::bit_cast<float>(i * 1431655u));
+  for (const DType type : {DType::kF16, DType::kBF16}) {
+    std::vector<float> rounded = values;
+    round_to(type, rounded.data(), static_cast<int64_t>(rounded.size()));
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float one = type == DType::kF16 ? round_to_f16(values[i]) : round_to_bf16(values[i]);
+      CHECK((std::isnan(one) ? std::isnan(rounded[i]) : rounded[i] == one));
+    }
   }
 }
