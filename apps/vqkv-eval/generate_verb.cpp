@@ -127,7 +127,8 @@ int run_generate(const GenerateVerb& v) {
 
   std::vector<int32_t> prompt;
   if (v.chat) {
-    prompt = encode_chat(tokenizer, {{"user", text}}, true);
+    prompt =
+        encode_chat(tokenizer, {{"user", text}}, v.thinking ? ChatPrompt::kAnswer : ChatPrompt::kAnswerWithoutThinking);
   } else {
     if (tokenizer.special().add_bos) prompt.push_back(tokenizer.special().bos);
     const auto ids = tokenizer.encode(text);
@@ -226,6 +227,7 @@ int run_generate(const GenerateVerb& v) {
           {"threads", thread_count()},
           {"prompt_tokens", prompt.size()},
           {"chat", v.chat},
+          {"thinking", v.thinking},
           {"exact_prefill", v.exact_prefill},
           {"sampling", {{"temperature", v.temperature}, {"top_k", v.top_k}, {"top_p", v.top_p}, {"seed", v.seed}}},
           {"bos", tokenizer.special().add_bos},

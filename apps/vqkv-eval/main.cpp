@@ -135,7 +135,9 @@ int main(int argc, char** argv) {
   g->add_option("--prompt-file", generate.prompt_file, "prompt from a UTF-8 file")
       ->check(CLI::ExistingFile)
       ->excludes(prompt);
-  g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
+  auto* chat = g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
+  g->add_flag("!--no-thinking", generate.thinking, "with --chat: Qwen3 answers without a block of thoughts")
+      ->needs(chat);
   g->add_flag("--exact-prefill", generate.exact_prefill,
               "the prompt attends to exact K and V and is coded once at its end");
   g->add_option("--new-tokens", generate.new_tokens, "tokens to generate, at most")

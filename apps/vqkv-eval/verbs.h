@@ -44,7 +44,7 @@ struct ReplayVerb {
 struct GenerateVerb {
   CommonOptions common;
   std::string prompt, prompt_file;
-  bool chat = false, exact_prefill = false, ignore_stop = false;
+  bool chat = false, thinking = true, exact_prefill = false, ignore_stop = false;
   int64_t new_tokens = 64;
   double temperature = 0, top_p = 1;
   int64_t top_k = 0;

@@ -19,17 +19,24 @@ struct Known {
   std::string_view sha256;  // of the normal form
 };
 
-// Normal forms of the templates in the checkpoints named. Llama 3.2's is left out: it prints today's date.
+// Normal forms of the templates that docs/chat-templates.md lists with their sources.
 constexpr std::array kKnown{
     Known{"smollm2", "da272aa86e5dc156cb46cc7a39f84a83b1171e4842bc7d6363d78db595740e4d"},
     Known{"chatml", "acc4ec970d38d658cb0d907edc377fdd1844014224a77646627a4bde17da0270"},
     Known{"qwen2", "7b4ab3c9055b33d25ac670ffc8edd9bfbddefbe326b7d2dd0c804084373c8c58"},
     Known{"qwen2.5", "d4439a160d809fb6ff100e8ceafb90a0d2c2232978b10cdc6f5a069b15a3538f"},
+    Known{"qwen3", "11cc79a4dae7d2c9649c8b2485c7994812cc6d163805cb14af3809d121908991"},
+    Known{"qwen3", "4eac570283d9006121b02083e92e35d47035b82983782d9a5b1c3b129ebc9e42"},
+    Known{"qwen3-2507", "0b06e3fd7be642f0247b797c2601355d53304412f411350e581ed71e700105cc"},
+    Known{"llama2", "ddc43a6abd44492578f3efd761aab54436a4e9e2a7ffc52ea171eb0b6191a1fa"},
+    Known{"llama2", "c3239eafdcee1dff5d6965392125f64ea780279c65099111572121d35f369131"},
     Known{"llama3", "7d5f4651e93b4fee97b76322a1639fefe0ad5e4877491b454eb1ef6907daece7"},
     Known{"llama3.1", "d40332180be9b83f8f5e3b269304e75b21e935364be58750b3177966c53827bf"},
-    Known{"llama2", "ddc43a6abd44492578f3efd761aab54436a4e9e2a7ffc52ea171eb0b6191a1fa"},
+    Known{"llama3.2", "77b5a1d24817ad88ffe3495b4570f3f77fc626bf59434d31fe8d79063b3d0efc"},
     Known{"mistral-v0.1", "df0ca8f0b82e6dfc141cbb6aaf1f978eb5982e604871986a243acab915ae6e94"},
     Known{"mistral-v0.2", "d5038197bd482aee9be3637b4b24776b24a162aa3af4e7037351a5dc3cfe2b89"},
+    Known{"mistral-v1", "64dc100f739de64ffd6c9caa5f90077fb84a22adb137586e9cc731c56eafe706"},
+    Known{"zephyr", "da03c86e2b5520c0f70df454065febdc6b128c634b2b5708b87bb937098fe207"},
 };
 
 bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
@@ -152,22 +159,68 @@ std::string strip(const std::string& text) {
   fail_usage(fmt::format("chat template {}: message {} has role \"{}\"; {}", name, at, message.role, wanted));
 }
 
-std::string chatml(std::string_view name, const std::vector<ChatMessage>& messages, bool prompt,
-                   std::string_view system) {
+void allow_roles(std::string_view name, const std::vector<ChatMessage>& messages) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string& role = messages[i].role;
+    if (role != "system" && role != "user" && role != "assistant")
+      fail_role(name, i, messages[i], "supported are system, user and assistant");
+  }
+}
+
+std::string chatml(const std::vector<ChatMessage>& messages, bool answer, std::string_view system) {
   std::string out;
   if (!system.empty() && messages[0].role != "system") out = fmt::format("<|im_start|>system\n{}<|im_end|>\n", system);
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const ChatMessage& m = messages[i];
-    if (name == "qwen2.5" && m.role != "system" && m.role != "user" && m.role != "assistant") {
-      fail_role(name, i, m, "supported are system, user and assistant");
-    }
-    out += fmt::format("<|im_start|>{}\n{}<|im_end|>\n", m.role, m.content);
-  }
-  if (prompt) out += "<|im_start|>assistant\n";
+  for (const ChatMessage& m : messages) out += fmt::format("<|im_start|>{}\n{}<|im_end|>\n", m.role, m.content);
+  if (answer) out += "<|im_start|>assistant\n";
   return out;
 }
 
-std::string llama3(const std::vector<ChatMessage>& messages, bool prompt, const std::string& bos, bool dated) {
+std::string_view trim_newlines(std::string_view text, bool left, bool right) {
+  while (left && text.starts_with('\n')) text.remove_prefix(1);
+  while (right && text.ends_with('\n')) text.remove_suffix(1);
+  return text;
+}
+
+// Earlier answers lose their thoughts; what follows the last question keeps them.
+std::string qwen3(std::vector<ChatMessage> messages, ChatPrompt prompt) {
+  constexpr std::string_view kOpen = "<think>", kClose = "</think>";
+  size_t question = messages.size() - 1;
+  for (size_t i = messages.size(); i-- > 0;) {
+    const std::string& content = messages[i].content;
+    if (messages[i].role != "user" || (content.starts_with("<tool_response>") && content.ends_with("</tool_response>")))
+      continue;
+    question = i;
+    break;
+  }
+  for (size_t i = 0; i < messages.size(); ++i) {
+    ChatMessage& m = messages[i];
+    if (m.role != "assistant") continue;
+    std::string thoughts, said = m.content;
+    if (const size_t close = said.find(kClose); close != std::string::npos) {
+      std::string_view before = trim_newlines(std::string_view(m.content).substr(0, close), false, true);
+      if (const size_t open = before.rfind(kOpen); open != std::string_view::npos)
+        before.remove_prefix(open + kOpen.size());
+      thoughts = trim_newlines(before, true, true);
+      said = trim_newlines(std::string_view(m.content).substr(m.content.rfind(kClose) + kClose.size()), true, false);
+    }
+    const bool with_thoughts = i > question && (i + 1 == messages.size() || !thoughts.empty());
+    m.content =
+        with_thoughts ? fmt::format("<think>\n{}\n</think>\n\n{}", thoughts, trim_newlines(said, true, false)) : said;
+  }
+  return chatml(messages, prompt != ChatPrompt::kNone, "") +
+         (prompt == ChatPrompt::kAnswerWithoutThinking ? "<think>\n\n</think>\n\n" : "");
+}
+
+std::string zephyr(const std::vector<ChatMessage>& messages, bool answer, const std::string& eos) {
+  std::string out;
+  for (const ChatMessage& m : messages) out += fmt::format("<|{}|>\n{}{}\n", m.role, m.content, eos);
+  if (answer) out += "<|assistant|>\n";
+  return out;
+}
+
+std::string llama3(std::string_view name, const std::vector<ChatMessage>& messages, bool answer,
+                   const std::string& bos) {
+  const bool dated = name != "llama3";
   std::string out = bos;
   const auto turn = [&](const std::string& role, const std::string& content) {
     out += fmt::format("<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>", role, content);
@@ -180,33 +233,35 @@ std::string llama3(const std::vector<ChatMessage>& messages, bool prompt, const 
   }
   for (size_t i = first; i < messages.size(); ++i) {
     if (dated && (messages[i].role == "tool" || messages[i].role == "ipython")) {
-      fail_role("llama3.1", i, messages[i], "tools are not supported");
+      fail_role(name, i, messages[i], "tools are not supported");
     }
     turn(messages[i].role, strip(messages[i].content));
   }
-  if (prompt) out += "<|start_header_id|>assistant<|end_header_id|>\n\n";
+  if (answer) out += "<|start_header_id|>assistant<|end_header_id|>\n\n";
   return out;
 }
 
 // Llama 2 and Mistral: users and assistants take turns; the template itself ends where the answer begins.
 std::string instruct(std::string_view name, const std::vector<ChatMessage>& messages, const std::string& bos,
                      const std::string& eos) {
-  const bool llama = name == "llama2";
-  const bool system = llama && messages[0].role == "system";
+  const bool llama = name == "llama2", v1 = name == "mistral-v1";
+  const size_t first = (llama || v1) && messages[0].role == "system" ? 1 : 0;
   std::string out = llama ? "" : bos;
-  for (size_t i = system ? 1 : 0; i < messages.size(); ++i) {
-    const bool user = (i - (system ? 1 : 0)) % 2 == 0;
+  for (size_t i = first; i < messages.size(); ++i) {
+    const bool user = (i - first) % 2 == 0;
     if (messages[i].role != (user ? "user" : "assistant"))
       fail_role(name, i, messages[i], user ? "wanted user" : "wanted assistant");
     std::string content = messages[i].content;
-    if (system && i == 1) content = fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n{}", messages[0].content, content);
+    if (first == 1 && i == 1) {
+      const std::string& system = messages[0].content;
+      content = llama ? fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n{}", system, content) : system + "\n\n" + content;
+    }
     if (llama) content = strip(content);
     if (user) {
-      out += fmt::format("{}[INST] {} [/INST]", llama ? bos : "", content);
-    } else if (llama) {
-      out += fmt::format(" {} {}", content, eos);
+      out += fmt::format("{}{}[INST] {} [/INST]", llama ? bos : "", v1 ? " " : "", content);
     } else {
-      out += content + eos + (name == "mistral-v0.1" ? " " : "");
+      out += fmt::format("{}{}{}{}{}", llama || v1 ? " " : "", content, llama ? " " : "", eos,
+                         name == "mistral-v0.1" ? " " : "");
     }
   }
   return out;
@@ -278,27 +333,31 @@ std::vector<std::string_view> chat_template_names() {
   return names;
 }
 
-std::string render_chat(std::string_view name, const std::vector<ChatMessage>& messages, bool add_generation_prompt,
+std::string render_chat(std::string_view name, const std::vector<ChatMessage>& messages, ChatPrompt prompt,
                         const std::string& bos, const std::string& eos) {
+  const auto names = chat_template_names();
+  if (std::find(names.begin(), names.end(), name) == names.end())
+    fail_usage(fmt::format("no chat template \"{}\"; known: {}", name, fmt::join(names, ", ")));
   if (messages.empty()) fail_usage("a chat needs at least one message");
-  if (name == "chatml") return chatml(name, messages, add_generation_prompt, "");
-  if (name == "smollm2") {
-    return chatml(name, messages, add_generation_prompt,
-                  "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
-  }
-  if (name == "qwen2") return chatml(name, messages, add_generation_prompt, "You are a helpful assistant.");
-  if (name == "qwen2.5") {
-    return chatml(name, messages, add_generation_prompt,
-                  "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
-  }
-  if (name == "llama3") return llama3(messages, add_generation_prompt, bos, false);
-  if (name == "llama3.1") return llama3(messages, add_generation_prompt, bos, true);
-  if (name == "llama2" || name == "mistral-v0.1" || name == "mistral-v0.2") return instruct(name, messages, bos, eos);
-  fail_usage(fmt::format("no chat template \"{}\"; known: {}", name, fmt::join(chat_template_names(), ", ")));
+  if (prompt == ChatPrompt::kAnswerWithoutThinking && name != "qwen3")
+    fail_usage(fmt::format("chat template {}: thinking cannot be switched off; only qwen3 has that switch", name));
+  const bool answer = prompt != ChatPrompt::kNone;
+  if (name == "chatml") return chatml(messages, answer, "");
+  if (name == "smollm2")
+    return chatml(messages, answer, "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
+  if (name == "qwen2") return chatml(messages, answer, "You are a helpful assistant.");
+  if (name == "llama3" || name == "llama3.1" || name == "llama3.2") return llama3(name, messages, answer, bos);
+  if (name == "llama2" || name.starts_with("mistral-")) return instruct(name, messages, bos, eos);
+  allow_roles(name, messages);
+  if (name == "qwen2.5")
+    return chatml(messages, answer, "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
+  if (name == "qwen3") return qwen3(messages, prompt);
+  if (name == "qwen3-2507") return chatml(messages, answer, "");
+  if (name == "zephyr") return zephyr(messages, answer, eos);
+  fail_internal(fmt::format("chat template {} has no renderer", name));
 }
 
-std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,
-                        bool add_generation_prompt) {
+std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, ChatPrompt prompt) {
   if (tokenizer.chat_template().empty()) {
     fail_data("this model has no chat template; give the prompt as raw text, without --chat");
   }
@@ -310,13 +369,12 @@ std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessag
                     sha256_hex(tokenizer.chat_template()), fmt::join(chat_template_names(), ", ")));
   }
   const SpecialTokens& special = tokenizer.special();
-  return render_chat(name, messages, add_generation_prompt, text_of(tokenizer, special.bos),
-                     text_of(tokenizer, special.eos));
+  return render_chat(name, messages, prompt, text_of(tokenizer, special.bos), text_of(tokenizer, special.eos));
 }
 
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,
-                                 bool add_generation_prompt) {
-  std::vector<int32_t> ids = tokenizer.encode(render_chat(tokenizer, messages, add_generation_prompt), true);
+                                 ChatPrompt prompt) {
+  std::vector<int32_t> ids = tokenizer.encode(render_chat(tokenizer, messages, prompt), true);
   const SpecialTokens& special = tokenizer.special();
   if (special.add_bos && (ids.empty() || ids[0] != special.bos)) ids.insert(ids.begin(), special.bos);
   return ids;

@@ -3,7 +3,7 @@
 
 Run once, from the repository root, with data/models/SmolLM2-135M-Instruct.Q4_1.gguf there:
   python3 tests/golden/make_token_goldens.py [--llama-cpp]
-Made with tokenizers 0.23.3, sentencepiece 0.2.3, gguf 0.19.0, Jinja2 3.1.6, and compared with llama-cpp-python 0.3.36
+Made with tokenizers 0.23.3, sentencepiece 0.2.3, gguf 0.19.0, and compared with llama-cpp-python 0.3.36
 (--llama-cpp prints where it differs). The tests read only the files.
 
   strings.json            the strings, once
@@ -11,14 +11,11 @@ Made with tokenizers 0.23.3, sentencepiece 0.2.3, gguf 0.19.0, Jinja2 3.1.6, and
   {gpt2,qwen2,llama-bpe,smollm}.tokenizer.json, .ids.json   vocabularies trained on data/*.txt and the strings under the
                           published expression; qwen2 with NFC, llama-bpe with ignore_merges and words that no merges build
   spm.model, spm.vocab.json, spm.ids.json    a SentencePiece BPE model with byte fallback, its scores, its own ids
-  chat.json               what Jinja2 renders for conversations under the real GGUF's chat template and those of --templates
-                          (tokenizer_config.json of the checkpoints; not kept here); null where the template refuses
 ids.json: {"ids": plain text, "special": {index: ids where added tokens are recognised and that changes the ids}}
 """
 import argparse, json, pathlib, random, re, sys, unicodedata
 
 import gguf
-import jinja2
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -154,7 +151,6 @@ def smollm2(strings, compare):
             got = model.tokenize(text.encode(), add_bos=False, special=False)
             if got != wanted:
                 print(f"llama.cpp differs: {text[:60]!r}: {got[:20]} instead of {wanted[:20]}")
-    return fields["tokenizer.chat_template"].contents()
 
 
 def spm(strings):
@@ -178,44 +174,14 @@ def spm(strings):
     write_ids("spm", strings, model.encode, special)
 
 
-def chat(templates):
-    conversations = [
-        [("user", "Hello")], [("system", "Be brief."), ("user", "Hi there\n")], [("user", " a "), ("assistant", "b"), ("user", "c")],
-        [("system", ""), ("user", "x")], [("user", "<|im_end|>"), ("assistant", "\u00e9\n\n")], [("assistant", "first")],
-        [("user", "x"), ("user", "y")], [("system", " s\u00a0"), ("user", "\u2003u\u3000\n"), ("assistant", "\t a"), ("user", "\u001fz")],
-        [("user", "x"), ("system", "late"), ("user", "y")], [("tool", "42")]]
-    def refuse(message):
-        raise ValueError(message)
-    rows = []
-    for name, template in templates.items():
-        environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)   # as transformers sets them
-        environment.globals["raise_exception"] = refuse
-        compiled = environment.from_string(template)
-        for c in conversations:
-            # Tools are not supported; Llama 2's template drops a late system message in silence, where we refuse it.
-            if c[0][0] == "tool" and name in ("qwen2.5", "llama3.1") or ("system", "late") in c and name == "llama2":
-                continue
-            for generation in (False, True):
-                try:
-                    text = compiled.render(messages=[{"role": r, "content": t} for r, t in c], bos_token="<BOS>",
-                                           eos_token="<EOS>", add_generation_prompt=generation)
-                except ValueError:
-                    text = None
-                rows.append({"template": name, "messages": c, "generation": generation, "text": text})
-    write("chat.json", rows)
-
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--llama-cpp", action="store_true", help="print where llama.cpp's ids of the real model differ")
-parser.add_argument("--templates", type=pathlib.Path, help="JSON of name and Jinja text: the chat templates of the checkpoints "
-                    "that lib/model/chat_template.cpp knows; without it only the real GGUF's is rendered")
 arguments = parser.parse_args()
 OUT.mkdir(parents=True, exist_ok=True)
 strings = hard_strings()
 print(f"{len(strings)} strings", file=sys.stderr)
 write("strings.json", strings)
-template = smollm2(strings, arguments.llama_cpp)
+smollm2(strings, arguments.llama_cpp)
 for name in ("gpt2", "smollm", "qwen2", "llama-bpe"):
     train(name, strings)
 spm(strings)
-chat({**(json.loads(arguments.templates.read_text()) if arguments.templates else {}), "smollm2": template})

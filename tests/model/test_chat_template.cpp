@@ -1,5 +1,6 @@
 #include "model/chat_template.h"
 
+#include <map>
 #include <set>
 
 #include "core/error.h"
@@ -12,11 +13,14 @@ using namespace vqkv::testing;
 TEST_CASE("chat templates render what Jinja2 renders", "[chat]") {
   int rendered = 0, refused = 0;
   std::set<std::string> names;
+  const std::map<std::string, ChatPrompt> prompts{{"none", ChatPrompt::kNone},
+                                                  {"answer", ChatPrompt::kAnswer},
+                                                  {"without thinking", ChatPrompt::kAnswerWithoutThinking}};
   for (const Json& row : token_golden("chat.json")) {
     std::vector<ChatMessage> messages;
     for (const Json& m : row["messages"]) messages.push_back({m[0].get<std::string>(), m[1].get<std::string>()});
     const auto name = row["template"].get<std::string>();
-    const bool prompt = row["generation"].get<bool>();
+    const ChatPrompt prompt = prompts.at(row["prompt"].get<std::string>());
     INFO(row.dump());
     names.insert(name);
     if (row["text"].is_null()) {
@@ -27,8 +31,8 @@ TEST_CASE("chat templates render what Jinja2 renders", "[chat]") {
       ++rendered;
     }
   }
-  CHECK(rendered >= 100);
-  CHECK(refused >= 10);
+  CHECK(rendered >= 250);
+  CHECK(refused >= 20);
   CHECK(names.size() == chat_template_names().size());
 }
 
@@ -59,8 +63,21 @@ TEST_CASE("unknown templates, names and roles are refused", "[chat]") {
             "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
             "'<|im_end|>' + '\\n' }}\n{% endfor %}")
             .empty());
-  CHECK_THROWS_WITH(render_chat("vicuna", {{"user", "x"}}, true, "", ""), Catch::Contains("known: smollm2"));
-  CHECK_THROWS_AS(render_chat("chatml", {}, true, "", ""), Error);
-  CHECK_THROWS_WITH(render_chat("llama2", {{"assistant", "x"}}, true, "", ""), Catch::Contains("wanted user"));
-  CHECK_THROWS_AS(render_chat("mistral-v0.2", {{"system", "x"}, {"user", "y"}}, true, "", ""), Error);
+  const auto render = [](const char* name, const std::vector<ChatMessage>& messages,
+                         ChatPrompt prompt = ChatPrompt::kAnswer) {
+    return render_chat(name, messages, prompt, "", "");
+  };
+  CHECK_THROWS_WITH(render("vicuna", {{"user", "x"}}), Catch::Contains("known: smollm2"));
+  CHECK_THROWS_AS(render("mistral-v9", {{"user", "x"}}), Error);
+  CHECK_THROWS_AS(render("chatml", {}), Error);
+  CHECK_THROWS_WITH(render("llama2", {{"assistant", "x"}}), Catch::Contains("wanted user"));
+  CHECK_THROWS_AS(render("mistral-v0.2", {{"system", "x"}, {"user", "y"}}), Error);
+  for (const char* name : {"qwen2.5", "qwen3", "qwen3-2507", "llama3.1", "llama3.2", "zephyr"})
+    CHECK_THROWS_WITH(render(name, {{"tool", "42"}}), Catch::Contains("role \"tool\""));
+  for (const std::string_view name : chat_template_names()) {
+    const std::vector<ChatMessage> messages{{"user", "x"}};
+    if (name == "qwen3") continue;
+    CHECK_THROWS_WITH(render_chat(name, messages, ChatPrompt::kAnswerWithoutThinking, "", ""),
+                      Catch::Contains("thinking cannot be switched off"));
+  }
 }

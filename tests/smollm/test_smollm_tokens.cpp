@@ -62,11 +62,11 @@ TEST_CASE("SmolLM2: its chat template is recognised", "[tokens][chat]") {
   const auto tokenizer = load_tokenizer(kModel);
   CHECK(chat_template_name(tokenizer->chat_template()) == "smollm2");
   const std::vector<ChatMessage> messages{{"user", "Hello"}};
-  const std::string text = render_chat(*tokenizer, messages, true);
+  const std::string text = render_chat(*tokenizer, messages, ChatPrompt::kAnswer);
   CHECK(text ==
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n");
-  const std::vector<int32_t> ids = encode_chat(*tokenizer, messages, true);
+  const std::vector<int32_t> ids = encode_chat(*tokenizer, messages, ChatPrompt::kAnswer);
   CHECK(std::count(ids.begin(), ids.end(), 1) == 3);
   CHECK(std::count(ids.begin(), ids.end(), 2) == 2);
   CHECK(tokenizer->decode(ids) == text);

@@ -1,4 +1,4 @@
-// Reads tests/golden/data/tokens/: see tests/golden/make_token_goldens.py.
+// Reads tests/golden/data/tokens/: see make_token_goldens.py and make_chat_goldens.py in tests/golden.
 #pragma once
 #include <string>
 #include <vector>
