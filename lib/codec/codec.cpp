@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/finite.h"
 
 namespace vqkv {
 
@@ -31,10 +32,7 @@ void check_encode_input(const Codec& codec, ConstMatrix x) {
   VQKV_CHECK(x.cols == codec.channels() && x.rows % codec.layout().block_tokens == 0);
   for (int64_t t = 0; t < x.rows; ++t) {
     const float* row = x.row(t);
-    // Sums of finite floats in double stay finite: one test a row, and the slow search only where it fails.
-    double sum = 0;
-    for (int64_t c = 0; c < x.cols; ++c) sum += double{row[c]};
-    if (std::isfinite(sum)) continue;
+    if (all_finite(row, x.cols)) continue;
     for (int64_t c = 0; c < x.cols; ++c)
       if (!std::isfinite(row[c]))
         fail_data(fmt::format("token {}, channel {}: {} cannot be coded; values must be finite", t, c, row[c]));

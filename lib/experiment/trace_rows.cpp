@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "core/error.h"
+#include "core/finite.h"
 
 namespace vqkv {
 namespace {
@@ -23,6 +25,18 @@ std::vector<int64_t> evenly(int64_t n, int64_t keep) {
   }
   for (int64_t i = 0; i < keep; ++i) out.push_back((i + 1) * n / keep - 1);
   return out;
+}
+
+// A NaN must end a cell: metrics take a ratio that is not finite for one that was not measured, and leave it out of
+// their means. `row` counts along the dataset's third axis.
+void require_finite(const TraceReader& reader, const char* dataset, int layer, int head, int64_t first, ConstMatrix x) {
+  for (int64_t r = 0; r < x.rows; ++r) {
+    if (all_finite(x.row(r), x.cols)) continue;
+    for (int64_t c = 0; c < x.cols; ++c)
+      if (!std::isfinite(x(r, c)))
+        fail_data(fmt::format("{}: {}: layer {}, head {}, row {}, channel {} is {}; values must be finite",
+                              reader.path(), dataset, layer, head, first + r, c, x(r, c)));
+  }
 }
 
 bool contains(const std::vector<int64_t>& v, int64_t x) { return std::binary_search(v.begin(), v.end(), x); }
@@ -127,17 +141,33 @@ int64_t TraceRows::queries(bool report) const {
 Matrix<float> TraceRows::keys(int layer, int head, const EvalWindow& w) const {
   const CacheShape& s = reader_.info().shape;
   Matrix<float> k(w.window.tokens, s.head_dim);
-  reader_.key(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)),
-              w.window.first_token, w.window.tokens, k);
+  read_keys(layer, head, w.window, k);
   if (!reader_.info().keys_pre_rope) rope_apply(rope_, w.position.data(), k, true);
   return k;
 }
 
 Matrix<float> TraceRows::values(int layer, int head, const EvalWindow& w) const {
   Matrix<float> v(w.window.tokens, reader_.info().shape.head_dim);
-  reader_.value(scope_.layers.at(static_cast<size_t>(layer)), scope_.heads.at(static_cast<size_t>(head)),
-                w.window.first_token, w.window.tokens, v);
+  read_values(layer, head, w.window, v);
   return v;
+}
+
+void TraceRows::read_keys(int layer, int head, const TraceWindow& w, MutMatrix out) const {
+  const int l = scope_.layers.at(static_cast<size_t>(layer)), h = scope_.heads.at(static_cast<size_t>(head));
+  reader_.key(l, h, w.first_token, w.tokens, out);
+  require_finite(reader_, "/key", l, h, w.first_token, out);
+}
+
+void TraceRows::read_values(int layer, int head, const TraceWindow& w, MutMatrix out) const {
+  const int l = scope_.layers.at(static_cast<size_t>(layer)), h = scope_.heads.at(static_cast<size_t>(head));
+  reader_.value(l, h, w.first_token, w.tokens, out);
+  require_finite(reader_, "/value", l, h, w.first_token, out);
+}
+
+void TraceRows::read_queries(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const {
+  const int l = scope_.layers.at(static_cast<size_t>(layer));
+  reader_.query(l, q_head, first, count, out);
+  require_finite(reader_, "/query", l, q_head, first, out);
 }
 
 Matrix<float> TraceRows::queries(int layer, int head, const EvalWindow& w) const {
@@ -148,7 +178,7 @@ Matrix<float> TraceRows::queries(int layer, int head, const EvalWindow& w) const
   for (const int64_t p : w.query_position) position.push_back(w.position[static_cast<size_t>(p)]);
   for (int64_t g = 0; g < group; ++g) {
     const int q_head = static_cast<int>(scope_.heads.at(static_cast<size_t>(head)) * group + g);
-    reader_.query(scope_.layers.at(static_cast<size_t>(layer)), q_head, w.window.first_query, w.window.queries, one);
+    read_queries(layer, q_head, w.window.first_query, w.window.queries, one);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t from = w.query_row[static_cast<size_t>(i)] - w.window.first_query;
       std::copy_n(one.row(from), d, out.row(i * group + g));
@@ -161,10 +191,13 @@ Matrix<float> TraceRows::queries(int layer, int head, const EvalWindow& w) const
 Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) const {
   if (!reader_.has_output_weight()) return {};
   const int64_t width = int64_t{reader_.info().shape.group()} * reader_.info().shape.head_dim;
-  const Matrix<float> all = reader_.output_weight(scope_.layers.at(static_cast<size_t>(layer)));
+  const int l = scope_.layers.at(static_cast<size_t>(layer));
+  const Matrix<float> all = reader_.output_weight(l);
   Matrix<float> out(all.rows, heads * width);
   for (int h = 0; h < heads; ++h) {
     const int64_t from = scope_.heads.at(static_cast<size_t>(first_head + h)) * width;
+    require_finite(reader_, "/output_weight", l, scope_.heads.at(static_cast<size_t>(first_head + h)), 0,
+                   all.view().slice_cols(from, width));
     for (int64_t r = 0; r < all.rows; ++r) std::copy_n(all.row(r) + from, width, out.row(r) + h * width);
   }
   return out;
@@ -192,8 +225,8 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
     for (const TrainWindow& w : train_windows_) {
       const int64_t rows = w.window.tokens;
       Matrix<float> k(rows, d), v(rows, d);
-      reader_.key(layer, head, w.window.first_token, rows, k);
-      reader_.value(layer, head, w.window.first_token, rows, v);
+      read_keys(unit.layer, unit.first_head + h, w.window, k);
+      read_values(unit.layer, unit.first_head + h, w.window, v);
       const int32_t* position = reader_.position().data() + w.window.first_token;
       if (rotated == reader_.info().keys_pre_rope) rope_apply(rope_, position, k, !rotated);
       round_to(exact, k.data(), k.rows * d);
@@ -220,7 +253,7 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
     for (int64_t g = 0; g < group; ++g) {
       const int q_head = static_cast<int>(scope_.heads.at(static_cast<size_t>(unit.first_head + h)) * group + g);
       Matrix<float> all(reader_.queries(), d);
-      reader_.query(layer, q_head, 0, reader_.queries(), all);
+      read_queries(unit.layer, q_head, 0, reader_.queries(), all);
       for (size_t i = 0; i < kept.size(); ++i) {
         const int64_t row = query_rows[static_cast<size_t>(kept[i])];
         const MutMatrix to = t.queries.view().slice_rows(static_cast<int64_t>(i) * group + g, 1).slice_cols(h * d, d);

@@ -50,8 +50,8 @@ class TraceRows final : public TrainSource {
   // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
   TrainData unit(const UnitShape& unit) const override;
 
-  // Keys of one head of a window before RoPE, values, and queries after RoPE ((queries * group, head_dim),
-  // query-major).
+  // kBadData when a value read is not finite. Keys of one head of a window before RoPE, values, and queries after RoPE
+  // ((queries * group, head_dim), query-major).
   Matrix<float> keys(int layer, int head, const EvalWindow& w) const;
   Matrix<float> values(int layer, int head, const EvalWindow& w) const;
   Matrix<float> queries(int layer, int head, const EvalWindow& w) const;
@@ -64,6 +64,11 @@ class TraceRows final : public TrainSource {
     TraceWindow window;
     std::vector<int64_t> rows;  // within the window
   };
+  // As recorded; layer and KV head of the scope, query head of the trace.
+  void read_keys(int layer, int head, const TraceWindow& w, MutMatrix out) const;
+  void read_values(int layer, int head, const TraceWindow& w, MutMatrix out) const;
+  void read_queries(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const;
+
   const TraceReader& reader_;
   CellConfig config_;
   Scope scope_;

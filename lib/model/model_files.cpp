@@ -4,9 +4,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/hash.h"
 #include "core/json.h"
 #include "core/thread_pool.h"
@@ -15,6 +17,16 @@
 
 namespace vqkv {
 namespace model_files {
+
+namespace {
+
+void require_finite(const std::string& where, int64_t row, const float* values, int64_t n) {
+  if (all_finite(values, n)) return;
+  const float* at = std::find_if(values, values + n, [](float v) { return !std::isfinite(v); });
+  fail_data(fmt::format("{}: row {}, column {} is {}; weights must be finite", where, row, at - values, *at));
+}
+
+}  // namespace
 
 bool belongs_to_layer(Weight weight) {
   return weight != Weight::kEmbedding && weight != Weight::kHead && weight != Weight::kFinalNorm;
@@ -175,18 +187,23 @@ void ModelWeights::read_rows(Weight weight, int layer, int64_t first, int64_t co
   };
   if (all_rows == 1) {  // a vector; a bias counts as rows of one value
     if (!tensor.interleaved) {
-      if (count == 1) ggml_dequantize(type, tensor.data, out.row(0), all_cols);
+      if (count == 0) return;
+      ggml_dequantize(type, tensor.data, out.row(0), all_cols);
+      model_files::require_finite(tensor.where, 0, out.row(0), all_cols);
       return;
     }
     if (count == 0) return;
     std::vector<float> values(static_cast<size_t>(all_cols));
     ggml_dequantize(type, tensor.data, values.data(), all_cols);
+    model_files::require_finite(tensor.where, 0, values.data(), all_cols);
     for (int64_t i = 0; i < all_cols; ++i) out(0, i) = values[static_cast<size_t>(stored_row(i))];
     return;
   }
   const int64_t row_bytes = all_cols / facts.block_elements * facts.block_bytes;
-  for (int64_t r = 0; r < count; ++r)
+  for (int64_t r = 0; r < count; ++r) {
     ggml_dequantize(type, tensor.data + stored_row(first + r) * row_bytes, out.row(r), all_cols);
+    model_files::require_finite(tensor.where, stored_row(first + r), out.row(r), all_cols);
+  }
 }
 
 void ModelWeights::read(Weight weight, int layer, MutMatrix out) const {

@@ -47,7 +47,7 @@ class ModelWeights {
   int64_t cols(Weight weight) const;
 
   // All rows into `out` (rows x cols, any stride), dequantized by all threads; no further copy is held. `layer` is
-  // ignored for the three tensors that belong to none.
+  // ignored for the three tensors that belong to none. kBadData when a weight is not finite: attention would hide it.
   void read(Weight weight, int layer, MutMatrix out) const;
   Matrix<float> read(Weight weight, int layer = 0) const;
   // Rows [first, first + count) only, on the calling thread.
@@ -59,6 +59,7 @@ class ModelWeights {
     const uint8_t* data = nullptr;
     uint32_t type = 0;         // a GgmlType
     bool interleaved = false;  // rows of each head are (pair, half) instead of (half, pair)
+    std::string where;         // file and tensor, for errors
   };
   virtual Stored stored(Weight weight, int layer) const = 0;
 

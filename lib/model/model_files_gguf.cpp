@@ -74,7 +74,7 @@ class GgufWeights final : public ModelWeights {
     const bool rotated =
         weight == Weight::kQ || weight == Weight::kK || weight == Weight::kQBias || weight == Weight::kKBias;
     return {file_.tensor_bytes(*tensor).data(), static_cast<uint32_t>(tensor->type),
-            rotated && facts_.architecture == "llama"};
+            rotated && facts_.architecture == "llama", fmt::format("{}: tensor {}", file_.path(), tensor->name)};
   }
 
  private:

@@ -144,7 +144,8 @@ class HfWeights final : public ModelWeights {
     const GgmlType type = place.tensor->dtype == "F32"   ? GgmlType::kF32
                           : place.tensor->dtype == "F16" ? GgmlType::kF16
                                                          : GgmlType::kBF16;
-    return {place.file->tensor_bytes(*place.tensor).data(), static_cast<uint32_t>(type), false};
+    return {place.file->tensor_bytes(*place.tensor).data(), static_cast<uint32_t>(type), false,
+            fmt::format("{}: tensor {}", place.file->path(), place.tensor->name)};
   }
 
  private:

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <stdlib.h>
 
+#include <bit>
 #include <cmath>
 #include <fstream>
 #include <functional>
@@ -173,6 +174,49 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   std::filesystem::remove(trace);
   options.folder = dir / "gone";
   has(error_of([&] { run_plan(plan, options); }), "a.trace.h5");
+}
+
+// Puts a NaN into a stored row, which no writer of ours would do: the 16-bit floats of a row stand in the file as they
+// are.
+void poison(const std::string& file, const Matrix<float>& row) {
+  std::string pattern;
+  for (int64_t c = 0; c < row.cols; ++c) {
+    const uint32_t bits = std::bit_cast<uint32_t>(row(0, c));
+    pattern += {static_cast<char>(bits >> 16), static_cast<char>(bits >> 24)};
+  }
+  std::string bytes = read_file(file);
+  const size_t at = bytes.find(pattern);
+  REQUIRE(at != std::string::npos);
+  REQUIRE(bytes.find(pattern, at + 1) == std::string::npos);
+  bytes.replace(at + 6, 2, "\xc0\x7f");  // channel 3
+  write_file(file, bytes);
+}
+
+TEST_CASE("a value that is not finite ends the cells that read it, by name and place", "[runner]") {
+  const TestFolder dir;
+  const struct {
+    const char* what;
+    int64_t row;  // of document 3 (report) or 0 (train)
+    std::function<void(const TraceReader&, int64_t, Matrix<float>&)> read;
+  } cases[] = {{"/key: layer 1, head 1, row 600, channel 3 is nan", 600,
+                [](const TraceReader& t, int64_t r, Matrix<float>& m) { t.key(1, 1, r, 1, m); }},
+               {"/value: layer 1, head 1, row 50, channel 3 is nan", 50,
+                [](const TraceReader& t, int64_t r, Matrix<float>& m) { t.value(1, 1, r, 1, m); }},
+               {"/query: layer 1, head 3, row 70, channel 3 is nan", 70,
+                [](const TraceReader& t, int64_t r, Matrix<float>& m) { t.query(1, 3, r, 1, m); }}};
+  for (const auto& c : cases) {
+    const std::string trace = dir / "a.trace.h5";
+    write_sweep_trace(trace);
+    const Plan plan = small_plan(trace, "codec: {name: rvq, codebooks: 2, bits: 4, iterations: 2}\n",
+                                 "cache: {sinks: 4, window: 16, flush: 16}\n");
+    Matrix<float> row(1, 16);
+    c.read(TraceReader(trace), c.row, row);
+    poison(trace, row);
+    RunOptions options;
+    options.folder = dir / std::to_string(c.row);
+    CHECK(run_plan(plan, options).failed == 1);
+    has(load_results(options.folder).cells[0].reason(), trace + ": " + c.what);
+  }
 }
 
 TEST_CASE("stopping drops what is unfinished, failures are kept until asked", "[runner]") {

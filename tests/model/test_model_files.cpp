@@ -2,6 +2,8 @@
 #include "model/model_files.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <functional>
 
 #include "core/error.h"
@@ -223,6 +225,23 @@ TEST_CASE("the identity of a model follows its content, not its name") {
   CHECK(ModelWeights::open(folder.write("two.gguf", b.build()))->facts().hash == one);
   b.at("blk.1.ffn_down.weight").data.back() ^= 1;
   CHECK(ModelWeights::open(folder.write("one.gguf", b.build()))->facts().hash != one);
+}
+
+TEST_CASE("a weight that is not finite is refused with its place when it is read") {
+  const TempFolder folder;
+  for (const char* tensor : {"blk.1.ffn_down.weight", "blk.1.attn_q.weight", "blk.0.attn_norm.weight"}) {
+    GgufBuilder b = gguf_model("llama", true);
+    const float nan = std::nanf("");
+    std::string& data = b.at(tensor).data;
+    std::memcpy(data.data() + data.size() - sizeof nan, &nan, sizeof nan);
+    const auto weights = ModelWeights::open(folder.write("m.gguf", b.build()));
+    std::string said;
+    try {
+      for (const Weight w : {Weight::kDown, Weight::kQ}) (void)weights->read(w, 1);
+      (void)weights->read(Weight::kAttentionNorm, 0);
+    } catch (const Error& e) { said = e.what(); }
+    check_says(said, {"m.gguf", tensor, "is nan; weights must be finite"});
+  }
 }
 
 TEST_CASE("a name that is not UTF-8 stays a name, in JSON too") {
