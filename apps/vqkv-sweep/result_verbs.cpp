@@ -125,6 +125,7 @@ int run_judge(const JudgeVerb& verb, const Common& common) {
   for (Json m : record.at("measurements")) {
     for (const char* big : {"details", "per_document"})
       if (common.format != TableFormat::kJson) m.erase(big);
+    if (m.value("n", int64_t{0}) < 2) m["stderr"] = nullptr;  // one document gives none
     t.rows.push_back(std::move(m));
   }
   print(t, common.format);

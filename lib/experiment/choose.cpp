@@ -86,7 +86,7 @@ std::vector<Choice> choose(const ResultSet& results, const ChooseOptions& option
     }
     for (const CellResult* cell : c.cells) square += std::pow(cell->value("select", options.by) - c.select, 2);
     c.spread = n > 1 ? std::sqrt(square / (n - 1)) : 0;
-    c.report_error = error;
+    c.report_error = c.n > 1 ? error : std::nan("");
     out.push_back(std::move(c));
   }
   std::sort(out.begin(), out.end(), [&](const Choice& a, const Choice& b) {

@@ -28,9 +28,9 @@ struct Choice {
   double cost = 0;    // in the budget's unit
   double select = 0;  // mean over the repeats
   double report = 0;
-  double report_error = 0;
-  double spread = 0;  // standard deviation over the repeats; 0 for one
-  int64_t n = 0;      // report documents
+  double report_error = 0;  // standard error over the documents; NaN for one
+  double spread = 0;        // standard deviation over the repeats; 0 for one
+  int64_t n = 0;            // report documents
 };
 
 // What fits, best first. kUsage when the metric was not measured (nearest name) or the plan has no select documents.

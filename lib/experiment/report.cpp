@@ -25,24 +25,33 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1360px;margin:2em auto;padding
 h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{padding:2px 9px;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
-th{background:#f6f6f6;position:sticky;top:0}td:first-child,th:first-child,td.text{text-align:left}
-tr.front td{background:#eef6ff}tr.warn td{color:#8a4b00}
-.figures{display:flex;flex-wrap:wrap;gap:22px;align-items:flex-start}
+th{background:#f6f6f6}td:first-child,th:first-child,td.text{text-align:left}
+td.codec{white-space:normal;min-width:19em}td.codec,th.codec{text-align:left}tr.front td{background:#eef6ff}tr.warn td{color:#8a4b00}
+.figures+.figures{margin-top:22px}.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,540px),1fr));gap:22px;align-items:start}
 figure{margin:0;max-width:640px}figcaption{font-size:12.5px;color:#555}figcaption.title{font-weight:600;color:#1b1b1b;font-size:14px}
 svg{background:#fff;max-width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#333}svg text.label{font-size:12.5px;font-weight:600}
-svg text.name{font-size:10.5px;fill:#111}svg .grid{stroke:#e8e8e8;fill:none}svg .frame{stroke:#999;fill:none}
-.note{color:#555;font-size:13px}.scroll{overflow-x:auto}code{background:#f3f3f3;padding:0 3px}
+svg text.name{font-size:11px;font-weight:600;fill:#111}svg .grid{stroke:#e8e8e8;fill:none}svg .frame{stroke:#999;fill:none}
+.note{color:#555;font-size:13px}.scroll{overflow-x:auto}code{background:#f3f3f3;padding:0 3px;overflow-wrap:anywhere}
 )";
 
 // A cell that ran, with what every figure asks of it.
 struct Point {
   const CellResult* cell = nullptr;
   std::string method, label;
+  size_t number = 0;  // its row in the table of cells, counted from 1; figures call it by that
   double bits = 0, kl = 0, kl_error = 0;
   bool front = false;
+
+  std::string numbered(const std::string& text) const { return fmt::format("{}: {}", number, text); }
 };
 
-std::string short_value(const Json& v) { return v.is_string() ? v.get<std::string>() : v.dump(); }
+std::string short_value(const Json& v) {
+  if (v.is_string()) return v.get<std::string>();
+  if (!v.is_array()) return v.dump();
+  std::string out;
+  for (const Json& item : v) out += (out.empty() ? "" : ", ") + short_value(item);
+  return "[" + out + "]";
+}
 
 const Json* at_path(const Json& config, const std::string& path) {
   const Json* here = &config;
@@ -108,9 +117,16 @@ void mark_front(std::vector<Point>& points) {
     }
 }
 
+std::string cell_text(double v, const char* format) {
+  return std::isfinite(v) ? fmt::format(fmt::runtime(format), v) : std::string("–");
+}
+
+// NaN where one document gives none.
 double error_of(const CellResult& c, const std::string& tag) {
   const Json* m = c.find(kReport, tag);
-  return m && m->contains("stderr") && (*m)["stderr"].is_number() ? (*m)["stderr"].get<double>() : 0;
+  return m && m->value("n", int64_t{0}) > 1 && m->contains("stderr") && (*m)["stderr"].is_number()
+             ? (*m)["stderr"].get<double>()
+             : std::nan("");
 }
 
 int64_t documents_of(const CellResult& c) {
@@ -143,12 +159,13 @@ Plot pareto(const std::vector<Point>& points, const std::string& tag, const std:
     auto& s = by_method[p.method];
     s.name = p.method;
     s.points.push_back({p.bits, p.kl, p.kl_error,
-                        fmt::format("{}\n{:.3f} bits/value, {:.5g} ± {:.2g}", p.label, p.bits, p.kl, p.kl_error),
-                        !p.front, false});
+                        fmt::format("{}\n{:.3f} bits/value, {:.5g} ± {}", p.numbered(p.label), p.bits, p.kl,
+                                    cell_text(p.kl_error, "{:.2g}")),
+                        !p.front, p.front ? std::to_string(p.number) : ""});
     if (p.front) order.push_back(&p);
   }
   std::sort(order.begin(), order.end(), [](const Point* a, const Point* b) { return a->bits < b->bits; });
-  for (const Point* p : order) front.points.push_back({p->bits, p->kl, 0, "", false, false});
+  for (const Point* p : order) front.points.push_back({p->bits, p->kl, 0, "", false, ""});
   for (auto& [name, s] : by_method) plot.series.push_back(std::move(s));
   plot.series.push_back(std::move(front));
   plot.caption = note;
@@ -171,7 +188,7 @@ std::string scatter(const std::vector<Point>& points, const std::string& x_tag, 
     ys.push_back(y);
     auto& s = by_method[p.method];
     s.name = p.method;
-    s.points.push_back({x, y, error_of(*p.cell, y_tag), p.label, false, false});
+    s.points.push_back({x, y, error_of(*p.cell, y_tag), p.numbered(p.label), false, std::to_string(p.number)});
   }
   if (xs.size() < 3) return "";
   for (auto& [name, s] : by_method) plot.series.push_back(std::move(s));
@@ -193,13 +210,13 @@ std::vector<double> numbers_of(const Json& values) {
   return out;
 }
 
-std::string heat_map(const Point& p, const std::string& tag) {
+std::string heat_map(const Point& p, const std::string& tag, const std::string& plan) {
   const Json* d = detail_of(*p.cell, tag, "layer,kv_head");
   if (!d || d->at("shape").size() != 2) return "";
   HeatMap m;
-  m.title = p.label;
-  m.caption = fmt::format("{} by layer and KV head, {} report documents, {:.3f} bits/value", tag, documents_of(*p.cell),
-                          p.bits);
+  m.title = p.numbered(p.label);
+  m.caption = fmt::format("{} by layer and KV head: n = {} report documents; {:.3f} bits/value; plan {}.", tag,
+                          documents_of(*p.cell), p.bits, plan.substr(0, 12));
   m.row_label = "layer";
   m.column_label = "KV head";
   m.rows = d->at("shape")[0].get<int64_t>();
@@ -222,62 +239,86 @@ std::string position_plot(const std::vector<const Point*>& points, const std::st
     const Json* d = detail_of(*p->cell, tag, "position");
     if (!d) continue;
     const auto values = numbers_of(d->at("values"));
-    PlotSeries s{p->label, {}, true, false};
+    PlotSeries s{p->numbered(p->method), {}, true, false};
     for (size_t at = 0; at < values.size(); at += kBucket) {
       double sum = 0, count = 0;
       for (size_t i = at; i < std::min(values.size(), at + kBucket); ++i)
         if (std::isfinite(values[i])) sum += values[i], count += 1;
-      if (count > 0) s.points.push_back({static_cast<double>(at) + 0.5 * kBucket, sum / count, 0, "", false, false});
+      if (count > 0) s.points.push_back({static_cast<double>(at) + 0.5 * kBucket, sum / count, 0, "", false, ""});
     }
     if (!s.points.empty()) plot.series.push_back(std::move(s));
   }
   return plot.series.empty() ? "" : render_plot(plot);
 }
 
-std::string cell_text(double v, const char* format) {
-  return std::isfinite(v) ? fmt::format(fmt::runtime(format), v) : std::string("–");
-}
-
-std::string table_of(std::vector<Point> points, const std::vector<int64_t>& contexts,
+std::string table_of(const std::vector<Point>& points, const std::vector<int64_t>& contexts,
                      const std::vector<int64_t>& sequences) {
-  std::stable_sort(points.begin(), points.end(), [](const Point& a, const Point& b) { return a.bits < b.bits; });
-  std::string out = "<div class=\"scroll\"><table><tr><th>codec</th>";
+  std::string out =
+      "<div class=\"scroll\"><table><tr><th>#</th><th class=\"codec\">codec</th><th>softmax KL<br>± standard error</th>"
+      "<th>output error<br>after W_O</th>";
   for (const int64_t c : contexts) {
     out += fmt::format("<th>bits/value<br>resident, {}</th>", c);
     for (const int64_t s : sequences) out += fmt::format("<th>with books<br>{} seq, {}</th>", s, c);
   }
   out +=
-      "<th>softmax KL</th><th>±</th><th>output error<br>after W_O</th><th>logit rms</th><th>key NMSE</th><th>value "
-      "NMSE</th><th>top-16<br>recall</th>"
-      "<th>train s</th><th>flags</th><th>cell</th></tr>\n";
+      "<th>logit rms</th><th>key NMSE</th><th>value NMSE</th><th>top-16<br>recall</th><th>train s</th>"
+      "<th class=\"codec\">flags</th><th>cell</th></tr>\n";
   for (const auto& p : points) {
     std::string flags;
     if (p.cell->record.contains("flags"))
       for (const auto& f : p.cell->record["flags"]) flags += (flags.empty() ? "" : ", ") + short_value(f);
-    out += fmt::format("<tr class=\"{}\"><td>{}</td>",
+    const auto number = [&](double value, const char* format) { out += "<td>" + cell_text(value, format) + "</td>"; };
+    out += fmt::format("<tr class=\"{}\"><td>{}</td><td class=\"codec\">{}</td><td>{} ± {}</td>",
                        p.front         ? "front"
                        : flags.empty() ? ""
                                        : "warn",
-                       escape_html(p.label));
+                       p.number, escape_html(p.label), cell_text(p.kl, "{:.5f}"), cell_text(p.kl_error, "{:.5f}"));
+    number(p.cell->value(kReport, "output.relative_error_after_wo"), "{:.4f}");
     for (const int64_t c : contexts) {
-      out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, 0), "{:.3f}") + "</td>";
-      for (const int64_t s : sequences)
-        out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", c, s), "{:.3f}") + "</td>";
+      number(p.cell->value("cost", "bits_per_value", c, 0), "{:.3f}");
+      for (const int64_t s : sequences) number(p.cell->value("cost", "bits_per_value", c, s), "{:.3f}");
     }
-    for (const auto& [value, format] : std::initializer_list<std::pair<double, const char*>>{
-             {p.kl, "{:.5f}"},
-             {p.kl_error, "{:.5f}"},
-             {p.cell->value(kReport, "output.relative_error_after_wo"), "{:.4f}"},
-             {p.cell->value(kReport, "logit.centred_rms"), "{:.4f}"},
-             {p.cell->value(kReport, "key.nmse"), "{:.5f}"},
-             {p.cell->value(kReport, "value.nmse"), "{:.5f}"},
-             {p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}"},
-             {p.cell->value("time", "time.train"), "{:.1f}"}})
-      out += "<td>" + cell_text(value, format) + "</td>";
+    number(p.cell->value(kReport, "logit.centred_rms"), "{:.4f}");
+    number(p.cell->value(kReport, "key.nmse"), "{:.5f}");
+    number(p.cell->value(kReport, "value.nmse"), "{:.5f}");
+    number(p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}");
+    number(p.cell->value("time", "time.train"), "{:.1f}");
     out += fmt::format("<td class=\"text\">{}</td><td class=\"text\"><code>{}</code></td></tr>\n", escape_html(flags),
                        escape_html(p.cell->id()));
   }
   return out + "</table></div>\n";
+}
+
+std::string names_of(const Json& documents, const Json& ids) {
+  std::string out;
+  for (const Json& id : ids)
+    for (const Json& d : documents)
+      if (d.at("id") == id) out += (out.empty() ? "" : ", ") + d.at("name").get<std::string>();
+  return out;
+}
+
+// One trace in words; its documents by role where all cells agree on them.
+std::string trace_text(const Json& t, const std::vector<CellResult>& cells) {
+  std::string out = fmt::format(
+      "Trace <code>{}</code>: {}, {} layers, {} query and {} KV heads of {}; {} tokens, {} recorded queries. Content "
+      "<code>{}</code>, model <code>{}</code>.",
+      escape_html(t.value("path", "?")), escape_html(t.value("model_name", "?")), t.value("layers", 0),
+      t.value("q_heads", 0), t.value("kv_heads", 0), t.value("head_dim", 0), t.value("tokens", 0),
+      t.value("queries", 0), escape_html(t.value("content_hash", "?")),
+      escape_html(t.value("model_hash", "?").substr(0, 16)));
+  const Json documents = t.value("documents", Json::array());
+  std::string roles;
+  for (const auto& [role, words] :
+       {std::pair{"train", "trained on"}, {"select", "chosen on"}, {kReport, "reported on"}}) {
+    std::set<std::string> lists;
+    for (const CellResult& c : cells)
+      if (const Json* ids = at_path(c.cell.at("config"), std::string("trace.") + role))
+        lists.insert(names_of(documents, *ids));
+    if (lists.empty() || *lists.rbegin() == "") continue;
+    roles += fmt::format("{}{} {}", roles.empty() ? " Documents: " : "; ", words,
+                         lists.size() == 1 ? escape_html(*lists.begin()) : "several lists, by cell");
+  }
+  return out + (roles.empty() ? "" : roles + ".");
 }
 
 }  // namespace
@@ -305,11 +346,18 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     p.kl_error = error_of(*p.cell, kRankBy);
   }
   mark_front(points);
+  std::stable_sort(points.begin(), points.end(), [](const Point& a, const Point& b) {
+    return std::isfinite(a.bits) && (!std::isfinite(b.bits) || a.bits < b.bits);
+  });
+  for (size_t i = 0; i < points.size(); ++i) points[i].number = i + 1;
 
   const std::string plan = results.plan.value("plan", std::string("?"));
   const int64_t n = points.empty() ? 0 : documents_of(*points.front().cell);
+  const std::string counted =
+      fmt::format("n = {} report document{}; plan {}.", n, n == 1 ? "" : "s", plan.substr(0, 12));
   const std::string note =
-      fmt::format("n = {} report documents, bars are standard errors over them; plan {}.", n, plan.substr(0, 12));
+      counted + (n == 1 ? " One document gives no standard error." : " Bars are standard errors over the documents.") +
+      " Numbers are rows of the table.";
   std::string html = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>vqkv sweep " +
                      escape_html(plan.substr(0, 12)) + "</title><style>" + kStyle +
                      "</style></head><body>\n<h1>KV-cache codecs: a sweep</h1>\n";
@@ -321,7 +369,7 @@ void write_report(const ResultSet& results, const std::string& out_html) {
       escape_html(plan), results.cells.size(), results.count("ok"), results.count("failed"), results.count("skipped"),
       results.count("pending"), utc_now());
   for (const auto& t : results.plan.value("traces", Json::array()))
-    html += "<p class=\"note\">Trace: <code>" + escape_html(t.dump()) + "</code></p>\n";
+    html += "<p class=\"note\">" + trace_text(t, results.cells) + "</p>\n";
   for (const auto& problem : results.problems) html += "<p class=\"note\">Note: " + escape_html(problem) + "</p>\n";
 
   if (points.empty()) {
@@ -335,7 +383,8 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     for (const int64_t s : sequences)
       html += render_plot(pareto(points, kRankBy, fmt::format("With codebooks, {} sequence{}", s, s == 1 ? "" : "s"),
                                  "softmax KL, nats", longest, s, note));
-    html += "</div>\n<h2>Cells</h2>\n" + table_of(points, contexts, sequences);
+    html += "</div>\n<h2>Cells</h2>\n<p class=\"note\">In the order of bits; the front of softmax KL is tinted.</p>\n" +
+            table_of(points, contexts, sequences);
 
     html += "<h2>Which cheap metric can be trusted?</h2><div class=\"figures\">\n";
     for (const auto& [x, y] :
@@ -357,9 +406,9 @@ void write_report(const ResultSet& results, const std::string& out_html) {
       front = some;
     }
     html += "<h2>Where the error sits</h2><div class=\"figures\">\n";
-    for (const Point* p : front) html += heat_map(*p, kRankBy);
+    for (const Point* p : front) html += heat_map(*p, kRankBy, plan);
     html += "</div><div class=\"figures\">\n";
-    html += position_plot(front, "key.nmse", note) + position_plot(front, "value.nmse", note);
+    html += position_plot(front, "key.nmse", counted) + position_plot(front, "value.nmse", counted);
     html += "</div>\n";
   }
 

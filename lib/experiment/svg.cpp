@@ -13,6 +13,7 @@ namespace {
 // Okabe and Ito's colours, told apart by most colour-blind readers, and a shape each.
 constexpr std::array<const char*, 8> kColours{"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                               "#E69F00", "#56B4E9", "#7A5195", "#444444"};
+constexpr const char* kFrontColour = "#888888";  // of dashed lines, which stand for no method
 constexpr double kWidth = 640, kHeight = 400, kLeft = 74, kRight = 16, kTop = 18, kBottom = 52;
 
 struct Axis {
@@ -31,7 +32,7 @@ struct Axis {
     if (log) {
       const int first = static_cast<int>(std::floor(std::log10(low))),
                 last = static_cast<int>(std::ceil(std::log10(high)));
-      const bool few = last - first <= 2;
+      const bool few = last - first <= 3;
       for (int e = first; e <= last; ++e)
         for (const double m : few ? std::vector<double>{1, 2, 5} : std::vector<double>{1}) {
           const double v = m * std::pow(10.0, e);
@@ -105,6 +106,33 @@ std::string marker(size_t series, double x, double y, const std::string& colour,
   }
 }
 
+struct Box {
+  double left, right, top, bottom;
+};
+Box box_around(double x, double y, double width, double height) {
+  return {x - width / 2, x + width / 2, y - height / 2, y + height / 2};
+}
+
+// The name right of a point and above it, or at another of its corners where it covers no marker and no other name; ""
+// where there is none.
+std::string name_beside(double x, double y, const std::string& name, std::vector<Box>& taken) {
+  if (name.empty()) return "";
+  const double width = 7 * static_cast<double>(name.size()), height = 9;
+  for (const double down : {-9.0, 9.0})
+    for (const double side : {1.0, -1.0}) {
+      const Box box = box_around(x + side * (6 + width / 2), y + down, width, height);
+      if (box.left < kLeft || box.right > kWidth - kRight || box.top < kTop || box.bottom > kHeight - kBottom) continue;
+      if (std::any_of(taken.begin(), taken.end(), [&](const Box& b) {
+            return b.left < box.right && box.left < b.right && b.top < box.bottom && box.top < b.bottom;
+          }))
+        continue;
+      taken.push_back(box);
+      return fmt::format("<text class=\"name\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>\n",
+                         (box.left + box.right) / 2, box.bottom, escape_html(name));
+    }
+  return "";
+}
+
 std::string open_figure(const std::string& title, double width, double height) {
   return fmt::format(
       "<figure><figcaption class=\"title\">{}</figcaption><svg viewBox=\"0 0 {:.0f} {:.0f}\" width=\"{:.0f}\" "
@@ -153,7 +181,20 @@ std::string render_plot(const Plot& plot) {
       }
     }
   const Axis x = fit(xs, plot.log_x, kLeft, kWidth - kRight), y = fit(ys, plot.log_y, kHeight - kBottom, kTop);
-  std::string out = open_figure(plot.title, kWidth, kHeight);
+  // The legend stands below the axes, where it covers no point; some 6.4 pixels a character.
+  constexpr double kEntry = 40, kCharacter = 6.4, kLine = 17;
+  std::vector<std::pair<double, double>> places;
+  double lx = kLeft, ly = kHeight + 9;
+  for (const auto& series : plot.series) {
+    const double width = kEntry + kCharacter * static_cast<double>(series.name.size());
+    if (lx > kLeft && lx + width > kWidth) {
+      lx = kLeft;
+      ly += kLine;
+    }
+    places.emplace_back(lx, ly);
+    if (!series.name.empty()) lx += width;
+  }
+  std::string out = open_figure(plot.title, kWidth, ly + 10);
   for (const double t : x.ticks())
     out += fmt::format(
         "<path class=\"grid\" d=\"M{0:.1f} {1}V{2}\"/><text x=\"{0:.1f}\" y=\"{3}\" "
@@ -172,11 +213,13 @@ std::string render_plot(const Plot& plot) {
                   (kTop + kHeight - kBottom) / 2, escape_html(plot.y_label));
 
   int64_t left_out = 0;
-  std::string legend;
-  size_t entries = 0;
+  std::vector<Box> taken;
+  for (const auto& s : plot.series)
+    for (const auto& p : s.points)
+      if (!s.line && x.shows(p.x) && y.shows(p.y)) taken.push_back(box_around(x.map(p.x), y.map(p.y), 8, 8));
   for (size_t s = 0; s < plot.series.size(); ++s) {
     const auto& series = plot.series[s];
-    const std::string colour = kColours[s % kColours.size()];
+    const std::string colour = series.dashed ? kFrontColour : kColours[s % kColours.size()];
     std::string path;
     for (const auto& p : series.points) {
       if (!x.shows(p.x) || !y.shows(p.y)) {
@@ -186,28 +229,24 @@ std::string render_plot(const Plot& plot) {
       const double px = x.map(p.x), py = y.map(p.y);
       path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", px, py);
       if (series.line) continue;
+      out += name_beside(px, py, p.name, taken);
       if (p.error > 0) {
         const double low = plot.log_y ? std::max(p.y - p.error, y.low) : p.y - p.error;
         out += fmt::format("<path d=\"M{0:.1f} {1:.1f}V{2:.1f}\" stroke=\"{3}\" stroke-opacity=\"{4}\"/>\n", px,
                            y.map(low), y.map(p.y + p.error), colour, p.muted ? 0.2 : 0.7);
       }
       out += marker(s, px, py, colour, escape_html(p.label), p.muted) + "\n";
-      if (p.named)
-        out += fmt::format("<text class=\"name\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", px + 6, py - 6,
-                           escape_html(p.label.substr(0, p.label.find('\n'))));
     }
+    const char* dashes = series.dashed ? " stroke-dasharray=\"5 4\"" : "";
     if (series.line && !path.empty())
-      out += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>\n", path, colour,
-                         series.dashed ? " stroke-dasharray=\"5 4\"" : "");
+      out += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>\n", path, colour, dashes);
     if (series.name.empty()) continue;
-    const double ly = kTop + 14 + 16 * static_cast<double>(entries++), lx = kWidth - kRight - 12;
-    legend += series.line ? fmt::format("<path d=\"M{:.1f} {:.1f}h14\" stroke=\"{}\" stroke-width=\"2\"{}/>", lx - 8,
-                                        ly - 4, colour, series.dashed ? " stroke-dasharray=\"5 4\"" : "")
-                          : marker(s, lx, ly - 4, colour, "", false);
-    legend += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n", lx - 12, ly,
-                          escape_html(series.name));
+    const auto [left, base] = places[s];
+    out += series.line ? fmt::format("<path d=\"M{:.1f} {:.1f}h16\" stroke=\"{}\" stroke-width=\"2\"{}/>", left,
+                                     base - 4, colour, dashes)
+                       : marker(s, left + 8, base - 4, colour, "", false);
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", left + 21, base, escape_html(series.name));
   }
-  out += legend;
   std::string caption = plot.caption;
   if (left_out > 0) caption += fmt::format(" {} points could not be drawn on these axes.", left_out);
   return out + close_figure(caption);
@@ -233,8 +272,10 @@ std::string render_heat_map(const HeatMap& m) {
     return fmt::format("#{:02x}{:02x}{:02x}", static_cast<int>(r), static_cast<int>(g), static_cast<int>(b));
   };
   std::string out = open_figure(m.title, width, height);
+  int64_t every = 1;  // row labels a line of text apart
+  while (cell_h * static_cast<double>(every) < 12) every += every == 1 ? 1 : every == 2 ? 3 : 5;
   for (int64_t r = 0; r < m.rows; ++r) {
-    if (m.rows <= 40 || r % 5 == 0)
+    if (r % every == 0)
       out += fmt::format("<text x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>", left - 6,
                          top + cell_h * (static_cast<double>(r) + 0.5) + 4, r);
     for (int64_t c = 0; c < m.columns; ++c) {
@@ -262,7 +303,7 @@ std::string render_heat_map(const HeatMap& m) {
       out += fmt::format(
           "<rect x=\"{0:.1f}\" y=\"{1:.1f}\" width=\"16\" height=\"19\" fill=\"{2}\"/><text x=\"{3:.1f}\" "
           "y=\"{4:.1f}\">{5}</text>\n",
-          x, y, shade(v), x + 21, y + 14, number(v));
+          x, y, shade(v), x + 21, y + 14, fmt::format("{:.2g}", v));
     }
   return out + close_figure(m.caption);
 }

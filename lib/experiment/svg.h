@@ -11,7 +11,7 @@ struct PlotPoint {
   double error = 0;    // half-height of the error bar, in y
   std::string label;   // shown when pointed at
   bool muted = false;  // dominated
-  bool named = false;  // the label's first words stand beside the point
+  std::string name;    // stands beside the point where there is room
 };
 
 struct PlotSeries {
@@ -31,9 +31,9 @@ struct Plot {
 std::string render_plot(const Plot& plot);
 
 struct HeatMap {
-  std::string title, caption, row_label, column_label, unit;
+  std::string title, caption, row_label, column_label;
   int64_t rows = 0, columns = 0;
-  std::vector<double> values;  // (rows, columns); NaN is drawn hatched
+  std::vector<double> values;  // (rows, columns); NaN is drawn grey
   bool log = true;
 };
 std::string render_heat_map(const HeatMap& map);

@@ -72,13 +72,48 @@ TEST_CASE("the report is one file that needs no network and names its cells, fro
   CHECK(count(html, "<svg") == count(html, "</svg>"));
   CHECK(count(html, "<svg") >= 8);
   CHECK(count(html, "class=\"front\"") == 3);  // rtn at 4.5 bits is dominated by rvq at 3.1
+  CHECK(html.find("n = 3 report documents; plan abcdef012345. Bars are standard errors") != std::string::npos);
+  // A figure calls a cell by its row of the table.
+  CHECK(html.find("<td>2</td><td class=\"codec\">rvq bits=2</td><td>0.05000 ± 0.00500</td>") != std::string::npos);
+  CHECK(html.find(">2</text>") != std::string::npos);
+  CHECK(html.find("2: rvq bits=2") != std::string::npos);
+  CHECK(count(html, "plan abcdef012345") == count(html, "<svg"));
+}
+
+TEST_CASE("one report document gives no standard error, and the report says so") {
+  ResultSet r;
+  r.plan = {
+      {"plan", "abcdef0123456789"},
+      {"traces",
+       Json::array({{{"path", "t.h5"},
+                     {"documents", Json::array({{{"id", 0}, {"name", "a.txt"}}, {{"id", 4}, {"name", "b<.txt"}}})}}})}};
+  r.cells = {cell(2, "rvq", 2.1, 0.05), cell(3, "rvq", 3.1, 0.01)};
+  for (CellResult& c : r.cells) {
+    c.cell["config"]["trace"] = {{"train", {0}}, {"report", {4}}};
+    for (Json& m : c.record["measurements"]) m["n"] = 1;
+  }
+  const auto path = std::filesystem::temp_directory_path() / ("vqkv-report-" + std::to_string(getpid()) + ".html");
+  write_report(r, path.string());
+  const std::string html = read_file(path.string());
+  std::filesystem::remove(path);
+  CHECK(html.find("n = 1 report document; plan abcdef012345. One document gives no standard error") !=
+        std::string::npos);
+  CHECK(html.find("<td>0.05000 ± –</td>") != std::string::npos);
+  CHECK(html.find("Documents: trained on a.txt; reported on b&lt;.txt.") != std::string::npos);
+  CHECK(html.find("nan") == std::string::npos);
 }
 
 TEST_CASE("an axis drops what it can't show and says so") {
   Plot p;
   p.title = "t";
   p.log_y = true;
-  p.series = {{"s", {{1, 0.1, 0, "a"}, {2, 0, 0, "b"}, {3, std::nan(""), 0, "c"}, {4, 10, 0, "d"}}, false, false}};
+  p.series = {{"s",
+               {{1, 0.1, 0, "a", false, ""},
+                {2, 0, 0, "b", false, ""},
+                {3, std::nan(""), 0, "c", false, ""},
+                {4, 10, 0, "d", false, ""}},
+               false,
+               false}};
   const std::string svg = render_plot(p);
   CHECK(svg.find("2 points could not be drawn") != std::string::npos);
   CHECK(svg.find("nan") == std::string::npos);
