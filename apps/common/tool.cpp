@@ -32,6 +32,7 @@ void install_signal_handlers() {
   sigemptyset(&action.sa_mask);
   for (const int s : {SIGINT, SIGTERM, SIGUSR1}) sigaction(s, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);  // a closed stdout is seen where it is written
+  signal(SIGXFSZ, SIG_IGN);  // and so is a file beyond the size that is allowed
 }
 
 bool interrupted() { return g_signal != 0; }

@@ -1,35 +1,14 @@
 // vqkv-dump: records what a model's KV cache holds, and looks at such records.
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <iostream>
 
+#include "common/flags.h"
 #include "common/tool.h"
-#include "core/error.h"
-#include "core/log.h"
-#include "core/thread_pool.h"
 #include "verbs.h"
 
 using namespace vqkv;
 using namespace vqkv::dump;
 
 namespace {
-
-struct Flags {
-  std::string format = "md";
-  bool json = false, quiet = false, verbose = false;
-  int threads = 0;
-};
-
-void add_common(CLI::App& verb, Flags& f) {
-  verb.add_option("--format", f.format, "what goes to stdout: md, csv, json or jsonl")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
-  verb.add_flag("--json", f.json, "short for --format json");
-  verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")
-      ->check(CLI::Range(1, 1024));
-  verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
-  verb.add_flag("-v,--verbose", f.verbose, "more on stderr");
-}
 
 void add_text(CLI::App& verb, TextOptions& t) {
   verb.add_option("--text", t.texts, "UTF-8 text files, one document a file")->check(CLI::ExistingFile);
@@ -40,33 +19,15 @@ void add_text(CLI::App& verb, TextOptions& t) {
       ->check(CLI::NonNegativeNumber);
 }
 
-// The nearest flag of the verb (or verb of the tool) to what was not understood.
-std::string suggestion(const CLI::App& app, const std::vector<std::string>& words) {
-  const CLI::App* verb = &app;
-  for (const CLI::App* sub : app.get_subcommands()) verb = sub;
-  std::vector<std::string> known;
-  for (const CLI::Option* o : verb->get_options())
-    for (const std::string& name : o->get_lnames()) known.push_back("--" + name);
-  for (const CLI::App* sub : verb->get_subcommands([](const CLI::App*) { return true; }))
-    known.push_back(sub->get_name());
-  for (const std::string& word : words) {
-    const std::string bare = word.substr(0, word.find('='));
-    if (std::find(known.begin(), known.end(), bare) != known.end()) continue;
-    const std::string near = nearest_name(bare, known);
-    if (!near.empty()) return "error: '" + bare + "' is not known; did you mean '" + near + "'?\n";
-  }
-  return "";
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   install_signal_handlers();
-  CLI::App app("vqkv-dump: records keys, values and queries of a transformer, and looks at the record.");
+  CLI::App app("vqkv-dump: records keys, values and queries of a transformer, and looks at the record.", "vqkv-dump");
   app.footer(kExitCodeHelp);
   app.set_version_flag("--version", version_text("vqkv-dump"));
   app.require_subcommand(1);
-  Flags flags;
+  OutputFlags flags;
   CaptureVerb capture;
   InspectVerb inspect;
   TokensVerb tokens;
@@ -94,7 +55,7 @@ int main(int argc, char** argv) {
   c->add_flag("!--no-output-weight", capture.output_weight, "leave W_O out (no error after W_O then)");
   c->add_flag("--dry-run", capture.dry_run, "print bytes and an estimated time, write nothing");
   c->add_option("-o,--out", capture.out, "the trace, by custom NAME.trace.h5");
-  add_common(*c, flags);
+  flags.add_to(*c);
   c->footer(
       "Examples:\n"
       "  vqkv-dump capture --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --text data/jargon-0.txt data/kjv-0.txt "
@@ -107,7 +68,7 @@ int main(int argc, char** argv) {
   i->add_option("--max-tokens", inspect.max_tokens, "look at the first n tokens only; 0: all")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  add_common(*i, flags);
+  flags.add_to(*i);
   i->footer(
       "Examples:\n"
       "  vqkv-dump inspect t.trace.h5\n"
@@ -115,7 +76,7 @@ int main(int argc, char** argv) {
 
   auto* v = app.add_subcommand("verify", "content hash, completeness, NaN");
   v->add_option("trace", trace, "a trace")->required();
-  add_common(*v, flags);
+  flags.add_to(*v);
   v->footer(
       "Examples:\n"
       "  vqkv-dump verify t.trace.h5\n"
@@ -123,7 +84,7 @@ int main(int argc, char** argv) {
 
   auto* m = app.add_subcommand("model", "facts of a model and its cache: bytes per token, head layout, RoPE");
   m->add_option("model", model, "GGUF file or Hugging Face folder")->required();
-  add_common(*m, flags);
+  flags.add_to(*m);
   m->footer(
       "Examples:\n"
       "  vqkv-dump model data/models/SmolLM2-135M-Instruct.Q4_1.gguf\n"
@@ -133,26 +94,16 @@ int main(int argc, char** argv) {
   t->add_option("--model", tokens.model, "GGUF file or Hugging Face folder")->required();
   add_text(*t, tokens.text);
   t->add_flag("--ids", tokens.ids, "plain ids, one line a document: what --token-ids reads");
-  add_common(*t, flags);
+  flags.add_to(*t);
   t->footer(
       "Examples:\n"
       "  vqkv-dump tokens --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --text data/jargon-0.txt --max-tokens "
       "20\n"
       "  vqkv-dump tokens --model M --text book.txt --ids > book.ids");
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e, std::cout, std::cerr);
-    if (code == 0) return kExitOk;
-    std::cerr << suggestion(app, std::vector<std::string>(argv + 1, argv + argc));
-    return kExitUsage;
-  }
+  if (const auto code = parse_arguments(app, argc, argv)) return *code;
   return run_tool([&] {
-    if (flags.quiet) set_log_level(LogLevel::kWarning);
-    if (flags.verbose) set_log_level(LogLevel::kDebug);
-    if (flags.threads > 0) set_thread_count(flags.threads);
-    const TableFormat format = flags.json ? TableFormat::kJson : table_format_from_name(flags.format);
+    const TableFormat format = flags.apply();
     capture.format = inspect.format = tokens.format = format;
     capture.command = command_line(argc, argv);
     if (*c) return run_capture(capture);

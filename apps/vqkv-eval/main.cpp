@@ -1,13 +1,8 @@
 // vqkv-eval: replays generation with a compressed cache and says what it cost.
-#include <fmt/format.h>
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <iostream>
 
+#include "common/flags.h"
 #include "common/tool.h"
-#include "core/error.h"
-#include "core/log.h"
-#include "core/thread_pool.h"
 #include "verbs.h"
 
 using namespace vqkv;
@@ -15,22 +10,7 @@ using namespace vqkv::eval;
 
 namespace {
 
-struct Flags {
-  std::string format = "md";
-  bool json = false, quiet = false, verbose = false;
-  int threads = 0;
-};
-
-void add_output(CLI::App& verb, Flags& f) {
-  verb.add_option("--format", f.format, "md, csv, json or jsonl")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
-  verb.add_flag("--json", f.json, "short for --format json");
-  auto* quiet = verb.add_flag("-q,--quiet", f.quiet, "no progress, warnings only");
-  verb.add_flag("-v,--verbose", f.verbose, "more on stderr")->excludes(quiet);
-}
-
-void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
+void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_codec) {
   verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
   auto* codec = verb.add_option("--codec", o.codecs,
                                 "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")
@@ -44,9 +24,7 @@ void add_common(CLI::App& verb, CommonOptions& o, Flags& f, bool needs_codec) {
   verb.add_option("--weights", o.weights, "weights in memory: f32 or bf16")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
-  add_output(verb, f);
-  verb.add_option("--threads", f.threads, "threads for everything (default: all processors)")
-      ->check(CLI::Range(1, 1024));
+  f.add_to(verb);
 }
 
 void add_text(CLI::App& verb, TextOptions& t) {
@@ -56,37 +34,11 @@ void add_text(CLI::App& verb, TextOptions& t) {
       ->check(CLI::NonNegativeNumber);
 }
 
-// CLI11 names what it did not expect; this adds what was probably meant.
-std::string suggestion(const CLI::App& app, int argc, char** argv) {
-  const CLI::App* verb = nullptr;
-  std::vector<std::string> known;
-  for (const CLI::App* s : app.get_subcommands([](const CLI::App*) { return true; })) {
-    known.push_back(s->get_name());
-    if (argc > 1 && s->get_name() == argv[1]) verb = s;
-  }
-  if (!verb) {
-    const std::string near = argc > 1 && argv[1][0] != '-' ? nearest_name(argv[1], known) : "";
-    return near.empty() ? "" : fmt::format("'{}' is not a verb; did you mean '{}'?", argv[1], near);
-  }
-  known.clear();
-  for (const CLI::Option* o : verb->get_options())
-    if (!o->get_group().empty())
-      for (const auto& name : o->get_lnames()) known.push_back("--" + name);
-  for (int i = 2; i < argc; ++i) {
-    const std::string word = std::string(argv[i]).substr(0, std::string(argv[i]).find('='));
-    if (!word.starts_with("--") || std::find(known.begin(), known.end(), word) != known.end()) continue;
-    const std::string near = nearest_name(word, known);
-    return fmt::format("'{}' is not an option of {}{}", word, verb->get_name(),
-                       near.empty() ? "" : "; did you mean '" + near + "'?");
-  }
-  return "";
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   install_signal_handlers();
-  CLI::App app("vqkv-eval: replays generation with a compressed KV cache and says what it cost.");
+  CLI::App app("vqkv-eval: replays generation with a compressed KV cache and says what it cost.", "vqkv-eval");
   app.footer(kExitCodeHelp);
   app.set_version_flag("--version", version_text("vqkv-eval"));
   app.require_subcommand(1);
@@ -95,7 +47,7 @@ int main(int argc, char** argv) {
   GenerateVerb generate;
   MemoryVerb memory;
   SpeedVerb speed;
-  Flags flags;
+  OutputFlags flags;
   std::string what;
 
   auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
@@ -182,22 +134,12 @@ int main(int argc, char** argv) {
 
   auto* l = app.add_subcommand("ls", "what there is: modes, backends");
   l->add_option("what", what, "modes or backends")->required()->check(CLI::IsMember({"modes", "backends"}));
-  add_output(*l, flags);
+  flags.add_to(*l);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    if (app.exit(e, std::cout, std::cerr) == 0) return kExitOk;
-    if (const std::string hint = suggestion(app, argc, argv); !hint.empty()) std::cerr << hint << "\n";
-    return kExitUsage;
-  }
-
+  if (const auto code = parse_arguments(app, argc, argv)) return *code;
   return run_tool([&] {
-    if (flags.quiet) set_log_level(LogLevel::kWarning);
-    if (flags.verbose) set_log_level(LogLevel::kDebug);
-    if (flags.threads > 0) set_thread_count(flags.threads);
-    const TableFormat format = flags.json ? TableFormat::kJson : table_format_from_name(flags.format);
+    const TableFormat format = flags.apply();
     const std::string command = command_line(argc, argv);
     for (CommonOptions* o : {&replay.common, &generate.common, &memory.common, &speed.common}) {
       o->format = format;

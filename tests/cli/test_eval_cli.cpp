@@ -94,6 +94,15 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(2, "no text was given", {"replay", "--model", kModel, "--codec", "exact"});
   eval.refuses(2, "beyond the model's", with({"exact", "--context", "8193"}));
   eval.refuses(2, "did you mean 'window'", with({eval.codec, "cache.windw=3"}));
+  // An override ends the list of texts; what is neither is a file that is not there.
+  eval.refuses(2, "did you mean 'window'",
+               {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "cache.windw=3"});
+  eval.refuses(2, "error: --text: File does not exist: gone.txt",
+               {"replay", "--model", kModel, "--codec", eval.codec, "--text", "gone.txt"});
+  eval.refuses(2, "--no-thinking requires --chat",
+               {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--no-thinking"});
+  eval.refuses(2, "only qwen3 has that switch",
+               {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--chat", "--no-thinking"});
   eval.refuses(2, "a frozen codec takes only cache.*", with({eval.codec, "codec.bits=3"}));
   eval.refuses(2, "has no meaning", with({eval.codec, "cache.residual=32"}));
   eval.refuses(2, "no prompt was given", {"generate", "--model", kModel, "--codec", "exact"});

@@ -164,12 +164,13 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
     has(ran.err, part);
   };
   check({}, 2, "subcommand");
-  check({"pln"}, 2, "did you mean 'plan'?");
+  check({"pln"}, 2, "error: 'pln' is not a verb; did you mean 'plan'?");
   check({"plan", at.sweep, "--dry-rnu"}, 2, "did you mean '--dry-run'?");
   check({"plan", at.sweep}, 2, "-o plan.jsonl");
   check({"plan", at.dir / "gone.yaml", "-o", at.plan}, 2, "gone.yaml does not exist");
   check({"plan", at.sweep, "codec.codeboks=2", "-o", at.plan}, 2, "codebooks");
   check({"plan", at.sweep, "trace.path=" + (at.dir / "no.h5"), "-o", at.plan}, 3, "no.h5");
+  check({"plan", at.sweep, "codec.transform=[hadamrd]", "-o", at.plan}, 2, "did you mean 'hadamard'?");
   check({"run", at.sweep, "-o", at.dir / "out"}, 3, "s.yaml");
   check({"status", at.dir / "out"}, 2, "not a result folder");
   check({"explain", "rvqq"}, 2, "did you mean rvq?");

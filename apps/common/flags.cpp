@@ -1,0 +1,98 @@
+#include "common/flags.h"
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <iostream>
+#include <vector>
+
+#include "common/tool.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/thread_pool.h"
+
+namespace vqkv {
+namespace {
+
+std::string bare(const std::string& word) { return word.substr(0, word.find('=')); }
+
+// CLI11 names what it did not expect; this names what was probably meant.
+std::string suggestion(const CLI::App& app, const std::vector<std::string>& words) {
+  if (words.empty()) return "";
+  const CLI::App* verb = nullptr;
+  std::vector<std::string> known;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
+    known.push_back(sub->get_name());
+    if (sub->get_name() == words[0]) verb = sub;
+  }
+  const auto near = [&](const std::string& word) {
+    const std::string name = nearest_name(word, known);
+    return name.empty() ? "" : fmt::format("; did you mean '{}'?", name);
+  };
+  if (!verb) {
+    return words[0].starts_with('-')
+               ? ""
+               : fmt::format(
+                     "'{}' is not a verb{}", words[0],
+                     near(words[0]).empty() ? fmt::format("; there are {}", fmt::join(known, ", ")) : near(words[0]));
+  }
+  known.clear();
+  for (const CLI::Option* option : verb->get_options())
+    if (!option->get_group().empty())
+      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+  for (const std::string& word : words) {
+    if (!word.starts_with("--") || word == "--" || std::find(known.begin(), known.end(), bare(word)) != known.end())
+      continue;
+    return fmt::format("'{}' is not an option of {}{}", bare(word), verb->get_name(), near(bare(word)));
+  }
+  return "";
+}
+
+}  // namespace
+
+void OutputFlags::add_to(CLI::App& verb, bool table) {
+  if (table) {
+    verb.add_option("--format", format, "what goes to stdout: md, csv, json or jsonl")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
+    verb.add_flag("--json", json, "short for --format json");
+  }
+  verb.add_option("--threads", threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
+  auto* q = verb.add_flag("-q,--quiet", quiet, "no progress, warnings only");
+  verb.add_flag("-v,--verbose", verbose, "more on stderr")->excludes(q);
+}
+
+TableFormat OutputFlags::apply() const {
+  if (quiet) set_log_level(LogLevel::kWarning);
+  if (verbose) set_log_level(LogLevel::kDebug);
+  if (threads > 0) set_thread_count(threads);
+  return json ? TableFormat::kJson : table_format_from_name(format);
+}
+
+std::optional<int> parse_arguments(CLI::App& app, int argc, char** argv) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  std::vector<std::string> parsed;
+  bool files = false;
+  for (const std::string& word : words) {
+    std::error_code error;
+    if (word.starts_with('-')) files = word == "--text" || word == "--token-ids";
+    const bool override_ = files && word.find('=') != std::string::npos && !std::filesystem::exists(word, error);
+    parsed.insert(override_ ? parsed.begin() + 1 : parsed.end(), word);  // behind the verb
+  }
+  std::reverse(parsed.begin(), parsed.end());  // as CLI11 takes them
+  try {
+    app.parse(std::move(parsed));
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) {
+      app.exit(e, std::cout, std::cerr);
+      return kExitOk;
+    }
+    const std::string hint = suggestion(app, words);
+    std::cerr << "error: " << (hint.empty() ? e.what() : hint) << "\nRun with --help for more information.\n";
+    return kExitUsage;
+  }
+  return std::nullopt;
+}
+
+}  // namespace vqkv
