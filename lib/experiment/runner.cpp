@@ -287,11 +287,6 @@ std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::func
   } catch (const Stopped&) { return nullptr; }
 }
 
-TrainedCell train_cell(const Config& config) {
-  const Json cell = make_cell(config);
-  return {codecs_of_cell(cell, nullptr), config_of(cell).policy()};
-}
-
 void run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop) {
   CellConfig config = config_of(cell);
   config.layers = {config.layers.empty() ? 0 : config.layers[0]};

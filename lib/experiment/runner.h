@@ -41,13 +41,6 @@ void parse_shard(const std::string& text, int& shard, int& shards);
 std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop,
                                                const std::string& folder = "");
 
-// One cell of a YAML file, trained as `run` would train it.
-struct TrainedCell {
-  std::shared_ptr<const CodecSet> codecs;
-  CachePolicy policy;
-};
-TrainedCell train_cell(const Config& config);
-
 // Trains and measures the first layer of a cell, for an estimate of its time. Nothing is kept.
 void run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop);
 

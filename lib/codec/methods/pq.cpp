@@ -1,6 +1,4 @@
 // Product quantization: each sub-vector by the nearest codeword of its own codebook.
-#include <chrono>
-
 #include "codec/methods/table_codec.h"
 
 namespace vqkv {
@@ -45,29 +43,7 @@ class PqCodec final : public TableCodec {
       : TableCodec(pq_shape(k, unit), 1, group_channels(k.grouping, unit, k.codebooks)), knobs_(k) {}
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
-    const auto start = std::chrono::steady_clock::now();
-    check_encode_input(*this, set.x);
-    if (knobs_.grouping == "variance") set_channels(variance_channels(set.x, shape().groups));
-    const std::vector<float> weight = training_weights(set, knobs_.weight);
-    ResidualOptions options;
-    options.entries = shape().entries();
-    options.stored_as = shape().stored_as;
-    options.kmeans = {knobs_.iterations, knobs_.points};
-    Matrix<float> x(set.x.rows, set.x.cols);
-    gather(set.x, x, nullptr);
-    TrainReport report;
-    std::vector<ResidualQuantizer> quantizers;
-    for (int g = 0; g < shape().groups; ++g) {
-      const ResidualTraining t = train_residual(x.view().slice_cols(g * shape().width(), shape().width()), weight,
-                                                options, rng.split(static_cast<uint64_t>(g)));
-      quantizers.push_back(t.quantizer);
-      report.vectors = std::max(report.vectors, t.vectors);
-      report.iterations += t.iterations;
-      report.curve.push_back(t.curve.back());
-    }
-    install(std::move(quantizers));
-    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return report;
+    return train_groups(set, knobs_.grouping, knobs_.weight, 0, {knobs_.iterations, knobs_.points}, rng);
   }
 
  private:

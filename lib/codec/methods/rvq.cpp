@@ -1,6 +1,4 @@
 // Residual quantization: a vector, or each of its groups of channels, as a sum of codewords.
-#include <chrono>
-
 #include "codec/methods/table_codec.h"
 
 namespace vqkv {
@@ -60,32 +58,7 @@ class RvqCodec final : public TableCodec {
         knobs_(k) {}
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
-    const auto start = std::chrono::steady_clock::now();
-    check_encode_input(*this, set.x);
-    if (knobs_.grouping == "variance") set_channels(variance_channels(set.x, shape().groups));
-    const std::vector<float> weight = training_weights(set, knobs_.weight);
-    ResidualOptions options;
-    options.stages = shape().stages;
-    options.entries = shape().entries();
-    options.beam = beam();
-    options.refine = knobs_.refine;
-    options.stored_as = shape().stored_as;
-    options.kmeans = {knobs_.iterations, knobs_.points};
-    Matrix<float> x(set.x.rows, set.x.cols);
-    gather(set.x, x, nullptr);
-    TrainReport report;
-    std::vector<ResidualQuantizer> quantizers;
-    for (int g = 0; g < shape().groups; ++g) {
-      const ResidualTraining t = train_residual(x.view().slice_cols(g * shape().width(), shape().width()), weight,
-                                                options, rng.split(static_cast<uint64_t>(g)));
-      quantizers.push_back(t.quantizer);
-      report.vectors = std::max(report.vectors, t.vectors);
-      report.iterations += t.iterations;
-      report.curve.insert(report.curve.end(), t.curve.begin(), t.curve.end());
-    }
-    install(std::move(quantizers));
-    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return report;
+    return train_groups(set, knobs_.grouping, knobs_.weight, knobs_.refine, {knobs_.iterations, knobs_.points}, rng);
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -58,6 +59,36 @@ void TableCodec::gather(ConstMatrix x, MutMatrix out, float* scales) const {
       }
     }
   }
+}
+
+TrainReport TableCodec::train_groups(const TrainSet& set, const std::string& grouping, const std::string& weight,
+                                     int refine, const KmeansOptions& kmeans, const Rng& rng) {
+  const auto start = std::chrono::steady_clock::now();
+  check_encode_input(*this, set.x);
+  if (grouping == "variance") set_channels(variance_channels(set.x, shape_.groups));
+  const std::vector<float> weights = training_weights(set, weight);
+  ResidualOptions options;
+  options.stages = shape_.stages;
+  options.entries = shape_.entries();
+  options.beam = beam_;
+  options.refine = refine;
+  options.stored_as = shape_.stored_as;
+  options.kmeans = kmeans;
+  Matrix<float> x(set.x.rows, set.x.cols);
+  gather(set.x, x, nullptr);
+  TrainReport report;
+  std::vector<ResidualQuantizer> quantizers;
+  for (int g = 0; g < shape_.groups; ++g) {
+    ResidualTraining t = train_residual(x.view().slice_cols(g * shape_.width(), shape_.width()), weights, options,
+                                        rng.split(static_cast<uint64_t>(g)));
+    quantizers.push_back(std::move(t.quantizer));
+    report.vectors = std::max(report.vectors, t.vectors);
+    report.iterations += t.iterations;
+    report.curve.insert(report.curve.end(), t.curve.begin(), t.curve.end());
+  }
+  install(std::move(quantizers));
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
 }
 
 void TableCodec::install(std::vector<ResidualQuantizer> quantizers) {

@@ -46,6 +46,10 @@ class TableCodec : public Codec {
   // Rows of x as the quantizers see them: channels in the order of groups, divided by the token's scale where there is
   // one; scales (rows, scale_slots) may be null then.
   void gather(ConstMatrix x, MutMatrix out, float* scales) const;
+  // A quantizer for each group: channels as `grouping` says (variance looks at the rows), tokens weighted by `weight`
+  // (see training_weights), `refine` sweeps over the stages. The report's curve holds one group behind the other.
+  TrainReport train_groups(const TrainSet& set, const std::string& grouping, const std::string& weight, int refine,
+                           const KmeansOptions& kmeans, const Rng& rng);
   // One quantizer a group, or one for all with shared_book.
   void install(std::vector<ResidualQuantizer> quantizers);
   int beam() const { return beam_; }
