@@ -3,6 +3,7 @@
 
 #include "common/tool.h"
 #include "core/error.h"
+#include "model/chat_template.h"
 #include "model/runtime.h"
 #include "model/text_input.h"
 #include "verbs.h"
@@ -20,13 +21,17 @@ int run_model(const std::string& model, TableFormat format) {
   try {
     const auto tokenizer = load_tokenizer(model);
     const SpecialTokens& s = tokenizer->special();
+    const std::string& chat = tokenizer->chat_template();
+    const std::string_view chat_name = chat_template_name(chat);
     facts["tokenizer"] = {{"kind", tokenizer->kind()},
                           {"size", tokenizer->size()},
                           {"bos", s.bos},
                           {"eos", s.eos},
                           {"add_bos", s.add_bos},
                           {"stop", s.stop},
-                          {"chat_template", !tokenizer->chat_template().empty()}};
+                          {"chat_template", chat.empty()        ? "none"
+                                            : chat_name.empty() ? "unknown"
+                                                                : chat_name}};
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::kBadData) throw;
     facts["tokenizer"] = {{"error", e.what()}};  // a model without one still has facts; texts then need --token-ids
@@ -64,9 +69,11 @@ int run_model(const std::string& model, TableFormat format) {
   if (facts["tokenizer"].contains("error")) {
     say("tokenizer", facts["tokenizer"]["error"]);
   } else {
-    say("tokenizer", fmt::format("{}, {} entries, BOS {}", facts["tokenizer"]["kind"].get<std::string>(),
-                                 facts["tokenizer"]["size"].get<int64_t>(),
-                                 facts["tokenizer"]["add_bos"].get<bool>() ? "added by the model" : "not added"));
+    say("tokenizer",
+        fmt::format("{}, {} entries, BOS {}, chat template {}", facts["tokenizer"]["kind"].get<std::string>(),
+                    facts["tokenizer"]["size"].get<int64_t>(),
+                    facts["tokenizer"]["add_bos"].get<bool>() ? "added by the model" : "not added",
+                    facts["tokenizer"]["chat_template"].get<std::string>()));
   }
   print(table, format);
   return kExitOk;

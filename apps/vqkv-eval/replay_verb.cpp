@@ -37,7 +37,7 @@ std::vector<Column> columns(const ReplayVerb& v) {
                             Column{"same_top", "same top", "{:.4f}"}, Column{"delta_p.rms", "Δp rms", "{:.4f}"}})
       all.push_back(c);
   if (wants("ppl"))
-    for (const Column& c : {Column{"ppl", "PPL", "{:.4f}"}, Column{"ppl.ratio", "PPL ratio", "{:.5f}"},
+    for (const Column& c : {Column{"ppl", "PPL", "{:.6g}"}, Column{"ppl.ratio", "PPL ratio", "{:.5f}"},
                             Column{"ppl.ratio.error", "±", "{:.2g}"}, Column{"bits_per_byte", "bits/byte", "{:.4f}"}})
       all.push_back(c);
   all.push_back({"time_ratio", "time / exact", "{:.2f}"});
@@ -160,7 +160,8 @@ int run_replay(const ReplayVerb& v) {
   const ReplayOptions options{
       .context = v.context, .windows = v.windows, .prompt = v.prompt, .block = block, .exact_dtype = exact_dtype};
   const ReplayResult result = replay(*model, texts, candidates, options, [] { return interrupted(); });
-  if (result.windows == 0) return kExitOk;  // interrupted before the first window's end
+  if (interrupted()) log_warning(fmt::format("interrupted; the numbers are of the first {} windows", result.windows));
+  if (result.windows == 0) return kExitOk;
 
   Table table{columns(v), {}};
   for (size_t c = 0; c < candidates.size(); ++c) {
@@ -210,12 +211,12 @@ int run_replay(const ReplayVerb& v) {
   print(table, v.common.format);
   if (v.common.format != TableFormat::kMarkdown) return kExitOk;
   std::string notes = fmt::format(
-      "\n{} windows of {} tokens, {} scored positions ({}); {}. Errors (±) are over windows. Bits a value: all bytes "
+      "\n{} window{} of {} tokens, {} scored positions ({}); {}. Errors (±) are over windows. Bits a value: all bytes "
       "resident at the "
       "end of a window, over all cached values; then with codebooks and other constants shared by 1 and by 64 "
       "sequences. Coded "
       "mass: share of the attention in the last quarter that fell on coded keys.\n",
-      result.windows, v.context, result.position.size(), scored, bos);
+      result.windows, result.windows == 1 ? "" : "s", v.context, result.position.size(), scored, bos);
   if (result.windows < 2)
     notes += "One window gives no errors and no intervals; take more with --windows or a longer text.\n";
   for (const auto& c : comparisons) {

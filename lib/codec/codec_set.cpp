@@ -115,7 +115,7 @@ Json canonical_transforms(const Json& list, const std::string& path) {
       knobs = list[i];
       knobs.erase("name");
     }
-    Json entry = find_transform(name).canonical(knobs, here + "." + name);
+    Json entry = find_transform(name, here).canonical(knobs, here + "." + name);
     entry["name"] = name;
     out.push_back(entry);
   }

@@ -223,7 +223,7 @@ class Builder final : public YAML::EventHandler {
   }
   void open(Json empty, const YAML::Mark& m, const std::string& tag, YAML::anchor_t anchor) {
     if (!tag.empty() && tag != "?" && tag != "!") fail(m, fmt::format("tags are not supported, found {}", tag));
-    if (expects_key()) fail(m, "a key must be a plain text, not a list or a map");
+    if (expects_key()) fail(m, "a key must be a plain text, not a list or a map; is a bracket left open?");
     if (levels_.size() >= static_cast<size_t>(kMaxConfigDepth))
       fail(m, fmt::format("nested deeper than {} levels", kMaxConfigDepth));
     Level l;

@@ -89,7 +89,11 @@ Json parse_json(std::string_view text, const std::string& where) {
   try {
     return Json::parse(text.begin(), text.end(), watch);
   } catch (const Json::parse_error& e) {
-    fail_data(fmt::format("{}: not valid JSON: {}", line_of(e.byte ? e.byte - 1 : 0), e.what()));
+    // The library's own number and place in front of its words say less than ours.
+    const std::string_view all = e.what();
+    const size_t words = all.find("syntax error");
+    fail_data(fmt::format("{}: not valid JSON: {}", line_of(e.byte ? e.byte - 1 : 0),
+                          words == std::string_view::npos ? all : all.substr(words)));
   } catch (const Json::exception& e) { fail_data(fmt::format("{}: not valid JSON: {}", where, e.what())); }
 }
 

@@ -363,7 +363,7 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
     writer.append(r);
     (status == "ok" ? summary.ok : status == "skipped" ? summary.skipped : summary.failed) += 1;
     if (status == "failed") {
-      log_warning(fmt::format("cell {} failed:{}: {}", cell.at("id").get<std::string>(), axes_text(cell),
+      log_warning(fmt::format("cell {} failed{}: {}", cell.at("id").get<std::string>(), axes_text(cell),
                               r.at("reason").get<std::string>()));
       if (options.fail_fast) ended = true;
     }

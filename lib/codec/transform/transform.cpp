@@ -21,7 +21,7 @@ const std::vector<const TransformKind*>& all_transforms() {
   return kinds;
 }
 
-const TransformKind& find_transform(const std::string& name) {
+const TransformKind& find_transform(const std::string& name, const std::string& path) {
   static const std::vector<std::string> names =
       [] {  // describing every entry anew would dominate the resolution of plans
         std::vector<std::string> all;
@@ -31,7 +31,7 @@ const TransformKind& find_transform(const std::string& name) {
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return *all_transforms()[static_cast<size_t>(it - names.begin())];
   const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("transform '{}' is not known{}; allowed: {}", name,
+  fail_usage(fmt::format("{}{}transform '{}' is not known{}; allowed: {}", path, path.empty() ? "" : ": ", name,
                          near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
 }
 

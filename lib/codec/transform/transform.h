@@ -51,9 +51,10 @@ class TransformKind {
   virtual std::unique_ptr<Transform> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
 
-// By name, in the order of transforms.inc. find throws kUsage with the nearest name.
+// By name, in the order of transforms.inc. find throws kUsage with `path`, where the name was written, and the nearest
+// name.
 const std::vector<const TransformKind*>& all_transforms();
-const TransformKind& find_transform(const std::string& name);
+const TransformKind& find_transform(const std::string& name, const std::string& path = "");
 
 // A reason why canonical transforms [{name, ...}] can't be composed for this unit (two token scales, say), or "".
 std::string check_chain(const Json& transforms, const UnitShape& unit);
