@@ -133,9 +133,13 @@ def table(_, out, model):
           f"{max((t['iterations'] for t in train), default=0)} iterations a unit; {seconds:.0f} s of training on all threads together.")
     print("bits a value (b/v): codes and side data; everything resident, sinks and window included; with the codebooks shared by 1 and 64 sequences.")
     print("coded mass: share of the attention of the last quarter that fell on coded keys. `+qm`: keys in the metric of their queries.")
-    for c in replay["comparisons"]:
-        if c["what"] == "kld.last_quarter" and not c["windowless"] and c["verdict"] != "not told apart":
-            print(f"  {c['a']} - {c['b']}: {c['mean']:+.4f} [{number(c['low'], 4)}, {number(c['high'], 4)}]: {c['verdict']}")
+    pairs = [c for c in replay["comparisons"] if c["what"] == "kld.last_quarter" and not c["windowless"]]
+    told = [c for c in pairs if c["verdict"] != "not told apart"]
+    if pairs:
+        print(f"Difference of the KLD of the last quarter, paired on the same positions of {facts['windows']} windows, with its 95 % interval")
+        print(f"corrected for the {pairs[0]['pairs']} pairs compared; {len(pairs) - len(told)} of the {len(pairs)} with a window are not told apart:")
+    for c in told:
+        print(f"  {c['a']} - {c['b']}: {c['mean']:+.4f} [{number(c['low'], 4)}, {number(c['high'], 4)}]: {c['verdict']}")
 
 
 def total(ledger):
