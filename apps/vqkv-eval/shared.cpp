@@ -32,8 +32,10 @@ void require_same_model(const CodecSet& codecs, const ModelFacts& model, const s
                           have.layers, have.q_heads, have.kv_heads, have.head_dim, model.name, want.layers,
                           want.q_heads, want.kv_heads, want.head_dim));
   if (!codecs.model_hash().empty() && codecs.model_hash() != model.hash)
-    fail_data(fmt::format("{}: trained on the model with hash {}; {} has {}", what, codecs.model_hash(), model.name,
-                          model.hash));
+    fail_data(
+        fmt::format("{}: trained on the model with hash {}; {} has {} (another conversion or sharding of a model "
+                    "counts as another model)",
+                    what, codecs.model_hash(), model.name, model.hash));
   // Without a hash (a trace from elsewhere) the rotation at least must agree. 1e-5: float frequencies of other
   // programs.
   bool same = have.rope.rotary_dim == want.rope.rotary_dim &&
