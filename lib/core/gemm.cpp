@@ -8,6 +8,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include "core/cpu.h"
+#include "core/huge_pages.h"
 #include "core/panel.h"
 #include "core/thread_pool.h"
 
@@ -142,10 +143,11 @@ void gemm(ConstMatrix a, ConstMatrix b, bool transpose_b, MutMatrix c, bool accu
 struct PackedWeights::Impl {
   int64_t in = 0, out = 0;
   DType type = DType::kF32;
-  AlignedVector<std::byte> bytes;  // panels, one after the other
+  std::shared_ptr<std::byte> data;  // panels, one after the other, and zeros
   int64_t panels() const { return (out + kPanelWidth - 1) / kPanelWidth; }
+  int64_t bytes() const { return panels() * kPanelWidth * in * static_cast<int64_t>(dtype_size(type)); }
   const std::byte* panel(int64_t p) const {
-    return bytes.data() + p * in * kPanelWidth * static_cast<int64_t>(dtype_size(type));
+    return data.get() + p * in * kPanelWidth * static_cast<int64_t>(dtype_size(type));
   }
   template <class T, class Narrow>
   void pack(ConstMatrix w, int64_t first, Narrow&& narrow);
@@ -154,7 +156,7 @@ struct PackedWeights::Impl {
 // Rows of w become columns [first, first + w.rows).
 template <class T, class Narrow>
 void PackedWeights::Impl::pack(ConstMatrix w, int64_t first, Narrow&& narrow) {
-  T* all = reinterpret_cast<T*>(bytes.data());
+  T* all = reinterpret_cast<T*>(data.get());
   parallel_for((w.rows + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
     for (int64_t r = chunk * kPanelWidth; r < std::min(w.rows, (chunk + 1) * kPanelWidth); ++r) {
       const int64_t column = first + r;
@@ -177,7 +179,7 @@ PackedWeights::PackedWeights(std::span<const ConstMatrix> stacked, DType storage
     impl->out += w.rows;
   }
   VQKV_CHECK(impl->in > 0 && impl->out > 0);
-  impl->bytes.resize(static_cast<size_t>(impl->panels() * kPanelWidth * impl->in) * dtype_size(storage));
+  impl->data = huge_page_memory(impl->bytes());
   int64_t first = 0;
   for (const ConstMatrix& w : stacked) {
     if (storage == DType::kF32)
@@ -221,6 +223,6 @@ void PackedWeights::copy_row(int64_t r, float* out) const {
 
 int64_t PackedWeights::out_features() const { return impl_ ? impl_->out : 0; }
 int64_t PackedWeights::in_features() const { return impl_ ? impl_->in : 0; }
-int64_t PackedWeights::bytes() const { return impl_ ? static_cast<int64_t>(impl_->bytes.size()) : 0; }
+int64_t PackedWeights::bytes() const { return impl_ ? impl_->bytes() : 0; }
 
 }  // namespace vqkv
