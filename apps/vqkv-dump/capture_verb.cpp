@@ -92,14 +92,14 @@ int run_capture(const CaptureVerb& v) {
   const Stopwatch watch;
   Json sources = Json::array();
   for (const TextDocument& d : documents) sources.push_back({{"name", d.name}, {"tokens", d.tokens.size()}});
+  const auto model = load_model(v.model, {.weights = dtype_from_name(v.weights)});
   info.provenance = {{"tool", "vqkv-dump"},        {"version", version_facts()},
                      {"command", v.command},       {"time", utc_now()},
-                     {"threads", thread_count()},  {"weights", v.weights},
+                     {"threads", thread_count()},  {"weights", model->weights()},
                      {"context", v.context},       {"query_stride", v.query_stride},
                      {"query_tail", v.query_tail}, {"bos", plan.bos},
                      {"documents", sources}};
   TraceWriter writer(v.out, info, plan.names, plan.tokens, plan.queries);
-  const auto model = load_model(v.model, {.weights = dtype_from_name(v.weights)});
   bool complete = false;
   {
     Progress progress("tokens", plan.tokens);

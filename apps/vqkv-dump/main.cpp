@@ -48,7 +48,9 @@ int main(int argc, char** argv) {
   c->add_option("--dtype", capture.dtype, "stored type: bf16, f16 or f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
-  c->add_option("--weights", capture.weights, "weights in memory: f32 or bf16")
+  c->add_option(
+       "--weights", capture.weights,
+       "f32, or bf16: half the bytes and, with AVX512-BF16, twice the rate; inputs of products are then rounded too")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   c->add_option("--device", capture.device, "cpu")->capture_default_str()->check(CLI::IsMember({"cpu", "cuda"}));

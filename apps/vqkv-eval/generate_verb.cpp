@@ -223,7 +223,7 @@ int run_generate(const GenerateVerb& v) {
         {"facts",
          {{"model", facts.name},
           {"model_hash", facts.hash},
-          {"weights", v.common.weights},
+          {"weights", model->weights()},
           {"threads", thread_count()},
           {"prompt_tokens", prompt.size()},
           {"chat", v.chat},

@@ -193,7 +193,7 @@ int run_replay(const ReplayVerb& v) {
                       {"positions", result.position.size()},
                       {"scored", scored},
                       {"bos", result.bos},
-                      {"weights", v.common.weights},
+                      {"weights", model->weights()},
                       {"exact_dtype", dtype_name(exact_dtype)},
                       {"block", block},
                       {"threads", thread_count()},

@@ -104,7 +104,7 @@ int run_speed(const SpeedVerb& v) {
                           {"threads", thread_count()},
                           {"prompt_tokens", v.prompt_tokens},
                           {"new_tokens", v.new_tokens},
-                          {"weights", v.common.weights}});
+                          {"weights", model->weights()}});
   print(table, v.common.format);
   return kExitOk;
 }

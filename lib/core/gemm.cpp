@@ -144,11 +144,19 @@ struct PackedWeights::Impl {
   int64_t in = 0, out = 0;
   DType type = DType::kF32;
   std::shared_ptr<std::byte> data;  // panels, one after the other, and zeros
+  int64_t bytes() const { return panels() * panel_size() * static_cast<int64_t>(dtype_size(type)); }
   int64_t panels() const { return (out + kPanelWidth - 1) / kPanelWidth; }
-  int64_t bytes() const { return panels() * kPanelWidth * in * static_cast<int64_t>(dtype_size(type)); }
-  const std::byte* panel(int64_t p) const {
-    return data.get() + p * in * kPanelWidth * static_cast<int64_t>(dtype_size(type));
+  int64_t panel_size() const { return (type == DType::kBF16 ? round_up(in, 2) : in) * kPanelWidth; }
+  // Of element (k, column), in elements.
+  int64_t place(int64_t k, int64_t column) const {
+    const int64_t lane = column % kPanelWidth;
+    return column / kPanelWidth * panel_size() +
+           (type == DType::kBF16 ? k / 2 * 2 * kPanelWidth + 2 * lane + k % 2 : k * kPanelWidth + lane);
   }
+  const std::byte* panel(int64_t p) const {
+    return data.get() + p * panel_size() * static_cast<int64_t>(dtype_size(type));
+  }
+  bool rounds_inputs() const { return type == DType::kBF16 && cpu_features().avx512_bf16; }
   template <class T, class Narrow>
   void pack(ConstMatrix w, int64_t first, Narrow&& narrow);
 };
@@ -159,9 +167,7 @@ void PackedWeights::Impl::pack(ConstMatrix w, int64_t first, Narrow&& narrow) {
   T* all = reinterpret_cast<T*>(data.get());
   parallel_for((w.rows + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
     for (int64_t r = chunk * kPanelWidth; r < std::min(w.rows, (chunk + 1) * kPanelWidth); ++r) {
-      const int64_t column = first + r;
-      T* to = all + column / kPanelWidth * in * kPanelWidth + column % kPanelWidth;
-      for (int64_t k = 0; k < in; ++k) to[k * kPanelWidth] = narrow(w(r, k));
+      for (int64_t k = 0; k < in; ++k) all[place(k, first + r)] = narrow(w(r, k));
     }
   });
 }
@@ -195,6 +201,21 @@ void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
   VQKV_CHECK(impl_ && x.cols == impl_->in && y.cols == impl_->out && x.rows == y.rows);
   if (x.rows == 0) return;
   const Impl& w = *impl_;
+  const int64_t rounded_stride = round_up(w.in, 2);
+  const bf16* rounded = nullptr;
+  if (w.rounds_inputs()) {
+    thread_local AlignedVector<bf16> kept;
+    kept.resize(static_cast<size_t>(x.rows * rounded_stride));
+    bf16* to = kept.data();
+    rounded = to;
+    constexpr int64_t kRowsPerTask = 32;
+    parallel_for((x.rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+      for (int64_t r = task * kRowsPerTask; r < std::min(x.rows, (task + 1) * kRowsPerTask); ++r) {
+        to_bf16(x.row(r), to + r * rounded_stride, w.in);
+        if (w.in % 2 == 1) to[r * rounded_stride + w.in] = bf16{0};
+      }
+    });
+  }
   // Up to 192 rows share one pass over a panel; a panel is a task, so that even 576 outputs are nine of them.
   const Cut rows(x.rows, 192, 6);
   parallel_for(rows.count * w.panels(), [&](int64_t i) {
@@ -203,7 +224,8 @@ void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
                     .type = w.type,
                     .depth = w.in,
                     .x = x.row(row),
-                    .x_stride = x.stride,
+                    .x_rounded = rounded ? rounded + row * rounded_stride : nullptr,
+                    .x_stride = rounded ? rounded_stride : x.stride,
                     .rows = rows.length(tile),
                     .y = y.row(row) + col,
                     .y_stride = y.stride,
@@ -214,13 +236,15 @@ void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
 
 void PackedWeights::copy_row(int64_t r, float* out) const {
   VQKV_CHECK(impl_ && r >= 0 && r < impl_->out);
-  const std::byte* panel = impl_->panel(r / kPanelWidth);
-  const int64_t lane = r % kPanelWidth;
-  for (int64_t k = 0; k < impl_->in; ++k)
-    out[k] = impl_->type == DType::kF32 ? reinterpret_cast<const float*>(panel)[k * kPanelWidth + lane]
-                                        : to_float(reinterpret_cast<const bf16*>(panel)[k * kPanelWidth + lane]);
+  const std::byte* all = impl_->data.get();
+  for (int64_t k = 0; k < impl_->in; ++k) {
+    const int64_t at = impl_->place(k, r);
+    out[k] = impl_->type == DType::kF32 ? reinterpret_cast<const float*>(all)[at]
+                                        : to_float(reinterpret_cast<const bf16*>(all)[at]);
+  }
 }
 
+bool PackedWeights::rounds_inputs() const { return impl_ && impl_->rounds_inputs(); }
 int64_t PackedWeights::out_features() const { return impl_ ? impl_->out : 0; }
 int64_t PackedWeights::in_features() const { return impl_ ? impl_->in : 0; }
 int64_t PackedWeights::bytes() const { return impl_ ? impl_->bytes() : 0; }

@@ -21,12 +21,15 @@ void gemm(ConstMatrix a, ConstMatrix b, bool transpose_b, MutMatrix c, bool accu
 class PackedWeights {
  public:
   PackedWeights() = default;
-  // f32 or bf16 storage. bf16 rounds the weights to nearest even; inputs and sums stay fp32.
+  // f32 or bf16 storage. bf16 rounds the weights to nearest even; sums stay fp32, and inputs unless rounds_inputs().
   PackedWeights(ConstMatrix weights, DType storage);
   // Several matrices of equal in-features stacked: rows of the first, then of the second, ...
   PackedWeights(std::span<const ConstMatrix> stacked, DType storage);
   // y (m, out) = x (m, in) * W^T [+ y when accumulate]. A row has the same bits alone and in any block.
   void apply(ConstMatrix x, MutMatrix y, bool accumulate = false) const;
+  // True with bf16 storage where the processor has AVX512-BF16: inputs are rounded to bf16 too, products are exact and
+  // run at twice the rate of fp32. Their bits are a processor's own, so whoever reports a number says which it was.
+  bool rounds_inputs() const;
   // Row r of W, widened, into out (in). Exact.
   void copy_row(int64_t r, float* out) const;
   int64_t out_features() const;

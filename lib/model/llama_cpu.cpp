@@ -45,7 +45,7 @@ void norm_rows(ConstMatrix x, const std::vector<float>& weight, double eps, MutM
 }  // namespace
 
 LlamaCpu::LlamaCpu(const ModelWeights& weights, DType storage, std::string tokenizer_path)
-    : facts_(weights.facts()), tokenizer_path_(std::move(tokenizer_path)) {
+    : facts_(weights.facts()), storage_(storage), tokenizer_path_(std::move(tokenizer_path)) {
   plain_out_.resize(static_cast<size_t>(facts_.layers));
   for (int l = 0; l < facts_.layers; ++l) {
     Layer& layer = layers_.emplace_back();
@@ -71,6 +71,11 @@ LlamaCpu::LlamaCpu(const ModelWeights& weights, DType storage, std::string token
 }
 
 LlamaCpu::~LlamaCpu() = default;
+
+std::string LlamaCpu::weights() const {
+  if (storage_ == DType::kF32) return "f32";
+  return embedding_.rounds_inputs() ? "bf16 x bf16" : "bf16 x f32";
+}
 
 const Tokenizer& LlamaCpu::tokenizer() const {
   const std::lock_guard lock(lazy_);

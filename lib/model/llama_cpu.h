@@ -19,6 +19,7 @@ class LlamaCpu final : public ModelRuntime {
   ~LlamaCpu() override;
 
   const ModelFacts& facts() const override { return facts_; }
+  std::string weights() const override;
   const Tokenizer& tokenizer() const override;
   void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
                Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr) override;
@@ -43,6 +44,7 @@ class LlamaCpu final : public ModelRuntime {
   void mlp(const Layer& layer, MutMatrix x);
 
   ModelFacts facts_;
+  DType storage_;
   std::vector<Layer> layers_;
   PackedWeights embedding_, head_;  // one copy when tied
   std::vector<float> final_norm_;

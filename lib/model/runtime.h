@@ -35,7 +35,9 @@ struct ModelTap {
 };
 
 struct RuntimeOptions {
-  DType weights = DType::kF32;  // or kBF16
+  // kF32, or kBF16: rounded to nearest even. Where the processor has AVX512-BF16 the inputs of products with bf16
+  // weights are rounded to bf16 too, which doubles the rate; elsewhere they stay fp32. ModelRuntime::weights() tells.
+  DType weights = DType::kF32;
 };
 
 enum class LogitRows { kNone, kLast, kAll };
@@ -44,6 +46,8 @@ class ModelRuntime {
  public:
   virtual ~ModelRuntime() = default;
   virtual const ModelFacts& facts() const = 0;
+  // What ran, for rows of results: "f32", "bf16 x f32" (weights x inputs) or "bf16 x bf16". Sums are fp32.
+  virtual std::string weights() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;  // kBadData when the model came without one
   // Runs `tokens` at positions [kv.cache().length(), ...) as one block: teacher forcing. A step is a block of one
   // token; a long prompt may be given in blocks of any size. logits: (rows, vocab), rows = tokens for kAll, 1 for

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "core/cpu.h"
 #include "core/rng.h"
 #include "core/thread_pool.h"
 #include "support/catch.h"
@@ -71,7 +72,8 @@ TEST_CASE("packed weights: agree with a double sum for one row and for blocks, f
     const auto w = random_matrix(n, k, 4);
     for (const DType storage : {DType::kF32, DType::kBF16}) {
       const PackedWeights packed(w, storage);
-      const double rounding = storage == DType::kF32 ? 0 : 0x1p-8;  // half a unit in the last of 8 bits
+      // Half a unit in the last of 8 bits, of weights and perhaps of inputs.
+      const double rounding = storage == DType::kF32 ? 0 : packed.rounds_inputs() ? 0x1p-7 : 0x1p-8;
       CHECK(packed.out_features() == n);
       CHECK(packed.in_features() == k);
       std::vector<float> row(static_cast<size_t>(k));
@@ -91,6 +93,27 @@ TEST_CASE("packed weights: agree with a double sum for one row and for blocks, f
         }
     }
   }
+}
+
+TEST_CASE("packed weights: bf16 loses what rounding loses, and nothing in products or sums", "[gemm]") {
+  for (const auto& [n, k] : {std::array<int64_t, 2>{1, 1}, {64, 64}, {65, 33}, {130, 1537}}) {
+    const auto w = random_matrix(n, k, 9);
+    const PackedWeights packed(w, DType::kBF16);
+    CHECK(packed.rounds_inputs() == cpu_features().avx512_bf16);
+    CHECK(packed.bytes() == (n + 63) / 64 * 64 * (k + k % 2) * 2);
+    Matrix<float> w_rounded = w;
+    for (float& v : w_rounded.storage) v = round_to_bf16(v);
+    for (const int64_t m : {1, 6, 13}) {
+      CAPTURE(n, k, m);
+      const auto x = random_matrix(m, k, 10);
+      Matrix<float> x_seen = x, y(m, n);
+      if (packed.rounds_inputs())
+        for (float& v : x_seen.storage) v = round_to_bf16(v);
+      packed.apply(x, y);
+      CHECK(worst_ratio(x_seen, w_rounded, y, ConstMatrix(), 0) <= 1);
+    }
+  }
+  CHECK_FALSE(PackedWeights(random_matrix(3, 3, 1), DType::kF32).rounds_inputs());
 }
 
 TEST_CASE("packed weights: matrices stacked equal matrices apart", "[gemm]") {
@@ -137,9 +160,11 @@ TEST_CASE("products: the same bits with 1, 2 and 3 threads, and inside parallel_
       for (int i = 0; i < 3; ++i) REQUIRE(same_bits(first[i], again[i]));
       // A row alone has the bits that it has in the block.
       for (const int64_t r : {int64_t{0}, m / 2, m - 1}) {
-        Matrix<float> alone(1, n);
-        f32.apply(x.view().slice_rows(r, 1), alone);
-        REQUIRE(std::memcmp(alone.data(), first[0].row(r), static_cast<size_t>(n) * sizeof(float)) == 0);
+        for (int i = 0; i < 2; ++i) {
+          Matrix<float> alone(1, n);
+          (i == 0 ? f32 : narrow).apply(x.view().slice_rows(r, 1), alone);
+          REQUIRE(std::memcmp(alone.data(), first[i].row(r), static_cast<size_t>(n) * sizeof(float)) == 0);
+        }
       }
     }
   }

@@ -38,6 +38,7 @@ class FakeRuntime final : public ModelRuntime {
     }
   }
   const ModelFacts& facts() const override { return facts_; }
+  std::string weights() const override { return "none"; }
   const Tokenizer& tokenizer() const override { fail_data("none"); }
   ConstMatrix output_weight(int layer) const override { return output_[static_cast<size_t>(layer)]; }
   static Matrix<float> rows(uint64_t what, std::span<const int32_t> tokens, int64_t first, int64_t cols) {
