@@ -1,8 +1,10 @@
-#include <numeric>
+#include <algorithm>
+#include <array>
 
 #include "attention/attention.h"
 #include "cache/policies/keep_policy.h"
 #include "core/clock.h"
+#include "core/thread_pool.h"
 
 namespace vqkv {
 
@@ -60,10 +62,16 @@ void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, M
   const Stopwatch watch;
   rotated_.resize(static_cast<size_t>(q.size()));
   MutMatrix rotated(rotated_.data(), q.rows, q.cols);
-  for (int64_t r = 0; r < q.rows; ++r) std::copy_n(q.row(r), q.cols, rotated.row(r));
-  std::vector<int32_t> positions(static_cast<size_t>(q.rows));
-  std::iota(positions.begin(), positions.end(), static_cast<int32_t>(cache_.length()));
-  rope_apply(*rope_, positions.data(), rotated);
+  constexpr int64_t kRows = 32;  // a task: tens of microseconds
+  parallel_for((q.rows + kRows - 1) / kRows, [&](int64_t task) {
+    const int64_t first = task * kRows, rows = std::min(kRows, q.rows - first);
+    std::array<int32_t, kRows> positions;
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(q.row(first + r), q.cols, rotated.row(first + r));
+      positions[static_cast<size_t>(r)] = static_cast<int32_t>(cache_.length() + first + r);
+    }
+    rope_apply(*rope_, positions.data(), rotated.slice_rows(first, rows));
+  });
   if (mass_) mass_->next = tap_;
   backend_.attend(cache_, layer, rotated, out, &stats_, mass_ ? mass_.get() : tap_);
   attend_seconds_ += watch.seconds();

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 
@@ -65,15 +67,29 @@ void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v) {
   // Keys: heads whose unit codes after RoPE are rotated once, here.
   c.staging.resize(static_cast<size_t>(c.pending * width));
   MutMatrix rows(c.staging.data(), c.pending, width);
-  for (int64_t r = 0; r < k.rows; ++r) std::copy_n(k.row(r), width, rows.row(r));
-  std::vector<int32_t> positions(static_cast<size_t>(c.pending));
-  std::iota(positions.begin(), positions.end(), static_cast<int32_t>(c.length));
-  for (int h = 0; h < c.shape.kv_heads; ++h)
-    if (c.keys_post_rope(layer, h)) rope_apply(*c.rope, positions.data(), rows.slice_cols(h * d, d));
-  for (const Role role : {Role::kKey, Role::kValue}) {
-    c.grow_chunks(c.roles[c.slot(layer, role)], total);
-    c.store_exact(layer, role, role == Role::kKey ? ConstMatrix(rows) : v, c.length);
-  }
+  constexpr int64_t kRows = 32;  // a task: tens of microseconds
+  parallel_for((c.pending + kRows - 1) / kRows, [&](int64_t task) {
+    const int64_t first = task * kRows, count = std::min(kRows, c.pending - first);
+    std::array<int32_t, kRows> positions;
+    for (int64_t r = 0; r < count; ++r) {
+      std::copy_n(k.row(first + r), width, rows.row(first + r));
+      positions[static_cast<size_t>(r)] = static_cast<int32_t>(c.length + first + r);
+    }
+    for (int h = 0; h < c.shape.kv_heads; ++h)
+      if (c.keys_post_rope(layer, h))
+        rope_apply(*c.rope, positions.data(), rows.slice_rows(first, count).slice_cols(h * d, d));
+  });
+  // Allocation first and alone: the order of blocks in memory does not depend on threads.
+  for (const Role role : {Role::kKey, Role::kValue}) c.grow_chunks(c.roles[c.slot(layer, role)], total);
+  const auto store = [&](int64_t i) {
+    const Role role = i % 2 == 0 ? Role::kKey : Role::kValue;
+    c.store_exact(layer, role, static_cast<int>(i / 2), role == Role::kKey ? ConstMatrix(rows) : v, c.length);
+  };
+  const int64_t stores = 2 * c.shape.kv_heads;
+  if (c.pending < kRows)  // a step stores less than waking a thread costs
+    for (int64_t i = 0; i < stores; ++i) store(i);
+  else
+    parallel_for(stores, store);
   ++c.appended;
   if (!c.policy.codes || c.visibility == Visibility::kExactPrefill) return;
   // What the last query of this block and the first of the next will see coded.

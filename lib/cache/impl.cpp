@@ -235,22 +235,20 @@ void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
 
 }  // namespace
 
-void Impl::store_exact(int layer, Role role, ConstMatrix rows, int64_t first_token) {
+void Impl::store_exact(int layer, Role role, int head, ConstMatrix rows, int64_t first_token) {
   const int64_t d = shape.head_dim;
   std::vector<float> line(static_cast<size_t>(std::max(d, std::max(policy.sinks, kChunkTokens))));
   for_each_run(role_store(layer, role), policy.sinks, first_token, rows.rows,
                [&](std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
-                 for (int64_t h = 0; h < shape.kv_heads; ++h) {
-                   if (role == Role::kKey) {
-                     for (int64_t c = 0; c < d; ++c) {
-                       for (int64_t i = 0; i < n; ++i) line[static_cast<size_t>(i)] = rows(at + i, h * d + c);
-                       narrow(policy.exact_dtype, line.data(), n, base, place(role, h, c, within, d, held));
-                     }
-                   } else {
-                     for (int64_t i = 0; i < n; ++i) {
-                       std::copy_n(rows.row(at + i) + h * d, d, line.data());
-                       narrow(policy.exact_dtype, line.data(), d, base, place(role, h, 0, within + i, d, held));
-                     }
+                 if (role == Role::kKey) {
+                   for (int64_t c = 0; c < d; ++c) {
+                     for (int64_t i = 0; i < n; ++i) line[static_cast<size_t>(i)] = rows(at + i, head * d + c);
+                     narrow(policy.exact_dtype, line.data(), n, base, place(role, head, c, within, d, held));
+                   }
+                 } else {
+                   for (int64_t i = 0; i < n; ++i) {
+                     std::copy_n(rows.row(at + i) + head * d, d, line.data());
+                     narrow(policy.exact_dtype, line.data(), d, base, place(role, head, 0, within + i, d, held));
                    }
                  }
                });

@@ -116,7 +116,7 @@ struct CompressedCache::Impl {
   // Coding and upkeep.
   void evict(int layer, int head, std::span<const int64_t> positions);
   void forget_evictions(int64_t from);
-  void store_exact(int layer, Role role, ConstMatrix rows, int64_t first_token);
+  void store_exact(int layer, Role role, int head, ConstMatrix rows, int64_t first_token);
   void grow_chunks(RoleStore& store, int64_t tokens);
   void drop_exact(RoleStore& store, int64_t begin, int64_t tokens);
   void code_role_units(const std::vector<int>& layers, int64_t tokens, int64_t k_end, int64_t v_end);
