@@ -2,10 +2,12 @@
 //   bench_runtime [--benchmark_filter=prefill] [--benchmark_repetitions=5]
 // VQKV_MODEL names another model. Threads: every processor this process may use (taskset narrows it).
 // items_per_second of prefill and decode is tokens a second; of products it is floating-point operations a second, and
-// bytes_per_second of a product with one row is the rate at which weights are read.
+// bytes_per_second of a product with one row is the rate at which weights are read. all_threads_s is processor time, the
+// CPU column that of the calling thread: on idle cores a prefill is no faster than either allows.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
+#include <ctime>
 
 #include "core/gemm.h"
 #include "core/rng.h"
@@ -14,53 +16,72 @@
 namespace vqkv {
 namespace {
 
+template <DType weights>
 ModelRuntime& model() {
   static const std::unique_ptr<ModelRuntime> m = [] {
     const char* path = std::getenv("VQKV_MODEL");
-    return load_model(path ? path : VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    return load_model(path ? path : VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+                      {.weights = weights});
   }();
   return *m;
 }
 
-std::vector<int32_t> some_tokens(int64_t n) {
+std::vector<int32_t> some_tokens(int64_t n, const ModelRuntime& model) {
   Rng rng(1);
   std::vector<int32_t> ids;
   while (static_cast<int64_t>(ids.size()) < n)
-    ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(model().facts().vocab))));
+    ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(model.facts().vocab))));
   return ids;
 }
 
 struct Session {
-  CompressedCache cache{exact_codec_set(model().facts().cache_shape()), CachePolicy::exact(DType::kF32)};
+  explicit Session(const ModelRuntime& model)
+      : cache(exact_codec_set(model.facts().cache_shape()), CachePolicy::exact(DType::kF32)) {}
+  CompressedCache cache;
   std::unique_ptr<AttentionBackend> backend = make_attention_backend("cpu-reconstruct");
   KvSession kv{cache, *backend};
 };
 
-void prefill(benchmark::State& state) {
-  const auto ids = some_tokens(state.range(0));
-  Matrix<float> logits(1, model().facts().vocab);
+template <DType weights>
+void prefill_with(benchmark::State& state) {
+  ModelRuntime& runtime = model<weights>();
+  const auto ids = some_tokens(state.range(0), runtime);
+  Matrix<float> logits(1, runtime.facts().vocab);
   double attend = 0;
+  const std::clock_t before = std::clock();
   for (auto _ : state) {
-    Session s;
-    model().forward(ids, s.kv, LogitRows::kLast, logits);
+    Session s(runtime);
+    runtime.forward(ids, s.kv, LogitRows::kLast, logits);
     attend += s.kv.attend_seconds();
   }
   state.SetItemsProcessed(state.iterations() * state.range(0));
+  state.SetLabel(runtime.weights());
   state.counters["attend_s"] = attend / static_cast<double>(state.iterations());
+  state.counters["all_threads_s"] =
+      static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC / static_cast<double>(state.iterations());
 }
+void prefill(benchmark::State& state) { prefill_with<DType::kF32>(state); }
+void prefill_bf16(benchmark::State& state) { prefill_with<DType::kBF16>(state); }
 BENCHMARK(prefill)->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(prefill_bf16)->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond)->UseRealTime();
 
-void decode(benchmark::State& state) {
-  const auto prompt = some_tokens(state.range(0));
-  Matrix<float> logits(1, model().facts().vocab);
-  Session s;
-  model().forward(prompt, s.kv, LogitRows::kNone, {});
+template <DType weights>
+void decode_with(benchmark::State& state) {
+  ModelRuntime& runtime = model<weights>();
+  const auto prompt = some_tokens(state.range(0), runtime);
+  Matrix<float> logits(1, runtime.facts().vocab);
+  Session s(runtime);
+  runtime.forward(prompt, s.kv, LogitRows::kNone, {});
   const double before = s.kv.attend_seconds();
-  for (auto _ : state) model().forward(std::span(prompt).first(1), s.kv, LogitRows::kLast, logits);
+  for (auto _ : state) runtime.forward(std::span(prompt).first(1), s.kv, LogitRows::kLast, logits);
   state.SetItemsProcessed(state.iterations());
+  state.SetLabel(runtime.weights());
   state.counters["attend_s"] = (s.kv.attend_seconds() - before) / static_cast<double>(state.iterations());
 }
+void decode(benchmark::State& state) { decode_with<DType::kF32>(state); }
+void decode_bf16(benchmark::State& state) { decode_with<DType::kBF16>(state); }
 BENCHMARK(decode)->Arg(512)->Arg(4096)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(64);
+BENCHMARK(decode_bf16)->Arg(512)->Arg(4096)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(64);
 
 void product(benchmark::State& state) {
   const int64_t m = state.range(0), k = state.range(1), n = state.range(2);
