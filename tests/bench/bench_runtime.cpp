@@ -2,8 +2,8 @@
 //   bench_runtime [--benchmark_filter=prefill] [--benchmark_repetitions=5]
 // VQKV_MODEL names another model. Threads: every processor this process may use (taskset narrows it).
 // items_per_second of prefill and decode is tokens a second; of products it is floating-point operations a second, and
-// bytes_per_second of a product with one row is the rate at which weights are read. all_threads_s is processor time, the
-// CPU column that of the calling thread: on idle cores a prefill is no faster than either allows.
+// bytes_per_second of a product with one row is the rate at which weights are read. all_threads_s is processor time,
+// the CPU column that of the calling thread: on idle cores a prefill is no faster than either allows.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
