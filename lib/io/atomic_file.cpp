@@ -91,6 +91,12 @@ void AtomicFile::write(std::string_view bytes) {
   }
 }
 
+void AtomicFile::start_writing_out() {
+  VQKV_CHECK(!committed_ && fd_ >= 0);
+  // A hint: where it isn't understood, and where the disk is full, commit() says what there is to say.
+  ::sync_file_range(fd_, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
 void AtomicFile::commit() {
   VQKV_CHECK(!committed_ && fd_ >= 0);
   if (::fsync(fd_) != 0) fail_write(partial_, errno, 0);

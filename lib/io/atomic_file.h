@@ -16,6 +16,8 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
   const std::string& partial_path() const { return partial_; }
   void write(std::string_view bytes);  // through our own descriptor; libraries write to partial_path() themselves
+  // Asks the system to begin writing out what the file holds so far, and doesn't wait: commit() then finds little left.
+  void start_writing_out();
   void commit();
 
  private:

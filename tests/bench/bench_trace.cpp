@@ -1,5 +1,6 @@
 // Writing and reading a trace beside plain writing and reading of the same bytes, in one run. Bytes a second are of the
-// trace's own bytes. Writing ends with fsync on both sides; the content hash is left out (hash_seconds shows it).
+// trace's own bytes. Writing ends with fsync on both sides, inside the time; the content hash is left out (hash_seconds
+// shows it), but the disk may go on writing meanwhile.
 // VQKV_BENCH_DIR chooses the medium (a RAM disk shows our own cost, a disk shows the disk's).
 #include <benchmark/benchmark.h>
 #include <fcntl.h>

@@ -23,6 +23,8 @@ TEST_CASE("a file appears under its name complete or not at all") {
   {
     AtomicFile file(path);
     file.write("whole ");
+    file.start_writing_out();
+    CHECK_FALSE(fs::exists(path));
     file.write("text");
     file.commit();
   }
