@@ -105,6 +105,39 @@ assert list(dump_hf.to_bf16_bits(np.array([0x3F808000, 0x3F818000, 0x3F808001], 
 # XXH3-128 of nothing, in canonical order.
 assert dump_hf.new_hash().hexdigest() == "99aa06d3014798d86001c324468d497f"
 
+# Keys are held against the model's cache; what a trace can't say is refused.
+def refuses(f, *args):
+    try:
+        f(*args)
+    except SystemExit:
+        return True
+    return False
+
+
+class Facts:
+    def __init__(self, **facts): self.__dict__.update(facts)
+
+
+keys = np.random.default_rng(5).normal(size=(30, K, D)).astype("f4")
+turned = dump_hf.rope_rotate(keys, np.arange(30), ROPE)
+angle = np.arange(30)[:, None] * np.asarray(ROPE["inverse_frequency"])[None]
+adjacent = (keys.reshape(30, K, D // 2, 2).astype("f8") @ [[1], [1j]])[..., 0] * np.exp(1j * angle)[:, None]
+adjacent = np.stack([adjacent.real, adjacent.imag], axis=-1).reshape(30, K, D)   # pairs (2p, 2p + 1)
+dump_hf.check_keys(keys, dump_hf.to_bf16_bits(turned).astype("<u4").__lshift__(16).view("<f4"), ROPE, 0)
+dump_hf.check_keys(keys, turned[-7:], ROPE, 0)   # of a sliding window
+assert refuses(dump_hf.check_keys, keys, adjacent, ROPE, 0)
+assert refuses(dump_hf.check_keys, keys, keys, ROPE, 0)
+assert refuses(dump_hf.check_keys, keys, turned, {**ROPE, "inverse_frequency": [f * 0.9 for f in ROPE["inverse_frequency"]]}, 0)
+plain, sinks = [Facts()], [Facts(sinks=1)]
+for config, context, modules, bad in (
+        (Facts(), 4096, plain, False), (Facts(layer_types=["full_attention"] * 2, sliding_window=64), 4096, plain, False),
+        (Facts(layer_types=["sliding_attention", "full_attention"], sliding_window=64), 65, plain, True),
+        (Facts(layer_types=["sliding_attention", "full_attention"], sliding_window=64), 64, plain, False),
+        (Facts(layer_types=["chunked_attention"]), 64, plain, True), (Facts(sliding_window=64), 65, plain, True),
+        (Facts(sliding_window=64, use_sliding_window=False), 65, plain, False), (Facts(sliding_window=None), 65, plain, False),
+        (Facts(attn_logit_softcapping=50.0), 64, plain, True), (Facts(), 64, sinks, True)):
+    assert refuses(dump_hf.check_attention, config, modules, context) == bad, vars(config)
+
 rng = np.random.default_rng(0)
 texts = [rng.integers(0, 50, 45).tolist(), rng.integers(0, 50, 9).tolist()]
 with tempfile.TemporaryDirectory() as folder:
