@@ -1,6 +1,6 @@
 # vqkv_layer(NAME PUBLIC layers... PRIVATE libraries...): one static library per folder of lib/.
 #   Sources are the folder's own *.cpp, found by glob (methods and metrics register by one line in a .inc).
-#   A file named *_avx512.cpp is compiled for x86-64-v4, *_vbmi.cpp adds VBMI, *_bf16.cpp adds AVX512-BF16;
+#   A file named *_avx2.cpp is compiled for x86-64-v3, *_avx512.cpp for x86-64-v4, *_vbmi.cpp adds VBMI, *_bf16.cpp adds AVX512-BF16;
 #   callers must ask core/cpu.h before they call into one.
 function(vqkv_layer name)
   cmake_parse_arguments(A "" "" "PUBLIC;PRIVATE" ${ARGN})
@@ -22,7 +22,9 @@ function(vqkv_layer name)
   set_target_properties(vqkv_${name} PROPERTIES EXPORT_NAME ${name})
   add_library(vqkv::${name} ALIAS vqkv_${name})
   foreach(s IN LISTS sources)
-    if(s MATCHES "_avx512\\.cpp$")
+    if(s MATCHES "_avx2\\.cpp$")
+      set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v3")
+    elseif(s MATCHES "_avx512\\.cpp$")
       set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v4")
     elseif(s MATCHES "_vbmi\\.cpp$")
       set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v4;-mavx512vbmi")

@@ -12,9 +12,9 @@ std::vector<std::string> attention_backend_names() {
 
 std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name) {
   if (name == "reference") return make_reference_backend();
-  if (name == "cpu-reconstruct") return make_reconstruct_backend();
-  if (name == "cpu-table") return make_table_backend();
-  if (name == "cpu-table8") return make_table8_backend();
+  if (name == "cpu-reconstruct") return make_tiled_backend(KeyScan::kNone, ValueSums::kNever);
+  if (name == "cpu-table") return make_tiled_backend(KeyScan::kFixed, ValueSums::kWherePays);
+  if (name == "cpu-table8") return make_tiled_backend(KeyScan::kBytes, ValueSums::kWherePays);
   if (name == "auto") return make_auto_backend();
   if (name.rfind("cuda", 0) == 0)
     fail_unavailable(fmt::format("backend '{}' needs a CUDA device; this build has none", name));

@@ -6,13 +6,19 @@
 
 namespace vqkv {
 
+// How logits of coded keys are found: from decoded keys, or from tables in the forms that scan.h names.
+enum class KeyScan { kNone, kFixed, kBytes };
+// Whether values are summed by code (code_sums.h) instead of decoded. kAlways is for tests and timings: from the first
+// coded token on, in short segments.
+enum class ValueSums { kNever, kWherePays, kAlways };
+
 std::unique_ptr<AttentionBackend> make_reference_backend();
-std::unique_ptr<AttentionBackend> make_reconstruct_backend();
-std::unique_ptr<AttentionBackend> make_table_backend();
-std::unique_ptr<AttentionBackend> make_table8_backend();
+std::unique_ptr<AttentionBackend> make_tiled_backend(KeyScan scan, ValueSums sums);
 std::unique_ptr<AttentionBackend> make_auto_backend();
 
 // Why keys of this plan can't be scored by table scans, or nothing.
 std::optional<std::string> table_scan_reason(const DecodePlan& plan);
+// Why values of this plan can't be summed by code, or nothing.
+std::optional<std::string> value_sum_reason(const DecodePlan& plan);
 
 }  // namespace vqkv

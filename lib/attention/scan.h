@@ -6,6 +6,8 @@
 // rounding. Tables of single bytes take half the work and a 256th of the precision: step = (widest slot range) / 255, a
 // bound of 0.1 logit at 16 slots of range 3. Each row keeps its own bound, and is scanned in the cheapest form whose
 // bound, times the largest token scale, stays below the backend's limit: bytes, 16 bits, fp32.
+//
+// fp32 tables hold rows beside each other (kernels::sum_by_code), so that one load serves all query heads of a group.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -26,6 +28,7 @@ constexpr int64_t kMaxSlots = 256;  // sums of bytes stay below 2^16
 // The 16-bit tables of one row.
 struct FixedTables {
   AlignedVector<uint8_t> low_byte, high_byte;  // (slots, 256)
+  int64_t entries = 0;                         // used of the 256
   float base = 0, step = 0;                    // logit = base + step * sum
   float bound = 0;                             // largest error of a sum: slots * step / 2
 };
@@ -36,23 +39,25 @@ void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, 
 // The 8-bit tables of one row.
 struct ByteTables {
   AlignedVector<uint8_t> bytes;  // (slots, 256)
+  int64_t entries = 0;           // used of the 256
   float base = 0, step = 0;      // logit = base + step * sum
   float bound = 0;  // largest error of a sum: each slot's largest rounding error, added up; <= slots * step / 2
 };
 void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, ByteTables& out);
 
-// True where the byte scans have kernels on this processor (AVX-512 VBMI).
-bool fixed_available();
+// True where byte scans are the fastest on this processor for books of so many entries: any with AVX-512 VBMI; up to 64
+// with AVX2, whose 16-entry shuffles look up 32 G codes a second and core at 16 entries and 3.5 G at 256, where fp32
+// tables of 4 rows side by side give 8 G and of 1 row 3.7 G (bench_scan under VQKV_CPU=avx2; gathers: 2.1 G).
+bool fixed_pays(int64_t entries);
 // out[64 n + t] = base + step * sum over slots, for `count` runs of 64 tokens; runs[n]: (slots, 64) bytes.
 void fixed(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 void bytes(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 // The same without the instructions, for tests and other processors: equal to the last bit.
 void fixed_portable(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 void bytes_portable(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
+void fixed_avx2(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
+void bytes_avx2(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 void fixed_vbmi(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
 void bytes_vbmi(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out);
-
-// out[t] = sum over slots of lut[slot][codes[slot][t]] in fp32.
-void plain(const float* lut, int64_t stride, const uint16_t* codes, int64_t slots, float* out);
 
 }  // namespace vqkv::scan

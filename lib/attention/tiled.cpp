@@ -1,5 +1,7 @@
 #include "attention/tiled.h"
 
+#include "attention/code_sums.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -147,7 +149,8 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
   int64_t entries = 0;
   for (const TileDecoder::Slot& s : decoder.slots()) entries = std::max<int64_t>(entries, s.entries);
   lut_stride = padded(entries);
-  lut.assign(at(call.rows * slots * lut_stride), 0.0f);
+  lanes = lanes_for(call.rows);
+  lut.assign(at((call.rows + lanes - 1) / lanes * lanes * slots * lut_stride), 0.0f);
   AlignedVector<float> words, part;
   for (int64_t i = 0; i < slots; ++i) {
     const TileDecoder::Slot& s = decoder.slots()[at(i)];
@@ -171,16 +174,27 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
   }
   fixed.clear();
   bytes.clear();
-  if (!scan::fixed_available() || entries > scan::kEntries || slots > scan::kMaxSlots) return;
-  fixed.resize(at(call.rows));
-  if (kind == KeyScan::kBytes) bytes.resize(at(call.rows));
-  for (int64_t r = 0; r < call.rows; ++r) {
-    const float* row = lut.data() + r * slots * lut_stride;
-    if (kind == KeyScan::kBytes) scan::quantize(row, slots, entries, lut_stride, bytes[at(r)]);
-    // 16 bits are for rows that bytes may not serve; only a token scale can still change that.
-    const bool served = kind == KeyScan::kBytes && !token_scale && bytes[at(r)].bound <= scan::kByteScanLimit;
-    if (!served) scan::quantize(row, slots, entries, lut_stride, fixed[at(r)]);
+  bool wide = true;
+  if (scan::fixed_pays(entries) && slots <= scan::kMaxSlots) {
+    wide = token_scale;  // scales may still put any row's error beyond its limit
+    fixed.resize(at(call.rows));
+    if (kind == KeyScan::kBytes) bytes.resize(at(call.rows));
+    for (int64_t r = 0; r < call.rows; ++r) {
+      const float* row = lut.data() + r * slots * lut_stride;
+      if (kind == KeyScan::kBytes) scan::quantize(row, slots, entries, lut_stride, bytes[at(r)]);
+      // 16 bits are for rows that bytes may not serve; only a token scale can still change that.
+      const bool served = kind == KeyScan::kBytes && !token_scale && bytes[at(r)].bound <= scan::kByteScanLimit;
+      if (served) continue;
+      scan::quantize(row, slots, entries, lut_stride, fixed[at(r)]);
+      wide = wide || !(fixed[at(r)].bound <= scan::kScanLimit);
+    }
   }
+  beside.clear();
+  if (!wide) return;
+  beside.resize(lut.size());
+  const int64_t each = slots * lut_stride;
+  for (int64_t r = 0; r < call.rows; r += lanes)
+    kernels::transpose(lut.data() + r * each, each, lanes, each, beside.data() + r * each, lanes, false);
 }
 
 void HeadQueries::unfold_scores(int64_t row, const float* scale, int64_t begin, int64_t end, float* line) const {
@@ -217,29 +231,36 @@ void HeadQueries::map_scores(int64_t row, int64_t begin, int64_t end, float* lin
     if (line[t] != kNegativeInfinity) line[t] = to_[at(row)] + (line[t] - from_[at(row)]) * factor_[at(row)];
 }
 
-void Partial::reset(const TiledCall& call, int head) {
-  const size_t rows = at(call.rows);
+void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums) {
+  piece = own;
+  sums = code_sums;
+  const auto rows = static_cast<size_t>(piece.rows());
   width = call.width;
   top.assign(rows, kNegativeInfinity);
   sum.assign(rows, 0.0f);
   coded.assign(rows, 0.0f);
-  out.assign(rows * at(width), 0.0f);
-  folded = false;
-  if (call.impl->unit_of(call.layer, head, Role::kValue) < 0) return;
-  const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
-  if (!decoder.folded()) return;
-  folded = true;
+  out.assign(rows * static_cast<size_t>(width), 0.0f);
+  own_domain = false;
+  if (call.impl->unit_of(call.layer, piece.head, Role::kValue) < 0) return;
+  const TileDecoder& decoder = call.impl->decoder(call.layer, piece.head, Role::kValue);
+  own_domain = decoder.folded() || sums;
+  if (!own_domain) return;
   token_scale = decoder.has_token_scale();
   y_width = decoder.code_width();
   y_stride = padded(y_width);
-  y.assign(rows * at(y_stride), 0.0f);
+  y.assign((rows + 15) / 16 * 16 * static_cast<size_t>(y_stride), 0.0f);
   mass.assign(rows, 0.0f);
   scaled.assign(rows, 0.0f);
+  if (sums) sums->reset(decoder, piece.rows());
 }
 
 void Partial::absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end) {
   const size_t r = at(row);
-  const float higher = std::max(top[r], kernels::row_max(line, columns));
+  const float found = kernels::row_max(line, columns);
+  // Sums by code are thousands of numbers a row: they follow a new maximum only where it is e^16 higher. fp32 holds
+  // such sums with the same relative error, and far from its largest number.
+  const float slack = sums && top[r] != kNegativeInfinity ? 16.0f : 0.0f;
+  const float higher = found > top[r] + slack ? found : top[r];
   if (higher == kNegativeInfinity) {
     std::fill(line, line + columns, 0.0f);
     return;
@@ -248,12 +269,13 @@ void Partial::absorb(int64_t row, float* line, int64_t columns, int64_t begin, i
     const float f = std::exp(top[r] - higher);
     sum[r] *= f;
     coded[r] *= f;
-    kernels::scale_row(out.data() + row * width, width, f);
-    if (folded) {
+    kernels::scale_row(out_row(row), width, f);
+    if (own_domain) {
       mass[r] *= f;
       scaled[r] *= f;
-      kernels::scale_row(y.data() + row * y_stride, y_stride, f);
+      kernels::scale_row(y_row(row), y_stride, f);
     }
+    if (sums) sums->scale(row - piece.row_begin, f);
   }
   top[r] = higher;
   sum[r] += kernels::exp_row(line, columns, higher);
@@ -271,41 +293,54 @@ void Partial::weigh(int64_t row, float* line, int64_t begin, int64_t end, const 
   scaled[at(row)] += kernels::range_sum(line, begin, end);
 }
 
-void Partial::unfold(const TiledCall& call, int head) {
-  if (!folded) return;
-  const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
-  kernels::multiply(y.data(), y_stride, decoder.map().data(), width, out.data(), width, call.rows, y_width, width,
-                    true);
-  for (int64_t r = 0; r < call.rows; ++r) {
+void Partial::unfold(const TiledCall& call) {
+  if (!own_domain) return;
+  const TileDecoder& decoder = call.impl->decoder(call.layer, piece.head, Role::kValue);
+  if (sums) sums->unfold(y.data(), y_stride);
+  sums = nullptr;
+  if (decoder.folded())
+    kernels::multiply(y.data(), y_stride, decoder.map().data(), width, out.data(), width, piece.rows(), y_width, width,
+                      true);
+  for (int64_t r = 0; r < piece.rows(); ++r) {
+    const auto i = static_cast<size_t>(r);
     float* to = out.data() + r * width;
-    if (!decoder.inner_bias().empty()) kernels::add_scaled(decoder.inner_bias().data(), call.d, scaled[at(r)], to);
-    if (!decoder.outer_bias().empty()) kernels::add_scaled(decoder.outer_bias().data(), call.d, mass[at(r)], to);
+    if (!decoder.folded())
+      for (int64_t c = 0; c < call.d; ++c)
+        to[c] += y[static_cast<size_t>(r * y_stride + c)] *
+                 (decoder.diagonal().empty() ? 1.0f : decoder.diagonal()[static_cast<size_t>(c)]);
+    if (!decoder.inner_bias().empty()) kernels::add_scaled(decoder.inner_bias().data(), call.d, scaled[i], to);
+    if (!decoder.outer_bias().empty()) kernels::add_scaled(decoder.outer_bias().data(), call.d, mass[i], to);
   }
 }
 
-void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out,
+void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, size_t pieces, MutMatrix out,
                     AttendStats* stats) {
   const int64_t heads = call.impl->shape.kv_heads;
+  std::vector<std::vector<const Partial*>> of_head(static_cast<size_t>(heads));
+  for (size_t i = 0; i < pieces; ++i) of_head[static_cast<size_t>(partials[i].piece.head)].push_back(&partials[i]);
   std::vector<float> share(at(heads * call.rows), 0.0f);
-  constexpr int64_t kPiece = 64;
-  const int64_t pieces = (call.rows + kPiece - 1) / kPiece;
-  parallel_for(heads * pieces, [&](int64_t item) {
-    const int64_t h = item / pieces;
-    for (int64_t row = item % pieces * kPiece; row < std::min(call.rows, (item % pieces + 1) * kPiece); ++row) {
+  constexpr int64_t kRowsAtOnce = 64;
+  const int64_t steps = (call.rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  parallel_for(heads * steps, [&](int64_t item) {
+    const int64_t h = item / steps;
+    for (int64_t row = item % steps * kRowsAtOnce; row < std::min(call.rows, (item % steps + 1) * kRowsAtOnce); ++row) {
+      const auto each = [&](auto&& body) {
+        for (const Partial* p : of_head[at(h)])
+          if (row >= p->piece.row_begin && row < p->piece.row_end && p->top[p->at(row)] != kNegativeInfinity) body(*p);
+      };
       float top = kNegativeInfinity;
-      for (int64_t c = 0; c < chunks; ++c) top = std::max(top, partials[at(c * heads + h)].top[at(row)]);
+      each([&](const Partial& p) { top = std::max(top, p.top[p.at(row)]); });
       float* to = out.row(row / call.group) + (h * call.group + row % call.group) * call.d;
       std::fill(to, to + call.d, 0.0f);
       if (top == kNegativeInfinity) continue;  // every token evicted: nothing to attend to
       float sum = 0, coded = 0;
-      for (int64_t c = 0; c < chunks; ++c) {
-        const Partial& p = partials[at(c * heads + h)];
-        if (p.top[at(row)] == kNegativeInfinity) continue;
-        const float f = std::exp(p.top[at(row)] - top);
-        sum += f * p.sum[at(row)];
-        coded += f * p.coded[at(row)];
-        kernels::add_scaled(p.out.data() + row * p.width, call.d, f, to);
-      }
+      each([&](const Partial& p) {
+        const size_t r = p.at(row);
+        const float f = std::exp(p.top[r] - top);
+        sum += f * p.sum[r];
+        coded += f * p.coded[r];
+        kernels::add_scaled(p.out.data() + static_cast<int64_t>(r) * p.width, call.d, f, to);
+      });
       kernels::scale_row(to, call.d, 1.0f / sum);
       share[at(h * call.rows + row)] = coded / sum;
     }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/backends.h"
 #include "attention/scan.h"
 #include "cache/impl.h"
 #include "cache/kernels.h"
@@ -15,6 +16,8 @@ namespace vqkv {
 constexpr int64_t kTile = 128;  // tokens; K^T and V tiles of 32 KiB at head_dim 64 stay in L2
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
+// Rows that lie beside each other in tables and sums: as many as there are, up to a vector.
+inline int64_t lanes_for(int64_t rows) { return rows == 1 ? 1 : rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
 inline int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
 
 // cos and sin of a tile's positions, transposed to (pair, token), shared by layers and heads.
@@ -38,9 +41,7 @@ struct RoleExtent {
 };
 
 class HeadQueries;
-
-// How logits of coded keys are found: from decoded keys, or from tables in the forms that scan.h names.
-enum class KeyScan { kNone, kFixed, kBytes };
+class CodeSums;
 
 // One attend call on at most a block of queries. Row = query * group + query head within the group.
 struct TiledCall {
@@ -49,6 +50,11 @@ struct TiledCall {
   // Columns of a tile that a row's query sees.
   int64_t seen(int64_t row, int64_t begin, int64_t count) const {
     return std::min(count, first + row / group + 1 - begin);
+  }
+  // Tokens of [begin, end) whose coded values a row sees.
+  int64_t coded_values(int64_t row, int64_t begin, int64_t end) const {
+    const int64_t last = std::min(v_end[static_cast<size_t>(row / group)], first + row / group + 1);
+    return std::min(last, end) - std::max(sinks, begin);
   }
   const ScoreMap& score_map(int head) const;
   void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const {
@@ -92,34 +98,52 @@ class HeadQueries {
   // Table scoring: lut (rows, slots, lut_stride) = every codeword against the query, and its fixed-point form by row.
   AlignedVector<float> lut;
   int64_t slots = 0, lut_stride = 0;
-  // Both by row. Empty where books are longer than a byte or the processor has no kernel; bytes also without kBytes.
+  // Both by row. Empty where fp32 tables are faster or books longer than a byte; bytes also without kBytes.
   std::vector<scan::FixedTables> fixed;
   std::vector<scan::ByteTables> bytes;
+  // lut once more with `lanes` rows beside each other: (groups of rows, slots, lut_stride, lanes). Empty where no row
+  // can need fp32.
+  AlignedVector<float> beside;
+  int64_t lanes = 0;
 
  private:
   void build_tables(const TiledCall& call, const TileDecoder& decoder, KeyScan scan);
   std::vector<float> from_, to_, factor_;  // (rows) of the score map; empty without one
 };
 
-// Softmax states of the rows of one (chunk of tiles, kv head).
+// What one thread does at a time: rows of one KV head against consecutive tiles.
+struct Piece {
+  int head = 0;
+  int64_t tile_begin = 0, tile_end = 0, row_begin = 0, row_end = 0;
+  bool by_code = false;  // values are summed by code
+  int64_t rows() const { return row_end - row_begin; }
+};
+
+// Softmax states of the rows of one piece. Rows are those of the call, also inside.
 struct Partial {
-  void reset(const TiledCall& call, int head);
+  // sums: of a piece that sums by code, else null; used until unfold().
+  void reset(const TiledCall& call, const Piece& piece, CodeSums* sums);
   // Turns a row's logits (columns padded with -inf) into probabilities relative to the running maximum; [begin, end)
   // are coded.
   void absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end);
-  // Folded values: notes the mass on coded columns and multiplies it by the token scale.
+  // Values in their own domain: notes the mass on coded columns and multiplies it by the token scale.
   void weigh(int64_t row, float* line, int64_t begin, int64_t end, const float* scale);
-  // Adds the folded sums to `out`: once a chunk.
-  void unfold(const TiledCall& call, int head);
+  // Adds the sums of the code domain to `out`: once a piece.
+  void unfold(const TiledCall& call);
+  size_t at(int64_t row) const { return static_cast<size_t>(row - piece.row_begin); }
+  float* out_row(int64_t row) { return out.data() + (row - piece.row_begin) * width; }
+  float* y_row(int64_t row) { return y.data() + (row - piece.row_begin) * y_stride; }
 
+  Piece piece;
   AlignedVector<float> top, sum, coded, out;  // (rows), (rows), (rows), (rows, width)
-  AlignedVector<float> y, mass, scaled;       // folded values: (rows, y_stride), (rows), (rows)
+  AlignedVector<float> y, mass, scaled;       // values in their own domain: (rows, y_stride), (rows), (rows)
   int64_t width = 0, y_width = 0, y_stride = 0;
-  bool folded = false, token_scale = false;
+  bool own_domain = false, token_scale = false;
+  CodeSums* sums = nullptr;
 };
 
-// out = softmax-weighted sums over all chunks, in chunk order. partials: (chunks, kv_heads).
-void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, int64_t chunks, MutMatrix out,
+// out = softmax-weighted sums over all pieces, in their order.
+void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, size_t pieces, MutMatrix out,
                     AttendStats* stats);
 
 }  // namespace vqkv

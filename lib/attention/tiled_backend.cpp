@@ -8,8 +8,8 @@
 // single steps, and the thread count changes nothing.
 //
 // cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan.h) and no key is
-// decoded. Values are decoded as above: their tables would have to be scattered into, which loses below some 4k tokens
-// a head.
+// decoded. Values are summed by code (code_sums.h) in the segments where that is cheaper, and decoded elsewhere; what
+// summed any by code calls itself cpu-table-sums.
 //
 // cpu-table8: cpu-table with 8-bit tables for the rows whose error bound stays below scan::kByteScanLimit; the others
 // are scanned as cpu-table scans them. Never chosen by auto.
@@ -19,6 +19,7 @@
 #include <set>
 
 #include "attention/backends.h"
+#include "attention/code_sums.h"
 #include "attention/scan.h"
 #include "attention/tiled.h"
 #include "cache/kernels.h"
@@ -35,9 +36,11 @@ constexpr int64_t kRowBatch = 24;                   // rows scored at once: 12 K
 
 struct Scratch {
   AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores, run_scores,
-      run_scale;
+      run_scale, weights, wide_sums, wide_scores;
   std::vector<uint8_t> codes;
-  std::vector<uint16_t> wide_codes;
+  std::vector<uint16_t> wide_codes, value_codes;
+  std::vector<float> loudest;
+  CodeSums sums;
 };
 Scratch& scratch() {
   thread_local Scratch s;
@@ -59,18 +62,21 @@ struct TileForms {
   bool table = false;  // logits of coded keys lie in Scratch::table_scores
 };
 
-class TiledBackend final : public AttentionBackend {
+class TiledEngine {
  public:
-  explicit TiledBackend(KeyScan scan) : scan_(scan), tables_(scan != KeyScan::kNone) {}
-  std::string name() const override {
-    return scan_ == KeyScan::kNone ? "cpu-reconstruct" : scan_ == KeyScan::kFixed ? "cpu-table" : "cpu-table8";
+  static std::string path(KeyScan scan, bool sums) {
+    const char* keys = scan == KeyScan::kNone    ? "cpu-reconstruct"
+                       : scan == KeyScan::kFixed ? "cpu-table"
+                                                 : "cpu-table8";
+    return std::string(keys) + (sums ? "-sums" : "");
   }
-  std::optional<std::string> can(const DecodePlan& plan, Role role) const override {
-    return tables_ && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
-  }
-
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
-              AttentionTap* tap) override {
+  // Returns the path that ran.
+  std::string attend(KeyScan scan, ValueSums sums, const CompressedCache& cache, int layer, ConstMatrix q,
+                     MutMatrix out, AttendStats* stats, AttentionTap* tap) {
+    scan_ = scan;
+    tables_ = scan != KeyScan::kNone;
+    when_ = sums;
+    summed_ = false;
     const CompressedCache::Impl& impl = cache.impl();
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
     if (tables_ && impl.policy.codes) {
@@ -78,7 +84,7 @@ class TiledBackend final : public AttentionBackend {
       for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
         if (impl.units[u].role != Role::kKey) continue;
         if (const auto reason = table_scan_reason(impl.units[u].plan))
-          fail_unavailable(name() + " cannot run layer " + std::to_string(layer) + ": " + *reason);
+          fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
         for (const TileDecoder& d : impl.units[u].decoders)
           for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
       }
@@ -88,6 +94,7 @@ class TiledBackend final : public AttentionBackend {
       const int64_t n = std::min(step, q.rows - first);
       attend_block(cache, layer, cache.length() + first, q.slice_rows(first, n), out.slice_rows(first, n), stats, tap);
     }
+    return path(scan, summed_);
   }
 
  private:
@@ -103,39 +110,65 @@ class TiledBackend final : public AttentionBackend {
                                                call.impl->policy.codes ? scan_ : KeyScan::kNone);
     });
     if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
-    partials_.resize(static_cast<size_t>(chunks * heads));
-    const auto each = [&](auto&& body) {
-      parallel_for(chunks * heads, [&](int64_t item) {
-        const int64_t head = item % heads, chunk = item / heads;
-        body(static_cast<int>(head), chunk * kChunkTiles, std::min(tiles, (chunk + 1) * kChunkTiles),
-             static_cast<size_t>(item));
-      });
-    };
     // A score map needs the extremes of the whole coded segment before any probability.
     bool mapped = false;
     for (int h = 0; h < heads; ++h) mapped = mapped || call.score_map(h).kind != ScoreMap::Kind::kNone;
     if (mapped) {
       ranges_.resize(static_cast<size_t>(chunks * heads));
-      each([&](int head, int64_t begin, int64_t end, size_t item) {
-        find_range(call, head, begin, end, ranges_[item]);
+      parallel_for(chunks * heads, [&](int64_t item) {
+        const int64_t chunk = item / heads;
+        find_range(call, static_cast<int>(item % heads), chunk * kChunkTiles,
+                   std::min(tiles, (chunk + 1) * kChunkTiles), ranges_[static_cast<size_t>(item)]);
       });
       for (int h = 0; h < heads; ++h)
         queries_[static_cast<size_t>(h)].set_score_map(call, call.score_map(h), ranges_, chunks, heads, h);
     }
-    each([&](int head, int64_t begin, int64_t end, size_t item) {
-      run_chunk(call, head, begin, end, partials_[item], tap != nullptr);
+    const std::vector<Piece> pieces = cut(call, tiles);
+    if (partials_.size() < pieces.size()) partials_.resize(pieces.size());
+    parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+      run_piece(call, pieces[static_cast<size_t>(i)], partials_[static_cast<size_t>(i)], tap != nullptr);
     });
-    merge_partials(call, partials_, chunks, out, stats);
+    merge_partials(call, partials_, pieces.size(), out, stats);
     if (tap) report(call, layer, *tap);
   }
 
+  // Segments whose later rows sum by code, then chunks for all other rows: the long pieces first, to end together.
+  std::vector<Piece> cut(const TiledCall& call, int64_t tiles) {
+    std::vector<Piece> pieces, chunks;
+    for (int head = 0; head < call.impl->shape.kv_heads; ++head) {
+      ValueRule rule;
+      int64_t rows_at_once = call.rows;
+      if (const int unit = call.impl->unit_of(call.layer, head, Role::kValue); unit >= 0 && call.impl->policy.codes) {
+        const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
+        rule = value_rule(call.impl->units[static_cast<size_t>(unit)].plan, decoder, call.group, when_);
+        if (rule.segment > 0) rows_at_once = summed_rows(decoder);
+      }
+      const int64_t span = rule.segment > 0 ? rule.segment / kTile : tiles;
+      for (int64_t begin = 0; begin < tiles; begin += span) {
+        const int64_t end = std::min(tiles, begin + span);
+        int64_t split = call.rows;  // the first row that sums by code
+        while (rule.segment > 0 && split > 0 && call.coded_values(split - 1, begin * kTile, end * kTile) >= rule.least)
+          split -= call.group;
+        for (int64_t row = split; row < call.rows; row += rows_at_once)
+          pieces.push_back({head, begin, end, row, std::min(call.rows, row + rows_at_once), true});
+        if (split > 0)
+          for (int64_t tile = begin; tile < end; tile += kChunkTiles)
+            chunks.push_back({head, tile, std::min(end, tile + kChunkTiles), 0, split, false});
+      }
+    }
+    summed_ = summed_ || !pieces.empty();
+    pieces.insert(pieces.end(), chunks.begin(), chunks.end());
+    return pieces;
+  }
+
   // Logits of the coded tokens of tiles [tile_begin, tile_end), by rows of chunk length, into s.table_scores.
-  static void scan_chunk(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, Scratch& s) {
+  static void scan_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begin, int64_t tile_end, Scratch& s) {
+    const int head = piece.head;
     const int64_t origin = tile_begin * kTile, span = kChunkTiles * kTile;
     const int64_t low = std::max(origin, call.sinks) - call.sinks;
     const int64_t high = std::min(call.k_end.back(), tile_end * kTile) - call.sinks;
     if (high <= low) return;
-    ensure(s.table_scores, call.rows * span);
+    ensure(s.table_scores, piece.rows() * span);
     const HeadQueries& q = call.heads[head];
     const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
     const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
@@ -152,21 +185,30 @@ class TiledBackend final : public AttentionBackend {
     ensure(s.run_scores, runs * scan::kRun);
     ensure(s.run_scale, runs * scan::kRun);
     const int64_t base = first_run * scan::kRun;
-    float loudest = 1.0f;  // the token scale multiplies errors too
+    // The token scale multiplies errors too: the loudest of the first tokens that a row sees coded, whatever other rows
+    // of the block see.
     if (q.token_scale) {
       float* scale = s.run_scale.data() + low - base;
       decoder.token_scale(store, low, high - low, scale);
-      loudest = 0.0f;
-      for (int64_t t = 0; t < high - low; ++t) loudest = std::max(loudest, std::abs(scale[t]));
+      s.loudest.resize(static_cast<size_t>(high - low));
+      float top = 0;
+      for (int64_t t = 0; t < high - low; ++t)
+        s.loudest[static_cast<size_t>(t)] = top = std::max(top, std::abs(scale[t]));
     }
+    const auto loudest = [&](int64_t r) {
+      if (!q.token_scale) return 1.0f;
+      const int64_t query = r / call.group;
+      const int64_t end = std::min(call.k_end[static_cast<size_t>(query)], call.first + query + 1) - call.sinks;
+      return end > low ? s.loudest[static_cast<size_t>(std::min(end, high) - low - 1)] : 0.0f;
+    };
     const auto by_bytes = [&](int64_t r) {
-      return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest <= scan::kByteScanLimit;
+      return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest(r) <= scan::kByteScanLimit;
     };
     const auto by_fixed = [&](int64_t r) {
-      return !q.fixed.empty() && q.fixed[static_cast<size_t>(r)].bound * loudest <= scan::kScanLimit;
+      return !q.fixed.empty() && q.fixed[static_cast<size_t>(r)].bound * loudest(r) <= scan::kScanLimit;
     };
     bool need_wide = false;
-    for (int64_t r = 0; r < call.rows; ++r) need_wide = need_wide || !(by_bytes(r) || by_fixed(r));
+    for (int64_t r = piece.row_begin; r < piece.row_end; ++r) need_wide = need_wide || !(by_bytes(r) || by_fixed(r));
     std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
     for (int64_t n = 0; n < runs; ++n) {
       const int64_t first = (first_run + n) * scan::kRun, within = first % pages.tokens();
@@ -187,20 +229,31 @@ class TiledBackend final : public AttentionBackend {
         pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
       for (size_t i = 0; !direct && i < matrix; ++i) narrow[i] = static_cast<uint8_t>(wide[i]);
     }
-    for (int64_t r = 0; r < call.rows; ++r) {
+    int64_t wide_group = -1;  // whose fp32 sums lie in s.wide_scores
+    for (int64_t r = piece.row_begin; r < piece.row_end; ++r) {
       float* line = s.run_scores.data();
       if (by_bytes(r)) {
         scan::bytes(q.bytes[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
       } else if (by_fixed(r)) {
         scan::fixed(q.fixed[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
       } else {
-        for (int64_t n = 0; n < runs; ++n)
-          scan::plain(q.lut.data() + r * q.slots * q.lut_stride, q.lut_stride,
-                      s.wide_codes.data() + static_cast<size_t>(n) * matrix, q.slots, line + n * scan::kRun);
+        const int64_t group = r / q.lanes, each = q.slots * q.lut_stride, span_of_runs = runs * scan::kRun;
+        float* lines = ensure(s.wide_scores, q.lanes * span_of_runs);
+        if (group != wide_group) {
+          float* sums = ensure(s.wide_sums, q.lanes * scan::kRun);
+          for (int64_t n = 0; n < runs; ++n) {
+            kernels::sum_by_code(q.beside.data() + group * q.lanes * each, q.lut_stride * q.lanes, q.lanes,
+                                 s.wide_codes.data() + static_cast<size_t>(n) * matrix, scan::kRun, q.slots, scan::kRun,
+                                 sums);
+            kernels::transpose(sums, q.lanes, scan::kRun, q.lanes, lines + n * scan::kRun, span_of_runs, false);
+          }
+          wide_group = group;
+        }
+        std::copy_n(lines + r % q.lanes * span_of_runs, span_of_runs, line);
       }
       q.unfold_scores(r, s.run_scale.data(), low - base, high - base, line);
       std::copy(line + (low - base), line + (high - base),
-                s.table_scores.data() + r * span + call.sinks + low - origin);
+                s.table_scores.data() + (r - piece.row_begin) * span + call.sinks + low - origin);
     }
   }
 
@@ -238,12 +291,14 @@ class TiledBackend final : public AttentionBackend {
     return f;
   }
 
-  static TileForms load_values(const TiledCall& call, int head, int64_t begin, int64_t count, Scratch& s) {
+  static TileForms load_values(const TiledCall& call, int head, bool by_code, int64_t begin, int64_t count,
+                               Scratch& s) {
     TileForms f;
     const RoleExtent e = call.extent(Role::kValue, begin, count);
     f.main = ensure(s.values, kTile * call.width);
     f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kValue).folded();
-    const int64_t shared_end = f.folded ? e.coded_begin : e.all_coded_end;
+    f.table = e.any_coded() && by_code;
+    const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;
     if (e.coded_begin > 0) call.impl->load_values(call.layer, head, begin, e.coded_begin, f.main, call.width);
     if (e.all_coded_end < count)
       call.impl->load_values(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end,
@@ -257,23 +312,27 @@ class TiledBackend final : public AttentionBackend {
     if (shared_end > e.coded_begin)
       decoder.values(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width,
                      call.width);
-    if (f.other_end > f.other_begin) {
+    if (f.table) {
+      s.value_codes.resize(decoder.slots().size() * kTile);
+      decoder.codes(store, body + f.other_begin, f.other_end - f.other_begin, s.value_codes.data() + f.other_begin,
+                    kTile);
+    } else if (f.other_end > f.other_begin) {
       const int64_t wide = padded(decoder.width());
       f.other = ensure(s.other_values, kTile * wide);
       decoder.values(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
-      if (f.folded && decoder.has_token_scale()) {
-        ensure(s.scale, 2 * kTile);
-        decoder.token_scale(store, body + f.other_begin, f.other_end - f.other_begin,
-                            s.scale.data() + kTile + f.other_begin);
-      }
+    }
+    if ((f.folded || f.table) && f.other_end > f.other_begin && decoder.has_token_scale()) {
+      ensure(s.scale, 2 * kTile);
+      decoder.token_scale(store, body + f.other_begin, f.other_end - f.other_begin,
+                          s.scale.data() + kTile + f.other_begin);
     }
     return f;
   }
 
   // Logits of `batch` rows against a tile, each token in the form that the row's query sees; -inf where it sees
-  // nothing.
+  // nothing. s.table_scores begins with row `row_begin`.
   static void score(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row,
-                    int64_t batch, Scratch& s) {
+                    int64_t batch, int64_t row_begin, Scratch& s) {
     const HeadQueries& q = call.heads[head];
     const int64_t columns = padded(count);
     float* scores = s.scores.data();
@@ -286,7 +345,7 @@ class TiledBackend final : public AttentionBackend {
     if (k.table && other_end > k.other_begin) {
       const int64_t at = begin % (kChunkTiles * kTile);
       for (int64_t r = 0; r < batch; ++r) {
-        const float* from = s.table_scores.data() + (row + r) * kChunkTiles * kTile + at;
+        const float* from = s.table_scores.data() + (row - row_begin + r) * kChunkTiles * kTile + at;
         const int64_t end = std::min(other_end, boundary(r));
         if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
       }
@@ -323,23 +382,28 @@ class TiledBackend final : public AttentionBackend {
                         k.other_end - k.other_begin, s.scale.data() + k.other_begin);
   }
 
-  void run_chunk(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, Partial& p, bool keep_logits) {
+  void run_piece(const TiledCall& call, const Piece& piece, Partial& p, bool keep_logits) {
+    const int head = piece.head;
     const HeadQueries& q = call.heads[head];
-    p.reset(call, head);
     Scratch& s = scratch();
+    p.reset(call, piece, piece.by_code ? &s.sums : nullptr);
     ensure(s.scores, kRowBatch * kTile);
-    if (tables_ && call.impl->policy.codes) scan_chunk(call, head, tile_begin, tile_end, s);
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    // Rows that share the reading of a code go together.
+    const int64_t together = piece.by_code ? s.sums.lanes() : kRowBatch;
+    for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
+      if (tables_ && call.impl->policy.codes && tile % kChunkTiles == 0)
+        scan_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
-      const int64_t first_row = std::max<int64_t>(0, begin - call.first) * call.group;
+      const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
+      if (first_row >= piece.row_end) continue;
       const TileForms k = load_keys(call, head, begin, count, s);
       load_key_scale(call, head, k, begin, s);
-      const TileForms v = load_values(call, head, begin, count, s);
-      for (int64_t row = first_row; row < call.rows; row += kRowBatch) {
-        const int64_t batch = std::min(kRowBatch, call.rows - row);
+      const TileForms v = load_values(call, head, piece.by_code, begin, count, s);
+      for (int64_t row = first_row; row < piece.row_end;) {
+        const int64_t batch = std::min(together - (row - piece.row_begin) % together, piece.row_end - row);
         const int64_t seen = call.seen(row + batch - 1, begin, count), columns = padded(seen);
-        score(call, head, k, begin, seen, row, batch, s);
+        score(call, head, k, begin, seen, row, batch, piece.row_begin, s);
         for (int64_t r = 0; r < batch; ++r) {
           const int64_t end =
               std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, seen);
@@ -350,48 +414,64 @@ class TiledBackend final : public AttentionBackend {
           p.absorb(row + r, line, columns, coded, end);
         }
         accumulate(call, v, p, begin, seen, row, batch, s);
+        row += batch;
       }
     }
-    p.unfold(call, head);
+    p.unfold(call);
   }
 
-  // out += p * v, in token order whatever the forms.
+  // out += p * v, in token order whatever the forms, but for sums by code.
   static void accumulate(const TiledCall& call, const TileForms& v, Partial& p, int64_t begin, int64_t count,
                          int64_t row, int64_t batch, Scratch& s) {
     const auto add_main = [&](int64_t r, int64_t n, int64_t from, int64_t to) {
       if (to > from)
         kernels::multiply(s.scores.data() + r * kTile + from, kTile, v.main + from * call.width, call.width,
-                          p.out.data() + (row + r) * call.width, call.width, n, to - from, call.width, true);
+                          p.out_row(row + r), call.width, n, to - from, call.width, true);
     };
-    if (!v.other || count <= v.other_begin) {
+    if (!(v.other || v.table) || count <= v.other_begin) {
       add_main(0, batch, 0, count);
       return;
     }
     const int64_t other_end = std::min(count, v.other_end);
+    // Rows see ever later boundaries.
+    const auto boundary = [&](int64_t i) {
+      return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, other_end);
+    };
     add_main(0, batch, 0, v.other_begin);
     for (int64_t r = 0; r < batch;) {
       // Rows that see the same boundary go together.
-      const auto boundary = [&](int64_t i) {
-        return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, other_end);
-      };
       const int64_t end = boundary(r);
       int64_t n = 1;
       while (r + n < batch && boundary(r + n) == end) ++n;
       if (end > v.other_begin) {
-        if (v.folded) {
+        if (v.folded || v.table)
           for (int64_t i = r; i < r + n; ++i)
-            p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, end, s.scale.data() + kTile);
+            p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, std::min(end, call.seen(row + i, begin, end)),
+                    s.scale.data() + kTile);
+        if (v.folded && !v.table) {
           kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride,
-                            p.y_stride, p.y.data() + (row + r) * p.y_stride, p.y_stride, n, end - v.other_begin,
-                            p.y_stride, true);
-        } else {
+                            p.y_stride, p.y_row(row + r), p.y_stride, n, end - v.other_begin, p.y_stride, true);
+        } else if (!v.table) {
           kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * call.width,
-                            call.width, p.out.data() + (row + r) * call.width, call.width, n, end - v.other_begin,
-                            call.width, true);
+                            call.width, p.out_row(row + r), call.width, n, end - v.other_begin, call.width, true);
         }
       }
       add_main(r, n, end, other_end);
       r += n;
+    }
+    if (v.table) {
+      const int64_t lanes = p.sums->lanes(), last = boundary(batch - 1), n = last - v.other_begin;
+      if (n > 0) {
+        for (int64_t r = batch; r < lanes; ++r) std::fill_n(s.scores.data() + r * kTile + v.other_begin, n, 0.0f);
+        float* weights = ensure(s.weights, kTile * lanes);
+        if (lanes == 1)
+          std::copy_n(s.scores.data() + v.other_begin, n, weights);
+        else
+          kernels::transpose(s.scores.data() + v.other_begin, kTile, lanes, n, weights, lanes, false);
+        for (int64_t r = 0; r < batch; ++r)
+          for (int64_t t = boundary(r); t < last; ++t) weights[(t - v.other_begin) * lanes + r] = 0.0f;
+        p.sums->add(row - p.piece.row_begin, weights, n, s.value_codes.data() + v.other_begin, kTile);
+      }
     }
     add_main(0, batch, other_end, count);
   }
@@ -409,7 +489,7 @@ class TiledBackend final : public AttentionBackend {
       for (int64_t row = std::max<int64_t>(0, begin - call.first) * call.group; row < call.rows; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, call.rows - row);
         const int64_t seen = call.seen(row + batch - 1, begin, count);
-        score(call, head, k, begin, seen, row, batch, s);
+        score(call, head, k, begin, seen, row, batch, 0, s);
         for (int64_t r = 0; r < batch; ++r) {
           const int64_t end = std::min(seen, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
           range.add(row + r, s.scores.data() + r * kTile, std::max<int64_t>(0, call.sinks - begin), end);
@@ -435,13 +515,36 @@ class TiledBackend final : public AttentionBackend {
     }
   }
 
-  KeyScan scan_;
-  bool tables_;
+  KeyScan scan_ = KeyScan::kNone;
+  ValueSums when_ = ValueSums::kNever;
+  bool tables_ = false, summed_ = false;
   RotationTiles rotation_;
   std::vector<HeadQueries> queries_;
   std::vector<Partial> partials_;
   std::vector<ScoreRange> ranges_;
   AlignedVector<float> logits_;
+};
+
+class TiledBackend final : public AttentionBackend {
+ public:
+  TiledBackend(KeyScan scan, ValueSums sums) : scan_(scan), sums_(sums) {}
+  std::string name() const override { return TiledEngine::path(scan_, false); }
+  std::vector<std::string> paths() const override {
+    return ran_.empty() ? std::vector{name()} : std::vector<std::string>(ran_.begin(), ran_.end());
+  }
+  std::optional<std::string> can(const DecodePlan& plan, Role role) const override {
+    return scan_ != KeyScan::kNone && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
+  }
+  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+              AttentionTap* tap) override {
+    ran_.insert(engine_.attend(scan_, sums_, cache, layer, q, out, stats, tap));
+  }
+
+ private:
+  KeyScan scan_;
+  ValueSums sums_;
+  TiledEngine engine_;
+  std::set<std::string> ran_;
 };
 
 // cpu-table for single-query steps where every head of the layer can and the scan is cheaper, else cpu-reconstruct.
@@ -452,9 +555,10 @@ class AutoBackend final : public AttentionBackend {
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
   void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
               AttentionTap* tap) override {
-    TiledBackend& chosen = q.rows == 1 && table_pays(cache, layer) ? table_ : reconstruct_;
-    ran_.insert(chosen.name());
-    chosen.attend(cache, layer, q, out, stats, tap);
+    const bool table = q.rows == 1 && table_pays(cache, layer);
+    ran_.insert(engine_.attend(table ? KeyScan::kFixed : KeyScan::kNone,
+                               q.rows == 1 ? ValueSums::kWherePays : ValueSums::kNever, cache, layer, q, out, stats,
+                               tap));
   }
 
  private:
@@ -463,7 +567,7 @@ class AutoBackend final : public AttentionBackend {
   static bool table_pays(const CompressedCache& cache, int layer) {
     const CompressedCache::Impl& impl = cache.impl();
     const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - impl.policy.sinks);
-    if (!impl.policy.codes || coded <= 0 || !scan::fixed_available()) return false;
+    if (!impl.policy.codes || coded <= 0) return false;
     const double group = cache.shape().group(), d = cache.shape().head_dim;
     double table = 0, reconstruct = 0;
     for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
@@ -472,7 +576,6 @@ class AutoBackend final : public AttentionBackend {
       for (const TileDecoder& decoder : impl.units[u].decoders) {
         reconstruct += coded * (d / 3 + group * d / 16);
         for (const TileDecoder::Slot& s : decoder.slots()) {
-          if (s.entries > scan::kEntries) return false;
           table += s.entries * (s.width * (1.0 + group / 16) + 2.0 * group) + coded * group / 4;
           reconstruct += coded * (1.5 + s.width / 8.0);
         }
@@ -481,7 +584,7 @@ class AutoBackend final : public AttentionBackend {
     return table < reconstruct;
   }
 
-  TiledBackend table_{KeyScan::kFixed}, reconstruct_{KeyScan::kNone};
+  TiledEngine engine_;
   std::set<std::string> ran_;
 };
 
@@ -497,9 +600,9 @@ std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   return std::nullopt;
 }
 
-std::unique_ptr<AttentionBackend> make_reconstruct_backend() { return std::make_unique<TiledBackend>(KeyScan::kNone); }
-std::unique_ptr<AttentionBackend> make_table_backend() { return std::make_unique<TiledBackend>(KeyScan::kFixed); }
-std::unique_ptr<AttentionBackend> make_table8_backend() { return std::make_unique<TiledBackend>(KeyScan::kBytes); }
+std::unique_ptr<AttentionBackend> make_tiled_backend(KeyScan scan, ValueSums sums) {
+  return std::make_unique<TiledBackend>(scan, sums);
+}
 std::unique_ptr<AttentionBackend> make_auto_backend() { return std::make_unique<AutoBackend>(); }
 
 }  // namespace vqkv

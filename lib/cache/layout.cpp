@@ -1,5 +1,6 @@
 #include "cache/layout.h"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 
@@ -16,11 +17,26 @@ void put_code(std::byte* run, int64_t index, int bits, uint16_t code) {
   for (std::byte* p = run + (bit >> 3); value != 0; ++p, value >>= 8) *p |= static_cast<std::byte>(value & 0xffu);
 }
 
-void get_codes(const std::byte* run, int bits, int64_t first, int64_t count, uint16_t* out) {
+// `length`: codes in the run. Whole groups of 64 unpack at once.
+void get_codes(const std::byte* run, int64_t length, int bits, int64_t first, int64_t count, uint16_t* out) {
   if (bits == 8) {
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<uint16_t>(run[first + i]);
-  } else {
-    unpack_bits_at(reinterpret_cast<const uint8_t*>(run), first, count, bits, out);
+    return;
+  }
+  const uint8_t* in = reinterpret_cast<const uint8_t*>(run);
+  for (int64_t i = 0; i < count;) {
+    const int64_t group = (first + i) / kPackGroup, within = (first + i) % kPackGroup;
+    const int64_t n = std::min<int64_t>(count - i, kPackGroup - within);
+    if (n < 16 || (group + 1) * kPackGroup > length) {
+      unpack_bits_at(in, first + i, n, bits, out + i);
+    } else if (n == kPackGroup) {
+      unpack64(in + group * 8 * bits, bits, out + i);
+    } else {
+      uint16_t whole[kPackGroup];
+      unpack64(in + group * 8 * bits, bits, whole);
+      std::copy_n(whole + within, n, out + i);
+    }
+    i += n;
   }
 }
 
@@ -52,7 +68,9 @@ PageLayout::PageLayout(const CodeLayout& layout) : layout_(layout) {
 }
 
 void PageLayout::codes(const std::byte* page, int field, int slot, int64_t first, int64_t count, uint16_t* out) const {
-  get_codes(page + field_offset(field, slot), layout_.fields[at(field)].bits, first, count, out);
+  const FieldSpec& f = layout_.fields[at(field)];
+  get_codes(page + field_offset(field, slot), run_length(f.per_token, tokens_, layout_.block_tokens), f.bits, first,
+            count, out);
 }
 
 void PageLayout::side(const std::byte* page, int side, int slot, int64_t first, int64_t count, float* out) const {

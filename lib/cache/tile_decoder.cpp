@@ -241,6 +241,22 @@ void TileDecoder::token_scale(const UnitStore& store, int64_t first, int64_t cou
   }
 }
 
+void TileDecoder::codes(const UnitStore& store, int64_t first, int64_t count, uint16_t* out, int64_t stride) const {
+  for (int64_t t = 0; t < count;) {
+    const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
+    const int64_t n = std::min(count - t, pages_->tokens() - within);
+    const std::byte* bytes = store.pages.at(page);
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      uint16_t* to = out + static_cast<int64_t>(i) * stride + t;
+      if (bytes)
+        pages_->codes(bytes, slots_[i].field, slots_[i].slot, within, n, to);
+      else
+        std::fill_n(to, n, uint16_t{0});
+    }
+    t += n;
+  }
+}
+
 void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
                                 int64_t stride) const {
   const StoredOverlay* begin = store.overlay;

@@ -38,6 +38,8 @@ class TileDecoder {
   void values(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
   // The token scale of this head; one_scale() and has_token_scale() only.
   void token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const;
+  // out[i * stride + t]: the code of slots()[i]; 0 where a page was lost to eviction.
+  void codes(const UnitStore& store, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
 
   // A table slot as this head sees it.
   struct Slot {

@@ -1,10 +1,16 @@
-// One decoding step's attention over a long context, one thread: an exact cache against product codes scored by table
-// scans and by reconstruction, values reconstructed in all. Google Benchmark gives time per step; use
-// --benchmark_repetitions and read the medians.
+// Attention of one KV head over a long context, one thread: exact caches against codes, and the ways to attend to codes
+// against each other. Google Benchmark gives time per call; use --benchmark_repetitions and read the medians.
+//
+// `bench_attention --regret` measures every way for many codes, shapes and contexts, prints what auto chose beside the
+// fastest, and how much slower auto was. The constants of the rules in lib/attention come from its columns.
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <ctime>
+
+#include "attention/backends.h"
 #include "attention/plan_codec.h"
-#include "attention/scan.h"
 #include "core/thread_pool.h"
 
 namespace {
@@ -12,39 +18,66 @@ namespace {
 using namespace vqkv;
 using namespace vqkv::test;
 
-// 16 slots of 256 codewords a head, as PQ 16x256.
-std::shared_ptr<const CodecSet> codes_of(const CacheShape& shape) {
-  return make_set(shape, 1, [&](Role, int channels) {
-    DecodePlan p = empty_plan(channels);
-    add_table(p, 8, channels / 16);
-    return std::make_shared<PlanCodec>(p);
-  });
-}
+// slots codewords of 256 (or `entries`) a token and head: product codes, or residual codes over the whole head.
+struct Codes {
+  int slots, entries;
+  bool residual;
+  std::string label() const { return fmt::format("{} {}x{}", residual ? "rvq" : "pq", slots, entries); }
+  std::shared_ptr<const CodecSet> make(const CacheShape& shape) const {
+    return make_set(shape, 1, [&](Role, int channels) {
+      DecodePlan p = empty_plan(channels);
+      int bits = 0;
+      while (1 << bits < entries) ++bits;
+      if (residual)
+        add_table(p, bits, channels, slots);
+      else
+        add_table(p, bits, channels / slots);
+      return std::make_shared<PlanCodec>(p);
+    });
+  }
+};
 
-void step(benchmark::State& state, const char* backend_name, bool coded, DType exact) {
+// A cache of `context` tokens with a block of queries appended and not yet attended.
+class Scene {
+ public:
+  Scene(const CacheShape& shape, const Codes& codes, bool coded, DType exact, int64_t context, int64_t queries)
+      : x_(shape, 4096, 5), out_(queries, x_.q.cols), queries_(queries) {
+    CachePolicy policy;
+    policy.codes = coded;
+    policy.exact_dtype = exact;
+    cache_ = std::make_unique<CompressedCache>(codes.make(shape), policy);
+    for (int64_t t = 0; t < context; t += 4096) {
+      const int64_t n = std::min<int64_t>(4096, context - t);
+      cache_->begin_block(n);
+      cache_->append(0, x_.k.view().slice_rows(0, n), x_.v.view().slice_rows(0, n));
+      cache_->end_block();
+    }
+    cache_->begin_block(queries);
+    cache_->append(0, x_.k.view().slice_rows(0, queries), x_.v.view().slice_rows(0, queries));
+  }
+  void attend(AttentionBackend& backend) {
+    backend.attend(*cache_, 0, x_.q.view().slice_rows(1, queries_), out_);
+    benchmark::DoNotOptimize(out_.data());
+  }
+
+ private:
+  Tokens x_;
+  Matrix<float> out_;
+  int64_t queries_;
+  std::unique_ptr<CompressedCache> cache_;
+};
+
+void step(benchmark::State& state, const char* backend_name, bool coded, DType exact, Codes codes) {
   const int64_t context = state.range(0);
-  const CacheShape shape = make_shape(1, static_cast<int>(state.range(1)), 1, static_cast<int>(state.range(2)));
   set_thread_count(1);
   const auto backend = make_attention_backend(backend_name);
-  CachePolicy policy;
-  policy.codes = coded;
-  policy.exact_dtype = exact;
-  CompressedCache cache(codes_of(shape), policy);
-  const Tokens x(shape, 4096, 5);
-  for (int64_t t = 0; t < context; t += 4096) {
-    cache.begin_block(4096);
-    cache.append(0, x.k, x.v);
-    cache.end_block();
-  }
-  cache.begin_block(1);
-  cache.append(0, x.k.view().slice_rows(0, 1), x.v.view().slice_rows(0, 1));
-  Matrix<float> out(1, x.q.cols);
-  for (auto _ : state) {
-    backend->attend(cache, 0, x.q.view().slice_rows(1, 1), out);
-    benchmark::DoNotOptimize(out.data());
-  }
+  Scene scene(make_shape(1, static_cast<int>(state.range(1)), 1, static_cast<int>(state.range(2))), codes, coded, exact,
+              context, 1);
+  for (auto _ : state) scene.attend(*backend);
   state.counters["time/token"] = benchmark::Counter(
       static_cast<double>(context), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.counters["tokens/s"] =
+      benchmark::Counter(static_cast<double>(context), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
@@ -54,12 +87,89 @@ void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"context", "group", "d"})->Unit(benchmark::kMicrosecond);
 }
 
-BENCHMARK_CAPTURE(step, exact_f16, "cpu-reconstruct", false, DType::kF16)->Apply(shapes);
-BENCHMARK_CAPTURE(step, exact_bf16, "cpu-reconstruct", false, DType::kBF16)->Apply(shapes);
-BENCHMARK_CAPTURE(step, pq_reconstruct, "cpu-reconstruct", true, DType::kF16)->Apply(shapes);
-BENCHMARK_CAPTURE(step, pq_table, "cpu-table", true, DType::kF16)->Apply(shapes);
-BENCHMARK_CAPTURE(step, pq_table8, "cpu-table8", true, DType::kF16)->Apply(shapes);
+constexpr Codes kPq16{16, 256, false}, kPq32{32, 256, false}, kRvq8{8, 256, true};
+BENCHMARK_CAPTURE(step, exact_f16, "cpu-reconstruct", false, DType::kF16, kPq16)->Apply(shapes);
+BENCHMARK_CAPTURE(step, exact_bf16, "cpu-reconstruct", false, DType::kBF16, kPq16)->Apply(shapes);
+BENCHMARK_CAPTURE(step, pq_reconstruct, "cpu-reconstruct", true, DType::kBF16, kPq16)->Apply(shapes);
+BENCHMARK_CAPTURE(step, pq_table, "cpu-table", true, DType::kBF16, kPq16)->Apply(shapes);
+BENCHMARK_CAPTURE(step, pq_table8, "cpu-table8", true, DType::kBF16, kPq16)->Apply(shapes);
+BENCHMARK_CAPTURE(step, pq32_table, "cpu-table", true, DType::kBF16, kPq32)->Apply(shapes);
+BENCHMARK_CAPTURE(step, rvq8_table, "cpu-table", true, DType::kBF16, kRvq8)->Apply(shapes);
+
+double processor_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Microseconds of processor time a call: the least of some rounds in which all ways take turns.
+void measure(Scene& scene, const std::vector<AttentionBackend*>& ways, std::vector<double>& best) {
+  best.assign(ways.size(), 1e30);
+  double spent = 0;
+  for (int round = 0; round < 200 && (round < 3 || spent < 0.06); ++round)
+    for (size_t i = 0; i < ways.size(); ++i) {
+      const double before = processor_seconds();
+      scene.attend(*ways[i]);
+      const double took = processor_seconds() - before;
+      spent += took;
+      best[i] = std::min(best[i], 1e6 * took);
+    }
+}
+
+void regret() {
+  set_thread_count(1);
+  const std::vector<std::pair<KeyScan, ValueSums>> ways = {{KeyScan::kNone, ValueSums::kNever},
+                                                           {KeyScan::kNone, ValueSums::kWherePays},
+                                                           {KeyScan::kFixed, ValueSums::kNever},
+                                                           {KeyScan::kFixed, ValueSums::kWherePays}};
+  fmt::print("microseconds a call, one thread; decode or sums: what becomes of values\n");
+  fmt::print("{:>12} {:>4} {:>2} {:>7} {:>7} | {:>10} {:>10} {:>10} {:>10} | {:>10}  {:<24} {}\n", "codes", "d", "G",
+             "queries", "context", "keys+decode", "keys+sums", "tab+decode", "tab+sums", "auto", "chose", "regret");
+  double worst = 0, total = 0;
+  int cells = 0;
+  for (const int64_t queries : {1, 128})
+    for (const Codes& codes : {Codes{16, 256, false}, Codes{32, 256, false}, Codes{32, 16, false}, Codes{16, 64, false},
+                               Codes{8, 256, true}, Codes{16, 1024, true}})
+      for (const int d : {64, 128})
+        for (const int group : {1, 3, 4, 8})
+          for (const int64_t context : {512, 2048, 8192, 32768}) {
+            if (queries > 1 && context > 8192) continue;
+            if (queries > 1 && group != 4 && group != 1) continue;
+            Scene scene(make_shape(1, group, 1, d), codes, true, DType::kBF16, context, queries);
+            std::vector<std::unique_ptr<AttentionBackend>> held;
+            for (const auto& [scan, sums] : ways) held.push_back(make_tiled_backend(scan, sums));
+            held.push_back(make_attention_backend("auto"));
+            std::vector<AttentionBackend*> all;
+            for (const auto& b : held) all.push_back(b.get());
+            std::vector<double> us;
+            measure(scene, all, us);
+            // auto's own time is a second measurement of one of the ways; its regret is that way's.
+            const std::string chose = fmt::format("{}", fmt::join(held.back()->paths(), "+"));
+            double chosen = us.back(), least = 1e30;
+            for (size_t i = 0; i < ways.size(); ++i) {
+              least = std::min(least, us[i]);
+              if (held[i]->paths().front() == chose) chosen = std::min(chosen, us[i]);
+            }
+            const double lost = chosen / least - 1;
+            worst = std::max(worst, lost);
+            total += lost;
+            ++cells;
+            fmt::print(
+                "{:>12} {:>4} {:>2} {:>7} {:>7} | {:>10.1f} {:>10.1f} {:>10.1f} {:>10.1f} | {:>10.1f}  {:<24} "
+                "{:.0f} %\n",
+                codes.label(), d, group, queries, context, us[0], us[1], us[2], us[3], us[4], chose, 100 * lost);
+            std::fflush(stdout);
+          }
+  fmt::print("{} cells: mean regret {:.1f} %, worst {:.0f} %\n", cells, 100 * total / cells, 100 * worst);
+}
 
 }  // namespace
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "--regret") {
+    regret();
+    return 0;
+  }
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -1,0 +1,96 @@
+#include "attention/code_sums.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "attention/tiled.h"
+#include "cache/kernels.h"
+
+namespace vqkv {
+namespace {
+
+constexpr int64_t kSums = int64_t{1} << 17;  // floats a thread: 512 KiB, half of a second-level cache of today
+constexpr int64_t kShortest = 1024, kLongest = 16384;  // tokens of a segment
+
+int64_t longest_book(const TileDecoder& decoder) {
+  int64_t entries = 0;
+  for (const TileDecoder::Slot& s : decoder.slots()) entries = std::max<int64_t>(entries, s.entries);
+  return entries;
+}
+
+}  // namespace
+
+std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
+  if (!plan.table_only() || plan.terms.empty()) return "the plan has terms that are not tables";
+  if (plan.layout.overlay) return "exact exceptions change single channels of decoded values";
+  if (plan.token_scale_side >= 0 && plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots > 1)
+    return "more than one token scale a unit";
+  return std::nullopt;
+}
+
+ValueRule value_rule(const DecodePlan& plan, const TileDecoder& decoder, int64_t group, ValueSums when) {
+  const auto slots = static_cast<int64_t>(decoder.slots().size());
+  if (when == ValueSums::kNever || value_sum_reason(plan) || slots * longest_book(decoder) > kSums) return {};
+  if (when == ValueSums::kAlways) return {4 * kTile, 1};
+  const double rows = static_cast<double>(group), d = static_cast<double>(decoder.code_width());
+  double decode = rows * d / 16, sum = 0, product = 0;  // cycles a token, a token, a segment
+  for (const TileDecoder::Slot& s : decoder.slots()) {
+    decode += 1.5 + s.width / 8.0;
+    sum += 1.25;
+    product += s.entries * rows * s.width / 16.0;
+  }
+  if (decode <= sum) return {};
+  const double even = product / (decode - sum);  // tokens at which both cost the same
+  const auto segment = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(16 * even)));
+  return {std::clamp(segment, kShortest, kLongest), std::max<int64_t>(kTile, static_cast<int64_t>(even))};
+}
+
+int64_t summed_rows(const TileDecoder& decoder) {
+  const int64_t one = static_cast<int64_t>(decoder.slots().size()) * longest_book(decoder);
+  return std::max<int64_t>(16, kSums / one / 16 * 16);
+}
+
+void CodeSums::reset(const TileDecoder& decoder, int64_t rows) {
+  decoder_ = &decoder;
+  rows_ = rows;
+  lanes_ = lanes_for(rows);
+  slots_ = static_cast<int64_t>(decoder.slots().size());
+  entries_ = longest_book(decoder);
+  const int64_t groups = (rows + lanes_ - 1) / lanes_;
+  sums_.assign(static_cast<size_t>(groups * slots_ * entries_ * lanes_ + lanes_), 0.0f);
+}
+
+void CodeSums::add(int64_t row, const float* weights, int64_t count, const uint16_t* codes, int64_t stride) {
+  float* sums = sums_.data() + row / lanes_ * slots_ * entries_ * lanes_ + row % lanes_;
+  kernels::add_by_code(weights, lanes_, codes, stride, slots_, count, sums, entries_ * lanes_);
+}
+
+void CodeSums::scale(int64_t row, float f) {
+  float* sums = sums_.data() + row / lanes_ * slots_ * entries_ * lanes_ + row % lanes_;
+  for (int64_t i = 0; i < slots_ * entries_; ++i) sums[i * lanes_] *= f;
+}
+
+void CodeSums::unfold(float* y, int64_t y_stride) const {
+  AlignedVector<float> part;
+  for (int64_t row = 0; row < rows_; row += lanes_) {
+    const int64_t n = lanes_;  // rows past the last have no mass
+    for (int64_t i = 0; i < slots_; ++i) {
+      const TileDecoder::Slot& s = decoder_->slots()[static_cast<size_t>(i)];
+      const float* sums = sums_.data() + (row / lanes_ * slots_ + i) * entries_ * lanes_;
+      float* to = y + row * y_stride;
+      if (s.contiguous) {
+        kernels::multiply_transposed(sums, lanes_, s.words, s.stride, to + s.begin, y_stride, n, s.entries, s.width);
+        continue;
+      }
+      const int64_t last = *std::max_element(s.element.begin(), s.element.end()) + 1;
+      part.assign(static_cast<size_t>(n * last), 0.0f);
+      kernels::multiply_transposed(sums, lanes_, s.words, s.stride, part.data(), last, n, s.entries, last);
+      for (int64_t r = 0; r < n; ++r)
+        for (int c = 0; c < s.width; ++c)
+          to[r * y_stride + s.channel[static_cast<size_t>(c)]] +=
+              part[static_cast<size_t>(r * last + s.element[static_cast<size_t>(c)])];
+    }
+  }
+}
+
+}  // namespace vqkv
