@@ -158,7 +158,15 @@ def kmeans(width, entries):
     return google("bench_train", f"kmeans_ours/{width}/{entries}"), google("bench_train", f"kmeans_plain/{width}/{entries}")
 
 
+def coded_attention(bench):
+    """One step over 32,768 tokens, four query heads a KV head, d = 128: keys and values as codes against bf16."""
+    shape = "context:32768/group:4/d:128"
+    return (google("bench_attention", f"step/{bench}/{shape}", "tokens/s"),
+            google("bench_attention", f"step/exact_bf16/{shape}", "tokens/s"))
+
+
 LLAMA = "llama.cpp, no BLAS"
+EXACT = "ours over an exact bf16 cache"
 WHEEL = "faiss-cpu wheel, 1 thread"
 DEBIAN = "Debian's FAISS in the same process, 1 thread"
 ROWS = [
@@ -197,9 +205,13 @@ ROWS = [
     Row("trace-read", "Reading keys and values of a trace as f32, page cache", "GB/s",
         google("bench_trace", "trace_read/iterations:5/real_time", "bytes_per_second"), target=1.0, scale=1e-9),
     Row("key-scan", "Table-lookup key scan, S = 256, 16-bit tables (two byte lookups a code), 16 slots, one core", "G lookups/s",
-        google("bench_scan", "scan_fixed16/16", "lookups/s"), target=30.0, scale=1e-9),
+        google("bench_scan", "scan_fixed16/slots:16/entries:256/rows:1", "lookups/s"), target=30.0, scale=1e-9),
     Row("key-scan-8", "The same with 8-bit tables (`--attention cpu-table8`)", "G lookups/s",
-        google("bench_scan", "scan_coarse8/16", "lookups/s"), target=30.0, scale=1e-9),
+        google("bench_scan", "scan_bytes8/slots:16/entries:256/rows:1", "lookups/s"), target=30.0, scale=1e-9),
+    Row("coded-attention", "Attention of one query over 32,768 coded tokens, pq 16×256, G = 4, d = 128, 1 thread", "M tok/s",
+        *coded_attention("pq_table"), EXACT, 3.0, 1e-6),
+    Row("coded-attention-32", "The same, pq 32×256", "M tok/s", *coded_attention("pq32_table"), EXACT, 3.0, 1e-6),
+    Row("coded-attention-rvq", "The same, rvq 8×256", "M tok/s", *coded_attention("rvq8_table"), EXACT, 3.0, 1e-6),
 ]
 REPLAY = ("replay", {"pq": 0.6})   # targets by the codec's first word
 KLD = ("kld", "KLD of the full vocabulary, llama.cpp ‖ ours, F32 weights and cache", 1e-8)

@@ -29,9 +29,9 @@ struct AttendStats {
 class AttentionBackend {
  public:
   virtual ~AttentionBackend() = default;
-  virtual std::string name()
-      const = 0;  // the path in result rows: "reference", "cpu-reconstruct", "cpu-table", "cpu-table8"
-  // Every path that has run so far, sorted; what a row of results names. One for all but "auto".
+  virtual std::string name() const = 0;  // "reference", "cpu-reconstruct", "cpu-table", "cpu-table8", "auto"
+  // Every path that has run so far, sorted; what a row of results names: the name of how keys were scored, with "-sums"
+  // where values were summed by code.
   virtual std::vector<std::string> paths() const { return {name()}; }
   // A reason why it can't run this plan for this role, or nothing. The caller decides; there is no fallback inside.
   virtual std::optional<std::string> can(const DecodePlan& plan, Role role) const = 0;
@@ -41,10 +41,11 @@ class AttentionBackend {
                       AttendStats* stats = nullptr, AttentionTap* tap = nullptr) = 0;
 };
 
-// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10),
-// "cpu-table8" (by at most 2^-3: 8-bit tables wherever they keep that bound; a measurement made with it carries that
-// error), or "auto" (single-query steps by cpu-table where it can and pays, all else by cpu-reconstruct; paths() tells
-// which ran; never cpu-table8). Unknown names: kUsage; names of absent devices: kUnavailable.
+// "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10;
+// values summed by code where that is cheaper than decoding, up to fp32 rounding the same), "cpu-table8" (logits err by
+// at most 2^-3: 8-bit tables wherever they keep that bound; a measurement made with it carries that error), or "auto"
+// (single-query steps by whichever of these is cheaper for keys and for values, never cpu-table8; blocks of queries by
+// cpu-reconstruct; paths() tells which ran). Unknown names: kUsage; names of absent devices: kUnavailable.
 std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name);
 std::vector<std::string> attention_backend_names();
 

@@ -32,13 +32,18 @@ ValueRule value_rule(const DecodePlan& plan, const TileDecoder& decoder, int64_t
   const auto slots = static_cast<int64_t>(decoder.slots().size());
   if (when == ValueSums::kNever || value_sum_reason(plan) || slots * longest_book(decoder) > kSums) return {};
   if (when == ValueSums::kAlways) return {4 * kTile, 1};
-  const double rows = static_cast<double>(group), d = static_cast<double>(decoder.code_width());
-  double decode = rows * d / 16, sum = 0, product = 0;  // cycles a token, a token, a segment
+  // Nanoseconds of an EPYC of family 25 at its 3.7 GHz, by `bench_attention --regret` (columns keys+decode and
+  // keys+sums at 512 to 32,768 tokens, G 1 to 8, d 64 and 128) and `bench_scan` (sums_by_code). Only their ratios
+  // matter here.
+  const double rows = static_cast<double>(group), lanes = static_cast<double>(lanes_for(group));
+  double decode = 0.0172 * rows * static_cast<double>(decoder.code_width()), sum = 0, product = 0, books = 0;
   for (const TileDecoder::Slot& s : decoder.slots()) {
-    decode += 1.5 + s.width / 8.0;
-    sum += 1.25;
-    product += s.entries * rows * s.width / 16.0;
+    decode += 0.5 + 0.09 * s.width;
+    sum += lanes == 1 ? 0.36 : 0.5 + 0.015 * lanes;
+    product += s.entries * (0.5 + 0.25 * rows * std::max(1.0, s.width / 16.0));
+    books += 4.0 * s.entries * s.width;
   }
+  if (books > 0x1p20) product *= 2.5;  // they no longer fit the second-level cache
   if (decode <= sum) return {};
   const double even = product / (decode - sum);  // tokens at which both cost the same
   const auto segment = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(16 * even)));

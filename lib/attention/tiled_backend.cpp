@@ -547,7 +547,10 @@ class TiledBackend final : public AttentionBackend {
   std::set<std::string> ran_;
 };
 
-// cpu-table for single-query steps where every head of the layer can and the scan is cheaper, else cpu-reconstruct.
+// Single-query steps: keys by tables where every head of the layer can and that is cheaper, values summed by code where
+// that is. Blocks of queries: everything decoded once for all of them. Tables and sums cost too much for each query
+// there: of 72 cells of `bench_attention --regret` with 128 queries up to 8k tokens, decoding won all but 10, by at
+// most 1.4.
 class AutoBackend final : public AttentionBackend {
  public:
   std::string name() const override { return "auto"; }
@@ -562,8 +565,8 @@ class AutoBackend final : public AttentionBackend {
   }
 
  private:
-  // Cycles by the counts of each: building 16-lane tables and scanning 64 codes in some 16 instructions a row, against
-  // fetching, transposing and multiplying the decoded tile. A pure function of plan, group and coded tokens.
+  // A pure function of plan, group and coded tokens. Nanoseconds, measured as those of value_rule: columns keys+decode
+  // and tab+decode.
   static bool table_pays(const CompressedCache& cache, int layer) {
     const CompressedCache::Impl& impl = cache.impl();
     const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - impl.policy.sinks);
@@ -574,11 +577,19 @@ class AutoBackend final : public AttentionBackend {
       if (impl.units[u].role != Role::kKey) continue;
       if (table_scan_reason(impl.units[u].plan)) return false;
       for (const TileDecoder& decoder : impl.units[u].decoders) {
-        reconstruct += coded * (d / 3 + group * d / 16);
+        double build = 0, books = 0;
+        reconstruct += coded * (0.1 * d + 0.0172 * group * d);
+        table += coded * 0.7 * group;
         for (const TileDecoder::Slot& s : decoder.slots()) {
-          table += s.entries * (s.width * (1.0 + group / 16) + 2.0 * group) + coded * group / 4;
-          reconstruct += coded * (1.5 + s.width / 8.0);
+          reconstruct += coded * (0.95 + 0.09 * s.width);
+          // 16-bit lookups a row, or one load for the rows side by side.
+          const double lanes = static_cast<double>(lanes_for(cache.shape().group()));
+          table += coded * (scan::fixed_pays(s.entries) ? 0.053 * group : lanes == 1 ? 0.3 : 0.4 + 0.015 * lanes);
+          build += s.entries * (0.6 + 0.25 * s.width);
+          table += s.entries * group * (0.55 + 0.0167 * s.width);
+          books += 4.0 * s.entries * s.width;
         }
+        table += books > 0x1p20 ? 2.5 * build : build;  // books beyond the second-level cache
       }
     }
     return table < reconstruct;
