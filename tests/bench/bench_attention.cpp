@@ -150,7 +150,7 @@ void regret() {
               least = std::min(least, us[i]);
               if (held[i]->paths().front() == chose) chosen = std::min(chosen, us[i]);
             }
-            const double lost = chosen / least - 1;
+            const double lost = std::max(0.0, chosen / least - 1);
             worst = std::max(worst, lost);
             total += lost;
             ++cells;
