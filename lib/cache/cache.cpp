@@ -95,9 +95,8 @@ void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v) {
   // What the last query of this block and the first of the next will see coded.
   int64_t end[2];
   for (const Role role : {Role::kKey, Role::kValue}) {
-    end[static_cast<int>(role)] = c.visibility == Visibility::kAllCoded
-                                      ? c.whole_blocks(role, total)
-                                      : std::min(total, c.policy.coded_end(role, total));
+    end[static_cast<int>(role)] =
+        c.visibility == Visibility::kAllCoded ? c.whole_blocks(role, total) : c.policy.coded_among(role, total);
   }
   c.code_role_units({layer}, total, end[0], end[1]);
 }
@@ -119,8 +118,8 @@ void CompressedCache::end_exact_prefill() {
   if (!c.exact_prompt) return;
   std::vector<int> layers(static_cast<size_t>(c.shape.layers));
   std::iota(layers.begin(), layers.end(), 0);
-  c.code_role_units(layers, c.length, std::min(c.length, c.policy.coded_end(Role::kKey, c.length)),
-                    std::min(c.length, c.policy.coded_end(Role::kValue, c.length)));
+  c.code_role_units(layers, c.length, c.policy.coded_among(Role::kKey, c.length),
+                    c.policy.coded_among(Role::kValue, c.length));
   c.exact_prompt = false;
   for (RoleStore& s : c.roles) c.drop_exact(s, s.coded_end, c.length);
 }
@@ -185,7 +184,7 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
   const int64_t pointer = sizeof(std::byte*), units = static_cast<int64_t>(codecs.units().size());
   // What a role has coded and the index of the chunk that holds its first exact token, both counted after the sinks.
   const auto coded_of = [&](Role role) {
-    return policy.codes ? std::max<int64_t>(0, std::min(tokens, policy.coded_end(role, tokens)) - policy.sinks) : 0;
+    return std::max<int64_t>(0, policy.coded_among(role, tokens) - policy.sinks);
   };
   ByteLedger b;
   b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleStore)) +

@@ -21,6 +21,12 @@ struct FlushRule {
     const int64_t past = std::max<int64_t>(0, position + 1 - window - sinks);
     return std::min(sinks, position + 1) + past / flush * flush;
   }
+  // The end of what is coded while `total` tokens are there: what the next query will see coded, but without a window
+  // no block that only its own token completes.
+  int64_t coded_among(int64_t sinks, int64_t total) const {
+    const int64_t past = std::max<int64_t>(0, total + 1 - std::max<int64_t>(window, 1) - sinks);
+    return std::min(sinks, total) + past / flush * flush;
+  }
 };
 
 // `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|none, residual: 128,
@@ -34,6 +40,10 @@ struct CachePolicy {
   // First token that is exact for the query at `position`, beyond the sinks.
   int64_t coded_end(Role r, int64_t position) const {
     return codes ? rule(r).coded_end(sinks, position) : std::min(sinks, position + 1);
+  }
+  // The same while `total` tokens are there (FlushRule::coded_among).
+  int64_t coded_among(Role r, int64_t total) const {
+    return codes ? rule(r).coded_among(sinks, total) : std::min(sinks, total);
   }
 
   static CachePolicy from_json(const Json& cache_config);

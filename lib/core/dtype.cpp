@@ -47,6 +47,15 @@ __attribute__((target("avx2,f16c"))) int64_t narrow_f16_avx2(const float* in, f1
   return i;
 }
 
+__attribute__((target("avx2"))) int64_t widen_bf16_avx2(const bf16* in, float* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+    _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+  }
+  return i;
+}
+
 __attribute__((target("avx2"))) int64_t narrow_bf16_avx2(const float* in, bf16* out, int64_t n) {
   const __m256i one = _mm256_set1_epi32(1), bias = _mm256_set1_epi32(0x7fff), magnitude = _mm256_set1_epi32(0x7fffffff);
   const __m256i infinity = _mm256_set1_epi32(0x7f800000), quiet = _mm256_set1_epi32(0x40);
@@ -89,7 +98,8 @@ void to_f16(const float* in, f16* out, int64_t n) {
   for (; i < n; ++i) out[i] = to_f16(in[i]);
 }
 void to_float(const bf16* in, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = to_float(in[i]);
+  int64_t i = cpu_features().avx2 ? widen_bf16_avx2(in, out, n) : 0;
+  for (; i < n; ++i) out[i] = to_float(in[i]);
 }
 void to_bf16(const float* in, bf16* out, int64_t n) {
   int64_t i = cpu_features().avx2 ? narrow_bf16_avx2(in, out, n) : 0;

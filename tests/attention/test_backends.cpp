@@ -198,7 +198,8 @@ TEST_CASE("Block replay gives the bits of step replay, across flushes of both ro
     const auto set = set_of(c, shape, 1);
     const int64_t f = c.block_tokens;
     const CachePolicy kivi = policy_of(0, {1, std::max<int64_t>(32, f)}, {f == 1 ? 33 : 32, f});
-    for (const CachePolicy& policy : {kivi, policy_of(5, {64, 32}, {f == 1 ? 0 : 1, f})}) {
+    const int64_t page = std::max<int64_t>(32, f);
+    for (const CachePolicy& policy : {kivi, policy_of(5, {64, 32}, {0, f}), policy_of(5, {0, page}, {0, page})}) {
       const Replay steps = replay(set, policy, *backend, x, 1);
       CHECK((replay(set, policy, *backend, x, 37).out.storage == steps.out.storage));
       CHECK((replay(set, policy, *backend, x, 210).out.storage == steps.out.storage));
