@@ -19,6 +19,10 @@ function(vqkv_layer name)
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/lib> $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/generated>
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/vqkv>)
   target_link_libraries(vqkv_${name} ${scope} vqkv_options ${A_PUBLIC} ${private} ${A_PRIVATE})
+  if(sources AND VQKV_SANITIZE)
+    # The presets compile at -O1, at which instrumented kernels make the suites many times slower.
+    target_compile_options(vqkv_${name} PRIVATE -O2)
+  endif()
   set_target_properties(vqkv_${name} PROPERTIES EXPORT_NAME ${name})
   add_library(vqkv::${name} ALIAS vqkv_${name})
   foreach(s IN LISTS sources)

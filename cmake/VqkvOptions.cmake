@@ -15,7 +15,7 @@ target_compile_features(vqkv_options INTERFACE cxx_std_20)
 # No -ffast-math and no contraction: the same bits on every path that claims to be exact.
 # -Wrestrict fires on std::string concatenation in g++ 12 (GCC bug 105651).
 target_compile_options(vqkv_options INTERFACE
-  $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow=local;-Wnon-virtual-dtor;-Wno-restrict;-ffp-contract=off>>)
+  $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;$<$<CXX_COMPILER_ID:GNU>:-Wshadow=local>;-Wnon-virtual-dtor;$<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>;-ffp-contract=off>>)
 if(VQKV_WERROR)
   target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:-Werror>)
 endif()

@@ -73,7 +73,9 @@ class Pool {
     spin_until([&] { return job->running.load(std::memory_order_relaxed) == 0; });
     std::unique_lock lock(mutex_);
     done_.wait(lock, [&] { return job->running == 0; });
-    if (job->error) std::rethrow_exception(job->error);
+    // Taken out of the job, whose last owner may be a worker: the exception ends on the thread that reads it.
+    const std::exception_ptr error = std::move(job->error);
+    if (error) std::rethrow_exception(error);
   }
 
  private:

@@ -14,7 +14,12 @@
 #include "core/error.h"
 #include "io/hdf5.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)  // clang
+#define VQKV_HAS(feature) __has_feature(feature)
+#else
+#define VQKV_HAS(feature) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || VQKV_HAS(address_sanitizer)
 #define VQKV_SHADOW_MEMORY 1  // terabytes of address space: a limit on it would only kill the child
 #else
 #define VQKV_SHADOW_MEMORY 0

@@ -217,7 +217,7 @@ int main(int argc, char** argv) {
   }
   std::snprintf(g_crash_path, sizeof g_crash_path, "crash-%s", std::filesystem::path(argv[0]).filename().c_str());
   for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM, SIGTRAP}) std::signal(signal, on_signal);
-#ifndef __SANITIZE_ADDRESS__  // which reserves terabytes of address space
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which reserve terabytes of address space
   const rlimit limit{rlim_t{4} << 30, rlim_t{4} << 30};
   ::setrlimit(RLIMIT_AS, &limit);
 #endif
