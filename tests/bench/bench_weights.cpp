@@ -4,23 +4,16 @@
 // Prints one line of JSON: KL(f32 || bf16) in nats over every position (mean, largest), and how often the arg-max
 // agrees.
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <iostream>
 
 #include "core/json.h"
+#include "generation/logits.h"
 #include "io/atomic_file.h"
 #include "model/runtime.h"
 
 namespace vqkv {
 namespace {
-
-double log_sum(const float* logits, int64_t n) {
-  const double most = *std::max_element(logits, logits + n);
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += std::exp(logits[i] - most);
-  return most + std::log(sum);
-}
 
 struct Side {
   explicit Side(const std::string& path, DType weights) : model(load_model(path, {.weights = weights})) {}
@@ -55,12 +48,11 @@ void compare(const std::string& path, const std::string& text, int64_t most, int
     }
     for (int64_t r = 0; r < n; ++r) {
       const float *p = a.row(r), *q = b.row(r);
-      const double lp = log_sum(p, vocab), lq = log_sum(q, vocab);
-      double kld = 0;
-      for (int64_t i = 0; i < vocab; ++i) kld += std::exp(p[i] - lp) * ((p[i] - lp) - (q[i] - lq));
+      const LogitFacts fp = logit_facts(p, vocab, 0), fq = logit_facts(q, vocab, 0);
+      const double kld = kl_divergence(p, fp.log_sum, q, fq.log_sum, vocab);
       total += kld;
       largest = std::max(largest, kld);
-      same_top += std::max_element(p, p + vocab) - p == std::max_element(q, q + vocab) - q;
+      same_top += fp.top == fq.top;
     }
     first += n;
   }

@@ -38,9 +38,10 @@ struct Bf16Bound {
 // in fp32 by the same chain of multiply-adds as without it, and the result has the same bits.
 //
 // The score of a row x and a codeword c is |c|^2/2 - x.c. With x' and c' rounded to bf16, |x.c - x'.c'| is at most
-// |x - x'| |c| + |x'| |c - c'| (Cauchy-Schwarz) with |x'| <= |x| (1 + 2^-8): what rounding took is measured, 2.5 times
-// less than it might take. Sums of d terms in fp32, on both sides, add 4 (d + 4) 2^-24 (|x| |c| + |c|^2/2). 2^-110
-// covers denormals, which the instruction takes for zero, and 2^-69 |c| squares that vanish in the lengths.
+// |x - x'| |c| + |x'| |c - c'| (Cauchy-Schwarz) with |x'| <= |x| (1 + 2^-8). What rounding took is measured, since it
+// is mostly under half of what it might take. Sums of d terms in fp32, on both sides, add 4 (d + 4) 2^-24 (|x| |c| +
+// |c|^2/2). 2^-110 covers denormals, which the instruction takes for zero, and 2^-69 |c| squares that vanish in the
+// lengths.
 class Bf16Screen {
  public:
   // packed (blocks, channels, kBlock), half_norm (blocks * kBlock), infinite for padding. Empty where the processor
