@@ -34,7 +34,7 @@ struct ReplayVerb {
   CommonOptions common;
   TextOptions text;
   std::string mode = "forced";
-  int64_t context = 1024, windows = 6, block = 128, prompt = 0;
+  int64_t context = 1024, windows = 6, block = 256, prompt = 0;
   int buckets = 4;
   bool no_window_rows = true;
   std::vector<std::string> metrics{"kld", "ppl"};

@@ -27,14 +27,14 @@ struct ReplayCandidate {
   CachePolicy policy;
   std::string attention = "auto";  // backend name
   ReplayMode mode = ReplayMode::kForced;
-  int64_t block = 128;  // queries a block (1 in kStepwise); another block length rounds differently
+  int64_t block = 256;  // queries a block (1 in kStepwise); any length gives the same bits
 };
 
 struct ReplayOptions {
   int64_t context = 1024;  // tokens a window, BOS included
   int64_t windows = 0;     // 0: all that the texts hold; otherwise taken from the documents in turn
   int64_t prompt = 0;      // kPrefillExact: tokens of the prompt; 0: half the context
-  int64_t block = 128;     // queries a block of the exact cache; 1 where candidates go stepwise, so that times compare
+  int64_t block = 256;     // queries a block of the exact cache; 1 where candidates go stepwise, so that times compare
   DType exact_dtype = DType::kF16;  // of the exact cache
 };
 

@@ -29,12 +29,23 @@ std::vector<float> sum_of(const std::vector<float>& a, const std::vector<float>&
 
 // rows (n, channels) of a (possibly block-diagonal) product with `m` transposed: row' = row * m^T, m (out, channels).
 Matrix<float> times_transposed(ConstMatrix rows, const std::vector<double>& m, int out) {
+  const auto width = static_cast<size_t>(out);
+  std::vector<double> columns(m.size());  // m turned, so that the sums of a row lie side by side
+  for (size_t i = 0; i < width; ++i)
+    for (int64_t c = 0; c < rows.cols; ++c)
+      columns[static_cast<size_t>(c) * width + i] = m[i * static_cast<size_t>(rows.cols) + static_cast<size_t>(c)];
   Matrix<float> result(rows.rows, out);
-  parallel_for(rows.rows, [&](int64_t r) {
-    for (int i = 0; i < out; ++i) {
-      double sum = 0;
-      for (int64_t c = 0; c < rows.cols; ++c) sum += rows(r, c) * m[static_cast<size_t>(i * rows.cols + c)];
-      result(r, i) = static_cast<float>(sum);
+  constexpr int64_t kRows = 64;
+  parallel_for((rows.rows + kRows - 1) / kRows, [&](int64_t task) {
+    std::vector<double> sum(width);
+    for (int64_t r = task * kRows; r < std::min(rows.rows, (task + 1) * kRows); ++r) {
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (int64_t c = 0; c < rows.cols; ++c) {
+        const double x = rows(r, c);
+        const double* column = columns.data() + static_cast<size_t>(c) * width;
+        for (size_t i = 0; i < width; ++i) sum[i] += x * column[i];
+      }
+      for (int i = 0; i < out; ++i) result(r, i) = static_cast<float>(sum[static_cast<size_t>(i)]);
     }
   });
   return result;
