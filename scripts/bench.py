@@ -97,13 +97,15 @@ THREADS = min(2, len(os.sched_getaffinity(0)))
 
 
 class Row:
-    """ours and peer take a Context and return a rate (higher is better). A row without a peer is held to a rate."""
+    """ours and peer take a Context and return a rate (higher is better). A row without a peer is held to a rate. A row of
+    wall time on what others share (disk, both cores) takes `repeat` times the rounds: five left its median to chance."""
 
-    def __init__(self, name, title, unit, ours, peer=None, peer_name="", target=None, scale=1.0, command=""):
+    def __init__(self, name, title, unit, ours, peer=None, peer_name="", target=None, scale=1.0, repeat=1):
         self.name, self.title, self.unit, self.ours, self.peer = name, title, unit, ours, peer
-        self.peer_name, self.target, self.scale, self.command = peer_name, target, scale, command
+        self.peer_name, self.target, self.scale, self.repeat = peer_name, target, scale, repeat
 
     def measure(self, context, rounds):
+        rounds *= 1 if context.quick else self.repeat
         ours, peer = [], []
         for i in range(rounds):
             # A B, then B A: neither side always runs on the caches and clocks that the other left.
@@ -174,11 +176,13 @@ ROWS = [
     Row("memory", "Reading memory, all threads", "GB/s",
         google("bench_ceilings", "read_memory/0/real_time", "bytes_per_second"), scale=1e-9),
     Row("prefill", f"Prefill, SmolLM2-135M, fp32 weights, 512 tokens, {THREADS} threads", "tok/s",
-        google("bench_runtime", "prefill/512/real_time"), lambda c: c.llama("prefill", THREADS), LLAMA, 2.5),
+        google("bench_runtime", "prefill/512/real_time"), lambda c: c.llama("prefill", THREADS), LLAMA, 2.5,
+        repeat=3),
     Row("prefill-1", "The same, 1 thread", "tok/s", google("bench_runtime", "prefill/512/real_time", one_core=True),
         lambda c: c.llama("prefill", 1), LLAMA),
     Row("decode", f"Decode after 512 tokens, fp32 weights, {THREADS} threads", "tok/s",
-        google("bench_runtime", "decode/512/iterations:64/real_time"), lambda c: c.llama("decode", THREADS), LLAMA, 1.0),
+        google("bench_runtime", "decode/512/iterations:64/real_time"), lambda c: c.llama("decode", THREADS), LLAMA, 1.0,
+        repeat=3),
     Row("decode-1", "The same, 1 thread", "tok/s",
         google("bench_runtime", "decode/512/iterations:64/real_time", one_core=True), lambda c: c.llama("decode", 1), LLAMA),
     Row("prefill-bf16", "Prefill of 512 tokens, bf16 weights, 1 thread", "tok/s",
@@ -201,7 +205,7 @@ ROWS = [
     Row("trace-write", "Writing a trace, content hash apart", "GB/s",
         google("bench_trace", "trace_write/iterations:5/manual_time", "bytes_per_second"),
         google("bench_trace", "plain_write/iterations:5/manual_time", "bytes_per_second"), "plain pwrite of the same bytes",
-        0.9, 1e-9),
+        0.9, 1e-9, repeat=5),
     Row("trace-read", "Reading keys and values of a trace as f32, page cache", "GB/s",
         google("bench_trace", "trace_read/iterations:5/real_time", "bytes_per_second"), target=1.0, scale=1e-9),
     Row("key-scan", "Table-lookup key scan, S = 256, 16-bit tables (two byte lookups a code), 16 slots, one core", "G lookups/s",
