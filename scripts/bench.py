@@ -367,8 +367,11 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     if args.build is None:
         args.build = "build/bench"
-        for command in (["scripts/install-dependencies"], ["scripts/get-model"], ["scripts/build", "bench"]):
+        for command in (["scripts/install-dependencies"], ["scripts/build", "bench"]):
             subprocess.run(command, check=True, stdout=sys.stderr)
+    elif not (pathlib.Path(args.build) / "build.ninja").exists():
+        raise SystemExit(f"error: --build {args.build}: no build is there; without --build one is made in build/bench")
+    subprocess.run(["scripts/get-model"], check=True, stdout=sys.stderr)
     if "OPENBLAS_CORETYPE" in os.environ:
         note(f"unsetting OPENBLAS_CORETYPE={os.environ.pop('OPENBLAS_CORETYPE')}: it picks OpenBLAS's kernels, and can halve them")
     facts = machine()
