@@ -48,9 +48,8 @@ int main(int argc, char** argv) {
   c->add_option("--dtype", capture.dtype, "stored type: bf16, f16 or f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
-  c->add_option(
-       "--weights", capture.weights,
-       "f32, or bf16: half the bytes and, with AVX512-BF16, twice the rate; inputs of products are then rounded too")
+  c->add_option("--weights", capture.weights,
+                "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   c->add_option("--device", capture.device, "cpu")->capture_default_str()->check(CLI::IsMember({"cpu", "cuda"}));

@@ -21,9 +21,8 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
                   "attention backend: auto, reference, cpu-reconstruct, cpu-table, cpu-table8 (8-bit tables: logits "
                   "err by up to 1/8)")
       ->capture_default_str();
-  verb.add_option(
-          "--weights", o.weights,
-          "f32, or bf16: half the bytes and, with AVX512-BF16, twice the rate; inputs of products are then rounded too")
+  verb.add_option("--weights", o.weights,
+                  "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   f.add_to(verb);

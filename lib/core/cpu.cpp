@@ -29,7 +29,10 @@ CpuFeatures detect() {
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
   f.avx512_vbmi = f.avx512 && __builtin_cpu_supports("avx512vbmi");
-  f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+  f.fast_bf16_dot = avx512_bf16 && !__builtin_cpu_is("intel");
+#else
+  const bool avx512_bf16 = false;
 #endif
   if (const char* cap = std::getenv("VQKV_CPU")) {
     const std::string c = cap;
@@ -38,9 +41,11 @@ CpuFeatures detect() {
     else if (c == "avx2")
       f = CpuFeatures{.avx2 = f.avx2};
     else if (c == "avx512")
-      f.avx512_vbmi = f.avx512_bf16 = false;
+      f.avx512_vbmi = f.fast_bf16_dot = false;
+    else if (c == "avx512_bf16")
+      f.fast_bf16_dot = avx512_bf16;
     else
-      fail_usage("VQKV_CPU is '" + c + "'; allowed: baseline, avx2, avx512");
+      fail_usage("VQKV_CPU is '" + c + "'; allowed: baseline, avx2, avx512, avx512_bf16");
   }
   return f;
 }
