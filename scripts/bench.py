@@ -15,7 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "bench"
 DOC = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+END = "<!-- bench:end -->"
 PEERS = ROOT / "build" / "peers"
 MODELS = ROOT / "data" / "models"
 QUANTIZED = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -335,18 +335,25 @@ def table(results):
 def report(results, facts):
     revisions = ", ".join(dict.fromkeys(r["revision"] for r in results.values()))
     loads = [r["load"] for r in results.values()]
-    lines = [f"Machine: {facts['processor']}, {facts['cores']} cores, {facts['memory_GiB']} GiB, {', '.join(facts['simd'])}; "
+    lines = [f"**{facts['processor']}**, {facts['cores']} cores, {facts['memory_GiB']} GiB, {', '.join(facts['simd'])}; "
              f"{facts['system']}, {facts['compiler']}; revisions {revisions}. `OPENBLAS_CORETYPE` is unset. Load "
              f"average while measuring: {min(loads):.1f}–{max(loads):.1f} on {facts['cores']} cores.", "", *table(results)]
     return "\n".join(lines)
 
 
-def write_doc(text):
+def write_doc(text, processor):
+    """One table a processor: the one of this processor is replaced, a first one follows the others."""
+    begin = f"<!-- bench:begin {processor} -->"
     before = DOC.read_text()
-    if BEGIN not in before or END not in before:
-        raise SystemExit(f"error: {DOC.relative_to(ROOT)} has no '{BEGIN}' … '{END}'")
-    head, tail = before[:before.index(BEGIN)], before[before.index(END):]
-    DOC.write_text(f"{head}{BEGIN}\n{text}\n{tail}")
+    if END not in before:
+        raise SystemExit(f"error: {DOC.relative_to(ROOT)} has no '{END}'")
+    if begin in before:
+        head, rest = before.split(begin, 1)
+        tail = rest.split(END, 1)[1]
+    else:
+        last = before.rindex(END) + len(END)
+        head, tail = before[:last] + "\n\n", before[last:]
+    DOC.write_text(f"{head}{begin}\n{text}\n{END}{tail}")
 
 
 def main():
@@ -407,7 +414,7 @@ def main():
     if args.quick or len(results) < len(names):
         note("docs/benchmarks.md is left as it is (" + ("--quick" if args.quick else "not every row was measured") + ")")
     else:
-        write_doc(text)
+        write_doc(text, facts["processor"])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ namespace {
 constexpr int64_t kPass = 128;
 // One pass up to here: spilling the scores costs more than a tile that overflows L1 a little.
 constexpr int64_t kSinglePass = 192;
-// Narrower vectors or fewer codewords lose more to the second look than they gain.
+// At 8 channels little is left of the gain (1.1 to 1.2 times); narrower vectors and fewer codewords were not tried.
 constexpr int64_t kScreenedChannels = 8, kScreenedBlocks = 4;
 // Beyond, a tile in both types leaves no room in L2.
 constexpr int64_t kScreenedChannelsMost = 1024;
