@@ -56,6 +56,8 @@ void resolve_block(const TileJob& job, const int32_t* best_block) {
     const int64_t block = best_block[r];
     const auto best = hn::Set(d, job.best[r]);
     job.best_index[r] = static_cast<int32_t>(block * kBlock);
+    // No score below infinity: a row that leaves fp32. Padding scores infinity too and must not be found.
+    if (!(job.best[r] < std::numeric_limits<float>::infinity())) continue;
     for (int64_t i = 0; i < kBlock; i += lanes) {
       auto score = hn::LoadU(d, job.half_norm + block * kBlock + i);
       const float* c = job.packed + block * job.packed_stride + i;
