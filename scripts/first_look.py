@@ -4,7 +4,8 @@
     first_look.py choose SWEEP_BIN STORE           label=cell lines: scalar baselines, and under each budget the vector code
                                                    with the least attention output error on the select documents
     first_look.py table  BIN_FOLDER OUT MODEL      OUT/sweep and OUT/replay.json as one markdown table
-    first_look.py ranks  OUT [REPLAY.json]         rank correlations of every metric with the replay's KLD
+    first_look.py grid   OUT                       every cell of the stores in OUT, with the KLD of OUT/replay.json, as one table
+    first_look.py ranks  OUT                       rank correlations of every metric with the replay's KLD
 """
 import glob
 import json
@@ -168,21 +169,56 @@ def spearman(a, b):
     return sab / math.sqrt(saa * sbb) if saa > 0 and sbb > 0 else math.nan
 
 
-def ranks(out, path=None):
-    with open(path or os.path.join(out, "replay.json")) as f:
-        replay = json.load(f)
-    cells = {name_of(c).replace(" ", "-").replace("/", "_"): r for c, r in cells_of(os.path.join(out, "sweep")).values()}
-    both = [(cells[r["codec"]], r["kld.last_quarter"]) for r in replay["rows"] if r["codec"] in cells]
-    print(f"Spearman rank correlation with KLD (last quarter) over {len(both)} codecs:")
+def replayed(out):
+    """(cell, record, KLD of the last quarter, the same without a window) of every cell of the stores in OUT; the rows of
+    OUT/replay.json bear a cell's name, or its id. NaN where a cell was not replayed."""
+    rows = {r["codec"]: r.get("kld.last_quarter", math.nan) for r in replay_rows(out)["rows"]}
+    for store in sorted(glob.glob(os.path.join(out, "*", "plan.jsonl"))):
+        for key, (cell, record) in cells_of(os.path.dirname(store)).items():
+            label = key[:8] if key[:8] in rows else name_of(cell).replace(" ", "-").replace("/", "_")
+            yield cell, record, rows.get(label, math.nan), rows.get(label + " (no window)", math.nan)
+
+
+def grid(out):
+    cells = sorted(replayed(out), key=lambda c: (value(c[1], "cost", "bits_per_value.codes"), c[1]["id"]))
+    rows = []
+    for cell, record, kld, windowless in cells:
+        k = cell["config"]["codec"]["k"]
+        k = {**k, **(k.get("knobs") or {})}
+        shape = f"{k['codebooks']}×{2 ** k['bits']}"
+        grouping = k.get("grouping", "–") if k["name"] == "pq" else f"groups of {k['group']}" if k.get("group") else "whole"
+        rows.append([f"{k['name']} {shape}", grouping, "yes" if name_of(cell).endswith("+qm") else "no",
+                     number(value(record, "cost", "bits_per_value.codes"), 2),
+                     number(value(record, "cost", "bits_per_value", 32768, 1), 2),
+                     number(value(record, "report", "key.nmse"), 3), number(value(record, "report", "value.nmse"), 3),
+                     number(value(record, "report", "attention.softmax_kl"), 4), number(value(record, "report", RANK_BY), 3),
+                     number(kld, 4), number(windowless, 4)])
+    markdown(rows, ["codec", "grouping", "query metric", "codes+side", "32K, books/1", "key NMSE", "value NMSE", "softmax KL",
+                    "output error", "KLD, last quarter", "no window"])
+
+
+def ranks(out):
+    both = [c for c in replayed(out) if not math.isnan(c[2])]
+    budgets = {}
+    for c in both:
+        budgets.setdefault(round(value(c[1], "cost", "bits_per_value.codes"), 3), []).append(c)
+    alike = [group for group in budgets.values() if len(group) >= 4]
+    print(f"Spearman rank correlation with KLD (last quarter) over {len(both)} codecs, with a window and without; then the same among")
+    print(f"codecs of equal bits, mean over {len(alike)} budgets of {', '.join(str(len(g)) for g in alike) or 'no'} codecs:")
     for tag in ("key.nmse", "key.unexplained_variance", "value.nmse", "logit.centred_rms", "attention.softmax_kl", "output.relative_error",
                 "output.relative_error_after_wo"):
-        xs = [value(r, "report", tag) for r, _ in both]
-        if len(xs) > 2 and not any(math.isnan(x) for x in xs):
-            print(f"  {tag:34s} {spearman(xs, [y for _, y in both]):+.3f}")
+        def rank(group, which):
+            xs, ys = [value(c[1], "report", tag) for c in group], [c[which] for c in group]
+            return math.nan if len(xs) < 3 or any(map(math.isnan, xs + ys)) else spearman(xs, ys)
+
+        def mean(which):
+            return sum(rank(g, which) for g in alike) / len(alike) if alike else math.nan
+
+        print(f"  {tag:34s} {rank(both, 2):+.3f} {rank(both, 3):+.3f} {mean(2):+.3f} {mean(3):+.3f}")
 
 
 if __name__ == "__main__":
-    verbs = {"choose": choose, "table": table, "ranks": ranks}
+    verbs = {"choose": choose, "table": table, "grid": grid, "ranks": ranks}
     if len(sys.argv) < 3 or sys.argv[1] not in verbs:
         sys.exit(__doc__)
     verbs[sys.argv[1]](*sys.argv[2:])
