@@ -3,9 +3,10 @@
 
     first_look.py choose SWEEP_BIN STORE           label=cell lines: scalar baselines, and under each budget the vector code
                                                    with the least attention output error on the select documents
+    first_look.py select STORE AXIS=VALUE          ids of the finished cells at that value of an axis
     first_look.py table  BIN_FOLDER OUT MODEL      OUT/sweep and OUT/replay.json as one markdown table
     first_look.py grid   OUT                       every cell of the stores in OUT, with the KLD of OUT/replay.json, as one table
-    first_look.py ranks  OUT                       rank correlations of every metric with the replay's KLD
+    first_look.py ranks  OUT                       rank correlations of every metric with the replay's KLD; how much of it is told apart
 """
 import glob
 import json
@@ -45,23 +46,21 @@ def value(record, role, tag, context=None, sequences=None, what="value"):
     return math.nan
 
 
+def knobs(role):
+    """Of the codec of keys or values: they stand beside the name, or under "knobs" in the canonical form."""
+    return {**role, **(role.get("knobs") or {})}
+
+
+def in_query_metric(role):
+    return any((t if isinstance(t, str) else t.get("name")) == "query_metric" for t in role.get("transform", []))
+
+
 def name_of(cell):
-    """Methods and shape in a few words: pq 16x8, rtn 4, simvq 28x10/8x9."""
-    codec = cell["config"]["codec"]
-
-    def role(c):
-        # Knobs stand beside the name, or under "knobs", in the canonical form.
-        k = {**c, **(c.get("knobs") or {})}
-        if "codebooks" in k:
-            text = f"{k['codebooks']}x{k['bits']}"
-        else:
-            text = f"{k.get('bits', '')}"
-        transforms = [t if isinstance(t, str) else t.get("name", "?") for t in c.get("transform", [])]
-        return c["name"], text, ("+qm" if "query_metric" in transforms else "")
-
-    (kn, kt, kx), (vn, vt, _) = role(codec["k"]), role(codec["v"])
-    shape = kt if kt == vt else f"{kt}/{vt}"
-    return f"{kn if kn == vn else kn + '/' + vn} {shape}{kx}"
+    """Methods and shape as a label: pq-16x8, rtn-4, simvq-28x10_8x9, with +qm for keys in the metric of their queries."""
+    k, v = (knobs(cell["config"]["codec"][role]) for role in "kv")
+    kt, vt = (f"{r['codebooks']}x{r['bits']}" if "codebooks" in r else f"{r.get('bits', '')}" for r in (k, v))
+    method = k["name"] if k["name"] == v["name"] else f"{k['name']}_{v['name']}"
+    return f"{method}-{kt if kt == vt else f'{kt}_{vt}'}{'+qm' if in_query_metric(k) else ''}"
 
 
 def choose(sweep, store):
@@ -78,7 +77,14 @@ def choose(sweep, store):
                 chosen.setdefault(row["id"], name_of(cells[row["id"]][0]))
                 break
     for cell, label in chosen.items():
-        print(f"{label.replace(' ', '-').replace('/', '_')}={cell}")
+        print(f"{label}={cell}")
+
+
+def select(store, condition):
+    axis, value = condition.split("=")
+    for cell, _ in cells_of(store).values():
+        if str(cell["axes"][axis]) == value:
+            print(cell["id"][:8])
 
 
 def markdown(rows, heads):
@@ -94,17 +100,17 @@ def number(v, digits):
     return "–" if v is None or (isinstance(v, float) and math.isnan(v)) else f"{v:.{digits}f}"
 
 
-def replay_rows(out):
+def replay(out):
     with open(os.path.join(out, "replay.json")) as f:
         return json.load(f)
 
 
 def table(_, out, model):
-    cells = {name_of(c).replace(" ", "-").replace("/", "_"): (c, r) for c, r in cells_of(os.path.join(out, "sweep")).values()}
-    replay = replay_rows(out)
-    facts = replay["facts"]
+    cells = {name_of(c): (c, r) for c, r in cells_of(os.path.join(out, "sweep")).values()}
+    played = replay(out)
+    facts = played["facts"]
     rows = []
-    for r in replay["rows"]:
+    for r in played["rows"]:
         label = r["codec"]
         base = label.replace(" (no window)", "")
         cell, record = cells.get(base, (None, None))
@@ -134,7 +140,7 @@ def table(_, out, model):
           f"{max((t['iterations'] for t in train), default=0)} iterations a unit; {seconds:.0f} s of training on all threads together.")
     print("bits a value (b/v): codes and side data; everything resident, sinks and window included; with the codebooks shared by 1 and 64 sequences.")
     print("coded mass: share of the attention of the last quarter that fell on coded keys. `+qm`: keys in the metric of their queries.")
-    pairs = [c for c in replay["comparisons"] if c["what"] == "kld.last_quarter" and not c["windowless"]]
+    pairs = [c for c in played["comparisons"] if c["what"] == "kld.last_quarter" and not c["windowless"]]
     told = [c for c in pairs if c["verdict"] != "not told apart"]
     if pairs:
         print(f"Difference of the KLD of the last quarter, paired on the same positions of {facts['windows']} windows, with its 95 % interval")
@@ -170,55 +176,61 @@ def spearman(a, b):
 
 
 def replayed(out):
-    """(cell, record, KLD of the last quarter, the same without a window) of every cell of the stores in OUT; the rows of
-    OUT/replay.json bear a cell's name, or its id. NaN where a cell was not replayed."""
-    rows = {r["codec"]: r.get("kld.last_quarter", math.nan) for r in replay_rows(out)["rows"]}
-    for store in sorted(glob.glob(os.path.join(out, "*", "plan.jsonl"))):
-        for key, (cell, record) in cells_of(os.path.dirname(store)).items():
-            label = key[:8] if key[:8] in rows else name_of(cell).replace(" ", "-").replace("/", "_")
-            yield cell, record, rows.get(label, math.nan), rows.get(label + " (no window)", math.nan)
+    """label -> (cell, record, KLD of the last quarter, the same without a window) of every cell of the stores in OUT, NaN where
+    it was not replayed. Rows of OUT/replay.json bear a cell's name, or its id where names would meet."""
+    kld = {r["codec"]: r.get("kld.last_quarter", math.nan) for r in replay(out)["rows"]}
+    codecs = {}
+    for plan in sorted(glob.glob(os.path.join(out, "*", "plan.jsonl"))):
+        for cell, record in cells_of(os.path.dirname(plan)).values():
+            label = name_of(cell) if name_of(cell) in kld else cell["id"][:8]
+            codecs[label] = (cell, record, kld.get(label, math.nan), kld.get(label + " (no window)", math.nan))
+    return codecs
+
+
+def bits_of(record):
+    return round(value(record, "cost", "bits_per_value.codes"), 3)
 
 
 def grid(out):
-    cells = sorted(replayed(out), key=lambda c: (value(c[1], "cost", "bits_per_value.codes"), c[1]["id"]))
     rows = []
-    for cell, record, kld, windowless in cells:
-        k = cell["config"]["codec"]["k"]
-        k = {**k, **(k.get("knobs") or {})}
-        shape = f"{k['codebooks']}×{2 ** k['bits']}"
-        grouping = k.get("grouping", "–") if k["name"] == "pq" else f"groups of {k['group']}" if k.get("group") else "whole"
-        rows.append([f"{k['name']} {shape}", grouping, "yes" if name_of(cell).endswith("+qm") else "no",
-                     number(value(record, "cost", "bits_per_value.codes"), 2),
-                     number(value(record, "cost", "bits_per_value", 32768, 1), 2),
-                     number(value(record, "report", "key.nmse"), 3), number(value(record, "report", "value.nmse"), 3),
-                     number(value(record, "report", "attention.softmax_kl"), 4), number(value(record, "report", RANK_BY), 3),
+    for cell, record, kld, windowless in sorted(replayed(out).values(), key=lambda c: (bits_of(c[1]), c[0]["id"])):
+        k = knobs(cell["config"]["codec"]["k"])
+        grouping = k["grouping"] if k["name"] == "pq" else f"groups of {k['group']}" if k["group"] else "whole"
+        report = lambda tag, digits: number(value(record, "report", tag), digits)
+        rows.append([f"{k['name']} {k['codebooks']}×{2 ** k['bits']}", grouping, "yes" if in_query_metric(k) else "no",
+                     number(bits_of(record), 2), number(value(record, "cost", "bits_per_value", 32768, 1), 2),
+                     report("key.nmse", 3), report("value.nmse", 3), report("attention.softmax_kl", 4), report(RANK_BY, 3),
                      number(kld, 4), number(windowless, 4)])
     markdown(rows, ["codec", "grouping", "query metric", "codes+side", "32K, books/1", "key NMSE", "value NMSE", "softmax KL",
                     "output error", "KLD, last quarter", "no window"])
 
 
 def ranks(out):
-    both = [c for c in replayed(out) if not math.isnan(c[2])]
+    codecs = {label: c for label, c in replayed(out).items() if not math.isnan(c[2])}
     budgets = {}
-    for c in both:
-        budgets.setdefault(round(value(c[1], "cost", "bits_per_value.codes"), 3), []).append(c)
+    for c in codecs.values():
+        budgets.setdefault(bits_of(c[1]), []).append(c)
     alike = [group for group in budgets.values() if len(group) >= 4]
-    print(f"Spearman rank correlation with KLD (last quarter) over {len(both)} codecs, with a window and without; then the same among")
+
+    def rank(group, tag, column):
+        xs, ys = [value(c[1], "report", tag) for c in group], [c[column] for c in group]
+        return math.nan if len(xs) < 3 or any(map(math.isnan, xs + ys)) else spearman(xs, ys)
+
+    print(f"Spearman rank correlation with KLD (last quarter) over {len(codecs)} codecs, with a window and without; then the same among")
     print(f"codecs of equal bits, mean over {len(alike)} budgets of {', '.join(str(len(g)) for g in alike) or 'no'} codecs:")
     for tag in ("key.nmse", "key.unexplained_variance", "value.nmse", "logit.centred_rms", "attention.softmax_kl", "output.relative_error",
                 "output.relative_error_after_wo"):
-        def rank(group, which):
-            xs, ys = [value(c[1], "report", tag) for c in group], [c[which] for c in group]
-            return math.nan if len(xs) < 3 or any(map(math.isnan, xs + ys)) else spearman(xs, ys)
-
-        def mean(which):
-            return sum(rank(g, which) for g in alike) / len(alike) if alike else math.nan
-
-        print(f"  {tag:34s} {rank(both, 2):+.3f} {rank(both, 3):+.3f} {mean(2):+.3f} {mean(3):+.3f}")
+        means = [sum(rank(g, tag, column) for g in alike) / len(alike) if alike else math.nan for column in (2, 3)]
+        print(f"  {tag:34s} {rank(codecs.values(), tag, 2):+.3f} {rank(codecs.values(), tag, 3):+.3f} {means[0]:+.3f} {means[1]:+.3f}")
+    for windowless in (False, True):
+        pairs = [c for c in replay(out)["comparisons"] if c["what"] == "kld.last_quarter" and c["windowless"] == windowless and
+                 len({bits_of(codecs[c[side].replace(" (no window)", "")][1]) for side in "ab"}) == 1]
+        told = sum(c["verdict"] != "not told apart" for c in pairs)
+        print(f"Of {len(pairs)} pairs of equal bits {told} are told apart {'without a window' if windowless else 'with a window'}.")
 
 
 if __name__ == "__main__":
-    verbs = {"choose": choose, "table": table, "grid": grid, "ranks": ranks}
+    verbs = {"choose": choose, "select": select, "table": table, "grid": grid, "ranks": ranks}
     if len(sys.argv) < 3 or sys.argv[1] not in verbs:
         sys.exit(__doc__)
     verbs[sys.argv[1]](*sys.argv[2:])
