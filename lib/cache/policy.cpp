@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/json.h"
 
 namespace vqkv {
@@ -109,6 +110,13 @@ CachePolicy CachePolicy::from_json(const Json& config) {
     p.v = rule_of(c.at("v"), Role::kValue);
   }
   return p;
+}
+
+void CachePolicy::round_exact(float* values, int64_t n) const {
+  round_to(exact_dtype, values, n);
+  if (!all_finite(values, n))
+    fail_data(fmt::format("a value leaves {}, the cache's exact_dtype; bf16 and f32 reach further (cache.exact_dtype)",
+                          dtype_name(exact_dtype)));
 }
 
 CachePolicy CachePolicy::exact(DType dtype) {

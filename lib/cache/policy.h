@@ -36,6 +36,8 @@ struct CachePolicy {
   FlushRule k, v;
   bool codes = true;                // false: everything stays exact
   DType exact_dtype = DType::kF16;  // of sinks and window
+  // Rounds n finite values in place, as the cache stores what is exact. Error (data): a value leaves exact_dtype.
+  void round_exact(float* values, int64_t n) const;
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
   // First token that is exact for the query at `position`, beyond the sinks.
   int64_t coded_end(Role r, int64_t position) const {

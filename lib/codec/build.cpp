@@ -103,9 +103,7 @@ void check_data(const TrainData& d, const UnitShape& unit) {
   if (rows == 0) fail_data("the train documents hold no token to learn from");
   for (const auto* m : {&d.x, &d.queries, &d.query_moment, &d.output_weight})
     for (const float v : m->storage)
-      if (!std::isfinite(v))
-        fail_data(
-            "the training data hold a value that is not finite (f16, a cache's usual exact_dtype, ends at 65504)");
+      if (!std::isfinite(v)) fail_data("the training data hold a value that is not finite");
 }
 
 TrainedUnit train_job(const CodecPlan& plan, const Job& job, const TrainSource& source, const Rng& rng) {

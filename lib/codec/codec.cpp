@@ -35,10 +35,7 @@ void check_encode_input(const Codec& codec, ConstMatrix x) {
     if (all_finite(row, x.cols)) continue;
     for (int64_t c = 0; c < x.cols; ++c)
       if (!std::isfinite(row[c]))
-        fail_data(
-            fmt::format("token {}, channel {}: {} cannot be coded; values must be finite (f16, a cache's usual "
-                        "exact_dtype, ends at 65504)",
-                        t, c, row[c]));
+        fail_data(fmt::format("token {}, channel {}: {} cannot be coded; values must be finite", t, c, row[c]));
   }
 }
 

@@ -22,6 +22,7 @@ bool has_f16c() {
 
 CpuFeatures detect() {
   CpuFeatures f;
+  bool avx512_bf16 = false;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
@@ -29,10 +30,8 @@ CpuFeatures detect() {
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
   f.avx512_vbmi = f.avx512 && __builtin_cpu_supports("avx512vbmi");
-  const bool avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
-  f.fast_bf16_dot = avx512_bf16 && !__builtin_cpu_is("intel");
-#else
-  const bool avx512_bf16 = false;
+  avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+  f.bf16_products = avx512_bf16 && !__builtin_cpu_is("intel");
 #endif
   if (const char* cap = std::getenv("VQKV_CPU")) {
     const std::string c = cap;
@@ -41,9 +40,9 @@ CpuFeatures detect() {
     else if (c == "avx2")
       f = CpuFeatures{.avx2 = f.avx2};
     else if (c == "avx512")
-      f.avx512_vbmi = f.fast_bf16_dot = false;
+      f.avx512_vbmi = f.bf16_products = false;
     else if (c == "avx512_bf16")
-      f.fast_bf16_dot = avx512_bf16;
+      f.bf16_products = avx512_bf16;
     else
       fail_usage("VQKV_CPU is '" + c + "'; allowed: baseline, avx2, avx512, avx512_bf16");
   }

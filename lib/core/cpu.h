@@ -8,12 +8,12 @@ struct CpuFeatures {
   bool avx2 = false;    // AVX2, FMA and F16C
   bool avx512 = false;  // F, BW, CD, DQ, VL: x86-64-v4
   bool avx512_vbmi = false;
-  // AVX512-BF16 whose products outrun fp32's: AMD's do, Intel's run at half the rate of fp32 (docs/benchmarks.md).
-  bool fast_bf16_dot = false;
+  // By AVX512-BF16, where they outrun those of fp32: AMD's do, Intel's run at half the rate (docs/benchmarks.md).
+  bool bf16_products = false;
 };
 
-// Detected once. VQKV_CPU=baseline|avx2|avx512 lowers it and avx512_bf16 takes AVX512-BF16 even where it is slow, so
-// that every path can be tested on one machine.
+// Detected once. VQKV_CPU=baseline|avx2|avx512 lowers it and avx512_bf16 takes bf16_products even where they are slow,
+// so that every path can be tested on one machine.
 const CpuFeatures& cpu_features();
 std::string cpu_model_name();
 

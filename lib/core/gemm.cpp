@@ -156,7 +156,7 @@ struct PackedWeights::Impl {
   const std::byte* panel(int64_t p) const {
     return data.get() + p * panel_size() * static_cast<int64_t>(dtype_size(type));
   }
-  bool rounds_inputs() const { return type == DType::kBF16 && cpu_features().fast_bf16_dot; }
+  bool rounds_inputs() const { return type == DType::kBF16 && cpu_features().bf16_products; }
   template <class T, class Narrow>
   void pack(ConstMatrix w, int64_t first, Narrow&& narrow);
 };

@@ -53,7 +53,7 @@ Totals code_unit(const TraceRows& rows, const TrainedUnit& unit, const EvalWindo
         const Matrix<float> k = rows.keys(u.layer, u.first_head + h, w);
         for (int64_t r = 0; r < n; ++r) std::copy_n(k.row(r), d, to.row(r) + h * d);
       }
-    round_to(policy.exact_dtype, to.data(), n * width);
+    policy.round_exact(to.data(), n * width);
   };
   gather(x, key, pre);
   Totals t;

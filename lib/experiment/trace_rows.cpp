@@ -207,7 +207,7 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
   const CacheShape& shape = reader_.info().shape;
   const int64_t d = shape.head_dim, n = train_rows(), width = d * unit.heads, group = shape.group();
   const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
-  const DType exact = config_.policy().exact_dtype;
+  const CachePolicy policy = config_.policy();
   TrainData t;
   t.x = Matrix<float>(n, width);
   t.other_role = Matrix<float>(n, width);
@@ -229,8 +229,8 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
       read_values(unit.layer, unit.first_head + h, w.window, v);
       const int32_t* position = reader_.position().data() + w.window.first_token;
       if (rotated == reader_.info().keys_pre_rope) rope_apply(rope_, position, k, !rotated);
-      round_to(exact, k.data(), k.rows * d);
-      round_to(exact, v.data(), v.rows * d);
+      policy.round_exact(k.data(), k.rows * d);
+      policy.round_exact(v.data(), v.rows * d);
       const auto mass = reader_.received_mass(layer, head, w.window.first_token, rows);
       const auto mass2 = reader_.received_mass2(layer, head, w.window.first_token, rows);
       for (const int64_t r : w.rows) {

@@ -35,7 +35,7 @@ struct ModelTap {
 };
 
 struct RuntimeOptions {
-  // kF32, or kBF16: rounded to nearest even. Where bf16 products outrun fp32's (CpuFeatures::fast_bf16_dot) the inputs
+  // kF32, or kBF16: rounded to nearest even. Where bf16 products outrun fp32's (CpuFeatures::bf16_products) the inputs
   // of products with bf16 weights are rounded to bf16 too; elsewhere they stay fp32. ModelRuntime::weights() tells.
   DType weights = DType::kF32;
 };

@@ -216,6 +216,23 @@ TEST_CASE("Rolling back inside the window, and no further", "[cache]") {
   CHECK_THROWS_AS(cache.truncate(100), Error);
 }
 
+TEST_CASE("a value that leaves the exact type is refused by name, not stored as infinity", "[cache]") {
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+    std::vector<float> x = {1.0f / 3, -65504.0f};
+    const CachePolicy policy = CachePolicy::exact(type);
+    std::vector<float> rounded = x;
+    round_to(type, rounded.data(), 2);
+    policy.round_exact(x.data(), 2);
+    CHECK(x == rounded);
+    x[1] = 65520.0f;  // the first that f16 rounds to infinity
+    if (type == DType::kF16)
+      CHECK_THROWS_WITH(policy.round_exact(x.data(), 2),
+                        Catch::Contains("leaves f16") && Catch::Contains("exact_dtype"));
+    else
+      CHECK_NOTHROW(policy.round_exact(x.data(), 2));
+  }
+}
+
 TEST_CASE("Overlays are stored, counted and found", "[cache]") {
   const CacheShape shape = make_shape(1, 1, 1, 16);
   const auto set = pq_set(shape, 1, 8, 1, 4);

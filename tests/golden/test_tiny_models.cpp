@@ -122,7 +122,7 @@ TEST_CASE("tiny models of every family: logits equal llama.cpp's") {
     // bf16 weights, and perhaps inputs, are off by 2^-9 each: not equal, and not far.
     const auto narrow = load_model(kTiny + name + ".gguf", {.weights = DType::kBF16});
     CHECK(gguf->weights() == "f32");
-    CHECK(narrow->weights() == (cpu_features().fast_bf16_dot ? "bf16 x bf16" : "bf16 x f32"));
+    CHECK(narrow->weights() == (cpu_features().bf16_products ? "bf16 x bf16" : "bf16 x f32"));
     CHECK(logits_of(*narrow, golden.ids, 7).storage == logits_of(*narrow, golden.ids, kTokens).storage);
     Matrix<float> off = logits_of(*narrow, golden.ids, kTokens);
     for (size_t i = 0; i < off.storage.size(); ++i) off.storage[i] -= whole.storage[i];

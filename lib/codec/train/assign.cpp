@@ -263,7 +263,7 @@ HWY_EXPORT(score_tile_any);
 namespace assign {
 
 Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
-  if (!cpu_features().fast_bf16_dot || channels < kScreenedChannels || channels > kScreenedChannelsMost ||
+  if (!cpu_features().bf16_products || channels < kScreenedChannels || channels > kScreenedChannelsMost ||
       blocks < kScreenedBlocks)
     return;
   const int64_t pairs = (channels + 1) / 2;

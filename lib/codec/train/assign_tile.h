@@ -59,7 +59,7 @@ class Bf16Screen {
   std::vector<Bf16Bound> bound_;   // (blocks)
 };
 
-// assign_bf16.cpp; only where cpu_features().fast_bf16_dot.
+// assign_bf16.cpp; only where cpu_features().bf16_products.
 struct Bf16Job {
   const TileJob* exact = nullptr;
   const uint32_t* pairs = nullptr;
