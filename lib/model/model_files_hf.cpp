@@ -21,15 +21,16 @@ namespace {
 constexpr std::array<std::string_view, 4> kFamilies{"llama", "mistral", "qwen2", "qwen3"};
 constexpr int64_t kMaxConfigBytes = 16 << 20;
 
-std::string tensor_name(Weight weight, int layer) {
-  const auto of_layer = [layer](std::string_view rest) { return fmt::format("model.layers.{}.{}", layer, rest); };
+// `prefix` stands before all but the head: "model.", or nothing in what a class without a head has saved.
+std::string tensor_name(std::string_view prefix, Weight weight, int layer) {
+  const auto of_layer = [&](std::string_view rest) { return fmt::format("{}layers.{}.{}", prefix, layer, rest); };
   switch (weight) {
     case Weight::kEmbedding:
-      return "model.embed_tokens.weight";
+      return fmt::format("{}embed_tokens.weight", prefix);
     case Weight::kHead:
       return "lm_head.weight";
     case Weight::kFinalNorm:
-      return "model.norm.weight";
+      return fmt::format("{}norm.weight", prefix);
     case Weight::kAttentionNorm:
       return of_layer("input_layernorm.weight");
     case Weight::kQ:
@@ -128,7 +129,9 @@ class HfWeights final : public ModelWeights {
         config_text_(read_config(folder)),
         config_(parse_json(config_text_, config_path(folder)), config_path(folder)),
         files_(folder) {
+    if (files_.find("norm.weight").tensor && !files_.find("model.norm.weight").tensor) prefix_.clear();
     read_facts();
+    settle_head();
     check_tensors();
     facts_.parameters = count_parameters(facts_);
     std::vector<HashPart> parts{
@@ -139,7 +142,7 @@ class HfWeights final : public ModelWeights {
 
  protected:
   Stored stored(Weight weight, int layer) const override {
-    const auto place = files_.find(tensor_name(weight, layer));
+    const auto place = files_.find(name_of(weight, layer));
     VQKV_CHECK(place.tensor != nullptr);
     const GgmlType type = place.tensor->dtype == "F32"   ? GgmlType::kF32
                           : place.tensor->dtype == "F16" ? GgmlType::kF16
@@ -168,9 +171,15 @@ class HfWeights final : public ModelWeights {
   void read_rope();
   void refuse_other_mathematics() const;
   void refuse_sliding_window() const;
+  void settle_head();
   void check_tensors() const;
+  // The tensor that holds a weight.
+  std::string name_of(Weight weight, int layer) const {
+    return tensor_name(prefix_, weight == Weight::kEmbedding ? embedding_ : weight, layer);
+  }
 
-  std::string folder_, config_text_;
+  std::string folder_, config_text_, prefix_ = "model.";
+  Weight embedding_ = Weight::kEmbedding;  // kHead where only the head is stored, and tied
   Config config_;
   SafetensorsFolder files_;
 };
@@ -279,12 +288,27 @@ void HfWeights::read_rope() {
   }
 }
 
+// Files may store the head beside tie_word_embeddings, or in the embedding's place. A head of other bytes is the one
+// that was trained (transformers 5 takes it too, 4 ties over it).
+void HfWeights::settle_head() {
+  if (!facts_.tied_head) return;
+  const auto embedding = files_.find(name_of(Weight::kEmbedding, 0)), head = files_.find(name_of(Weight::kHead, 0));
+  if (!head.tensor) return;
+  if (!embedding.tensor) {
+    embedding_ = Weight::kHead;
+    return;
+  }
+  facts_.tied_head =
+      embedding.tensor->dtype == head.tensor->dtype &&
+      std::ranges::equal(embedding.file->tensor_bytes(*embedding.tensor), head.file->tensor_bytes(*head.tensor));
+}
+
 void HfWeights::check_tensors() const {
   std::set<std::string> used;
-  if (facts_.tied_head) used.insert(tensor_name(Weight::kHead, 0));  // some files store the tied copy too
+  if (facts_.tied_head) used.insert(name_of(Weight::kHead, 0));  // some files store the tied copy too
   for (const Weight weight : weights_of(facts_)) {
     for (int layer = 0; layer < (belongs_to_layer(weight) ? facts_.layers : 1); ++layer) {
-      const std::string name = tensor_name(weight, layer);
+      const std::string name = name_of(weight, layer);
       const auto [file, tensor] = files_.find(name);
       if (!tensor)
         fail_data(fmt::format("{}: the tensor {} is missing{}", folder_, name,

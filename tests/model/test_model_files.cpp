@@ -253,6 +253,61 @@ TEST_CASE("a name that is not UTF-8 stays a name, in JSON too") {
   CHECK(weights->facts().to_json().dump().find("ny?") != std::string::npos);
 }
 
+TEST_CASE("a head stored beside tie_word_embeddings: of the same bytes it is the embedding, of others it is used") {
+  for (const bool same : {true, false}) {
+    const TempFolder folder, plain_folder;
+    HfModel m = hf_model("llama", true);
+    m.weights.tensor("lm_head.weight", {kVocab, kHidden}, values(kVocab * kHidden, same ? 1 : 3));
+    const auto weights = open_hf(folder, m);
+    CHECK(weights->facts().tied_head == same);
+    CHECK(weights->facts().parameters ==
+          open_hf(plain_folder, hf_model("llama", true))->facts().parameters + (same ? 0 : kVocab * kHidden));
+    const Matrix<float> head = weights->read(Weight::kHead);
+    CHECK(std::ranges::equal(head.storage, values(kVocab * kHidden, same ? 1 : 3)));
+    const Matrix<float> embedding = weights->read(Weight::kEmbedding);
+    CHECK(std::ranges::equal(embedding.storage, values(kVocab * kHidden, 1)));
+  }
+  check_says(hf_refusal("llama",
+                        [](auto& m) {
+                          m.weights.tensor("lm_head.weight", {2, kHidden}, values(24, 3));
+                        }),
+             {"lm_head.weight", "(2, 12)", "(11, 12) expected"});
+  // A GGUF with output.weight has a head of its own.
+  const TempFolder folder;
+  const auto gguf = ModelWeights::open(folder.write("m.gguf", gguf_model("llama", false).build()));
+  CHECK_FALSE(gguf->facts().tied_head);
+  CHECK(std::ranges::equal(gguf->read(Weight::kHead).storage, values(kVocab * kHidden, 3)));
+}
+
+TEST_CASE("a tied head stored alone is the embedding too") {
+  const TempFolder folder, plain_folder;
+  HfModel m = hf_model("qwen3", true);
+  m.weights.rename("model.embed_tokens.weight", "lm_head.weight");
+  const auto alone = open_hf(folder, m), plain = open_hf(plain_folder, hf_model("qwen3", true));
+  CHECK(alone->facts().tied_head);
+  for (const Weight w : {Weight::kEmbedding, Weight::kHead}) CHECK(alone->read(w).storage == plain->read(w).storage);
+  m.config["tie_word_embeddings"] = false;
+  check_says(refusal([&] { open_hf(folder, m); }), {"model.embed_tokens.weight is missing"});
+}
+
+TEST_CASE("tensors without the model. prefix are the same model") {
+  const TempFolder folder, plain_folder;
+  HfModel m = hf_model("qwen2", true);
+  const Json header = m.weights.header;
+  for (const auto& [name, entry] : header.items()) m.weights.rename(name, name.substr(std::string("model.").size()));
+  const auto bare = open_hf(folder, m), plain = open_hf(plain_folder, hf_model("qwen2", true));
+  CHECK(bare->facts().parameters == plain->facts().parameters);
+  for (const Weight w : kAll) {
+    if (!plain->has(w)) continue;
+    for (int layer = 0; layer < kLayers; ++layer) CHECK(bare->read(w, layer).storage == plain->read(w, layer).storage);
+  }
+  m.config["tie_word_embeddings"] = false;  // what such a class saves has no head
+  check_says(refusal([&] { open_hf(folder, m); }), {"lm_head.weight is missing"});
+  m = hf_model("llama", true);
+  m.weights.tensor("norm.weight", {kHidden}, values(kHidden, 2));  // both forms at once
+  check_says(refusal([&] { open_hf(folder, m); }), {"norm.weight", "not part"});
+}
+
 TEST_CASE("RoPE of the model files") {
   const TempFolder folder;
   GgufBuilder b = gguf_model("llama", true);

@@ -137,6 +137,12 @@ struct SafetensorsBuilder {
     header[name] = {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
     return *this;
   }
+  SafetensorsBuilder& rename(const std::string& from, const std::string& to) {
+    const Json entry = header.at(from);
+    header.erase(from);
+    header[to] = entry;
+    return *this;
+  }
   std::string build() const { return safetensors_bytes(header.dump(), data); }
 };
 
