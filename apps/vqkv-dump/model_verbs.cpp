@@ -56,16 +56,18 @@ int run_model(const std::string& model, TableFormat format) {
   say("heads", fmt::format("{} query, {} KV (group of {}), {} channels each", f.q_heads, f.kv_heads,
                            f.q_heads / f.kv_heads, f.head_dim));
   say("context length", f.context_length);
+  if (f.sliding_window > 0) say("sliding window", fmt::format("{}; longer contexts are refused", f.sliding_window));
   say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}; pair p is channels (p, p + {})",
                           f.rope.theta, f.rope.rotary_dim, f.head_dim, f.rope.scaling, f.rope.rotary_dim / 2));
-  say("QKV bias, q/k norm, tied head",
-      fmt::format("{}, {}, {}", f.qkv_bias ? "yes" : "no", f.qk_norm ? "yes" : "no", f.tied_head ? "yes" : "no"));
+  say("QKV bias, output bias, q/k norm, tied head",
+      fmt::format("{}, {}, {}, {}", f.qkv_bias ? "yes" : "no", f.o_bias ? "yes" : "no", f.qk_norm ? "yes" : "no",
+                  f.tied_head ? "yes" : "no"));
   say("cache of a token", fmt::format("{} values, {} in 16 bits", facts["kv_values_per_token"].get<int64_t>(),
                                       human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16)))));
   for (const int64_t context : {int64_t{4096}, int64_t{32768}, int64_t{131072}})
     say(fmt::format("cache of {} tokens", context),
         fmt::format("{} in 16 bits{}", human_bytes(static_cast<double>(f.kv_bytes_per_token(DType::kF16) * context)),
-                    f.context_length > 0 && context > f.context_length ? " (beyond the model's context)" : ""));
+                    context > f.longest_context() ? " (beyond the model's context)" : ""));
   if (facts["tokenizer"].contains("error")) {
     say("tokenizer", facts["tokenizer"]["error"]);
   } else {

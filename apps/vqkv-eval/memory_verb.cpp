@@ -173,7 +173,7 @@ int run_memory(const MemoryVerb& v) {
       row["bits_per_value"] = bits_per_value(ledger, shape, context, 0);
       row["bits_per_value_1"] = bits_per_value(ledger, shape, context, 1);
       row["bits_per_value_64"] = bits_per_value(ledger, shape, context, 64);
-      if (context <= v.measured_up_to && context <= model.context_length) {
+      if (context <= v.measured_up_to && context <= model.longest_context()) {
         log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
         const Json measured = measure_in_child(v, child.spec, context);
         if (measured.is_null()) break;

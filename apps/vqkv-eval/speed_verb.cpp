@@ -53,9 +53,7 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
 int run_speed(const SpeedVerb& v) {
   const auto model = open_model(v.common);
   const ModelFacts& facts = model->facts();
-  if (v.prompt_tokens + v.new_tokens > facts.context_length)
-    fail_usage(fmt::format("{} + {} tokens are beyond the model's context of {}", v.prompt_tokens, v.new_tokens,
-                           facts.context_length));
+  facts.require_context(v.prompt_tokens + v.new_tokens);
   std::vector<LoadedCodec> codecs{load_codec("exact", v.common, facts)};
   for (auto& c : load_codecs(v.common, facts))
     if (c.policy.codes || c.label != "exact") codecs.push_back(std::move(c));

@@ -109,8 +109,7 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
   plan.bos = special.add_bos;
   const int64_t fresh = o.context - (plan.bos ? 1 : 0);
   if (fresh < 1) fail_usage(fmt::format("a context of {} holds no text", o.context));
-  if (facts.context_length > 0 && o.context > facts.context_length)
-    fail_usage(fmt::format("a context of {} is beyond the model's {}", o.context, facts.context_length));
+  facts.require_context(o.context);
   if (o.query_stride < 1 || o.query_tail < 0 || o.max_tokens < 0)
     fail_usage(fmt::format("query stride {} (at least 1), query tail {} and max tokens {} (at least 0)", o.query_stride,
                            o.query_tail, o.max_tokens));

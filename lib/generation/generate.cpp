@@ -13,10 +13,7 @@ Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> 
   if (prompt.empty()) fail_usage("generation needs a prompt of at least one token");
   if (options.new_tokens < 0) fail_usage(fmt::format("new tokens: {}; allowed: 0 or more", options.new_tokens));
   const int64_t before = kv.cache().length(), given = static_cast<int64_t>(prompt.size());
-  const int64_t limit = model.facts().context_length;
-  if (limit > 0 && before + given + options.new_tokens > limit)
-    fail_usage(fmt::format("{} tokens held, {} in the prompt and {} new ones exceed the context length {} of {}",
-                           before, given, options.new_tokens, limit, model.facts().name));
+  model.facts().require_context(before + given + options.new_tokens);
 
   Generated result;
   Sampler sampler(options.sampling);

@@ -260,8 +260,7 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
                     const ReplayOptions& options, const std::function<bool()>& stop) {
   const int64_t vocab = model.facts().vocab;
   VQKV_CHECK(options.block > 0);
-  if (options.context > model.facts().context_length)
-    fail_usage(fmt::format("a context of {} is beyond the model's {}", options.context, model.facts().context_length));
+  model.facts().require_context(options.context);
   const auto windows = cut_windows(model, texts, options);
   if (windows.empty())
     fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context",

@@ -56,6 +56,7 @@ LlamaCpu::LlamaCpu(const ModelWeights& weights, DType storage, std::string token
         const std::vector<float> part = read_vector(weights, w, l);
         layer.qkv_bias.insert(layer.qkv_bias.end(), part.begin(), part.end());
       }
+    if (facts_.o_bias) layer.o_bias = read_vector(weights, Weight::kOBias, l);
     if (facts_.qk_norm) {
       layer.q_norm = read_vector(weights, Weight::kQNorm, l);
       layer.k_norm = read_vector(weights, Weight::kKNorm, l);
@@ -137,6 +138,7 @@ void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, cons
                 kv_cols = int64_t{facts_.kv_heads} * facts_.head_dim;
   const int64_t wanted = rows == LogitRows::kAll ? n : rows == LogitRows::kLast ? 1 : 0;
   if (n == 0) return;
+  if (facts_.sliding_window > 0) facts_.require_context(first_position + n);
   VQKV_CHECK(wanted == 0 || (logits.rows == wanted && logits.cols == facts_.vocab));
   for (const int32_t t : tokens)
     if (t < 0 || t >= facts_.vocab)
@@ -164,6 +166,7 @@ void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, cons
       attended = attended.slice_rows(n - wanted, wanted);
     }
     layer.out.apply(attended, x, true);
+    if (!layer.o_bias.empty()) for_rows(x.rows, [&](int64_t r) { add_bias(x.row(r), layer.o_bias.data(), hidden); });
     mlp(layer, x);
   }
   const MutMatrix normed = shaped(act_.normed, wanted, hidden);

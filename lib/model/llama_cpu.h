@@ -34,7 +34,7 @@ class LlamaCpu final : public ModelRuntime {
 
  private:
   struct Layer {
-    std::vector<float> attention_norm, ffn_norm, qkv_bias, q_norm, k_norm;
+    std::vector<float> attention_norm, ffn_norm, qkv_bias, o_bias, q_norm, k_norm;
     PackedWeights qkv, out, gate_up, down;
   };
   struct Activations {

@@ -39,6 +39,7 @@ std::vector<Weight> weights_of(const ModelFacts& facts) {
                          Weight::kGate, Weight::kUp, Weight::kDown})
     out.push_back(w);
   if (facts.qkv_bias) out.insert(out.end(), {Weight::kQBias, Weight::kKBias, Weight::kVBias});
+  if (facts.o_bias) out.push_back(Weight::kOBias);
   if (facts.qk_norm) out.insert(out.end(), {Weight::kQNorm, Weight::kKNorm});
   return out;
 }
@@ -52,6 +53,7 @@ std::pair<int64_t, int64_t> shape_of(const ModelFacts& f, Weight weight) {
     case Weight::kFinalNorm:
     case Weight::kAttentionNorm:
     case Weight::kFfnNorm:
+    case Weight::kOBias:
       return {1, f.hidden};
     case Weight::kQ:
       return {q, f.hidden};
@@ -158,6 +160,8 @@ bool ModelWeights::has(Weight weight) const {
     case Weight::kKBias:
     case Weight::kVBias:
       return facts_.qkv_bias;
+    case Weight::kOBias:
+      return facts_.o_bias;
     case Weight::kQNorm:
     case Weight::kKNorm:
       return facts_.qk_norm;

@@ -1,7 +1,9 @@
 // Model files: from a GGUF file or a Hugging Face folder to checked facts and fp32 tensors of one naming and one
 // layout. Families: llama (with SmolLM2, and Mistral in GGUF), mistral, qwen2 (bias on q, k, v), qwen3 (norm on q and
-// k). What a model needs beyond them (another architecture, a sliding window in use, YaRN, experts, other biases, a
-// tensor of another shape) is kBadData naming it: nothing is ignored that would change the result.
+// k); llama and qwen3 may have biases on q, k, v and the output. What a model needs beyond them (another architecture,
+// experts, other biases, a tensor of another shape) is kBadData naming it: nothing is ignored that would change the
+// result. A sliding window is a fact (ModelFacts::sliding_window), and contexts beyond it are refused where they are
+// known.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -25,6 +27,7 @@ enum class Weight {
   kQBias,          // (1, q_heads * head_dim), when facts().qkv_bias
   kKBias,          // (1, kv_heads * head_dim), when facts().qkv_bias
   kVBias,          // (1, kv_heads * head_dim), when facts().qkv_bias
+  kOBias,          // (1, hidden), when facts().o_bias
   kQNorm,          // (1, head_dim), when facts().qk_norm
   kKNorm,          // (1, head_dim), when facts().qk_norm
   kFfnNorm,        // (1, hidden)

@@ -17,7 +17,11 @@ inline constexpr int64_t kMaxLayers = 1024, kMaxHidden = 1 << 17, kMaxHeads = 10
                          kMaxFfn = 1 << 20, kMaxVocab = 1 << 22, kMaxContext = int64_t{1} << 30;
 inline constexpr double kMaxTheta = 1e12;
 
-// Weights that every layer has, in this order; kQBias..kVBias and kQNorm, kKNorm where the facts say so.
+// What helps where a model computes something that the runtime doesn't.
+inline constexpr const char* kRecordInstead =
+    "scripts/dump_hf.py records a trace of such a model with transformers, for sweeps";
+
+// Weights that every layer has, in this order; kQBias..kOBias and kQNorm, kKNorm where the facts say so.
 bool belongs_to_layer(Weight weight);
 std::vector<Weight> weights_of(const ModelFacts& facts);
 

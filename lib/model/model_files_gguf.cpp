@@ -41,6 +41,8 @@ std::string tensor_name(Weight weight, int layer) {
       return of_layer("attn_k.bias");
     case Weight::kVBias:
       return of_layer("attn_v.bias");
+    case Weight::kOBias:
+      return of_layer("attn_output.bias");
     case Weight::kQNorm:
       return of_layer("attn_q_norm.weight");
     case Weight::kKNorm:
@@ -140,7 +142,9 @@ void GgufWeights::read_facts() {
     refuse(fmt::format("{} is {}, token_embd.weight has {} rows", key("vocab_size"), said, facts_.vocab));
   facts_.tied_head = file_.find_tensor("output.weight") == nullptr;
   facts_.qkv_bias = facts_.architecture == "qwen2" || file_.find_tensor("blk.0.attn_q.bias") != nullptr;
+  facts_.o_bias = file_.find_tensor("blk.0.attn_output.bias") != nullptr;
   facts_.qk_norm = facts_.architecture == "qwen3";
+  facts_.sliding_window = file_.integer_or(key("attention.sliding_window"), 0, int64_t{1} << 40, 0);
   refuse_other_mathematics();
   check_facts(file_.path(), facts_);
   read_rope();
@@ -149,10 +153,6 @@ void GgufWeights::read_facts() {
 void GgufWeights::refuse_other_mathematics() const {
   if (const int64_t experts = file_.integer_or(key("expert_count"), 0, 1 << 20, 0); experts > 0)
     refuse(fmt::format("a mixture of {} experts ({}) is not supported", experts, key("expert_count")));
-  if (const int64_t window = file_.integer_or(key("attention.sliding_window"), 0, int64_t{1} << 40, 0);
-      window > 0 && window < facts_.context_length)
-    refuse(fmt::format("a sliding window of {} tokens is in use ({}, context {}); only full attention is supported",
-                       window, key("attention.sliding_window"), facts_.context_length));
   if (!file_.boolean_or(key("attention.causal"), true))
     refuse(fmt::format("{} is false; only causal attention is supported", key("attention.causal")));
   // Keys of related families that change the result; 0 means off in all of them.

@@ -14,6 +14,7 @@
 #include "io/ggml_dequant.h"
 #include "io/safetensors.h"
 #include "model/model_files_common.h"
+#include "model/model_files_config.h"
 
 namespace vqkv::model_files {
 namespace {
@@ -47,6 +48,8 @@ std::string tensor_name(std::string_view prefix, Weight weight, int layer) {
       return of_layer("self_attn.k_proj.bias");
     case Weight::kVBias:
       return of_layer("self_attn.v_proj.bias");
+    case Weight::kOBias:
+      return of_layer("self_attn.o_proj.bias");
     case Weight::kQNorm:
       return of_layer("self_attn.q_norm.weight");
     case Weight::kKNorm:
@@ -62,65 +65,6 @@ std::string tensor_name(std::string_view prefix, Weight weight, int layer) {
   }
   fail_internal("tensor_name: an unknown weight");
 }
-
-// config.json with typed, ranged access. null counts as missing, as in the configurations themselves.
-class Config {
- public:
-  Config(Json json, std::string where) : json_(std::move(json)), where_(std::move(where)) {
-    if (!json_.is_object()) fail_data(fmt::format("{}: not a JSON object", where_));
-  }
-  const std::string& where() const { return where_; }
-  bool has(const std::string& key) const { return json_.contains(key) && !json_.at(key).is_null(); }
-  bool says_null(const std::string& key) const { return json_.contains(key) && json_.at(key).is_null(); }
-  const Json& at(const std::string& key) const {
-    if (!has(key)) fail_data(fmt::format("{}: \"{}\" is missing", where_, key));
-    return json_.at(key);
-  }
-  [[noreturn]] void fail(const std::string& key, const std::string& allowed) const {
-    std::string found = at(key).dump(-1, ' ', true, Json::error_handler_t::replace);
-    if (found.size() > 80) found = found.substr(0, 80) + "...";
-    fail_data(fmt::format("{}: \"{}\" is {}, {}", where_, key, found, allowed));
-  }
-  int64_t integer(const std::string& key, int64_t lowest, int64_t highest) const {
-    const Json& value = at(key);
-    const bool fits = value.is_number_integer() &&
-                      (!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX)) &&
-                      value.get<int64_t>() >= lowest && value.get<int64_t>() <= highest;
-    if (!fits) fail(key, fmt::format("an integer from {} to {} is allowed", lowest, highest));
-    return value.get<int64_t>();
-  }
-  int64_t integer_or(const std::string& key, int64_t lowest, int64_t highest, int64_t fallback) const {
-    return has(key) ? integer(key, lowest, highest) : fallback;
-  }
-  double number(const std::string& key, double lowest, double highest) const {
-    const Json& value = at(key);
-    if (!value.is_number() || !(value.get<double>() >= lowest && value.get<double>() <= highest))
-      fail(key, fmt::format("a number from {} to {} is allowed", lowest, highest));
-    return value.get<double>();
-  }
-  double number_or(const std::string& key, double lowest, double highest, double fallback) const {
-    return has(key) ? number(key, lowest, highest) : fallback;
-  }
-  bool boolean_or(const std::string& key, bool fallback) const {
-    if (!has(key)) return fallback;
-    if (!at(key).is_boolean()) fail(key, "true or false is allowed");
-    return at(key).get<bool>();
-  }
-  std::string string_or(const std::string& key, const std::string& fallback) const {
-    if (!has(key)) return fallback;
-    if (!at(key).is_string()) fail(key, "a string is allowed");
-    return at(key).get<std::string>();
-  }
-  std::optional<Config> object(const std::string& key) const {
-    if (!has(key)) return std::nullopt;
-    if (!at(key).is_object()) fail(key, "an object is allowed");
-    return Config(at(key), fmt::format("{}: {}", where_, key));
-  }
-
- private:
-  Json json_;
-  std::string where_;
-};
 
 class HfWeights final : public ModelWeights {
  public:
@@ -170,7 +114,7 @@ class HfWeights final : public ModelWeights {
   void read_facts();
   void read_rope();
   void refuse_other_mathematics() const;
-  void refuse_sliding_window() const;
+  int64_t sliding_window() const;
   void settle_head();
   void check_tensors() const;
   // The tensor that holds a weight.
@@ -214,10 +158,12 @@ void HfWeights::read_facts() {
                        facts_.hidden, facts_.q_heads));
   facts_.head_dim = static_cast<int>(config_.integer_or("head_dim", 2, kMaxHeadDim, default_dim));
   facts_.tied_head = config_.boolean_or("tie_word_embeddings", false);
-  facts_.qkv_bias = facts_.architecture == "qwen2";
   facts_.qk_norm = facts_.architecture == "qwen3";
+  // The class of Qwen2 always has three biases, Mistral's none; neither reads the key.
+  facts_.o_bias = (facts_.architecture == "llama" || facts_.qk_norm) && config_.boolean_or("attention_bias", false);
+  facts_.qkv_bias = facts_.architecture == "qwen2" || facts_.o_bias;
   refuse_other_mathematics();
-  refuse_sliding_window();
+  facts_.sliding_window = sliding_window();
   check_facts(config_.where(), facts_);
   read_rope();
 }
@@ -227,38 +173,42 @@ void HfWeights::refuse_other_mathematics() const {
     refuse("quantization_config: quantized safetensors are not supported; use the original weights or a GGUF");
   if (const std::string act = config_.string_or("hidden_act", "silu"); act != "silu" && act != "swish")
     config_.fail("hidden_act", "only \"silu\" is supported");
-  if (config_.boolean_or("attention_bias", false))
-    config_.fail("attention_bias", "biases of the output projection are not supported");
-  if (config_.boolean_or("mlp_bias", false))
-    config_.fail("mlp_bias", "biases of the feed-forward part are not supported");
+  if (facts_.architecture == "llama" && config_.boolean_or("mlp_bias", false))  // the other classes don't read the key
+    config_.fail("mlp_bias", std::string("biases of the feed-forward part are not supported; ") + kRecordInstead);
   for (const auto* key : {"num_local_experts", "num_experts"})
     if (config_.has(key) && config_.integer(key, 0, 1 << 20) > 0)
-      config_.fail(key, "a mixture of experts is not supported");
+      config_.fail(key, std::string("a mixture of experts is not supported; ") + kRecordInstead);
   if (config_.number_or("partial_rotary_factor", 0, 1, 1) != 1)
-    config_.fail("partial_rotary_factor", "only 1 is supported");
+    config_.fail("partial_rotary_factor", std::string("only 1 is supported; ") + kRecordInstead);
 }
 
-// Each family has its own rule for when the window counts (transformers' configuration classes).
-void HfWeights::refuse_sliding_window() const {
+// Each family has its own rule for when a window counts (transformers' configuration classes).
+int64_t HfWeights::sliding_window() const {
+  // A key that is there and null turns the window off; a missing key means the classes' default of 4096.
+  const auto window = [&] {
+    return config_.says_null("sliding_window") ? 0 : config_.integer_or("sliding_window", 0, int64_t{1} << 40, 4096);
+  };
+  if (facts_.architecture == "mistral") return window();
+  const bool may_slide = facts_.architecture != "llama" && config_.boolean_or("use_sliding_window", false);
+  bool slides = may_slide && config_.integer_or("max_window_layers", 0, 1 << 20, 28) < facts_.layers;
   if (config_.has("layer_types")) {
     const Json& types = config_.at("layer_types");
-    if (!types.is_array()) config_.fail("layer_types", "a list is allowed");
-    for (const Json& type : types)
-      if (!type.is_string() || type.get<std::string>() != "full_attention")
-        config_.fail("layer_types", "only \"full_attention\" layers are supported (a sliding window is in use)");
-    if (facts_.architecture != "mistral") return;
+    if (!types.is_array() || types.size() != static_cast<size_t>(facts_.layers))
+      config_.fail("layer_types", fmt::format("a list of num_hidden_layers ({}) types is allowed", facts_.layers));
+    slides = false;
+    for (const Json& type : types) {
+      slides = slides || type == "sliding_attention";
+      if (type != "full_attention" && type != "sliding_attention")
+        config_.fail("layer_types",
+                     std::string("\"full_attention\" and \"sliding_attention\" are allowed; ") + kRecordInstead);
+    }
+    if (slides && !(may_slide && window() > 0))
+      config_.fail(
+          "layer_types",
+          "layers of \"sliding_attention\" need use_sliding_window true and a sliding_window, in a family that "
+          "has them (qwen2, qwen3)");
   }
-  int64_t window = 0;
-  if (facts_.architecture == "mistral") {
-    // A key that is there and null turns the window off; a missing key means the class's default of 4096.
-    window = config_.says_null("sliding_window") ? 0 : config_.integer_or("sliding_window", 0, int64_t{1} << 40, 4096);
-  } else if (facts_.architecture != "llama" && config_.boolean_or("use_sliding_window", false)) {
-    const int64_t first = config_.integer_or("max_window_layers", 0, 1 << 20, 28);  // layers from here on slide
-    if (first < facts_.layers) window = config_.integer_or("sliding_window", 0, int64_t{1} << 40, 4096);
-  }
-  if (window > 0 && window < facts_.context_length)
-    refuse(fmt::format("a sliding window of {} tokens is in use (context {}); only full attention is supported", window,
-                       facts_.context_length));
+  return slides ? window() : 0;
 }
 
 void HfWeights::read_rope() {

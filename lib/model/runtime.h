@@ -18,11 +18,18 @@ struct ModelFacts {
   std::string hash;
   int layers = 0, hidden = 0, q_heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
   int64_t context_length = 0;
+  // Tokens that a query of some layer sees, its own included; 0: all. The runtime computes full attention, which is the
+  // same up to this many tokens.
+  int64_t sliding_window = 0;
   int64_t parameters = 0;
   double norm_eps = 1e-5;
-  bool tied_head = false, qkv_bias = false, qk_norm = false;
+  bool tied_head = false, qkv_bias = false, o_bias = false, qk_norm = false;
   RopeFacts rope;
   CacheShape cache_shape() const;
+  // The longest context that the runtime computes as the model means it.
+  int64_t longest_context() const;
+  // kUsage where a context of so many tokens is beyond it.
+  void require_context(int64_t tokens) const;
   int64_t kv_bytes_per_token(DType dtype) const;  // 2 * layers * kv_heads * head_dim * size
   Json to_json() const;
 };

@@ -52,12 +52,13 @@ std::vector<Named> layer_tensors(const std::string& family) {
                        {"ffn_gate.weight", "mlp.gate_proj.weight", kFfn, kHidden, false, false},
                        {"ffn_up.weight", "mlp.up_proj.weight", kFfn, kHidden, false, false},
                        {"ffn_down.weight", "mlp.down_proj.weight", kHidden, kFfn, false, false}};
-  if (family == "qwen2" || family == "llama+bias") {
+  if (family == "qwen2" || family.ends_with("+bias")) {
     t.push_back({"attn_q.bias", "self_attn.q_proj.bias", 1, kQ * kDim, true, false});
     t.push_back({"attn_k.bias", "self_attn.k_proj.bias", 1, kKv * kDim, false, true});
     t.push_back({"attn_v.bias", "self_attn.v_proj.bias", 1, kKv * kDim, false, false});
   }
-  if (family == "qwen3") {
+  if (family.ends_with("+bias")) t.push_back({"attn_output.bias", "self_attn.o_proj.bias", 1, kHidden, false, false});
+  if (family.starts_with("qwen3")) {
     t.push_back({"attn_q_norm.weight", "self_attn.q_norm.weight", 1, kDim, false, false});
     t.push_back({"attn_k_norm.weight", "self_attn.k_norm.weight", 1, kDim, false, false});
   }
@@ -70,7 +71,7 @@ std::vector<int64_t> shape(const Named& t) {
 
 GgufBuilder gguf_model(const std::string& family, bool tied) {
   const bool llama = family.starts_with("llama");
-  const std::string arch = llama ? "llama" : family;
+  const std::string arch = family.substr(0, family.find('+'));
   GgufBuilder b;
   b.text("general.architecture", arch).text("general.name", "tiny");
   b.u32(arch + ".block_count", kLayers)
@@ -101,7 +102,7 @@ struct HfModel {
 };
 HfModel hf_model(const std::string& family, bool tied) {
   HfModel m;
-  m.config = {{"model_type", family},
+  m.config = {{"model_type", family.substr(0, family.find('+'))},
               {"num_hidden_layers", kLayers},
               {"hidden_size", kHidden},
               {"intermediate_size", kFfn},
@@ -114,6 +115,7 @@ HfModel hf_model(const std::string& family, bool tied) {
               {"rope_theta", 50000.0},
               {"hidden_act", "silu"},
               {"tie_word_embeddings", tied},
+              {"attention_bias", family.ends_with("+bias")},
               {"sliding_window", nullptr}};
   m.weights.tensor("model.embed_tokens.weight", {kVocab, kHidden}, values(kVocab * kHidden, 1));
   m.weights.tensor("model.norm.weight", {kHidden}, values(kHidden, 2));
@@ -164,12 +166,12 @@ constexpr Weight kAll[] = {Weight::kEmbedding, Weight::kHead,    Weight::kFinalN
                            Weight::kQ,         Weight::kK,       Weight::kV,         Weight::kO,
                            Weight::kQBias,     Weight::kKBias,   Weight::kVBias,     Weight::kQNorm,
                            Weight::kKNorm,     Weight::kFfnNorm, Weight::kGate,      Weight::kUp,
-                           Weight::kDown};
+                           Weight::kDown,      Weight::kOBias};
 
 }  // namespace
 
 TEST_CASE("a GGUF and a Hugging Face folder of one model give the same facts and the same weights in every bit") {
-  for (const std::string family : {"llama", "qwen2", "qwen3"}) {
+  for (const std::string family : {"llama", "qwen2", "qwen3", "llama+bias", "qwen3+bias"}) {
     for (const bool tied : {true, false}) {
       INFO(family << (tied ? " tied" : ""));
       const TempFolder folder, hf_folder;
@@ -182,8 +184,9 @@ TEST_CASE("a GGUF and a Hugging Face folder of one model give the same facts and
       CHECK(a.name == "tiny");
       b.source = a.source, b.hash = a.hash, b.name = a.name;
       CHECK(a.to_json() == b.to_json());
-      CHECK(a.qkv_bias == (family == "qwen2"));
-      CHECK(a.qk_norm == (family == "qwen3"));
+      CHECK(a.qkv_bias == (family == "qwen2" || family.ends_with("+bias")));
+      CHECK(a.o_bias == family.ends_with("+bias"));
+      CHECK(a.qk_norm == family.starts_with("qwen3"));
       CHECK(a.tied_head == tied);
       for (const Weight w : kAll) {
         REQUIRE(gguf->has(w) == hf->has(w));
@@ -308,6 +311,76 @@ TEST_CASE("tensors without the model. prefix are the same model") {
   check_says(refusal([&] { open_hf(folder, m); }), {"norm.weight", "not part"});
 }
 
+TEST_CASE("keys that a family's class doesn't read change nothing") {
+  for (const char* family : {"qwen2", "mistral"})
+    for (const bool value : {true, false})
+      CHECK(hf_refusal(family, [&](auto& m) {
+              m.config.update({{"attention_bias", value}, {"mlp_bias", value}});
+            }).empty());
+  // A bias that is stored would be read by nothing.
+  check_says(hf_refusal("qwen2",
+                        [](auto& m) {
+                          m.config["attention_bias"] = true;
+                          m.weights.tensor("model.layers.0.self_attn.o_proj.bias", {kHidden}, values(kHidden, 5));
+                        }),
+             {"o_proj.bias"});
+}
+
+TEST_CASE("a sliding window is a fact, by each family's rule") {
+  const auto window = [](const char* family, const Json& keys) {
+    const TempFolder folder;
+    HfModel m = hf_model(family, true);
+    m.config.erase("sliding_window");
+    m.config.update(keys);
+    const ModelFacts facts = open_hf(folder, m)->facts();
+    CHECK(facts.to_json()["sliding_window"] == facts.sliding_window);
+    return facts.sliding_window;
+  };
+  CHECK(window("mistral", {{"sliding_window", 64}}) == 64);
+  CHECK(window("mistral", {{"sliding_window", nullptr}}) == 0);
+  CHECK(window("mistral", Json::object()) == 4096);  // the default of its class
+  CHECK(window("llama", {{"sliding_window", 64}}) == 0);
+  CHECK(window("qwen2", {{"sliding_window", 64}}) == 0);  // use_sliding_window is off by default
+  for (const char* family : {"qwen2", "qwen3"}) {
+    const Json on{{"use_sliding_window", true}, {"sliding_window", 64}, {"max_window_layers", 1}};
+    const auto with = [&](Json keys) {
+      Json all = on;
+      all.update(keys);
+      return window(family, all);
+    };
+    CHECK(with(Json::object()) == 64);
+    CHECK(with({{"max_window_layers", 2}}) == 0);
+    CHECK(with({{"sliding_window", nullptr}}) == 0);
+    CHECK(with({{"layer_types", {"full_attention", "sliding_attention"}}, {"max_window_layers", 2}}) == 64);
+    CHECK(with({{"layer_types", {"full_attention", "full_attention"}}}) == 0);
+    CHECK(window(family, {{"use_sliding_window", true}, {"max_window_layers", 0}}) == 4096);
+  }
+  const auto refused = [](const Json& keys) { return hf_refusal("qwen3", [&](auto& m) { m.config.update(keys); }); };
+  check_says(refused({{"layer_types", {"full_attention", "sliding_attention"}}}),
+             {"layer_types", "use_sliding_window"});
+  check_says(refused({{"layer_types", {"full_attention"}}}), {"layer_types", "num_hidden_layers (2)"});
+  check_says(refused({{"layer_types", {"full_attention", "chunked_attention"}}}), {"chunked_attention", "dump_hf.py"});
+
+  const TempFolder folder;
+  GgufBuilder b = gguf_model("llama", true);
+  b.u32("llama.attention.sliding_window", 128);
+  CHECK(ModelWeights::open(folder.write("m.gguf", b.build()))->facts().sliding_window == 128);
+}
+
+TEST_CASE("contexts are measured against the context length and the sliding window") {
+  ModelFacts facts;
+  facts.name = "m";
+  facts.context_length = 256;
+  CHECK(facts.longest_context() == 256);
+  facts.sliding_window = 300;
+  CHECK(facts.longest_context() == 256);
+  facts.sliding_window = 64;
+  CHECK(facts.longest_context() == 64);
+  facts.require_context(64);
+  CHECK_THROWS_WITH(facts.require_context(65), Catch::Contains("65") && Catch::Contains("sliding window of 64"));
+  CHECK_THROWS_WITH(facts.require_context(257), Catch::Contains("beyond the model's 256"));
+}
+
 TEST_CASE("RoPE of the model files") {
   const TempFolder folder;
   GgufBuilder b = gguf_model("llama", true);
@@ -346,9 +419,6 @@ TEST_CASE("GGUF models that would compute something else are refused by name") {
   check_says(gguf_refusal("llama", [](auto& b) { b.value("general.architecture").payload = gguf_text("gemma2"); }),
              {"\"gemma2\"", "llama, qwen2, qwen3"});
   check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.expert_count", 8); }), {"8 experts"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 128); }),
-             {"sliding window of 128"});
-  CHECK(gguf_refusal("llama", [](auto& b) { b.u32("llama.attention.sliding_window", 256); }).empty());
   check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "yarn"); }), {"\"yarn\""});
   check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "linear"); }),
              {"rope.scale_linear", "missing"});
@@ -366,7 +436,7 @@ TEST_CASE("GGUF models that would compute something else are refused by name") {
                           }),
              {"rope_freqs.weight", "0"});
   check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.0.attn_output.bias", {kHidden}, values(kHidden, 5)); }),
-             {"blk.0.attn_output.bias"});
+             {"blk.1.attn_output.bias is missing"});
   check_says(gguf_refusal("llama", [](auto& b) { b.tensor("blk.1.attn_norm.bias", {kHidden}, values(kHidden, 5)); }),
              {"blk.1.attn_norm.bias"});
   check_says(gguf_refusal("llama", [](auto& b) { b.drop("blk.1.ffn_up.weight"); }), {"blk.1.ffn_up.weight is missing"});
@@ -411,8 +481,9 @@ TEST_CASE("Hugging Face models that would compute something else are refused by 
   check_says(with("llama", "rope_scaling", {{"type", "dynamic"}, {"factor", 4.0}}), {"\"dynamic\""});
   check_says(with("llama", "rope_scaling", {{"rope_type", "llama3"}, {"factor", 4.0}}), {"low_freq_factor", "missing"});
   check_says(with("llama", "rope_scaling", 3), {"rope_scaling", "an object"});
-  check_says(with("llama", "attention_bias", true), {"attention_bias"});
-  check_says(with("llama", "mlp_bias", true), {"mlp_bias"});
+  check_says(with("llama", "attention_bias", true), {"self_attn.q_proj.bias is missing"});
+  check_says(with("llama", "mlp_bias", true), {"mlp_bias", "dump_hf.py"});
+  check_says(with("qwen2", "num_experts", 4), {"num_experts", "dump_hf.py"});
   check_says(with("llama", "hidden_act", "gelu"), {"hidden_act", "silu"});
   check_says(with("llama", "quantization_config", {{"bits", 4}}), {"quantization_config"});
   check_says(with("llama", "hidden_size", "12"), {"hidden_size", "an integer"});
@@ -425,27 +496,6 @@ TEST_CASE("Hugging Face models that would compute something else are refused by 
   check_says(with("llama", "vocab_size", nullptr), {"vocab_size", "missing"});
   check_says(with("llama", "tie_word_embeddings", false), {"lm_head.weight is missing", "tie_word_embeddings"});
   check_says(with("llama", "rms_norm_eps", 0), {"rms_norm_eps"});
-  // The sliding window, by each family's rule.
-  check_says(with("mistral", "sliding_window", 64), {"sliding window of 64"});
-  CHECK(with("mistral", "sliding_window", 256).empty());
-  check_says(hf_refusal("mistral",
-                        [](auto& m) {
-                          m.config.erase("sliding_window");
-                          m.config["max_position_embeddings"] = 32768;
-                        }),
-             {"sliding window of 4096"});
-  CHECK(with("qwen2", "sliding_window", 64).empty());  // use_sliding_window is off by default
-  check_says(
-      hf_refusal("qwen2",
-                 [](auto& m) {
-                   m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 1}});
-                 }),
-      {"sliding window of 64"});
-  CHECK(hf_refusal("qwen2", [](auto& m) {
-          m.config.update({{"sliding_window", 64}, {"use_sliding_window", true}, {"max_window_layers", 2}});
-        }).empty());
-  check_says(with("qwen3", "layer_types", {"full_attention", "sliding_attention"}), {"layer_types"});
-  CHECK(with("qwen3", "layer_types", {"full_attention", "full_attention"}).empty());
   // Tensors.
   check_says(hf_refusal("llama",
                         [](auto& m) {
