@@ -80,10 +80,10 @@ class ReferenceBackend final : public AttentionBackend {
     const int unit = impl.unit_of(layer, head, role);
     if (unit >= 0 && store.coded_end > impl.policy.sinks) {
       const UnitFacts& u = impl.units[static_cast<size_t>(unit)];
-      Matrix<float> x(store.coded_end - impl.policy.sinks, u.heads * d);
+      Matrix<float> x(store.coded_end - impl.policy.sinks, u.shape.channels());
       decode_plan(u.plan, impl.fetch_codes(static_cast<size_t>(unit)), x);
       for (int64_t t = 0; t < x.rows; ++t)
-        std::copy_n(x.row(t) + (head - u.first_head) * d, d, coded.row(impl.policy.sinks + t));
+        std::copy_n(x.row(t) + (head - u.shape.first_head) * d, d, coded.row(impl.policy.sinks + t));
     }
     if (role == Role::kValue || impl.keys_post_rope(layer, head)) return;
     for (Matrix<float>* m : {&exact, &coded})

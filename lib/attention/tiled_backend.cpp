@@ -82,7 +82,7 @@ class TiledEngine {
     if (tables_ && impl.policy.codes) {
       int64_t entries = 1;  // table entries of one query, all heads
       for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
-        if (impl.units[u].role != Role::kKey) continue;
+        if (impl.units[u].shape.role != Role::kKey) continue;
         if (const auto reason = table_scan_reason(impl.units[u].plan))
           fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
         for (const TileDecoder& d : impl.units[u].decoders)
@@ -574,7 +574,7 @@ class AutoBackend final : public AttentionBackend {
     const double group = cache.shape().group(), d = cache.shape().head_dim;
     double table = 0, reconstruct = 0;
     for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
-      if (impl.units[u].role != Role::kKey) continue;
+      if (impl.units[u].shape.role != Role::kKey) continue;
       if (table_scan_reason(impl.units[u].plan)) return false;
       for (const TileDecoder& decoder : impl.units[u].decoders) {
         double build = 0, books = 0;

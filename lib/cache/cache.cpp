@@ -162,7 +162,8 @@ ByteLedger CompressedCache::bytes() const {
   for (size_t u = 0; u < c.units.size(); ++u) {
     const UnitStore& s = c.stores[u];
     const PageLayout& pages = *c.units[u].pages;
-    const int64_t coded = std::max<int64_t>(0, c.roles[c.slot(c.units[u].layer, c.units[u].role)].coded_end - sinks);
+    const int64_t coded =
+        std::max<int64_t>(0, c.roles[c.slot(c.units[u].shape.layer, c.units[u].shape.role)].coded_end - sinks);
     const int64_t codes = pages.code_bytes(coded) - s.dead_pages * pages.code_bytes(pages.tokens());
     const int64_t side = pages.side_bytes(coded) - s.dead_pages * pages.side_bytes(pages.tokens());
     b.codes += codes;

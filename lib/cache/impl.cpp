@@ -7,6 +7,7 @@
 #include <map>
 #include <numeric>
 
+#include "cache/coding.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -15,9 +16,9 @@ namespace vqkv {
 
 using Impl = CompressedCache::Impl;
 
-void UnitFacts::prepare(int head_dim) {
+void UnitFacts::prepare() {
   decoders.clear();
-  for (int h = 0; h < heads; ++h) decoders.emplace_back(plan, pages, role, h, head_dim);
+  for (int h = 0; h < shape.heads; ++h) decoders.emplace_back(plan, pages, shape.role, h, shape.head_dim);
 }
 
 Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<const CodecSet> codecs_in,
@@ -52,10 +53,7 @@ Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<co
             shared.emplace(u.codec.get(), std::pair(u.codec->plan(), std::make_shared<PageLayout>(u.codec->layout())))
                 .first;
       UnitFacts facts;
-      facts.layer = at.layer;
-      facts.first_head = at.first_head;
-      facts.heads = at.heads;
-      facts.role = at.role;
+      facts.shape = at;
       facts.codec = u.codec.get();
       facts.plan = known->second.first;
       facts.pages = known->second.second;
@@ -68,7 +66,7 @@ Impl::Impl(const CacheShape& shape_in, CachePolicy policy_in, std::shared_ptr<co
         VQKV_CHECK(index < 0);
         index = static_cast<int>(units.size());
       }
-      facts.prepare(shape.head_dim);
+      facts.prepare();
       units.push_back(std::move(facts));
     }
     if (!units.empty())
@@ -162,11 +160,11 @@ int64_t place(Role role, int64_t head, int64_t channel, int64_t token, int64_t h
   return role == Role::kKey ? (head * head_dim + channel) * held + token : (head * held + token) * head_dim + channel;
 }
 
-// Narrows n values. f16 saturates, as the codec `exact` does: an infinity would poison every query.
-void narrow(DType type, float* values, int64_t n, std::byte* base, int64_t index) {
-  switch (type) {
+// Refuses what leaves the type: an infinity would poison every query, and a clipped value would be another one.
+void narrow(const CachePolicy& policy, const float* values, int64_t n, std::byte* base, int64_t index) {
+  policy.check_exact(values, n);
+  switch (policy.exact_dtype) {
     case DType::kF16:
-      for (int64_t i = 0; i < n; ++i) values[i] = std::min(65504.0f, std::max(-65504.0f, values[i]));
       to_f16(values, reinterpret_cast<f16*>(base) + index, n);
       return;
     case DType::kBF16:
@@ -211,30 +209,6 @@ void for_each_run(const RoleStore& store, int64_t sinks, int64_t first, int64_t 
 
 }  // namespace
 
-namespace {
-
-void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
-  for (const PlanTerm& term : plan.terms) {
-    int field = -1;
-    size_t entries = 0;
-    if (const auto* table = std::get_if<TableTerm>(&term)) {
-      // Other slots of the field may have books of their own; their terms check them.
-      const size_t slots = static_cast<size_t>(plan.layout.fields[static_cast<size_t>(table->field)].slots);
-      const std::vector<uint16_t>& all = codes.fields[static_cast<size_t>(table->field)];
-      for (size_t t = 0; t < all.size(); t += slots)
-        for (int s = table->first_slot; s < table->first_slot + table->slots; ++s)
-          VQKV_CHECK(all[t + static_cast<size_t>(s)] < table->entries);
-    } else if (const auto* levels = std::get_if<LevelsTerm>(&term); levels && !levels->levels.empty()) {
-      field = levels->field;
-      entries = levels->levels.size();
-    }
-    if (field >= 0)
-      for (const uint16_t c : codes.fields[static_cast<size_t>(field)]) VQKV_CHECK(c < entries);
-  }
-}
-
-}  // namespace
-
 void Impl::store_exact(int layer, Role role, int head, ConstMatrix rows, int64_t first_token) {
   const int64_t d = shape.head_dim;
   std::vector<float> line(static_cast<size_t>(std::max(d, std::max(policy.sinks, kChunkTokens))));
@@ -243,12 +217,12 @@ void Impl::store_exact(int layer, Role role, int head, ConstMatrix rows, int64_t
                  if (role == Role::kKey) {
                    for (int64_t c = 0; c < d; ++c) {
                      for (int64_t i = 0; i < n; ++i) line[static_cast<size_t>(i)] = rows(at + i, head * d + c);
-                     narrow(policy.exact_dtype, line.data(), n, base, place(role, head, c, within, d, held));
+                     narrow(policy, line.data(), n, base, place(role, head, c, within, d, held));
                    }
                  } else {
                    for (int64_t i = 0; i < n; ++i) {
                      std::copy_n(rows.row(at + i) + head * d, d, line.data());
-                     narrow(policy.exact_dtype, line.data(), d, base, place(role, head, 0, within + i, d, held));
+                     narrow(policy, line.data(), d, base, place(role, head, 0, within + i, d, held));
                    }
                  }
                });
@@ -279,53 +253,41 @@ int64_t Impl::whole_blocks(Role role, int64_t end) const {
   return policy.sinks + std::max<int64_t>(0, end - policy.sinks) / block * block;
 }
 
-// How many tokens the prompt's parameters of a layer are fitted on: in replay those that exist when its first token is
-// coded token by token, so that block and step replay fit the same; after an exact prompt the whole prompt.
-int64_t Impl::fit_tokens(int64_t held) const {
-  if (exact_prompt || visibility == Visibility::kAllCoded) return held;
-  const auto first = [&](const FlushRule& rule) {
-    return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1;
-  };
-  return std::min({held, first(policy.k), first(policy.v)});
-}
+namespace {
 
-void Impl::fit_unit(size_t unit, int64_t tokens) {
-  UnitFacts& u = units[unit];
-  const int64_t d = shape.head_dim, width = u.heads * d;
-  Matrix<float> k(tokens, width), v(tokens, width);
-  Matrix<float> transposed(d, tokens);
-  for (int h = 0; h < u.heads; ++h) {
-    load_keys(u.layer, u.first_head + h, 0, tokens, transposed.data(), tokens);
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < d; ++c) k(t, h * d + c) = transposed(c, t);
-    load_values(u.layer, u.first_head + h, 0, tokens, v.data() + h * d, width);
+// A layer's exact rows, for the coder.
+struct LayerRows final : ExactRows {
+  LayerRows(const Impl& cache, int layer) : cache(cache), layer(layer) {}
+  void load(Role role, int head, int64_t first, MutMatrix out) const override {
+    if (role == Role::kValue) {
+      cache.load_values(layer, head, first, out.rows, out.data, out.stride);
+      return;
+    }
+    Matrix<float> transposed(out.cols, out.rows);
+    cache.load_keys(layer, head, first, out.rows, transposed.data(), out.rows);
+    for (int64_t t = 0; t < out.rows; ++t)
+      for (int64_t c = 0; c < out.cols; ++c) out(t, c) = transposed(c, t);
   }
-  u.state = u.codec->fit(k, v, ConstMatrix());
+  const Impl& cache;
+  int layer;
+};
+
+}  // namespace
+
+void Impl::fit(size_t unit, int64_t tokens) {
+  UnitFacts& u = units[unit];
+  u.state = fit_unit(*u.codec, u.shape, LayerRows(*this, u.shape.layer), tokens);
   if (!u.state) return;
   u.plan = u.codec->plan({-1, u.state.get()});
-  u.prepare(shape.head_dim);
+  u.prepare();
 }
 
-void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
+void Impl::encode(size_t unit, int64_t from, int64_t to) {
   UnitFacts& u = units[unit];
-  const int64_t d = shape.head_dim, n = to - from, width = u.heads * d;
-  Matrix<float> x(n, width);
-  if (u.role == Role::kKey) {
-    Matrix<float> transposed(d, n);
-    for (int h = 0; h < u.heads; ++h) {
-      load_keys(u.layer, u.first_head + h, from, n, transposed.data(), n);
-      for (int64_t t = 0; t < n; ++t)
-        for (int64_t c = 0; c < d; ++c) x(t, h * d + c) = transposed(c, t);
-    }
-  } else {
-    for (int h = 0; h < u.heads; ++h) load_values(u.layer, u.first_head + h, from, n, x.data() + h * d, width);
-  }
-  CodeBlock codes;
-  u.codec->encode(x, codes, u.state.get());
-  const int64_t block = u.pages->layout().block_tokens;
-  VQKV_CHECK(codes.blocks == n / block);
-  check_codes(u.plan, codes);  // table lookups trust what is stored
+  const CodeBlock codes =
+      encode_unit(*u.codec, u.plan, u.shape, LayerRows(*this, u.shape.layer), from, to, u.state.get());
   UnitStore& s = stores[unit];
+  const int64_t block = u.pages->layout().block_tokens;
   for (int64_t done = 0; done < codes.blocks;) {
     const int64_t at = (from - policy.sinks) / block + done;
     const int64_t page = at / u.pages->blocks(), within = at % u.pages->blocks();
@@ -334,7 +296,7 @@ void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
     done += count;
   }
   if (codes.overlay.empty()) return;
-  VQKV_CHECK(u.pages->layout().overlay && u.pages->layout().overlay_value_bits == 16 && width < (1 << 15));
+  VQKV_CHECK(u.pages->layout().overlay && u.pages->layout().overlay_value_bits == 16 && u.shape.channels() < (1 << 15));
   const int64_t entry = sizeof(StoredOverlay), added = static_cast<int64_t>(codes.overlay.size());
   if (s.overlay_count + added > s.overlay_capacity) {
     const int64_t capacity = std::max(s.overlay_count + added, s.overlay_capacity * 3 / 2);
@@ -352,7 +314,8 @@ void Impl::encode_unit(size_t unit, int64_t from, int64_t to) {
 CodeBlock Impl::fetch_codes(size_t unit) const {
   const UnitFacts& u = units[unit];
   const UnitStore& s = stores[unit];
-  const int64_t blocks = (role_store(u.layer, u.role).coded_end - policy.sinks) / u.pages->layout().block_tokens;
+  const int64_t blocks =
+      (role_store(u.shape.layer, u.shape.role).coded_end - policy.sinks) / u.pages->layout().block_tokens;
   CodeBlock out;
   out.resize(u.pages->layout(), blocks);
   for (int64_t at = 0; at < blocks; at += u.pages->blocks()) {
@@ -391,7 +354,7 @@ void Impl::evict(int layer, int head, std::span<const int64_t> positions) {
     for (int64_t page = 0; page < full; ++page) {
       std::byte*& at = s.pages.blocks[page];
       bool dead = at != nullptr;
-      for (int h = u.first_head; dead && h < u.first_head + u.heads; ++h)
+      for (int h = u.shape.first_head; dead && h < u.shape.first_head + u.shape.heads; ++h)
         for (int64_t t = 0; dead && t < tokens; ++t)
           dead = evicted_set(layer, h).contains(policy.sinks + page * tokens + t);
       if (!dead) continue;
@@ -417,8 +380,8 @@ void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64
   const Stopwatch watch;
   for (const int layer : layers) {
     for (const size_t u : layer_units[static_cast<size_t>(layer)]) {
-      const RoleStore& store = roles[slot(layer, units[u].role)];
-      const int64_t end = units[u].role == Role::kKey ? k_end : v_end;
+      const RoleStore& store = roles[slot(layer, units[u].shape.role)];
+      const int64_t end = units[u].shape.role == Role::kKey ? k_end : v_end;
       if (end > store.coded_end) tasks.push_back({u, store.coded_end, end});
     }
   }
@@ -430,8 +393,9 @@ void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64
         role_store(layer, Role::kValue).coded_end == policy.sinks && (k_end > policy.sinks || v_end > policy.sinks))
       for (const size_t u : layer_units[static_cast<size_t>(layer)])
         if (!units[u].state) fits.push_back(u);
-  parallel_for(static_cast<int64_t>(fits.size()),
-               [&](int64_t i) { fit_unit(fits[static_cast<size_t>(i)], fit_tokens(tokens)); });
+  const bool whole = exact_prompt || visibility == Visibility::kAllCoded;
+  const int64_t prompt = whole ? tokens : fit_tokens(policy, tokens);
+  parallel_for(static_cast<int64_t>(fits.size()), [&](int64_t i) { fit(fits[static_cast<size_t>(i)], prompt); });
   for (const size_t u : fits) {
     if (!units[u].state) continue;
     stores[u].state_bytes = units[u].state->bytes();
@@ -451,11 +415,11 @@ void Impl::code_role_units(const std::vector<int>& layers, int64_t tokens, int64
   }
   parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const Task& task = tasks[static_cast<size_t>(i)];
-    encode_unit(task.unit, task.from, task.to);
+    encode(task.unit, task.from, task.to);
   });
   for (const Task& task : tasks) {
     const UnitFacts& u = units[task.unit];
-    roles[slot(u.layer, u.role)].coded_end = task.to;
+    roles[slot(u.shape.layer, u.shape.role)].coded_end = task.to;
   }
   encode_seconds += watch.seconds();
 }

@@ -62,14 +62,13 @@ struct UnitStore {
 
 // Model-side facts of a unit, shared by nothing that a sequence owns.
 struct UnitFacts {
-  int layer = 0, first_head = 0, heads = 0;
-  Role role = Role::kKey;
+  UnitShape shape;
   const Codec* codec = nullptr;
   DecodePlan plan;  // of the fitted state once there is one
   std::shared_ptr<const PageLayout> pages;
   std::unique_ptr<SequenceState> state;
   std::vector<TileDecoder> decoders;  // one a head
-  void prepare(int head_dim);         // decoders from `plan`
+  void prepare();                     // decoders from `plan`
 };
 
 struct CompressedCache::Impl {
@@ -99,7 +98,7 @@ struct CompressedCache::Impl {
   // Decoder and store of a head's codes; only in a cache with codecs.
   const TileDecoder& decoder(int layer, int head, Role role) const {
     const UnitFacts& u = units[static_cast<size_t>(unit_of(layer, head, role))];
-    return u.decoders[static_cast<size_t>(head - u.first_head)];
+    return u.decoders[static_cast<size_t>(head - u.shape.first_head)];
   }
   const UnitStore& store(int layer, int head, Role role) const {
     return stores[static_cast<size_t>(unit_of(layer, head, role))];
@@ -120,9 +119,8 @@ struct CompressedCache::Impl {
   void grow_chunks(RoleStore& store, int64_t tokens);
   void drop_exact(RoleStore& store, int64_t begin, int64_t tokens);
   void code_role_units(const std::vector<int>& layers, int64_t tokens, int64_t k_end, int64_t v_end);
-  void encode_unit(size_t unit, int64_t from, int64_t to);
-  void fit_unit(size_t unit, int64_t tokens);
-  int64_t fit_tokens(int64_t held) const;
+  void encode(size_t unit, int64_t from, int64_t to);
+  void fit(size_t unit, int64_t tokens);
   int64_t whole_blocks(Role role, int64_t end) const;
   void resize_table(BlockTable& table, int64_t live);
   void free_table(BlockTable& table, int64_t block_bytes);

@@ -36,7 +36,9 @@ struct CachePolicy {
   FlushRule k, v;
   bool codes = true;                // false: everything stays exact
   DType exact_dtype = DType::kF16;  // of sinks and window
-  // Rounds n finite values in place, as the cache stores what is exact. Error (data): a value leaves exact_dtype.
+  // Error (data): one of n values leaves exact_dtype, or is not finite.
+  void check_exact(const float* values, int64_t n) const;
+  // Rounds n values in place, as the cache stores what is exact, and checks them.
   void round_exact(float* values, int64_t n) const;
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
   // First token that is exact for the query at `position`, beyond the sinks.

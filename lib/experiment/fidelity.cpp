@@ -4,6 +4,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "cache/coding.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -11,84 +12,54 @@
 namespace vqkv {
 namespace {
 
-// Everything of one (window, head) of a layer.
-struct HeadRows {
-  Matrix<float> k, v, k_hat, v_hat;  // keys after RoPE
-  const CodeBlock* key_block = nullptr;
-  const CodeBlock* value_block = nullptr;
-  int64_t coded_k = 0, coded_v = 0;
-};
-
 struct Layer {
   int windows = 0, heads = 0;
   std::vector<HeadRows> rows;     // (windows, heads)
   std::vector<CodeBlock> blocks;  // (windows, units of the layer)
   HeadRows& at(int w, int h) { return rows[static_cast<size_t>(w * heads + h)]; }
+  std::span<HeadRows> window(int w) { return {&at(w, 0), static_cast<size_t>(heads)}; }
 };
 
-struct Totals {
-  double encode = 0, decode = 0;
-  int64_t values = 0;
-};
+// A window's rows as a cache that replays it holds them exactly.
+class WindowRows final : public ExactRows {
+ public:
+  WindowRows(const TraceRows& rows, const CodecSet& codecs, int layer, const EvalWindow& w, std::span<HeadRows> heads)
+      : rows_(rows),
+        codecs_(codecs),
+        policy_(rows.config().policy()),
+        layer_(layer),
+        window_(w),
+        heads_(heads),
+        before_rope_(heads.size()) {}
 
-// Codes one unit of one window; fills k_hat or v_hat of its heads.
-Totals code_unit(const TraceRows& rows, const TrainedUnit& unit, const EvalWindow& w, Layer& layer, int window,
-                 CodeBlock& block) {
-  const UnitShape& u = unit.spec.unit;
-  const Codec& codec = *unit.codec;
-  const CachePolicy policy = rows.config().policy();
-  const bool key = u.role == Role::kKey, pre = key && codec.rope() == RopePlacement::kPre;
-  const int64_t d = u.head_dim, n = w.window.tokens, width = u.channels();
-  const int64_t sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
-  const int64_t coded = policy.codes ? (n - sinks) / step * step : 0;
-
-  Matrix<float> x(n, width);
-  const auto gather = [&](Matrix<float>& to, bool keys, bool unrotated) {
-    for (int h = 0; h < u.heads; ++h) {
-      const HeadRows& from = layer.at(window, u.first_head + h);
-      for (int64_t r = 0; r < n; ++r) std::copy_n((keys ? from.k : from.v).row(r), d, to.row(r) + h * d);
+  void load(Role role, int head, int64_t first, MutMatrix out) const override {
+    const HeadRows& exact = heads_[static_cast<size_t>(head)];
+    const Matrix<float>& from = role == Role::kValue ? exact.v : pre(head) ? before_rope(head) : exact.k;
+    for (int64_t r = 0; r < out.rows; ++r) {
+      std::copy_n(from.row(first + r), out.cols, out.row(r));
+      policy_.round_exact(out.row(r), out.cols);
     }
-    if (unrotated)
-      for (int h = 0; h < u.heads; ++h) {
-        const Matrix<float> k = rows.keys(u.layer, u.first_head + h, w);
-        for (int64_t r = 0; r < n; ++r) std::copy_n(k.row(r), d, to.row(r) + h * d);
-      }
-    policy.round_exact(to.data(), n * width);
-  };
-  gather(x, key, pre);
-  Totals t;
-  Stopwatch watch;
-  // A cache fits on what it holds when a unit first codes (the sinks, the window and one flush); the same rows here.
-  const FlushRule& rule = policy.rule(u.role);
-  const int64_t held = std::min(n, policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1);
-  std::unique_ptr<SequenceState> state;
-  if (coded > 0) {
-    Matrix<float> other(n, width);
-    gather(other, !key, false);
-    const ConstMatrix k = (key ? x : other).view().slice_rows(0, held),
-                      v = (key ? other : x).view().slice_rows(0, held);
-    state = codec.fit(k, v, ConstMatrix());
   }
-  Matrix<float> decoded(coded, width);
-  if (coded > 0) {
-    codec.encode(x.view().slice_rows(sinks, coded), block, state.get());
-    t.encode = watch.seconds();
-    watch.restart();
-    codec.decode(block, decoded, {-1, state.get()});
-    t.decode = watch.seconds();
-    t.values = coded * width;
+
+ private:
+  bool pre(int head) const {
+    const auto unit = static_cast<size_t>(codecs_.unit_index(layer_, head, Role::kKey));
+    return codecs_.units()[unit].codec->rope() == RopePlacement::kPre;
   }
-  for (int h = 0; h < u.heads; ++h) {
-    HeadRows& to = layer.at(window, u.first_head + h);
-    Matrix<float>& hat = key ? to.k_hat : to.v_hat;
-    hat = key ? to.k : to.v;
-    for (int64_t r = 0; r < coded; ++r) std::copy_n(decoded.row(r) + h * d, d, hat.row(sinks + r));
-    if (pre && coded > 0) rope_apply(rows.rope(), w.position.data() + sinks, hat.view().slice_rows(sinks, coded));
-    (key ? to.coded_k : to.coded_v) = sinks + coded;
-    if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
+  const Matrix<float>& before_rope(int head) const {
+    Matrix<float>& k = before_rope_[static_cast<size_t>(head)];
+    if (k.rows == 0) k = rows_.keys(layer_, head, window_);
+    return k;
   }
-  return t;
-}
+
+  const TraceRows& rows_;
+  const CodecSet& codecs_;
+  CachePolicy policy_;
+  int layer_;
+  const EvalWindow& window_;
+  std::span<HeadRows> heads_;
+  mutable std::vector<Matrix<float>> before_rope_;  // (heads), read when first asked for
+};
 
 struct MetricSet {
   std::vector<std::unique_ptr<Metric>> metrics;
@@ -103,7 +74,7 @@ struct MetricSet {
   }
 };
 
-using FillLayer = std::function<Totals(int layer, Layer& data)>;
+using FillLayer = std::function<CodingTotals(int layer, Layer& data)>;
 
 FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill,
                        const std::function<void(int)>& progress) {
@@ -121,12 +92,9 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
     layer.rows.resize(windows.size() * static_cast<size_t>(shape.kv_heads));
     parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
       const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
-      HeadRows& r = layer.at(w, h);
-      r.k = rows.keys(l, h, windows[static_cast<size_t>(w)]);
-      rope_apply(rows.rope(), windows[static_cast<size_t>(w)].position.data(), r.k);
-      r.v = rows.values(l, h, windows[static_cast<size_t>(w)]);
+      layer.at(w, h) = exact_rows(rows, l, h, windows[static_cast<size_t>(w)]);
     });
-    const Totals t = fill(l, layer);
+    const CodingTotals t = fill(l, layer);
     out.encode_seconds += t.encode;
     out.decode_seconds += t.decode;
     out.coded_values += t.values;
@@ -203,6 +171,48 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
 
 }  // namespace
 
+HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w) {
+  HeadRows r;
+  r.k = rows.keys(layer, head, w);
+  rope_apply(rows.rope(), w.position.data(), r.k);
+  r.v = rows.values(layer, head, w);
+  return r;
+}
+
+CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
+                       std::span<HeadRows> heads, CodeBlock& block) {
+  const UnitShape& u = unit.spec.unit;
+  const Codec& codec = *unit.codec;
+  const CachePolicy policy = rows.config().policy();
+  const bool key = u.role == Role::kKey, pre = key && codec.rope() == RopePlacement::kPre;
+  const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
+  const int64_t coded = policy.codes ? (n - sinks) / step * step : 0;
+  CodingTotals t;
+  Matrix<float> decoded(coded, u.channels());
+  if (coded > 0) {
+    const WindowRows exact(rows, codecs, u.layer, w, heads);
+    Stopwatch watch;
+    const auto state = fit_unit(codec, u, exact, fit_tokens(policy, n));
+    const DecodePlan plan = codec.plan({-1, state.get()});
+    block = encode_unit(codec, plan, u, exact, sinks, sinks + coded, state.get());
+    t.encode = watch.seconds();
+    watch.restart();
+    decode_plan(plan, block, decoded);
+    t.decode = watch.seconds();
+    t.values = coded * u.channels();
+  }
+  for (int h = 0; h < u.heads; ++h) {
+    HeadRows& to = heads[static_cast<size_t>(u.first_head + h)];
+    Matrix<float>& hat = key ? to.k_hat : to.v_hat;
+    hat = key ? to.k : to.v;
+    for (int64_t r = 0; r < coded; ++r) std::copy_n(decoded.row(r) + h * u.head_dim, u.head_dim, hat.row(sinks + r));
+    if (pre && coded > 0) rope_apply(rows.rope(), w.position.data() + sinks, hat.view().slice_rows(sinks, coded));
+    (key ? to.coded_k : to.coded_v) = sinks + coded;
+    if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
+  }
+  return t;
+}
+
 FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
                                 const std::function<void(int)>& progress) {
   const auto& windows = rows.windows();
@@ -213,15 +223,15 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
         for (const TrainedUnit& u : codecs.units())
           if (u.spec.unit.layer == l) units.push_back(&u);
         layer.blocks.resize(units.size() * windows.size());
-        std::vector<Totals> parts(layer.blocks.size());
+        std::vector<CodingTotals> parts(layer.blocks.size());
         parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
           const int w = static_cast<int>(i) / static_cast<int>(units.size());
           parts[static_cast<size_t>(i)] =
-              code_unit(rows, *units[static_cast<size_t>(i) % units.size()], windows[static_cast<size_t>(w)], layer, w,
-                        layer.blocks[static_cast<size_t>(i)]);
+              code_unit(rows, codecs, *units[static_cast<size_t>(i) % units.size()], windows[static_cast<size_t>(w)],
+                        layer.window(w), layer.blocks[static_cast<size_t>(i)]);
         });
-        Totals t;
-        for (const Totals& p : parts) {
+        CodingTotals t;
+        for (const CodingTotals& p : parts) {
           t.encode += p.encode;
           t.decode += p.decode;
           t.values += p.values;
@@ -251,7 +261,7 @@ FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& sour
           std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
           r.coded_k = r.coded_v = n;
         });
-        return Totals{0, 0, 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim}};
+        return CodingTotals{0, 0, 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim}};
       },
       progress);
 }

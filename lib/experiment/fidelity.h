@@ -1,6 +1,7 @@
 // Codes select and report documents with a frozen codec set and hands exact beside decoded rows to the metrics.
 #pragma once
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "experiment/trace_rows.h"
@@ -14,6 +15,25 @@ struct FidelityResult {
   int64_t coded_values = 0;                                            // K and V numbers that went through a codec
   double coded_share_k = 0, coded_share_v = 0;  // of the tokens that report queries attend to, the part that was coded
 };
+
+// Everything of one (window, KV head) of a layer; keys after RoPE, rows as in FidelitySample.
+struct HeadRows {
+  Matrix<float> k, v, k_hat, v_hat;
+  const CodeBlock* key_block = nullptr;  // on the first head of a unit
+  const CodeBlock* value_block = nullptr;
+  int64_t coded_k = 0, coded_v = 0;
+};
+// k and v, as recorded.
+HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w);
+
+struct CodingTotals {
+  double encode = 0, decode = 0;  // seconds
+  int64_t values = 0;
+};
+// Codes one unit of one window as a cache does (cache/coding.h); `heads` are those of its layer, whose k_hat or v_hat
+// it fills.
+CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
+                       std::span<HeadRows> heads, CodeBlock& block);
 
 // Layer by layer: at most one layer's rows of the select and report documents are in memory. Keys and values are
 // rounded to exact_dtype in the codec's domain first, as a cache does. `progress(layers done)` may throw to stop.

@@ -233,6 +233,28 @@ TEST_CASE("a value that leaves the exact type is refused by name, not stored as 
   }
 }
 
+TEST_CASE("a cache refuses what its exact type cannot hold, as a sweep does", "[cache]") {
+  const CacheShape shape = make_shape(1, 1, 2, 16);
+  for (const Role role : {Role::kKey, Role::kValue})
+    for (const float bad : {2e5f, -1e30f, INFINITY, NAN}) {
+      CAPTURE(role_name(role), bad);
+      CachePolicy policy = policy_of(4, {32, 16}, {32, 16});
+      Tokens x(shape, 40, 15);
+      (role == Role::kKey ? x.k : x.v)(33, 20) = bad;
+      for (const bool codes : {true, false}) {
+        policy.codes = codes;
+        CompressedCache cache = codes ? CompressedCache(pq_set(shape, 1), policy) : CompressedCache(shape, policy);
+        CHECK_THROWS_WITH(feed(cache, x, 0, 40), Catch::Contains("leaves f16"));
+      }
+      policy.exact_dtype = DType::kBF16;
+      CompressedCache wider(pq_set(shape, 1), policy);
+      if (std::isfinite(bad))
+        CHECK_NOTHROW(feed(wider, x, 0, 40));
+      else
+        CHECK_THROWS_WITH(feed(wider, x, 0, 40), Catch::Contains("leaves bf16"));
+    }
+}
+
 TEST_CASE("Overlays are stored, counted and found", "[cache]") {
   const CacheShape shape = make_shape(1, 1, 1, 16);
   const auto set = pq_set(shape, 1, 8, 1, 4);

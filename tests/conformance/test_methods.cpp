@@ -5,12 +5,12 @@
 
 #include "codec/build.h"
 #include "codec/transform/transform.h"
-#include "config/config.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "support/catch.h"
 #include "support/formula.h"
 #include "support/memory_parameters.h"
+#include "support/method_configs.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
@@ -67,14 +67,6 @@ TrainData data_of(const UnitShape& unit, int64_t n) {
     d.received_mass2.push_back(0.1f + static_cast<float>(t % 5));
   }
   return d;
-}
-
-Json test_config(const std::string& method) {
-  Config config = load_config(std::string(VQKV_SOURCE_DIR) + "/configs/codecs/" + method + ".yaml");
-  config.tree["group"] = "test";
-  apply_group(config);
-  REQUIRE(config.tree["codec"]["name"] == method);
-  return config.tree["codec"];
 }
 
 struct Case {

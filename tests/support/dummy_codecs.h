@@ -84,19 +84,20 @@ class SparseDummy final : public DummyCodec {
   bool add_;
 };
 
-// Subtracts the channel means of its prompt, fitted by fit(); without a state it codes plain values.
+// Subtracts the channel means of its prompt, fitted by fit() to its own rows or to those of the other role; without a
+// state it codes plain values.
 class PromptDummy final : public DummyCodec {
  public:
   struct State final : SequenceState {
     std::vector<float> mean;
     int64_t bytes() const override { return static_cast<int64_t>(mean.size() * sizeof(float)); }
   };
-  explicit PromptDummy(const UnitShape& unit) : DummyCodec(unit) {
+  explicit PromptDummy(const UnitShape& unit, bool other_role = false) : DummyCodec(unit), other_role_(other_role) {
     layout_.fields = {{"code", 4, channels(), true}};
     layout_.sides = {{"scale", DType::kF16, 1, true}};
   }
   std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix) const override {
-    const ConstMatrix x = unit_.role == Role::kKey ? k : v;
+    const ConstMatrix x = (unit_.role == Role::kKey) != other_role_ ? k : v;
     auto state = std::make_unique<State>();
     for (int64_t c = 0; c < x.cols; ++c) {
       double sum = 0;
@@ -129,6 +130,9 @@ class PromptDummy final : public DummyCodec {
     if (query.state) plan.outer_bias = static_cast<const State*>(query.state)->mean;
     return plan;
   }
+
+ private:
+  bool other_role_;
 };
 
 // 8-bit codes as an upper and a lower nibble (QuantSpec's shape): level 0 reads the upper one, level 1 (and -1) both.

@@ -1,0 +1,59 @@
+#include "cache/coding.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+// The unit's heads side by side.
+Matrix<float> gather(const UnitShape& unit, const ExactRows& rows, Role role, int64_t first, int64_t count) {
+  Matrix<float> x(count, unit.channels());
+  for (int h = 0; h < unit.heads; ++h)
+    rows.load(role, unit.first_head + h, first, x.view().slice_cols(h * unit.head_dim, unit.head_dim));
+  return x;
+}
+
+void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
+  for (const PlanTerm& term : plan.terms) {
+    if (const auto* table = std::get_if<TableTerm>(&term)) {
+      // Other slots of the field may have books of their own; their terms check them.
+      const size_t slots = static_cast<size_t>(plan.layout.fields[static_cast<size_t>(table->field)].slots);
+      const std::vector<uint16_t>& all = codes.fields[static_cast<size_t>(table->field)];
+      for (size_t t = 0; t < all.size(); t += slots)
+        for (int s = table->first_slot; s < table->first_slot + table->slots; ++s)
+          VQKV_CHECK(all[t + static_cast<size_t>(s)] < table->entries);
+    } else if (const auto* levels = std::get_if<LevelsTerm>(&term); levels && !levels->levels.empty()) {
+      for (const uint16_t c : codes.fields[static_cast<size_t>(levels->field)]) VQKV_CHECK(c < levels->levels.size());
+    }
+  }
+}
+
+}  // namespace
+
+int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
+  const auto first = [&](const FlushRule& rule) {
+    return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1;
+  };
+  return std::min({held, first(policy.k), first(policy.v)});
+}
+
+std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, const ExactRows& rows,
+                                        int64_t tokens) {
+  return codec.fit(gather(unit, rows, Role::kKey, 0, tokens), gather(unit, rows, Role::kValue, 0, tokens),
+                   ConstMatrix());
+}
+
+CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShape& unit, const ExactRows& rows,
+                      int64_t from, int64_t to, const SequenceState* state) {
+  const int64_t block = plan.layout.block_tokens;
+  VQKV_CHECK(to >= from && (to - from) % block == 0);
+  CodeBlock codes;
+  codec.encode(gather(unit, rows, unit.role, from, to - from), codes, state);
+  VQKV_CHECK(codes.blocks == (to - from) / block);
+  check_codes(plan, codes);
+  return codes;
+}
+
+}  // namespace vqkv

@@ -1,0 +1,148 @@
+// The rows that a sweep measures are those that a replay attends to: every registered method, with and without
+// transforms, keys before and after RoPE, and the seams that no method uses yet (exact exceptions, parameters fitted to
+// the prompt).
+#include <map>
+
+#include "cache/impl.h"
+#include "codec/build.h"
+#include "experiment/fidelity.h"
+#include "support/catch.h"
+#include "support/dummy_codecs.h"
+#include "support/method_configs.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+constexpr int64_t kTokens = 256;
+
+// Windows and flushes of their own for keys and values: what is fitted to the prompt depends on both.
+const char* const kCache = R"({"sinks": 4, "k": {"window": 40, "flush": 64}, "v": {"window": 70, "flush": 64}})";
+
+struct Recorded {
+  TestFolder folder;
+  std::unique_ptr<TraceReader> reader;
+  std::unique_ptr<TraceRows> rows;
+  explicit Recorded(const std::string& cache = kCache) {
+    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, 1, 2, 64);
+    CellConfig config;
+    config.trace = folder / "t.trace.h5";
+    config.train = {0, 1};
+    config.report = {2};
+    config.cache = canonical_cache_config(parse_json(cache, "test"));
+    reader = std::make_unique<TraceReader>(config.trace);
+    rows = std::make_unique<TraceRows>(*reader, config);
+  }
+};
+
+// What a replay of the window holds coded: (tokens, head_dim) a head, keys after RoPE.
+struct Replayed {
+  Replayed(const Recorded& in, std::shared_ptr<const CodecSet> set, int64_t block)
+      : cache(std::move(set), in.rows->config().policy()) {
+    const CacheShape& shape = cache.shape();
+    const EvalWindow& w = in.rows->windows().at(0);
+    Matrix<float> k(kTokens, shape.kv_heads * shape.head_dim), v = k;
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      const Matrix<float> from_k = in.rows->keys(0, h, w), from_v = in.rows->values(0, h, w);
+      for (int64_t t = 0; t < kTokens; ++t) {
+        std::copy_n(from_k.row(t), shape.head_dim, k.row(t) + h * shape.head_dim);
+        std::copy_n(from_v.row(t), shape.head_dim, v.row(t) + h * shape.head_dim);
+      }
+    }
+    for (int64_t t = 0; t < kTokens; t += block) {
+      const int64_t n = std::min(block, kTokens - t);
+      cache.begin_block(n);
+      cache.append(0, k.view().slice_rows(t, n), v.view().slice_rows(t, n));
+      cache.end_block();
+    }
+  }
+  Matrix<float> coded(const TraceRows& rows, int head, Role role) const {
+    const auto unit = static_cast<size_t>(cache.codecs()->unit_index(0, head, role));
+    const UnitFacts& u = cache.impl().units[unit];
+    const CodeBlock codes = cache.impl().fetch_codes(unit);
+    Matrix<float> all(codes.blocks * u.plan.layout.block_tokens, u.shape.channels());
+    decode_plan(u.plan, codes, all);
+    Matrix<float> x(all.rows, u.shape.head_dim);
+    for (int64_t t = 0; t < x.rows; ++t) {
+      std::copy_n(all.row(t) + (head - u.shape.first_head) * x.cols, x.cols, x.row(t));
+      const auto position = static_cast<int32_t>(t + cache.policy().sinks);
+      if (role == Role::kKey && u.plan.rope == RopePlacement::kPre)
+        rope_apply(rows.rope(), &position, x.view().slice_rows(t, 1));
+    }
+    return x;
+  }
+  CompressedCache cache;
+};
+
+void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set) {
+  const TraceRows& rows = *in.rows;
+  const EvalWindow& w = rows.windows().at(0);
+  std::vector<HeadRows> heads;
+  for (int h = 0; h < set->shape().kv_heads; ++h) heads.push_back(exact_rows(rows, 0, h, w));
+  std::vector<CodeBlock> blocks(set->units().size());
+  for (size_t u = 0; u < set->units().size(); ++u) code_unit(rows, *set, set->units()[u], w, heads, blocks[u]);
+
+  for (const int64_t block : {kTokens, int64_t{19}}) {
+    const Replayed replayed(in, set, block);
+    const int64_t sinks = replayed.cache.policy().sinks;
+    for (int h = 0; h < set->shape().kv_heads; ++h)
+      for (const Role role : {Role::kKey, Role::kValue}) {
+        CAPTURE(block, h, role_name(role));
+        const Matrix<float> held = replayed.coded(rows, h, role);
+        const HeadRows& from = heads[static_cast<size_t>(h)];
+        const Matrix<float>& measured = role == Role::kKey ? from.k_hat : from.v_hat;
+        REQUIRE(held.rows == (role == Role::kKey ? 192 : 128));
+        bool same = true;
+        for (int64_t t = 0; t < held.rows; ++t)
+          same = same && std::equal(held.row(t), held.row(t) + held.cols, measured.row(sinks + t));
+        CHECK(same);
+      }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a sweep measures the rows that a replay holds: every method", "[conformance][coder]") {
+  const Recorded in;
+  for (const Method* method : all_methods()) {
+    const std::string name = method->describe().name;
+    std::map<std::string, int> ran;
+    for (const char* rope : {"post", "pre"})
+      for (const int heads : {1, 2})
+        for (const bool transforms : {false, true}) {
+          Json config = test_config(name);
+          config["rope"] = rope;
+          config["heads"] = heads;
+          if (transforms) config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
+          const CodecPlan plan = plan_in_scope(resolve_codec(config, in.reader->info().shape), in.rows->scope());
+          if (!plan.skip.empty()) continue;
+          CAPTURE(name, rope, heads, transforms);
+          check_same_rows(in, train_codec_set(plan, in.rows->scope().shape, *in.rows, {}));
+          ++ran[rope];
+          ++ran[transforms ? "transforms" : "plain"];
+        }
+    INFO(name);
+    for (const std::string& rope : method->describe().rope) CHECK(ran[rope] > 0);
+    CHECK(ran["transforms"] > 0);
+    CHECK(ran["plain"] > 0);
+  }
+}
+
+TEST_CASE("a sweep measures the rows that a replay holds: exceptions, fitted parameters", "[conformance][coder]") {
+  const Recorded in;
+  const CacheShape& shape = in.rows->scope().shape;
+  for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
+    for (const int heads : {1, 2}) {
+      CAPTURE(static_cast<int>(rope), heads);
+      for (const bool add : {false, true})
+        check_same_rows(in, dummy_codec_set(shape, rope, heads, [&](const UnitShape& unit) {
+                          return std::make_unique<SparseDummy>(unit, 3, add);
+                        }));
+      for (const bool other_role : {false, true})
+        check_same_rows(in, dummy_codec_set(shape, rope, heads, [&](const UnitShape& unit) {
+                          return std::make_unique<PromptDummy>(unit, other_role);
+                        }));
+    }
+}
