@@ -132,19 +132,23 @@ def table(_, out, model):
     context = facts["context"]
     markdown(rows, ["codec", "codes+side", f"resident b/v at {context}", "bytes a sequence", "4K, books/1", "/64", "32K, books/1", "/64",
                     "softmax KL", "output error", "KLD, last quarter", "coded mass", "PPL", "PPL ratio", "same top"])
+    cluster = next((c["cluster"] for c in played["comparisons"]), "window")
     train = [r["train"] for _, r in cells_of(os.path.join(out, "sweep")).values() if r.get("train", {}).get("vectors")]
     seconds = sum(value(r, "time", "time.train") for _, r in cells_of(os.path.join(out, "sweep")).values())
     print(f"\nSmolLM2-135M-Instruct, a small model: KLD, PPL ratio and same top are gates, not a paper's scores. {facts['windows']} windows of {context} tokens,")
-    print(f"{facts['positions']} scored positions on documents that no codec was trained on; ± is a standard error over windows. Every layer and")
+    print(f"{facts['positions']} scored positions on documents that no codec was trained on; ± is a standard error over {cluster}s. Every layer and")
     print(f"head is coded. {len(train)} codecs trained on {train[0]['tokens'] if train else 0} tokens in up to "
           f"{max((t['iterations'] for t in train), default=0)} iterations a unit; {seconds:.0f} s of training on all threads together.")
     print("bits a value (b/v): codes and side data; everything resident, sinks and window included; with the codebooks shared by 1 and 64 sequences.")
     print("coded mass: share of the attention of the last quarter that fell on coded keys. `+qm`: keys in the metric of their queries.")
     pairs = [c for c in played["comparisons"] if c["what"] == "kld.last_quarter" and not c["windowless"]]
-    told = [c for c in pairs if c["verdict"] != "not told apart"]
+    told = [c for c in pairs if c["told_apart"]]
     if pairs:
-        print(f"Difference of the KLD of the last quarter, paired on the same positions of {facts['windows']} windows, with its 95 % interval")
-        print(f"corrected for the {pairs[0]['pairs']} pairs compared; {len(pairs) - len(told)} of the {len(pairs)} with a window are not told apart:")
+        counted = f"{pairs[0]['clusters']} {pairs[0]['cluster']}s"
+        print("Differences of the KLD of the last quarter, paired on the same positions, with the 95 % interval of each alone. Verdicts: exact sign")
+        print(f"flips over {counted}, Holm's correction over all {pairs[0]['comparisons']} comparisons; ", end="")
+        print(f"{len(told)} of the {len(pairs)} pairs with a window are told apart:" if pairs[0]["told_apart"] is not None else
+              f"{counted} can't carry one, {pairs[0]['clusters_needed']} would do.")
     for c in told:
         print(f"  {c['a']} - {c['b']}: {c['mean']:+.4f} [{number(c['low'], 4)}, {number(c['high'], 4)}]: {c['verdict']}")
 
@@ -225,7 +229,7 @@ def ranks(out):
     for windowless in (False, True):
         pairs = [c for c in replay(out)["comparisons"] if c["what"] == "kld.last_quarter" and c["windowless"] == windowless and
                  len({bits_of(codecs[c[side].replace(" (no window)", "")][1]) for side in "ab"}) == 1]
-        told = sum(c["verdict"] != "not told apart" for c in pairs)
+        told = sum(bool(c["told_apart"]) for c in pairs)
         print(f"Of {len(pairs)} pairs of equal bits {told} are told apart {'without a window' if windowless else 'with a window'}.")
 
 

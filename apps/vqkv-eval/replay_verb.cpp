@@ -79,8 +79,8 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   return row;
 }
 
-// Every pair of codecs under the same kind of policy (windowed with windowed), with the interval corrected for the
-// number of pairs. The self-noise row is no codec.
+// Every pair of codecs under the same kind of policy (windowed with windowed); verdicts are corrected over all of them.
+// The self-noise row is no codec.
 Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first,
                     const ReplayVerb& v) {
   const auto windowless = [&](size_t c) { return candidates[c].label.ends_with(kNoWindow); };
@@ -88,20 +88,25 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> cand
   for (size_t a = first; a < candidates.size(); ++a)
     for (size_t b = a + 1; b < candidates.size(); ++b)
       if (windowless(a) == windowless(b)) pairs.emplace_back(a, b);
+  const auto rows = compare_tracks(r, pairs, v.context);
+  const std::string cluster = replay_clusters(r).name;
   Json out = Json::array();
-  for (const auto& [a, b] : pairs)
-    for (const auto& d : compare_tracks(r, r.tracks[a], r.tracks[b], v.context, static_cast<int>(pairs.size())))
-      out.push_back({{"a", d.a},
-                     {"b", d.b},
-                     {"what", d.what},
-                     {"mean", d.mean},
-                     {"pairs", pairs.size()},
-                     {"windowless", windowless(a)},
-                     {"low", std::isfinite(d.interval.low) ? Json(d.interval.low) : Json()},
-                     {"high", std::isfinite(d.interval.high) ? Json(d.interval.high) : Json()},
-                     {"verdict", d.better < 0   ? "a is better"
-                                 : d.better > 0 ? "b is better"
-                                                : "not told apart"}});
+  for (const auto& d : rows)
+    out.push_back({{"a", r.tracks[d.a].label},
+                   {"b", r.tracks[d.b].label},
+                   {"what", d.what},
+                   {"mean", d.mean},
+                   {"windowless", windowless(d.a)},
+                   {"low", std::isfinite(d.interval.low) ? Json(d.interval.low) : Json()},
+                   {"high", std::isfinite(d.interval.high) ? Json(d.interval.high) : Json()},
+                   {"p", d.p},
+                   {"p_corrected", d.corrected},
+                   {"comparisons", rows.size()},
+                   {"clusters", d.clusters},
+                   {"clusters_needed", d.needed},
+                   {"cluster", cluster},
+                   {"told_apart", d.better ? Json(*d.better != 0) : Json()},
+                   {"verdict", verdict(d, cluster)}});
   return out;
 }
 
@@ -210,22 +215,27 @@ int run_replay(const ReplayVerb& v) {
   }
   print(table, v.common.format);
   if (v.common.format != TableFormat::kMarkdown) return kExitOk;
+  const ReplayClusters clusters = replay_clusters(result);
   std::string notes = fmt::format(
-      "\n{} window{} of {} tokens, {} scored positions ({}); {}. Errors (±) are over windows. Bits a value: all bytes "
-      "resident at the "
-      "end of a window, over all cached values; then with codebooks and other constants shared by 1 and by 64 "
-      "sequences. Coded "
-      "mass: share of the attention in the last quarter that fell on coded keys.\n",
-      result.windows, result.windows == 1 ? "" : "s", v.context, result.position.size(), scored, bos);
-  if (result.windows < 2)
-    notes += "One window gives no errors and no intervals; take more with --windows or a longer text.\n";
+      "\n{} window{} of {} tokens, {} scored positions ({}); {}. Errors (±) are over {} {}{}. Bits a value: all bytes "
+      "resident at the end of a window, over all cached values; then with codebooks and other constants shared by 1 "
+      "and "
+      "by 64 sequences. Coded mass: share of the attention in the last quarter that fell on coded keys.\n",
+      result.windows, result.windows == 1 ? "" : "s", v.context, result.position.size(), scored, bos, clusters.count,
+      clusters.name, clusters.count == 1 ? "" : "s");
+  if (clusters.count < 2)
+    notes += "One window gives no errors and no intervals; take more with --windows or longer or more texts.\n";
+  if (!comparisons.empty())
+    notes += fmt::format(
+        "Paired differences, with the 95 % interval of each alone; verdicts by exact sign flips over {}s, Holm's "
+        "correction over all {} comparisons (the rest is in --json).\n",
+        clusters.name, comparisons.size());
   for (const auto& c : comparisons) {
-    if (c["what"] != "kld.last_quarter" || c["windowless"]) continue;  // the others are in the JSON
+    if (c["what"] != "kld.last_quarter" || c["windowless"]) continue;
     notes += fmt::format("{} - {}: KLD last 1/4 {:+.3g}", c["a"].get<std::string>(), c["b"].get<std::string>(),
                          c["mean"].get<double>());
-    notes += c["low"].is_null() ? std::string("\n")
-                                : fmt::format(" [{:.3g}, {:.3g}]: {}\n", c["low"].get<double>(),
-                                              c["high"].get<double>(), c["verdict"].get<std::string>());
+    if (!c["low"].is_null()) notes += fmt::format(" [{:.3g}, {:.3g}]", c["low"].get<double>(), c["high"].get<double>());
+    notes += fmt::format(": {}\n", c["verdict"].get<std::string>());
   }
   std::fputs(notes.c_str(), stdout);
   return kExitOk;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "core/error.h"
 
@@ -13,7 +14,7 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// Per-position values and their windows, for the positions that `keep` accepts.
+// Per-position values and their clusters, for the positions that `keep` accepts.
 struct Picked {
   std::vector<double> x;
   std::vector<int32_t> cluster;
@@ -22,10 +23,11 @@ struct Picked {
 template <class Keep>
 Picked pick(const ReplayResult& r, const std::vector<double>& x, Keep keep) {
   Picked p;
+  const auto clusters = replay_clusters(r);
   for (size_t i = 0; i < x.size(); ++i)
     if (keep(r.position[i])) {
       p.x.push_back(x[i]);
-      p.cluster.push_back(r.window[i]);
+      p.cluster.push_back(clusters.of[i]);
     }
   return p;
 }
@@ -53,14 +55,14 @@ std::vector<double> per_document(const ReplayResult& r, const std::vector<double
 
 class Block {
  public:
-  explicit Block(int64_t windows) : windows_(windows) {}
+  explicit Block(int64_t clusters) : clusters_(clusters) {}
   Measurement& add(std::string tag, double value, std::string unit, double error, Better better) {
     Measurement m;
     m.tag = std::move(tag);
     m.value = value;
     m.unit = std::move(unit);
     m.stderr_ = error;
-    m.n = windows_;
+    m.n = clusters_;
     m.better = better;
     all_.push_back(std::move(m));
     return all_.back();
@@ -68,31 +70,43 @@ class Block {
   std::vector<Measurement> take() { return std::move(all_); }
 
  private:
-  int64_t windows_;
+  int64_t clusters_;
   std::vector<Measurement> all_;
 };
 
 }  // namespace
 
+ReplayClusters replay_clusters(const ReplayResult& r) {
+  const auto distinct = [](const std::vector<int32_t>& ids) {
+    return static_cast<int64_t>(std::set<int32_t>(ids.begin(), ids.end()).size());
+  };
+  const int64_t documents = distinct(r.document);
+  if (documents > 1) return {r.document, "document", documents};
+  return {r.window, "window", distinct(r.window)};
+}
+
 std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, int64_t context) {
   const size_t n = t.kld.size();
   VQKV_CHECK(n == r.position.size() && n == r.nll_exact.size());
   if (n < 100) fail_usage(fmt::format("{} scored positions are too few for statistics; give at least 100", n));
-  Block out(r.windows);
-  const auto error_of = [&](const std::vector<double>& x) { return cluster_error(x, r.window); };
+  const auto clusters = replay_clusters(r);
+  Block out(clusters.count);
+  const auto error_of = [&](const std::vector<double>& x) { return cluster_error(x, clusters.of); };
   const auto mean_of = [](const std::vector<double>& x) { return mean_error(x).mean; };
 
   const double nll = mean_of(t.nll), nll_exact = mean_of(r.nll_exact);
   const auto delta_nll = difference(t.nll, r.nll_exact);
   const double ratio = mean_of(delta_nll);
   // Errors of exp(mean) by the delta method; ratio and difference use the paired NLLs, hence tighter than the two
-  // apart.
+  // apart. The difference keeps the slopes of both: exp(nll) alone is right only where the perplexities are about
+  // equal.
   out.add("ppl.exact", std::exp(nll_exact), "1", std::exp(nll_exact) * error_of(r.nll_exact), Better::kLower);
   out.add("ppl", std::exp(nll), "1", std::exp(nll) * error_of(t.nll), Better::kLower);
   out.add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower).per_document =
       per_document(r, delta_nll);
-  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", std::exp(nll) * error_of(delta_nll),
-          Better::kLower);
+  std::vector<double> slopes(n);
+  for (size_t i = 0; i < n; ++i) slopes[i] = std::exp(nll) * t.nll[i] - std::exp(nll_exact) * r.nll_exact[i];
+  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", error_of(slopes), Better::kLower);
   out.add("ln_ppl.correlation", pearson(t.nll, r.nll_exact), "1", 0, Better::kHigher);
   if (r.text_bytes > 0)
     out.add("bits_per_byte", nll * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
@@ -151,25 +165,50 @@ std::vector<Bucket> position_buckets(const ReplayResult& r, const std::vector<do
   return out;
 }
 
-std::vector<PairedDifference> compare_tracks(const ReplayResult& r, const ReplayTrack& a, const ReplayTrack& b,
-                                             int64_t context, int comparisons) {
-  std::vector<PairedDifference> out;
-  const auto add = [&](const char* what, const Picked& d) {
-    if (d.x.empty()) return;
-    PairedDifference p{a.label, b.label, what, mean_error(d.x).mean, {}, 0};
-    // Bonferroni over the comparisons of a table; the stream is named, so a table reprints the same interval.
-    p.interval =
-        cluster_bootstrap(d.x, d.cluster, Rng::from_text(fmt::format("paired/{}/{}/{}", a.label, b.label, what)), 4000,
-                          1 - 0.05 / std::max(1, comparisons));
-    p.better = p.interval.high < 0 ? -1 : p.interval.low > 0 ? 1 : 0;
-    out.push_back(p);
-  };
+std::vector<PairedDifference> compare_tracks(const ReplayResult& r, std::span<const std::pair<size_t, size_t>> pairs,
+                                             int64_t context) {
+  constexpr double kLevel = 0.05;
   const auto all = [](int32_t) { return true; };
-  const auto kld = difference(a.kld, b.kld);
-  add("kld", pick(r, kld, all));
-  add("kld.last_quarter", pick(r, kld, [&](int32_t p) { return p >= context - context / 4; }));
-  add("nll", pick(r, difference(a.nll, b.nll), all));
+  const auto last = [&](int32_t p) { return p >= context - context / 4; };
+  std::vector<std::string> measures{"kld", "nll"};
+  if (std::any_of(r.position.begin(), r.position.end(), last))
+    measures.insert(measures.begin() + 1, "kld.last_quarter");
+  std::vector<PairedDifference> out;
+  std::vector<double> p;
+  const double each = kLevel / static_cast<double>(std::max<size_t>(1, pairs.size() * measures.size()));
+  for (const auto& [a, b] : pairs)
+    for (const auto& what : measures) {
+      const ReplayTrack &x = r.tracks[a], &y = r.tracks[b];
+      const auto values = what == "nll" ? difference(x.nll, y.nll) : difference(x.kld, y.kld);
+      const Picked d = what == "kld.last_quarter" ? pick(r, values, last) : pick(r, values, all);
+      // The stream is named, so a table reprints the same numbers.
+      const SignFlip test =
+          sign_flip(d.x, d.cluster, Rng::from_text(fmt::format("paired/{}/{}/{}", x.label, y.label, what)), each);
+      out.push_back({.a = a,
+                     .b = b,
+                     .what = what,
+                     .mean = mean_error(d.x).mean,
+                     .interval = test.interval,
+                     .p = test.p,
+                     .clusters = test.clusters,
+                     .needed = clusters_to_reach(each),
+                     .better = {}});
+      p.push_back(test.p);
+    }
+  const auto corrected = holm(p);
+  for (size_t i = 0; i < out.size(); ++i) {
+    PairedDifference& d = out[i];
+    d.corrected = corrected[i];
+    if (d.clusters >= d.needed) d.better = d.corrected > kLevel ? 0 : d.mean < 0 ? -1 : 1;
+  }
   return out;
+}
+
+std::string verdict(const PairedDifference& d, const std::string& cluster_name) {
+  if (!d.better)
+    return fmt::format("no verdict: {} {}{} can't carry one among so many comparisons, {} would do", d.clusters,
+                       cluster_name, d.clusters == 1 ? "" : "s", d.needed);
+  return *d.better < 0 ? "a is better" : *d.better > 0 ? "b is better" : "not told apart";
 }
 
 }  // namespace vqkv

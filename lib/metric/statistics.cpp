@@ -1,6 +1,7 @@
 #include "metric/statistics.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -78,22 +79,68 @@ std::vector<double> quantiles(std::span<const double> x, std::span<const double>
   return out;
 }
 
-Interval cluster_bootstrap(std::span<const double> x, std::span<const int32_t> cluster, Rng rng, int resamples,
-                           double level) {
+int64_t clusters_to_reach(double level) {
+  VQKV_CHECK(level > 0 && level <= 1);
+  int64_t k = 1;
+  while (std::ldexp(2.0, static_cast<int>(-k)) > level) ++k;
+  return k;
+}
+
+SignFlip sign_flip(std::span<const double> x, std::span<const int32_t> cluster, Rng rng, double level,
+                   double interval_level) {
+  constexpr int64_t kAlwaysExact = 16;
   const auto clusters = clusters_of(x, cluster);
-  if (clusters.size() < 2) return {kNaN, kNaN};
-  std::vector<double> means;
-  for (int r = 0; r < resamples; ++r) {
-    double sum = 0, count = 0;
-    for (size_t i = 0; i < clusters.size(); ++i) {
-      const auto& c = clusters[rng.below(clusters.size())];
-      sum += c.sum;
-      count += c.count;
+  SignFlip out{static_cast<int64_t>(clusters.size()), 1, {kNaN, kNaN}};
+  if (clusters.empty()) return out;
+  // Flipping a subset turns the total T into T - 2 * (sum of the subset): it comes to T or above where that sum is zero
+  // or below. The empty subset always does.
+  const int64_t bits = std::min(out.clusters, std::max(kAlwaysExact, clusters_to_reach(level) + 2));
+  const double draws = std::ldexp(1.0, static_cast<int>(bits));
+  std::vector<Cluster> subset(size_t{1} << bits);
+  if (bits == out.clusters) {
+    for (size_t s = 1; s < subset.size(); ++s) {
+      const Cluster &rest = subset[s & (s - 1)], &own = clusters[static_cast<size_t>(std::countr_zero(s))];
+      subset[s] = {rest.sum + own.sum, rest.count + own.count};
     }
-    means.push_back(sum / count);
+  } else {
+    for (size_t s = 1; s < subset.size(); ++s)
+      for (const Cluster& c : clusters)
+        if (rng.below(2)) subset[s] = {subset[s].sum + c.sum, subset[s].count + c.count};
   }
-  std::sort(means.begin(), means.end());
-  return {sorted_quantile(means, 0.5 * (1 - level)), sorted_quantile(means, 0.5 * (1 + level))};
+  double scale = 0;
+  for (const Cluster& c : clusters) scale += std::fabs(c.sum);
+  const double tie = 1e-12 * scale;  // sums of different order that are zero on paper
+  int64_t low = 0, high = 0;
+  std::vector<double> means;
+  for (const Cluster& s : subset) {
+    low += s.sum <= tie;
+    high += s.sum >= -tie;
+    if (s.count > 0) means.push_back(s.sum / s.count);
+  }
+  out.p = std::min(1.0, 2 * static_cast<double>(std::min(low, high)) / draws);
+
+  // A centre below the r-th least mean is refused: fewer than r means and the empty subsets lie at or under it.
+  const int64_t empty = static_cast<int64_t>(subset.size() - means.size());
+  const int64_t r = static_cast<int64_t>(interval_level / 2 * draws) + 1 - empty;
+  if (r < 1 || 2 * r > static_cast<int64_t>(means.size()) + 1) return out;
+  std::nth_element(means.begin(), means.begin() + (r - 1), means.end());
+  out.interval.low = means[static_cast<size_t>(r - 1)];
+  std::nth_element(means.begin(), means.end() - r, means.end());
+  out.interval.high = means[means.size() - static_cast<size_t>(r)];
+  return out;
+}
+
+std::vector<double> holm(std::span<const double> p) {
+  std::vector<size_t> order(p.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return p[a] < p[b]; });
+  std::vector<double> out(p.size());
+  double least = 0;
+  for (size_t i = 0; i < order.size(); ++i) {
+    least = std::max(least, std::min(1.0, static_cast<double>(p.size() - i) * p[order[i]]));
+    out[order[i]] = least;
+  }
+  return out;
 }
 
 double cluster_error(std::span<const double> x, std::span<const int32_t> cluster) {

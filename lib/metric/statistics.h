@@ -1,4 +1,4 @@
-// Statistics behind every reported number: means with errors, quantiles, paired cluster bootstrap, rank correlation.
+// Statistics behind every reported number: means with errors, quantiles, exact tests over clusters, rank correlation.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -24,11 +24,25 @@ struct Interval {
   double low = 0, high = 0;
 };
 
-// Positions inside one text are correlated, so resampling is over clusters (windows or documents).
-// x and cluster have one entry a position; the statistic is the mean over all positions of the resampled clusters.
-// 95 % percentile interval. With fewer than two clusters the interval is unknown: low = high = NaN.
-Interval cluster_bootstrap(std::span<const double> x, std::span<const int32_t> cluster, Rng rng, int resamples = 2000,
-                           double level = 0.95);
+// Positions inside one text are correlated, so what counts is clusters (documents or windows): x and cluster have one
+// entry a position. Under the null the sum of every cluster is as likely negative as positive; `p` is the two-sided
+// share of the 2^k sign assignments whose total is at least as far from zero as the one seen. Exact for symmetric
+// differences at any k, so never below 2^(1-k). Beyond 16 clusters, or more where `level` asks for it, signs are drawn.
+// `interval` holds the centres that the test at `level` does not refuse: between two of the 2^k - 1 means of subsets of
+// clusters (Hartigan, Using subsample values as typical values, JASA 1969).
+struct SignFlip {
+  int64_t clusters = 0;
+  double p = 1;
+  Interval interval;  // NaN where k clusters can't reach the level
+};
+SignFlip sign_flip(std::span<const double> x, std::span<const int32_t> cluster, Rng rng, double level = 0.05,
+                   double interval_level = 0.05);
+// The least number of clusters with which a sign-flip test can reach `level` in (0, 1].
+int64_t clusters_to_reach(double level);
+// Holm's adjusted p-values, in the order given: refusing those at or below a level keeps the chance of any false
+// refusal at or below it.
+std::vector<double> holm(std::span<const double> p);
+
 // Standard error of the mean from cluster means, weighted by cluster size (NaN with fewer than two clusters).
 double cluster_error(std::span<const double> x, std::span<const int32_t> cluster);
 

@@ -155,7 +155,15 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(window["time_ratio"] > 0);
   CHECK(window["buckets"].size() == 4);
   CHECK(window["config"]["k"]["bits"] == 4);
-  CHECK(r["comparisons"].size() == 3);  // one pair of windowed rows, three measures
+  REQUIRE(r["comparisons"].size() == 3);  // one pair of windowed rows, three measures
+  for (const Json& c : r["comparisons"]) {
+    CHECK(c["clusters"] == 2);  // windows of one document: far too few, and the row says so
+    CHECK(c["cluster"] == "window");
+    CHECK(c["clusters_needed"] == 7);
+    CHECK(c["low"].is_null());
+    CHECK(c["told_apart"].is_null());
+    CHECK(c["verdict"] == "no verdict: 2 windows can't carry one among so many comparisons, 7 would do");
+  }
 
   const ToolRun table = eval(
       {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "128", "--windows", "1", "-q"});

@@ -11,15 +11,16 @@ using namespace vqkv;
 
 namespace {
 
-// `windows` windows of `context` tokens in two documents; every prediction of the exact cache has the NLL 1 + window.
-ReplayResult made(int windows, int context) {
+// `windows` windows of `context` tokens in turn over the documents; every prediction of the exact cache has the NLL
+// 1 + window.
+ReplayResult made(int windows, int context, int documents = 1) {
   ReplayResult r;
   r.windows = windows;
   for (int w = 0; w < windows; ++w)
     for (int p = 1; p < context; ++p) {
       r.position.push_back(p);
       r.window.push_back(w);
-      r.document.push_back(w % 2);
+      r.document.push_back(w % documents);
       r.nll_exact.push_back(1.0 + w);
     }
   r.tokens = int64_t{windows} * context;
@@ -49,7 +50,7 @@ const Measurement& find(const std::vector<Measurement>& all, const std::string& 
 }  // namespace
 
 TEST_CASE("perplexities, their ratio and difference, bits per byte") {
-  ReplayResult r = made(2, 65);  // 64 positions a window
+  ReplayResult r = made(2, 65, 2);  // 64 positions a window
   r.text_bytes = 512;
   const auto block = kld_block(r, track(r, "a", [](int32_t, int32_t) { return 0.0; }), 65);
   CHECK(find(block, "ppl.exact").value == Approx(std::exp(1.5)));
@@ -121,36 +122,115 @@ TEST_CASE("position buckets cover the window; an empty one says so") {
   CHECK(std::isnan(position_buckets(late, t.kld, 64, 4)[0].mean));
 }
 
+TEST_CASE("the error of a perplexity difference keeps both slopes") {
+  // Two windows, exact NLLs 1 and 2, the codec's NLL higher by ln 4 everywhere: the paired difference of the NLLs is
+  // certain, that of the perplexities is not, since 3 * exp(1.5) moves with the text.
+  ReplayResult r = made(2, 65);
+  ReplayTrack t = track(r, "a", [](int32_t, int32_t) { return 0.0; });
+  for (size_t i = 0; i < t.nll.size(); ++i) t.nll[i] = r.nll_exact[i] + std::log(4.0);
+  const auto block = kld_block(r, t, 65);
+  CHECK(find(block, "ppl.difference").value == Approx(3 * std::exp(1.5)));
+  CHECK(find(block, "ppl.difference").stderr_ == Approx(3 * std::exp(1.5) * 0.5));  // windows at 1 and 2: +- 0.5
+  CHECK(find(block, "ppl.ratio").stderr_ == Approx(0).margin(1e-12));
+}
+
+TEST_CASE("errors and tests are over documents where there are several, over windows of one") {
+  const ReplayResult two = made(12, 65, 2), one = made(12, 65);
+  CHECK(replay_clusters(two).name == "document");
+  CHECK(replay_clusters(two).count == 2);
+  CHECK(replay_clusters(one).name == "window");
+  CHECK(replay_clusters(one).count == 12);
+  const auto by_window = [](int32_t, int32_t w) { return w % 2 ? 1.0 : 2.0; };
+  const auto block = kld_block(two, track(two, "a", by_window), 65);
+  CHECK(find(block, "kld.mean").n == 2);
+  CHECK(find(block, "kld.mean").stderr_ == Approx(0.5));  // documents at 1 and 2
+}
+
+namespace {
+
+using Pairs = std::vector<std::pair<size_t, size_t>>;
+
+ReplayResult with_tracks(ReplayResult r, std::vector<ReplayTrack> tracks) {
+  r.tracks = std::move(tracks);
+  return r;
+}
+
+}  // namespace
+
 TEST_CASE("two codecs are told apart by paired differences, and corrected for how many are compared") {
-  const ReplayResult r = made(8, 65);
   // Windows differ by far more than the codecs do: only pairing sees that b is worse everywhere.
+  ReplayResult r = made(8, 65);
   const ReplayTrack a = track(r, "a", [](int32_t, int32_t w) { return 1.0 * w; });
   const ReplayTrack b =
       track(r, "b", [](int32_t p, int32_t w) { return 1.0 * w + 0.01 + 0.001 * (w % 3) + (p >= 49 ? 0.1 : 0.0); });
-  const auto d = compare_tracks(r, a, b, 65);
+  // Noise of both signs is no verdict.
+  const ReplayTrack c = track(r, "c", [](int32_t, int32_t w) { return 1.0 * w + (w % 2 ? 0.1 : -0.09); });
+  r = with_tracks(r, {a, b, c});
+  const auto d = compare_tracks(r, Pairs{{0, 1}}, 65);
   REQUIRE(d.size() == 3);
   CHECK(d[0].what == "kld");
   CHECK(d[0].better == -1);
   CHECK(d[0].mean < 0);
   CHECK(d[0].interval.low <= d[0].mean);
   CHECK(d[0].interval.high >= d[0].mean);
+  CHECK(d[0].p == 2.0 / 256);
+  CHECK(d[0].corrected == Approx(3 * 2.0 / 256));
   CHECK(d[1].what == "kld.last_quarter");
   CHECK(d[1].mean == Approx(-0.1 - 0.01 - 0.001 * 7 / 8));  // w % 3 over 8 windows sums to 7
   CHECK(d[2].what == "nll");
   CHECK(d[2].better == 0);  // equal NLLs: nobody is better
-  CHECK(compare_tracks(r, b, a, 65)[0].better == 1);
+  CHECK(verdict(d[0], "window") == "a is better");
+  CHECK(verdict(d[2], "window") == "not told apart");
+  CHECK(compare_tracks(r, Pairs{{1, 0}}, 65)[0].better == 1);
+  CHECK(compare_tracks(r, Pairs{{0, 2}}, 65)[0].better == 0);
 
-  // Noise of both signs is no verdict; and more comparisons never give a narrower interval.
-  const ReplayTrack c = track(r, "c", [](int32_t, int32_t w) { return 1.0 * w + (w % 2 ? 0.1 : -0.09); });
-  const auto one = compare_tracks(r, a, c, 65), ten = compare_tracks(r, a, c, 65, 10);
-  CHECK(one[0].better == 0);
-  CHECK(ten[0].interval.low <= one[0].interval.low);
-  CHECK(ten[0].interval.high >= one[0].interval.high);
-  CHECK(one[0].interval.low == compare_tracks(r, a, c, 65)[0].interval.low);  // reprints the same
-  // A single window knows no interval.
-  const ReplayResult single = made(1, 129);
-  const auto lone = compare_tracks(single, track(single, "a", [](int32_t, int32_t) { return 0.0; }),
-                                   track(single, "b", [](int32_t, int32_t) { return 1.0; }), 129);
+  // Among nine rows the same p counts less, and eight windows can't carry a verdict: 2^-7 is above 5 % / 9.
+  const auto more = compare_tracks(r, Pairs{{0, 1}, {0, 2}, {1, 2}}, 65);
+  REQUIRE(more.size() == 9);
+  CHECK(more[0].p == d[0].p);
+  CHECK(more[0].corrected > d[0].corrected);
+  CHECK(!more[0].better);
+  CHECK(more[0].needed == 9);
+  CHECK(verdict(more[0], "window") == "no verdict: 8 windows can't carry one among so many comparisons, 9 would do");
+  CHECK(more[0].interval.low == d[0].interval.low);  // of the row alone
+
+  // A single window knows no interval and no verdict.
+  ReplayResult single = made(1, 129);
+  single = with_tracks(single, {track(single, "a", [](int32_t, int32_t) { return 0.0; }),
+                                track(single, "b", [](int32_t, int32_t) { return 1.0; })});
+  const auto lone = compare_tracks(single, Pairs{{0, 1}}, 129);
   CHECK(std::isnan(lone[0].interval.low));
-  CHECK(lone[0].better == 0);
+  CHECK(!lone[0].better);
+  CHECK(compare_tracks(single, Pairs{}, 129).empty());
+}
+
+TEST_CASE("under the null few tables hold any verdict at all") {
+  // Four codecs that differ by nothing but noise of their own in every window; each table compares six pairs by three
+  // measures. The chance that a table claims anything stays at or below 5 %.
+  for (const int windows : {2, 3, 4, 6, 12}) {
+    const int trials = 400;
+    int wrong = 0;
+    for (int t = 0; t < trials; ++t) {
+      Rng rng(static_cast<uint64_t>(t));
+      ReplayResult r = made(windows, 17);
+      for (const char* label : {"a", "b", "c", "d"}) {
+        r.tracks.push_back(track(r, label, [](int32_t, int32_t) { return 0.0; }));
+        for (int w = 0; w < windows; ++w) {
+          const double effect = rng.normal();
+          for (size_t i = static_cast<size_t>(w) * 16; i < static_cast<size_t>(w + 1) * 16; ++i) {
+            r.tracks.back().kld[i] = 1 + 0.1 * effect;
+            r.tracks.back().nll[i] += 0.1 * effect;
+          }
+        }
+      }
+      bool any = false;
+      for (const auto& d : compare_tracks(r, Pairs{{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}}, 17)) {
+        any = any || d.better.value_or(0) != 0;
+        CHECK(d.better.has_value() == (windows == 12));
+      }
+      wrong += any;
+    }
+    INFO(windows << " windows");
+    CHECK(wrong <= 0.05 * trials);
+  }
 }
