@@ -354,7 +354,7 @@ def rope_facts(model, config, head_dim):
     inverse = rotary[0].inv_freq.detach().float().cpu().numpy().astype("f8").tolist()
     scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     kind = scaling.get("rope_type", scaling.get("type", "none")) or "none"
-    if kind in ("dynamic", "longrope", "yarn"):
+    if kind in ("dynamic", "longrope"):
         raise SystemExit(f"error: RoPE scaling '{kind}' depends on the length of the text; a trace holds one set of frequencies")
     theta = getattr(config, "rope_theta", None) or scaling.get("rope_theta", 10000.0)
     return {"head_dim": head_dim, "rotary_dim": 2 * len(inverse), "theta": float(theta),

@@ -39,14 +39,17 @@ void require_same_model(const CodecSet& codecs, const ModelFacts& model, const s
   // Without a hash (a trace from elsewhere) the rotation at least must agree. 1e-5: float frequencies of other
   // programs.
   bool same = have.rope.rotary_dim == want.rope.rotary_dim &&
-              have.rope.inverse_frequency.size() == want.rope.inverse_frequency.size();
+              have.rope.inverse_frequency.size() == want.rope.inverse_frequency.size() &&
+              std::fabs(have.rope.attention_factor - want.rope.attention_factor) <= 1e-5 * want.rope.attention_factor;
   for (size_t p = 0; same && p < have.rope.inverse_frequency.size(); ++p)
     same = std::fabs(have.rope.inverse_frequency[p] - want.rope.inverse_frequency[p]) <=
            1e-5 * want.rope.inverse_frequency[p];
   if (!same)
     fail_data(fmt::format(
-        "{}: made for another rotary embedding (theta {}, scaling {}) than that of {} (theta {}, scaling {})", what,
-        have.rope.theta, have.rope.scaling, model.name, want.rope.theta, want.rope.scaling));
+        "{}: made for another rotary embedding (theta {}, scaling {}, attention factor {}) than that of {} (theta {}, "
+        "scaling {}, attention factor {})",
+        what, have.rope.theta, have.rope.scaling, have.rope.attention_factor, model.name, want.rope.theta,
+        want.rope.scaling, want.rope.attention_factor));
 }
 
 // There is no fallback inside a backend: what it can't run is said before anything runs.

@@ -14,9 +14,10 @@ size_t at(int64_t i) { return static_cast<size_t>(i); }
 }  // namespace
 
 void RotationTiles::grow(const RopeTable& rope, int64_t tiles) {
-  if (rope.facts().inverse_frequency != frequencies_) {  // another model
+  if (rope.facts().inverse_frequency != frequencies_ || rope.facts().attention_factor != factor_) {  // another model
     tiles_.clear();
     frequencies_ = rope.facts().inverse_frequency;
+    factor_ = rope.facts().attention_factor;
     half_ = rope.facts().rotary_dim / 2;
   }
   while (static_cast<int64_t>(tiles_.size()) < tiles) {

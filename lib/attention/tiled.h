@@ -30,6 +30,7 @@ class RotationTiles {
  private:
   int64_t half_ = 0;
   std::vector<double> frequencies_;
+  double factor_ = 1;
   std::vector<AlignedVector<float>> tiles_;  // (half, kTile) cos, then sin
 };
 

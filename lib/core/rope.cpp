@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <mutex>
 #include <numbers>
@@ -41,6 +42,32 @@ void RopeFacts::apply_linear(double factor) {
   for (double& f : inverse_frequency) f /= factor;
 }
 
+double RopeFacts::yarn_scale(double factor, double multiplier) {
+  return factor > 1 ? 0.1 * multiplier * std::log(factor) + 1 : 1;
+}
+
+void RopeFacts::apply_yarn(const Yarn& yarn) {
+  VQKV_CHECK(theta > 1);
+  scaling = "yarn";
+  attention_factor = yarn_scale(yarn.factor);
+  // The pair, not whole, that turns so many times within the original context.
+  const auto pair_of = [&](double turns) {
+    return rotary_dim * std::log(yarn.original_context / (turns * 2 * std::numbers::pi)) / (2 * std::log(theta));
+  };
+  double low = pair_of(yarn.beta_fast), high = pair_of(yarn.beta_slow);
+  if (yarn.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, rotary_dim - 1.0);
+  if (low == high) high += 0.001;
+  for (size_t p = 0; p < inverse_frequency.size(); ++p) {
+    const double divided = std::clamp((static_cast<double>(p) - low) / (high - low), 0.0, 1.0);
+    inverse_frequency[p] *= divided / yarn.factor + 1 - divided;
+  }
+}
+
 void RopeFacts::apply_factors(const std::vector<float>& factors) {
   VQKV_CHECK(factors.size() == inverse_frequency.size());
   scaling = "factors";
@@ -73,6 +100,8 @@ RopeFacts RopeFacts::from_json(const Json& j) {
     fail_data("RoPE facts contradict themselves (head_dim, rotary_dim, inverse_frequency)");
   for (const double v : f.inverse_frequency)
     if (!std::isfinite(v) || v < 0) fail_data("RoPE facts hold an inverse frequency that is negative or not finite");
+  if (!std::isfinite(f.attention_factor) || !(f.attention_factor > 0))
+    fail_data(fmt::format("RoPE facts: attention_factor is {}, a number above 0 is needed", f.attention_factor));
   return f;
 }
 
@@ -113,6 +142,9 @@ const float* RopeTable::row(int64_t position) const {
 void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse) {
   const int64_t d = table.facts().head_dim, half = table.facts().rotary_dim / 2;
   VQKV_CHECK(x.cols % d == 0);
+  // The table's cos and sin hold the factor once; undoing it takes its square out again.
+  const double factor = table.facts().attention_factor;
+  const auto undo = static_cast<float>(1.0 / (factor * factor));
   for (int64_t r = 0; r < x.rows; ++r) {
     const float* cosine = table.row(positions[r]);
     const float* sine = cosine + half;
@@ -122,8 +154,8 @@ void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, b
       if (inverse) {
         for (int64_t p = 0; p < half; ++p) {
           const float a = low[p], b = high[p];
-          low[p] = a * cosine[p] + b * sine[p];
-          high[p] = b * cosine[p] - a * sine[p];
+          low[p] = (a * cosine[p] + b * sine[p]) * undo;
+          high[p] = (b * cosine[p] - a * sine[p]) * undo;
         }
       } else {
         for (int64_t p = 0; p < half; ++p) {

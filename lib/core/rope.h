@@ -1,7 +1,8 @@
 // Rotary position embedding: facts and mathematics, shared by codecs, attention and models.
 // Layout everywhere inside vqkv is "half": pair p of a head is channels (p, p + d/2), as in Hugging Face's Llama.
 // Pair p of a key at position t is rotated by the angle t * inverse_frequency[p]:
-//   x' = x cos - y sin, y' = x sin + y cos.
+//   x' = a (x cos - y sin), y' = a (x sin + y cos)
+// with the attention factor a, 1 in all but YaRN: it multiplies queries and keys, so scores carry its square.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -17,8 +18,8 @@ struct RopeFacts {
   int head_dim = 0;
   int rotary_dim = 0;  // channels [0, rotary_dim) rotate; the rest pass through
   double theta = 10000.0;
-  double attention_factor = 1.0;          // multiplies cos and sin (1 for every family supported today)
-  std::string scaling = "none";           // "none" | "llama3" | "linear" | "factors": how inverse_frequency was made
+  double attention_factor = 1.0;          // multiplies cos and sin; above 0
+  std::string scaling = "none";           // how inverse_frequency was made: none, linear, llama3, yarn or factors
   std::vector<double> inverse_frequency;  // (rotary_dim / 2), scaling applied
 
   // theta^(-2p/rotary_dim) with no scaling.
@@ -26,6 +27,17 @@ struct RopeFacts {
   // The frequency bands of Llama 3.1 (evaluation.md 8.4).
   void apply_llama3(double factor, double low_freq_factor, double high_freq_factor, double original_context);
   void apply_linear(double factor);
+  // YaRN (arXiv 2309.00071, as transformers and llama.cpp compute it): pairs that turn beta_fast times or more within
+  // the original context keep their frequency, those that turn beta_slow times or less are divided by factor, with a
+  // linear ramp between; `truncate` moves the ramp's ends outwards to whole pairs. Sets attention_factor to
+  // yarn_scale(factor). theta above 1.
+  struct Yarn {
+    double factor = 1, original_context = 0, beta_fast = 32, beta_slow = 1;
+    bool truncate = true;
+  };
+  void apply_yarn(const Yarn& yarn);
+  // 0.1 multiplier ln(factor) + 1, and 1 up to a factor of 1.
+  static double yarn_scale(double factor, double multiplier = 1);
   // Divides inverse_frequency[p] by factors[p] (the rope_freqs tensor of a GGUF).
   void apply_factors(const std::vector<float>& factors);
 
@@ -48,7 +60,8 @@ class RopeTable {
   std::unique_ptr<Blocks> blocks_;
 };
 
-// Rotates rows of x in place. x is (n, heads * head_dim); positions has n entries. inverse rotates back.
+// Rotates rows of x in place. x is (n, heads * head_dim); positions has n entries. inverse undoes it, the attention
+// factor included.
 void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse = false);
 
 }  // namespace vqkv

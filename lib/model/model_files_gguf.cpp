@@ -87,6 +87,7 @@ class GgufWeights final : public ModelWeights {
 
   void read_facts();
   void read_rope();
+  void read_yarn(double factor);
   void refuse_other_mathematics() const;
   void check_tensors() const;
 
@@ -172,20 +173,29 @@ void GgufWeights::read_rope() {
     refuse(fmt::format("{} is {}, 1 to {} are allowed", key("rope.freq_base"), theta, kMaxTheta));
   facts_.rope = RopeFacts::plain(facts_.head_dim, facts_.head_dim, theta);
 
-  const std::string_view scaling = file_.string_or(key("rope.scaling.type"), "none");
-  const std::string factor_key =
-      file_.has(key("rope.scaling.factor")) ? key("rope.scaling.factor") : key("rope.scale_linear");
-  if (scaling != "none" && scaling != "linear")
-    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear and a rope_freqs tensor",
-                       label(scaling)));
-  // Files of 2023 give a linear factor without naming the type.
-  if (scaling == "linear" || (!file_.has(key("rope.scaling.type")) && file_.has(factor_key))) {
-    const double factor = file_.number(factor_key);
-    if (!(factor >= 1 && factor <= 1e6)) refuse(fmt::format("{} is {}, 1 to 1e6 are allowed", factor_key, factor));
-    if (factor != 1) facts_.rope.apply_linear(factor);
-  }
-  if (const double attention = file_.number_or(key("rope.scaling.attn_factor"), 1); attention != 1)
-    refuse(fmt::format("{} is {}, only 1 is supported", key("rope.scaling.attn_factor"), attention));
+  // Files of 2023 give a linear factor without naming the kind, and under a name of its own.
+  const std::string factor_key = key("rope.scaling.factor"), old_key = key("rope.scale_linear");
+  const double factor = file_.number_or(factor_key, file_.number_or(old_key, 1));
+  if (!(factor >= 1 && factor <= 1e6))
+    refuse(fmt::format("{} is {}, 1 to 1e6 are allowed", file_.has(factor_key) ? factor_key : old_key, factor));
+  if (const double old = file_.number_or(old_key, factor); old != factor)
+    refuse(fmt::format("{} is {} and {} is {}: which is right?", factor_key, factor, old_key, old));
+  const bool scaled = file_.has(factor_key) || file_.has(old_key);
+  const std::string_view kind = file_.string_or(key("rope.scaling.type"), scaled ? "linear" : "none");
+  if (kind != "none" && kind != "linear" && kind != "yarn")
+    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear, yarn and a rope_freqs tensor",
+                       label(kind)));
+  if (kind == "none" && factor != 1)
+    refuse(fmt::format("{} is \"none\" and the factor {}: which is right?", key("rope.scaling.type"), factor));
+  if (kind != "none" && !scaled) refuse(fmt::format("{} is missing, which \"{}\" needs", factor_key, kind));
+  if (kind == "linear" && factor != 1) facts_.rope.apply_linear(factor);
+  if (kind == "yarn") read_yarn(factor);
+  if (const double alpha = file_.number_or(key("rope.scaling.alpha"), 0); alpha != 0)
+    refuse(fmt::format("{} is {}, which is not supported", key("rope.scaling.alpha"), alpha));
+  const double attention = file_.number_or(key("rope.scaling.attn_factor"), 1);
+  if (!(attention >= 1e-3 && attention <= 1e3))
+    refuse(fmt::format("{} is {}, 0.001 to 1000 are allowed", key("rope.scaling.attn_factor"), attention));
+  facts_.rope.attention_factor *= attention;
 
   const GgufTensor* tensor = file_.find_tensor("rope_freqs.weight");
   if (!tensor) return;
@@ -198,6 +208,29 @@ void GgufWeights::read_rope() {
     if (!(f >= 1e-3f && f <= 1e6f))
       refuse(fmt::format("tensor rope_freqs.weight holds {}, 0.001 to 1e6 are allowed", f));
   facts_.rope.apply_factors(factors);
+}
+
+void GgufWeights::read_yarn(double factor) {
+  if (!(facts_.rope.theta > 1))
+    refuse(fmt::format("{} is {}, more than 1 is needed for yarn", key("rope.freq_base"), facts_.rope.theta));
+  RopeFacts::Yarn yarn;
+  yarn.factor = factor;
+  yarn.original_context = static_cast<double>(
+      file_.integer_or(key("rope.scaling.original_context_length"), 1, kMaxContext, facts_.context_length));
+  yarn.beta_fast = file_.number_or(key("rope.scaling.yarn_beta_fast"), yarn.beta_fast);
+  yarn.beta_slow = file_.number_or(key("rope.scaling.yarn_beta_slow"), yarn.beta_slow);
+  if (!(yarn.beta_slow > 0 && yarn.beta_fast > yarn.beta_slow && yarn.beta_fast <= 1e6))
+    refuse(fmt::format("yarn_beta_fast is {} and yarn_beta_slow {}; 1e6 >= fast > slow > 0 is needed", yarn.beta_fast,
+                       yarn.beta_slow));
+  facts_.rope.apply_yarn(yarn);
+  // Engines disagree on what these do in these architectures; values that say the same as the factor pass.
+  for (const auto& [rest, usual] : {std::pair{"yarn_log_multiplier", 0.0},
+                                    {"yarn_ext_factor", 1.0},
+                                    {"yarn_attn_factor", facts_.rope.attention_factor}}) {
+    const std::string name = key(fmt::format("rope.scaling.{}", rest));
+    if (const double found = file_.number_or(name, usual); !(std::abs(found - usual) <= 1e-6 * usual))
+      refuse(fmt::format("{} is {}, only {} is supported", name, found, usual));
+  }
 }
 
 void GgufWeights::check_tensors() const {

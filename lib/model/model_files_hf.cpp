@@ -15,6 +15,7 @@
 #include "io/safetensors.h"
 #include "model/model_files_common.h"
 #include "model/model_files_config.h"
+#include "model/model_files_rope.h"
 
 namespace vqkv::model_files {
 namespace {
@@ -112,10 +113,10 @@ class HfWeights final : public ModelWeights {
   }
 
   void read_facts();
-  void read_rope();
   void refuse_other_mathematics() const;
   int64_t sliding_window() const;
   void settle_head();
+  void check_frequencies(const std::string& name) const;
   void check_tensors() const;
   // The tensor that holds a weight.
   std::string name_of(Weight weight, int layer) const {
@@ -165,7 +166,7 @@ void HfWeights::read_facts() {
   refuse_other_mathematics();
   facts_.sliding_window = sliding_window();
   check_facts(config_.where(), facts_);
-  read_rope();
+  facts_.rope = rope_of(config_, facts_.head_dim, facts_.context_length);
 }
 
 void HfWeights::refuse_other_mathematics() const {
@@ -178,8 +179,6 @@ void HfWeights::refuse_other_mathematics() const {
   for (const auto* key : {"num_local_experts", "num_experts"})
     if (config_.has(key) && config_.integer(key, 0, 1 << 20) > 0)
       config_.fail(key, std::string("a mixture of experts is not supported; ") + kRecordInstead);
-  if (config_.number_or("partial_rotary_factor", 0, 1, 1) != 1)
-    config_.fail("partial_rotary_factor", std::string("only 1 is supported; ") + kRecordInstead);
 }
 
 // Each family has its own rule for when a window counts (transformers' configuration classes).
@@ -211,33 +210,6 @@ int64_t HfWeights::sliding_window() const {
   return slides ? window() : 0;
 }
 
-void HfWeights::read_rope() {
-  // Newer files keep theta and the scaling together in rope_parameters.
-  const std::optional<Config> parameters = config_.object("rope_parameters");
-  const std::optional<Config> scaling = parameters ? parameters : config_.object("rope_scaling");
-  const Config& holder = parameters && parameters->has("rope_theta") ? *parameters : config_;
-  facts_.rope =
-      RopeFacts::plain(facts_.head_dim, facts_.head_dim, holder.number_or("rope_theta", 1, kMaxTheta, 10000.0));
-  if (!scaling) return;
-  const std::string key = scaling->has("rope_type") ? "rope_type" : "type";
-  const std::string type = scaling->string_or(key, parameters ? "default" : "");
-  if (scaling->number_or("partial_rotary_factor", 0, 1, 1) != 1)
-    scaling->fail("partial_rotary_factor", "only 1 is supported");
-  if (type == "default") return;
-  if (type == "linear") {
-    facts_.rope.apply_linear(scaling->number("factor", 1, 1e6));
-  } else if (type == "llama3") {
-    const double factor = scaling->number("factor", 1, 1e6), low = scaling->number("low_freq_factor", 1e-3, 1e6),
-                 high = scaling->number("high_freq_factor", 1e-3, 1e6),
-                 original = scaling->number("original_max_position_embeddings", 1, static_cast<double>(kMaxContext));
-    if (!(high > low)) scaling->fail("high_freq_factor", fmt::format("more than low_freq_factor ({}) is needed", low));
-    facts_.rope.apply_llama3(factor, low, high, original);
-  } else {
-    fail_data(fmt::format("{}: RoPE scaling \"{}\" is not supported; supported are default, linear and llama3",
-                          scaling->where(), label(type)));
-  }
-}
-
 // Files may store the head beside tie_word_embeddings, or in the embedding's place. A head of other bytes is the one
 // that was trained (transformers 5 takes it too, 4 ties over it).
 void HfWeights::settle_head() {
@@ -251,6 +223,19 @@ void HfWeights::settle_head() {
   facts_.tied_head =
       embedding.tensor->dtype == head.tensor->dtype &&
       std::ranges::equal(embedding.file->tensor_bytes(*embedding.tensor), head.file->tensor_bytes(*head.tensor));
+}
+
+// Files of 2023 store RoPE's frequencies, which follow from the configuration: a second copy of a fact.
+void HfWeights::check_frequencies(const std::string& name) const {
+  const auto [file, tensor] = files_.find(name);
+  const std::vector<int64_t> expected{facts_.rope.rotary_dim / 2};
+  if (tensor->shape != expected)
+    fail_data(fmt::format("{}: tensor {} has shape ({}), ({}) expected", file->path(), name,
+                          fmt::join(tensor->shape, ", "), expected[0]));
+  std::vector<float> stored(static_cast<size_t>(expected[0]));
+  file->read(*tensor, stored.data());
+  const double precision = tensor->dtype == "F32" ? 0 : tensor->dtype == "F16" ? 0x1p-11 : 0x1p-9;
+  check_stored_frequencies(fmt::format("{}: tensor {}", file->path(), name), stored, precision, facts_.rope);
 }
 
 void HfWeights::check_tensors() const {
@@ -271,8 +256,11 @@ void HfWeights::check_tensors() const {
     }
   }
   for (const std::string& name : files_.names()) {
-    // Files of 2023 store RoPE's frequencies, which follow from the configuration.
-    if (used.contains(name) || name.ends_with(".rotary_emb.inv_freq")) continue;
+    if (used.contains(name)) continue;
+    if (name.ends_with("rotary_emb.inv_freq")) {
+      check_frequencies(name);
+      continue;
+    }
     fail_data(fmt::format("{}: the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
                           files_.find(name).file->path(), label(name), facts_.architecture));
   }

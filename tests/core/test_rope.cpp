@@ -1,0 +1,82 @@
+#include "core/rope.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "core/rng.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+
+namespace {
+
+Matrix<float> random_rows(int64_t rows, int64_t cols) {
+  Matrix<float> x(rows, cols);
+  Rng rng(1);
+  for (float& v : x.storage) v = static_cast<float>(rng.normal());
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("RoPE and its inverse, with an attention factor and channels that pass through", "[rope]") {
+  for (const double factor : {1.0, 1.25, 0.5}) {
+    RopeFacts facts = RopeFacts::plain(16, 12, 100.0);
+    facts.attention_factor = factor;
+    const RopeTable table(facts);
+    const Matrix<float> x = random_rows(40, 32);
+    Matrix<float> y = x;
+    std::vector<int32_t> positions;
+    for (int32_t t = 0; t < 40; ++t) positions.push_back(t * 37);
+    rope_apply(table, positions.data(), y);
+    for (int64_t t = 0; t < 40; ++t)
+      for (int64_t h = 0; h < 32; h += 16) {
+        for (int64_t p = 0; p < 6; ++p) {
+          const double angle = positions[static_cast<size_t>(t)] * std::pow(100.0, -2.0 * static_cast<double>(p) / 12),
+                       a = x(t, h + p), b = x(t, h + p + 6);
+          CHECK(y(t, h + p) == Approx(factor * (a * std::cos(angle) - b * std::sin(angle))).margin(1e-6));
+          CHECK(y(t, h + p + 6) == Approx(factor * (a * std::sin(angle) + b * std::cos(angle))).margin(1e-6));
+        }
+        for (int64_t c = 12; c < 16; ++c) CHECK(y(t, h + c) == x(t, h + c));
+      }
+    rope_apply(table, positions.data(), y, true);
+    for (size_t i = 0; i < x.storage.size(); ++i) CHECK(y.storage[i] == Approx(x.storage[i]).margin(2e-6));
+  }
+}
+
+TEST_CASE("YaRN keeps fast pairs, divides slow ones, and ramps between", "[rope]") {
+  // 32 turns within 4096 tokens are pair 16.4 of 64, one turn is pair 40.5.
+  RopeFacts f = RopeFacts::plain(128, 128, 1e4), plain = f;
+  const auto pair_of = [](double turns) {
+    return 128 * std::log(4096 / (turns * 2 * std::numbers::pi)) / (2 * std::log(1e4));
+  };
+  f.apply_yarn({.factor = 8, .original_context = 4096});
+  CHECK(f.scaling == "yarn");
+  CHECK(f.attention_factor == Approx(0.1 * std::log(8.0) + 1));
+  const double low = std::floor(pair_of(32)), high = std::ceil(pair_of(1));
+  REQUIRE((low > 5 && high < 60));
+  for (size_t p = 0; p < 64; ++p) {
+    const double share = std::min(1.0, std::max(0.0, (static_cast<double>(p) - low) / (high - low)));
+    CHECK(f.inverse_frequency[p] == Approx(plain.inverse_frequency[p] * (share / 8 + 1 - share)).epsilon(1e-12));
+  }
+  CHECK(RopeFacts::yarn_scale(1) == 1);
+  CHECK(RopeFacts::yarn_scale(0.5) == 1);
+  CHECK(RopeFacts::yarn_scale(4, 2) == Approx(0.2 * std::log(4.0) + 1));
+  // A ramp of no width is a step.
+  RopeFacts step = plain;
+  step.apply_yarn({.factor = 8, .original_context = 6, .beta_fast = 32, .beta_slow = 1});
+  for (size_t p = 1; p < 64; ++p) CHECK(step.inverse_frequency[p] == Approx(plain.inverse_frequency[p] / 8));
+}
+
+TEST_CASE("RoPE facts keep their attention factor, and one that can't be undone is refused", "[rope]") {
+  RopeFacts f = RopeFacts::plain(8, 8, 1000);
+  f.apply_yarn({.factor = 4, .original_context = 32});
+  CHECK(RopeFacts::from_json(f.to_json()).attention_factor == f.attention_factor);
+  for (const double bad : {0.0, -1.0}) {
+    Json j = f.to_json();
+    j["attention_factor"] = bad;
+    CHECK_THROWS_WITH(RopeFacts::from_json(j), Catch::Contains("attention_factor"));
+  }
+}
