@@ -166,7 +166,8 @@ int run_explain(const std::string& full_name, const Common& common) {
                  {"title", i.title},
                  {"side_bits", i.side_bits},
                  {"paper", i.paper},
-                 {"caveat", i.caveat}},
+                 {"caveat", i.caveat},
+                 {"suits", i.suits}},
                 k->knobs(), common);
     return kExitOk;
   }

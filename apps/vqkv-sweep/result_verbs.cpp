@@ -9,6 +9,7 @@
 #include "core/version.h"
 #include "experiment/choose.h"
 #include "experiment/judge.h"
+#include "experiment/protocol.h"
 #include "experiment/result_set.h"
 #include "experiment/runner.h"
 #include "verbs.h"
@@ -60,6 +61,7 @@ int run_best(const BestVerb& verb, const Common& common) {
   t.columns.push_back({"report_error", "± standard error", "{:.2g}"});
   t.columns.push_back({"n", "documents"});
   t.columns.push_back({"repeats", ""});
+  t.columns.push_back({"protocol", "", "", false});
   t.columns.push_back({"flags", "", "", false});
   for (size_t i = 0; i < found.size() && static_cast<int>(i) < verb.top; ++i) {
     const Choice& c = found[i];
@@ -75,6 +77,7 @@ int run_best(const BestVerb& verb, const Common& common) {
                 {"report_error", number(c.report_error)},
                 {"n", c.n},
                 {"repeats", c.cells.size()},
+                {"protocol", protocol_of_cell(cell.cell.at("config"))},
                 {"flags", flags}};
     for (const auto& [path, value] : cell.cell.at("axes").items())
       row[path] = value.is_structured() ? Json(value.dump()) : value;

@@ -147,7 +147,7 @@ struct MethodInfo {
   // Name -> {codec: {...}, cache: {...}, note: "..."}, all optional: published configurations. `codec` holds what would
   // stand under `codec:` (knobs, rope, transform, k, v); `preset: NAME` in a configuration starts from it, and a
   // configuration without one starts from presets["default"] where there is one. `cache` is the method's own flush
-  // rule, taken when a configuration has no `cache:` section (default_cache_config).
+  // rule, taken when a configuration names the preset and has no `cache:` section (preset_cache_config).
   Json presets;
 };
 

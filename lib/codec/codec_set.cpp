@@ -122,6 +122,32 @@ Json canonical_transforms(const Json& list, const std::string& path) {
   return out;
 }
 
+// The defaults that canonical transforms ask of the method behind them, as far as it has such knobs.
+Json suited_knobs(const Method& method, const Json& transforms) {
+  Json out = Json::object();
+  for (const Json& t : transforms) {
+    const Json suits = find_transform(t.at("name").get<std::string>()).describe().suits;
+    for (const Knob& knob : method.knobs())
+      if (suits.contains(knob.name) &&
+          ("|" + knob.range + "|").find("|" + suits[knob.name].get<std::string>() + "|") != std::string::npos)
+        out[knob.name] = suits[knob.name];
+  }
+  return out;
+}
+
+// Takes away what a complete role got from its transforms, where `set` brings others: their defaults hold then.
+void forget_suited(Json& role, const Json& set) {
+  if (!set.contains("transform")) return;
+  const Method& method = find_method(role["name"].get<std::string>());
+  const Json had = suited_knobs(method, role["transform"]);
+  for (const auto& [key, value] : had.items())
+    if (role[key] == value) role.erase(key);
+  const Json plain = method.canonical(Json::object(), "codec");
+  const Json wanted = suited_knobs(method, canonical_transforms(set["transform"], "codec"));
+  for (const auto& [key, value] : wanted.items())
+    if (role.contains(key) && role[key] == plain[key]) role.erase(key);
+}
+
 // One role, checked and complete.
 Json canonical_role(const Json& raw, Role role, const std::string& path) {
   const std::string method = text_of(raw, "name", "", path);
@@ -142,6 +168,11 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
     fail_usage(fmt::format("{}: unknown key '{}' for '{}'{}; allowed: {}", path, key, method,
                            near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
   }
+  const Json transforms =
+      raw.contains("transform") ? canonical_transforms(raw["transform"], path + ".transform") : Json::array();
+  const Json suited = suited_knobs(m, transforms);
+  for (const auto& [key, value] : suited.items())
+    if (!knobs.contains(key)) knobs[key] = value;
   Json out = m.canonical(knobs, path);
   out["name"] = method;
   if (role == Role::kKey) out["rope"] = choice_of(raw, "rope", {"post", "pre"}, path);
@@ -153,8 +184,7 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
     fail_usage(
         fmt::format("{}.heads: {} is not allowed; it takes 1, 2, ... or all: the heads of a unit", path, heads.dump()));
   out["heads"] = whole ? Json(static_cast<int>(heads.get<double>())) : heads;
-  out["transform"] =
-      raw.contains("transform") ? canonical_transforms(raw["transform"], path + ".transform") : Json::array();
+  out["transform"] = transforms;
   return out;
 }
 
@@ -240,6 +270,7 @@ Json overridden(const Json& canonical, Role role, int layer, Wanted wanted) {
         if (!set.contains(key)) set[key] = raw[key];
       raw = over_preset(set, role, path);
     } else {
+      forget_suited(raw, set);
       merge_keys(raw, set);
     }
     raw = canonical_role(raw, role, path);
@@ -352,7 +383,7 @@ Json canonical_codec_config(const Json& codec_config) {
   return out;
 }
 
-Json default_cache_config(const Json& codec_config) {
+Json preset_cache_config(const Json& codec_config) {
   require_object(codec_config, "codec");
   Json wanted[2];
   for (const Role role : {Role::kKey, Role::kValue}) {
@@ -361,6 +392,7 @@ Json default_cache_config(const Json& codec_config) {
     if (codec_config.contains(role_name(role))) merge_keys(given, codec_config[role_name(role)]);
     const std::string method = text_of(given, "name", "", "codec");
     if (method.empty()) continue;
+    if (!given.contains("preset")) continue;
     const Json preset = preset_of(method, given, "codec");
     if (preset.contains("cache")) wanted[static_cast<int>(role)] = preset["cache"];
   }

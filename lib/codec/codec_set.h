@@ -37,9 +37,10 @@ CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
 // for unknown keys (nearest name), wrong types and ranges. Overrides are checked for their form here, for their layers,
 // heads and knobs by resolve_codec.
 Json canonical_codec_config(const Json& codec_config);
-// The `cache:` section that the methods ask for when a configuration has none (KIVI's rule), or null. Takes the
-// configuration as written: the canonical form no longer knows its preset.
-Json default_cache_config(const Json& codec_config);
+// The `cache:` section of the presets that a configuration names (KIVI's rule with `preset: default`), or null: without
+// a preset all methods stand on equal ground. Takes the configuration as written: the canonical form no longer knows
+// its preset.
+Json preset_cache_config(const Json& codec_config);
 
 // An untrained codec of the unit, transforms included; train or load it. Throws kUsage with spec.check()'s reason.
 std::unique_ptr<Codec> make_codec(const UnitSpec& spec);

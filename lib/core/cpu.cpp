@@ -67,6 +67,11 @@ const CpuFeatures& cpu_features() {
   return features;
 }
 
+std::string cpu_arithmetic() {
+  const CpuFeatures& f = cpu_features();
+  return f.bf16_products ? "avx512+bf16" : f.avx512 ? "avx512" : f.avx2 ? "avx2" : "baseline";
+}
+
 std::string cpu_model_name() {
   std::ifstream in("/proc/cpuinfo");
   for (std::string line; std::getline(in, line);)

@@ -16,5 +16,7 @@ struct CpuFeatures {
 // so that every path can be tested on one machine.
 const CpuFeatures& cpu_features();
 std::string cpu_model_name();
+// The widest arithmetic in use: "avx512+bf16", "avx512", "avx2" or "baseline". What a row of results names.
+std::string cpu_arithmetic();
 
 }  // namespace vqkv

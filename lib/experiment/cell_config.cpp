@@ -66,7 +66,7 @@ CellConfig read_cell_config(const Config& config, bool measured) {
   const bool own_cache = cache && !cache->is_null();
   c.cache = annotated(config, [&] {
     if (own_cache) return canonical_cache_config(*cache);
-    const Json asked = default_cache_config(*codec);
+    const Json asked = preset_cache_config(*codec);
     return canonical_cache_config(asked.is_null() ? Json::object() : asked);
   });
 
@@ -98,6 +98,8 @@ CellConfig read_cell_config(const Config& config, bool measured) {
   top.finish();
   ConfigReader train(config, "train");
   c.curve = train.boolean("curve", false);
+  if (c.curve && c.select.empty())
+    train.fail("curve", "a training curve is measured on select documents; name some in trace.select");
   train.finish();
   return c;
 }

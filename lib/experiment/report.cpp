@@ -9,6 +9,7 @@
 
 #include "core/clock.h"
 #include "core/error.h"
+#include "experiment/protocol.h"
 #include "experiment/svg.h"
 #include "io/atomic_file.h"
 #include "metric/statistics.h"
@@ -37,7 +38,7 @@ svg text.name{font-size:11px;font-weight:600;fill:#111}svg .grid{stroke:#e8e8e8;
 // A cell that ran, with what every figure asks of it.
 struct Point {
   const CellResult* cell = nullptr;
-  std::string method, label;
+  std::string method, label, protocol;
   size_t number = 0;  // its row in the table of cells, counted from 1; figures call it by that
   double bits = 0, kl = 0, kl_error = 0;
   bool front = false;
@@ -127,6 +128,28 @@ double error_of(const CellResult& c, const std::string& tag) {
   return m && m->value("n", int64_t{0}) > 1 && m->contains("stderr") && (*m)["stderr"].is_number()
              ? (*m)["stderr"].get<double>()
              : std::nan("");
+}
+
+// What ran, as the record names it: "encode cpu avx2, decode reference, attend reference".
+std::string arithmetic_of(const CellResult& c) {
+  std::string out;
+  const Json path = c.record.value("path", Json::object());
+  for (const auto& [step, name] : path.items())
+    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", step, short_value(name));
+  return out;
+}
+
+// Whether the rows stand on equal ground.
+std::string ground_of(const std::vector<Point>& points) {
+  std::set<std::string> protocols;
+  for (const Point& p : points) protocols.insert(p.protocol);
+  if (protocols.size() == 1 && protocols.begin()->empty()) return "";
+  if (protocols.size() == 1)
+    return fmt::format("Exact beside the codes, in every row: {}. ", escape_html(*protocols.begin()));
+  return fmt::format(
+      "The rows stand under {} protocols (column protocol: what is exact beside the codes); codecs compare only within "
+      "one. ",
+      protocols.size());
 }
 
 int64_t documents_of(const CellResult& c) {
@@ -262,7 +285,8 @@ std::string table_of(const std::vector<Point>& points, const std::vector<int64_t
   }
   out +=
       "<th>logit rms</th><th>key NMSE</th><th>value NMSE</th><th>top-16<br>recall</th><th>train s</th>"
-      "<th class=\"codec\">flags</th><th>cell</th></tr>\n";
+      "<th class=\"codec\">protocol</th><th class=\"codec\">arithmetic</th><th "
+      "class=\"codec\">flags</th><th>cell</th></tr>\n";
   for (const auto& p : points) {
     std::string flags;
     if (p.cell->record.contains("flags"))
@@ -283,8 +307,9 @@ std::string table_of(const std::vector<Point>& points, const std::vector<int64_t
     number(p.cell->value(kReport, "value.nmse"), "{:.5f}");
     number(p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}");
     number(p.cell->value("time", "time.train"), "{:.1f}");
-    out += fmt::format("<td class=\"text\">{}</td><td class=\"text\"><code>{}</code></td></tr>\n", escape_html(flags),
-                       escape_html(p.cell->id()));
+    for (const std::string& text : {p.protocol, arithmetic_of(*p.cell), flags})
+      out += fmt::format("<td class=\"text\">{}</td>", escape_html(text));
+    out += fmt::format("<td class=\"text\"><code>{}</code></td></tr>\n", escape_html(p.cell->id()));
   }
   return out + "</table></div>\n";
 }
@@ -335,6 +360,7 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     p.cell = &c;
     p.method = method_of(config);
     p.label = label_of(c.cell);
+    p.protocol = protocol_of_cell(config);
     points.push_back(std::move(p));
   }
   const std::vector<int64_t> contexts(context_set.begin(), context_set.end()),
@@ -383,8 +409,8 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     for (const int64_t s : sequences)
       html += render_plot(pareto(points, kRankBy, fmt::format("With codebooks, {} sequence{}", s, s == 1 ? "" : "s"),
                                  "softmax KL, nats", longest, s, note));
-    html += "</div>\n<h2>Cells</h2>\n<p class=\"note\">In the order of bits; the front of softmax KL is tinted.</p>\n" +
-            table_of(points, contexts, sequences);
+    html += "</div>\n<h2>Cells</h2>\n<p class=\"note\">" + ground_of(points) +
+            "In the order of bits; the front of softmax KL is tinted.</p>\n" + table_of(points, contexts, sequences);
 
     html += "<h2>Which cheap metric can be trusted?</h2><div class=\"figures\">\n";
     for (const auto& [x, y] :

@@ -210,7 +210,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
                    {"report_tokens", rows.tokens(true)},   {"select_tokens", rows.tokens(false)},
                    {"report_queries", rows.queries(true)}, {"coded_values", f.coded_values},
                    {"coded_share_k", f.coded_share_k},     {"coded_share_v", f.coded_share_v}};
-  r["path"] = {{"encode", "cpu"}, {"decode", "reference"}, {"attend", "reference"}};
+  r["path"] = {{"encode", "cpu " + cpu_arithmetic()}, {"decode", "reference"}, {"attend", "reference"}};
   Json flags = Json::array();
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
   if (rows.scope().subsampled) flags.push_back("subsampled");

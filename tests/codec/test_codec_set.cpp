@@ -141,15 +141,47 @@ TEST_CASE("what does not divide is skipped with its reason", "[codec_set]") {
   CHECK(resolve_codec(json(R"({"name": "rtn", "heads": "all", "group": 192})"), shape_of(2, 3, 64)).skip == "");
 }
 
-TEST_CASE("a cache rule comes with the method that needs one", "[codec_set]") {
-  CHECK(default_cache_config(json(R"({"name": "rtn"})")).is_null());
-  const Json kivi = default_cache_config(json(R"({"name": "kivi"})"));
+TEST_CASE("a cache rule comes with the preset that names it, never with a bare method", "[codec_set]") {
+  CHECK(preset_cache_config(json(R"({"name": "kivi"})")).is_null());
+  CHECK(preset_cache_config(json(R"({"k": {"name": "kivi"}, "v": {"name": "rtn"}})")).is_null());
+  CHECK(preset_cache_config(json(R"({"name": "rtn"})")).is_null());
+  const Json kivi = preset_cache_config(json(R"({"name": "kivi", "preset": "default"})"));
   CHECK(kivi["rule"] == "kivi");
   CHECK(kivi["residual"] == 128);
-  CHECK(default_cache_config(json(R"({"name": "kivi", "preset": "r32"})"))["residual"] == 32);
-  const Json mixed = default_cache_config(json(R"({"k": {"name": "kivi"}, "v": {"name": "rtn"}})"));
+  CHECK(preset_cache_config(json(R"({"name": "kivi", "preset": "r32"})"))["residual"] == 32);
+  const Json mixed = preset_cache_config(json(R"({"k": {"name": "kivi", "preset": "default"}, "v": {"name": "rtn"}})"));
   CHECK(mixed["k"]["rule"] == "kivi");
   CHECK_FALSE(mixed.contains("v"));
+}
+
+TEST_CASE("behind query_metric groups spread what it sorted, unless the configuration says otherwise", "[codec_set]") {
+  const auto grouping = [](const char* text, const char* role = "k") {
+    const Json c = canonical_codec_config(json(text));
+    CHECK(canonical_codec_config(c) == c);
+    return c[role]["grouping"];
+  };
+  CHECK(grouping(R"({"name": "pq"})") == "contiguous");
+  CHECK(grouping(R"({"name": "pq", "k": {"transform": ["center", "query_metric"]}})") == "variance");
+  CHECK(grouping(R"({"name": "pq", "k": {"transform": ["center", "query_metric"]}})", "v") == "contiguous");
+  CHECK(grouping(R"({"name": "pq", "k": {"transform": ["query_metric"], "grouping": "contiguous"}})") == "contiguous");
+  CHECK(grouping(R"({"name": "pq", "grouping": "strided", "k": {"transform": ["query_metric"]}})") == "strided");
+  CHECK(grouping(R"({"name": "rvq", "group": 16, "k": {"transform": ["query_metric"]}})") == "variance");
+  // A method without such groups is left alone.
+  CHECK(grouping(R"({"name": "kumar", "k": {"transform": ["query_metric"]}})") == "published");
+  CHECK_FALSE(canonical_codec_config(json(R"({"name": "rtn", "k": {"transform": ["query_metric"]}})"))["k"].contains(
+      "grouping"));
+  // An override that brings or takes the transform brings or takes its default.
+  const auto of_layer_1 = [](const char* text) {
+    const CodecPlan plan = resolve_codec(json(text), shape_of(2, 1, 64));
+    CHECK(plan.skip == "");
+    return unit_at(plan, 1, Role::kKey, 0).knobs["grouping"];
+  };
+  CHECK(of_layer_1(R"({"name": "pq", "overrides": [{"layers": [1], "set": {"k.transform": ["query_metric"]}}]})") ==
+        "variance");
+  CHECK(of_layer_1(R"({"name": "pq", "k": {"transform": ["query_metric"]},
+                       "overrides": [{"layers": [1], "set": {"k.transform": []}}]})") == "contiguous");
+  CHECK(of_layer_1(R"({"name": "pq", "overrides": [{"layers": [1],
+                       "set": {"k.transform": ["query_metric"], "k.grouping": "strided"}}]})") == "strided");
 }
 
 TEST_CASE("the exact set covers every head", "[codec_set]") {

@@ -6,6 +6,7 @@
 #include "config/sweep.h"
 #include "core/error.h"
 #include "experiment/plan.h"
+#include "experiment/protocol.h"
 #include "io/atomic_file.h"
 #include "support/catch.h"
 #include "support/sweep_trace.h"
@@ -72,6 +73,40 @@ TEST_CASE("a plan freezes cells whose identity is what decides the numbers", "[p
   const std::string path = dir / "plan.jsonl";
   write_plan(plan, path);
   CHECK(plan_text(read_plan(path)) == plan_text(plan));
+}
+
+TEST_CASE("without a cache section all codecs of a plan stand under one policy; a named preset brings its own",
+          "[plan]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan = make_plan(parse_yaml(
+      fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
+                  "sweep: {{grid: {{codec: [{{name: rtn, group: 16}}, {{name: kivi, group: 16}}, {{name: exact}},\n"
+                  "  {{name: kivi, group: 16, preset: r32}}]}}}}\n",
+                  trace),
+      "s.yaml"));
+  REQUIRE(plan.cells.size() == 4);
+  const Json& common = plan.cells[0]["config"]["cache"];
+  CHECK(common == canonical_cache_config(Json::object()));
+  CHECK(plan.cells[1]["config"]["cache"] == common);
+  CHECK(plan.cells[2]["config"]["cache"] == common);
+  CHECK(plan.cells[3]["config"]["cache"]["k"]["rule"] == "kivi");
+  CHECK(protocol_of_cell(plan.cells[1]["config"]) == "window 128, blocks of 64 + 4 sinks");
+  CHECK(protocol_of_cell(plan.cells[3]["config"]) == "keys: blocks of 32; values: window 33 (preset kivi r32)");
+}
+
+TEST_CASE("a training curve without select documents is refused", "[plan]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  has(error_of([&] {
+        make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec: {{name: rvq}}\n"
+                                         "train:\n  curve: true\n",
+                                         trace),
+                             "s.yaml"));
+      }),
+      "s.yaml:4:3: train.curve: a training curve is measured on select documents");
 }
 
 TEST_CASE("repeats are one group", "[plan]") {

@@ -1,3 +1,4 @@
+#include "experiment/protocol.h"
 #include "experiment/report.h"
 
 #include <unistd.h>
@@ -78,6 +79,51 @@ TEST_CASE("the report is one file that needs no network and names its cells, fro
   CHECK(html.find(">2</text>") != std::string::npos);
   CHECK(html.find("2: rvq bits=2") != std::string::npos);
   CHECK(count(html, "plan abcdef012345") == count(html, "<svg"));
+}
+
+TEST_CASE("every row of the report names its protocol and its arithmetic; unequal ground is said") {
+  ResultSet r;
+  r.plan = {{"plan", "abcdef0123456789"}, {"traces", Json::array()}};
+  r.cells = {cell(2, "rtn", 2.1, 0.05), cell(3, "kivi", 3.1, 0.01), cell(4, "rtn", 4.5, 0.02)};
+  const auto html_of = [&] {
+    for (CellResult& c : r.cells) {
+      const Json codec = c.cell["config"]["codec"];
+      c.cell["config"]["codec"] = {{"k", {{"name", codec.value("name", "rtn")}}},
+                                   {"v", {{"name", codec.value("name", "rtn")}}}};
+      c.record["path"] = {{"encode", "cpu avx2"}, {"decode", "reference"}};
+    }
+    const auto path = std::filesystem::temp_directory_path() / ("vqkv-report-" + std::to_string(getpid()) + ".html");
+    write_report(r, path.string());
+    std::string html = read_file(path.string());
+    std::filesystem::remove(path);
+    return html;
+  };
+  const auto with_policy = [](CellResult& c, const char* cache) {
+    c.cell["config"]["cache"] = canonical_cache_config(Json::parse(cache));
+  };
+  for (CellResult& c : r.cells) with_policy(c, R"({"window": 64, "flush": 32})");
+  const std::string equal = html_of();
+  CHECK(equal.find("Exact beside the codes, in every row: window 64, blocks of 32 + 4 sinks.") != std::string::npos);
+  CHECK(count(equal, "<td class=\"text\">window 64, blocks of 32 + 4 sinks</td>") == 3);
+  CHECK(count(equal, "<td class=\"text\">decode reference, encode cpu avx2</td>") == 3);
+
+  r.cells[1] = cell(3, "kivi", 3.1, 0.01);
+  with_policy(r.cells[1], R"({"rule": "kivi", "sinks": 0, "residual": 32})");
+  const std::string unequal = html_of();
+  CHECK(unequal.find("The rows stand under 2 protocols") != std::string::npos);
+  CHECK(unequal.find("<td class=\"text\">keys: blocks of 32; values: window 33 (preset kivi r32)</td>") !=
+        std::string::npos);
+}
+
+TEST_CASE("a protocol in words") {
+  const auto text = [](const char* cache) { return protocol_text(CachePolicy::from_json(Json::parse(cache))); };
+  CHECK(text("{}") == "window 128, blocks of 64 + 4 sinks");
+  CHECK(text(R"({"sinks": 0, "window": 128, "flush": 1})") == "window 128");
+  CHECK(text(R"({"sinks": 0, "window": 1, "flush": 1})") == "no exact token but its own");
+  CHECK(text(R"({"sinks": 0, "window": 1, "flush": 128})") == "blocks of 128");
+  CHECK(text(R"({"sinks": 0, "window": 0, "flush": 1})") == "no exact token");
+  CHECK(text(R"({"sinks": 1, "rule": "kivi"})") == "keys: blocks of 128; values: window 129 + 1 sink");
+  CHECK(text(R"({"rule": "none"})") == "everything exact");
 }
 
 TEST_CASE("one report document gives no standard error, and the report says so") {

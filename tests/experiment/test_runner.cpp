@@ -8,6 +8,7 @@
 #include <map>
 
 #include "config/sweep.h"
+#include "core/cpu.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
@@ -133,7 +134,7 @@ TEST_CASE("records hold what tables need", "[runner]") {
   const Json& trained = r.cells[5].record["train"];
   CHECK(trained["units"] == 4);
   CHECK(trained["tokens"] == 2 * (160 - 4));
-  CHECK(r.cells[5].record["path"]["encode"] == "cpu");
+  CHECK(r.cells[5].record["path"]["encode"] == "cpu " + cpu_arithmetic());
   CHECK(r.cells[5].record["prov"]["command"] == "test");
   CHECK(r.cells[1].record["coverage"]["coded_share_k"].get<double>() > 0.5);
   CHECK(r.cells[6].status() == "skipped");

@@ -38,7 +38,9 @@ MethodInfo describe_kivi() {
   info.bits = "bits + 32 / group";
   info.trained = false;
   info.caveat =
-      "needs its residual window (cache rule kivi); in the paper prompts are attended exactly, replay mode "
+      "the paper's residual window (cache rule kivi) comes with a preset, `preset: default`, and only then; in the "
+      "paper "
+      "prompts are attended exactly, replay mode "
       "prefill-exact";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "kivi"}, {"residual", 128}};

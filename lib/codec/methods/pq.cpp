@@ -18,7 +18,8 @@ struct PqKnobs {
         .integer("bits", &bits, 1, 16, "bits of a code: 2^bits codewords a codebook")
         .choice("grouping", &grouping, {"contiguous", "strided", "rope_pair", "variance"},
                 "which channels make a sub-vector; variance deals them out by rank, so that every sub-vector spans the "
-                "spectrum")
+                "spectrum. Behind query_metric the default is variance: that transform sorts the channels, and "
+                "contiguous groups spend as many bits on weak ones as on strong ones")
         .choice("weight", &weight, {"none", "mass", "mass2"},
                 "training weight of a token: the attention mass it received, or its square")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")

@@ -23,7 +23,7 @@ struct RvqKnobs {
         .integer("group", &group, 0, 65536,
                  "channels of a sub-vector with residual stages of its own; 0: all channels of the unit")
         .choice("grouping", &grouping, {"contiguous", "strided", "rope_pair", "variance"},
-                "which channels make a sub-vector")
+                "which channels make a sub-vector; behind query_metric the default is variance (see pq)")
         .choice("encoding", &encoding, {"greedy", "beam"},
                 "nearest codeword stage by stage, or the best of several partial sums")
         .integer("beam", &beam, 1, 64, "partial sums kept with encoding beam; the price is encoding time alone")

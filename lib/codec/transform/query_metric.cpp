@@ -162,12 +162,19 @@ class QueryMetric final : public Transform {
 };
 
 TransformInfo describe_query_metric() {
-  return {"query_metric", "codes keys in the metric of their queries",
-          "NOVA-KV, Spend Bits Where Queries Look, arXiv 2608.04074",
-          "for codebooks, best with variance-ranked groups; makes channels unequal, so min-max codes of a token get "
-          "worse by it. "
-          "Post-RoPE moments depend on the positions trained on: train over the range that is tested",
-          "0"};
+  return {
+      "query_metric",
+      "codes keys in the metric of their queries",
+      "NOVA-KV, Spend Bits Where Queries Look, arXiv 2608.04074",
+      "sorts channels by what queries look at, so contiguous groups of a product code are all strong or all weak: at "
+      "2 bits twice the KLD of variance-ranked groups, which are the default behind it; makes channels unequal, so "
+      "min-max codes of a token get "
+      "worse by it. "
+      "Post-RoPE moments depend on the positions trained on: train over the range that is tested",
+      "0",
+      true,
+      1,
+      {{"grouping", "variance"}}};
 }
 std::string check_query_metric(const QueryMetricKnobs&, const UnitShape& unit) {
   if (unit.role == Role::kValue) return "values meet no query; put it under codec.k";

@@ -39,6 +39,8 @@ struct TransformInfo {
   std::string side_bits;  // formula (see MethodInfo::bits); "0" for affine ones
   bool trained = true;    // false: learns nothing
   int version = 1;        // raised when results change; part of a cell's identity
+  // Knobs that the method behind it should have, as {grouping: variance}: its defaults where it has such knobs.
+  Json suits = Json::object();
 };
 
 class TransformKind {

@@ -1,0 +1,48 @@
+#include "experiment/protocol.h"
+
+#include <fmt/format.h>
+
+#include "codec/codec.h"
+#include "core/json.h"
+
+namespace vqkv {
+namespace {
+
+std::string rule_text(const FlushRule& rule) {
+  if (rule.window == 0) return rule.flush > 1 ? fmt::format("no window, blocks of {}", rule.flush) : "no exact token";
+  if (rule.window == 1) return rule.flush > 1 ? fmt::format("blocks of {}", rule.flush) : "no exact token but its own";
+  return fmt::format("window {}{}", rule.window, rule.flush > 1 ? fmt::format(", blocks of {}", rule.flush) : "");
+}
+
+}  // namespace
+
+std::string protocol_text(const CachePolicy& policy) {
+  if (!policy.codes) return "everything exact";
+  const std::string k = rule_text(policy.k), v = rule_text(policy.v);
+  std::string out = k == v ? k : fmt::format("keys: {}; values: {}", k, v);
+  if (policy.sinks > 0) out += fmt::format(" + {} sink{}", policy.sinks, policy.sinks == 1 ? "" : "s");
+  return out;
+}
+
+std::string published_policy(const Json& codec_config, const Json& cache_config) {
+  // By search: a store may hold cells of methods that this program was built without.
+  for (const char* role : {"k", "v"})
+    for (const Method* method : all_methods()) {
+      const MethodInfo info = method->describe();
+      if (!codec_config.contains(role) || codec_config[role].at("name") != info.name || !info.presets.is_object())
+        continue;
+      for (const auto& [name, preset] : info.presets.items())
+        if (preset.contains("cache") && canonical_cache_config(preset["cache"]) == cache_config)
+          return info.name + " " + name;
+    }
+  return "";
+}
+
+std::string protocol_of_cell(const Json& config) {
+  if (!config.contains("cache")) return "";
+  const Json& cache = config.at("cache");
+  const std::string preset = published_policy(config.at("codec"), cache);
+  return protocol_text(CachePolicy::from_json(cache)) + (preset.empty() ? "" : fmt::format(" (preset {})", preset));
+}
+
+}  // namespace vqkv

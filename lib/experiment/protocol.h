@@ -1,0 +1,20 @@
+// The protocol of a row in words: which tokens were exact when a query looked. Rows compare only under one protocol.
+#pragma once
+#include <string>
+
+#include "cache/policy.h"
+
+namespace vqkv {
+
+// "window 128, blocks of 64 + 4 sinks", "no exact token but its own", "keys: blocks of 128; values: window 129",
+// "everything exact".
+std::string protocol_text(const CachePolicy& policy);
+
+// The preset of a method of this canonical codec whose own cache rule the canonical `cache` is, as "kivi r32"; "" for a
+// rule that no method of it published.
+std::string published_policy(const Json& codec_config, const Json& cache_config);
+
+// Both, for a row of a sweep: "keys: blocks of 128; values: window 129 (preset kivi default)". "" without a cache.
+std::string protocol_of_cell(const Json& cell_config);
+
+}  // namespace vqkv
