@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cache/cache.h"
+#include "cache/view.h"
 
 namespace vqkv {
 
@@ -37,8 +37,8 @@ class AttentionBackend {
   virtual std::optional<std::string> can(const DecodePlan& plan, Role role) const = 0;
   // q: (n, q_heads * head_dim) POST-RoPE queries of the block just appended to `layer`, the first at position
   // cache.length(). out: same shape as q.
-  virtual void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out,
-                      AttendStats* stats = nullptr, AttentionTap* tap = nullptr) = 0;
+  virtual void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,
+                      AttentionTap* tap = nullptr) = 0;
 };
 
 // "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10;
@@ -74,7 +74,6 @@ class KvSession {
   class MassTap;
   std::unique_ptr<MassTap> mass_;  // with a keep policy
   double attend_seconds_ = 0;
-  std::unique_ptr<RopeTable> rope_;
   std::vector<float> rotated_;
 };
 

@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "attention/backends.h"
-#include "cache/impl.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -16,15 +15,14 @@ class ReferenceBackend final : public AttentionBackend {
   std::string name() const override { return "reference"; }
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
 
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
               AttentionTap* tap) override {
-    const CompressedCache::Impl& impl = cache.impl();
     const CacheShape& shape = cache.shape();
     const int64_t d = shape.head_dim, tokens = cache.length() + q.rows;
     for (int h = 0; h < shape.kv_heads; ++h) {
       Forms forms;
-      load(impl, layer, h, Role::kKey, tokens, forms.exact_k, forms.coded_k);
-      load(impl, layer, h, Role::kValue, tokens, forms.exact_v, forms.coded_v);
+      load(cache, layer, h, Role::kKey, tokens, forms.exact_k, forms.coded_k);
+      load(cache, layer, h, Role::kValue, tokens, forms.exact_v, forms.coded_v);
       for (int g = 0; g < shape.group(); ++g) {
         const int head = h * shape.group() + g;
         Matrix<float> probabilities(tap ? q.rows : 0, tokens);
@@ -36,10 +34,10 @@ class ReferenceBackend final : public AttentionBackend {
           double coded = 0;
           for (size_t t = 0; t < p.size(); ++t) {
             const int64_t token = static_cast<int64_t>(t);
-            const Matrix<float>& v = token >= impl.policy.sinks && token < v_end ? forms.coded_v : forms.exact_v;
+            const Matrix<float>& v = token >= cache.policy().sinks && token < v_end ? forms.coded_v : forms.exact_v;
             if (p[t] != 0)  // an evicted token may have no form left
               for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += p[t] * v(token, c);
-            if (token >= impl.policy.sinks && token < k_end) coded += p[t];
+            if (token >= cache.policy().sinks && token < k_end) coded += p[t];
             if (tap) probabilities(i, token) = static_cast<float>(p[t]);
           }
           for (int64_t c = 0; c < d; ++c) out(i, head * d + c) = static_cast<float>(sum[static_cast<size_t>(c)]);
@@ -58,56 +56,55 @@ class ReferenceBackend final : public AttentionBackend {
     Matrix<float> exact_k, coded_k, exact_v, coded_v;  // (tokens, head_dim); rows of the other form are unset
   };
 
-  static void load(const CompressedCache::Impl& impl, int layer, int head, Role role, int64_t tokens,
-                   Matrix<float>& exact, Matrix<float>& coded) {
-    const int64_t d = impl.shape.head_dim;
-    const RoleStore& store = impl.role_store(layer, role);
+  static void load(const CacheView& cache, int layer, int head, Role role, int64_t tokens, Matrix<float>& exact,
+                   Matrix<float>& coded) {
+    const int64_t d = cache.shape().head_dim;
+    const int64_t exact_begin = cache.exact_begin(layer, role), coded_end = cache.coded_end(layer, role);
     exact = Matrix<float>(tokens, d);
     coded = Matrix<float>(tokens, d);
     const auto load_exact = [&](int64_t first, int64_t count) {
       if (count <= 0) return;
       if (role == Role::kValue) {
-        impl.load_values(layer, head, first, count, exact.row(first), d);
+        cache.load_values(layer, head, first, count, exact.row(first), d);
         return;
       }
       Matrix<float> transposed(d, count);
-      impl.load_keys(layer, head, first, count, transposed.data(), count);
+      cache.load_keys(layer, head, first, count, transposed.data(), count);
       for (int64_t t = 0; t < count; ++t)
         for (int64_t c = 0; c < d; ++c) exact(first + t, c) = transposed(c, t);
     };
-    load_exact(0, std::min(impl.policy.sinks, tokens));
-    load_exact(store.exact_begin, tokens - store.exact_begin);
-    const int unit = impl.unit_of(layer, head, role);
-    if (unit >= 0 && store.coded_end > impl.policy.sinks) {
-      const UnitFacts& u = impl.units[static_cast<size_t>(unit)];
-      Matrix<float> x(store.coded_end - impl.policy.sinks, u.shape.channels());
-      decode_plan(u.plan, impl.fetch_codes(static_cast<size_t>(unit)), x);
+    load_exact(0, std::min(cache.policy().sinks, tokens));
+    load_exact(exact_begin, tokens - exact_begin);
+    const int unit = cache.unit_of(layer, head, role);
+    if (unit >= 0 && coded_end > cache.policy().sinks) {
+      const UnitShape& u = cache.unit_shape(static_cast<size_t>(unit));
+      Matrix<float> x(coded_end - cache.policy().sinks, u.channels());
+      decode_plan(cache.plan(layer, head, role), cache.fetch_codes(static_cast<size_t>(unit)), x);
       for (int64_t t = 0; t < x.rows; ++t)
-        std::copy_n(x.row(t) + (head - u.shape.first_head) * d, d, coded.row(impl.policy.sinks + t));
+        std::copy_n(x.row(t) + (head - u.first_head) * d, d, coded.row(cache.policy().sinks + t));
     }
-    if (role == Role::kValue || impl.keys_post_rope(layer, head)) return;
+    if (role == Role::kValue || cache.keys_post_rope(layer, head)) return;
     for (Matrix<float>* m : {&exact, &coded})
       for (int64_t t = 0; t < tokens; ++t) {
         const auto position = static_cast<int32_t>(t);
-        rope_apply(*impl.rope, &position, m->view().slice_rows(t, 1));
+        rope_apply(cache.rope(), &position, m->view().slice_rows(t, 1));
       }
   }
 
-  static std::vector<double> softmax(const CompressedCache& cache, int layer, int head, int64_t position,
-                                     const float* q, const Forms& forms) {
-    const CompressedCache::Impl& impl = cache.impl();
-    const int64_t d = impl.shape.head_dim, sinks = impl.policy.sinks, end = cache.coded_end(Role::kKey, position);
+  static std::vector<double> softmax(const CacheView& cache, int layer, int head, int64_t position, const float* q,
+                                     const Forms& forms) {
+    const int64_t d = cache.shape().head_dim, sinks = cache.policy().sinks, end = cache.coded_end(Role::kKey, position);
     std::vector<double> s(static_cast<size_t>(position + 1), -std::numeric_limits<double>::infinity());
-    const EvictedSet& evicted = impl.evicted_set(layer, head);
+    const bool any_evicted = cache.any_evicted(layer, head);
     for (int64_t t = 0; t <= position; ++t) {
-      if (evicted.contains(t)) continue;
+      if (any_evicted && cache.evicted(layer, head, t)) continue;
       const Matrix<float>& k = t >= sinks && t < end ? forms.coded_k : forms.exact_k;
       double sum = 0;
       for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(q[c]) * k(t, c);
-      s[static_cast<size_t>(t)] = sum * impl.shape.score_scale;
+      s[static_cast<size_t>(t)] = sum * cache.shape().score_scale;
     }
-    const int unit = impl.unit_of(layer, head, Role::kKey);
-    if (unit >= 0) map_scores(impl.units[static_cast<size_t>(unit)].plan.score, sinks, end, s);
+    if (cache.unit_of(layer, head, Role::kKey) >= 0)
+      map_scores(cache.plan(layer, head, Role::kKey).score, sinks, end, s);
     const double top = *std::max_element(s.begin(), s.end());
     double sum = 0;
     for (double& v : s) sum += v = std::isinf(v) ? 0.0 : std::exp(v - top);

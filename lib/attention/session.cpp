@@ -42,8 +42,7 @@ class KvSession::MassTap final : public AttentionTap {
   std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens)
 };
 
-KvSession::KvSession(CompressedCache& cache, AttentionBackend& backend)
-    : cache_(cache), backend_(backend), rope_(std::make_unique<RopeTable>(cache.shape().rope)) {}
+KvSession::KvSession(CompressedCache& cache, AttentionBackend& backend) : cache_(cache), backend_(backend) {}
 KvSession::~KvSession() = default;
 
 void KvSession::begin_block(int64_t tokens, Visibility visibility) {
@@ -56,7 +55,8 @@ void KvSession::set_keep_policy(KeepPolicy* policy) {
 }
 
 void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) {
-  const CacheShape& shape = cache_.shape();
+  const CacheView view(cache_);
+  const CacheShape& shape = view.shape();
   VQKV_CHECK(q.cols == int64_t{shape.q_heads} * shape.head_dim && out.rows == q.rows && out.cols == q.cols);
   cache_.append(layer, k, v);
   const Stopwatch watch;
@@ -70,10 +70,10 @@ void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, M
       std::copy_n(q.row(first + r), q.cols, rotated.row(first + r));
       positions[static_cast<size_t>(r)] = static_cast<int32_t>(cache_.length() + first + r);
     }
-    rope_apply(*rope_, positions.data(), rotated.slice_rows(first, rows));
+    rope_apply(view.rope(), positions.data(), rotated.slice_rows(first, rows));
   });
   if (mass_) mass_->next = tap_;
-  backend_.attend(cache_, layer, rotated, out, &stats_, mass_ ? mass_.get() : tap_);
+  backend_.attend(view, layer, rotated, out, &stats_, mass_ ? mass_.get() : tap_);
   attend_seconds_ += watch.seconds();
 }
 

@@ -47,20 +47,20 @@ void RotationTiles::rotate(float* keys, int64_t tile, int64_t from, int64_t to) 
   }
 }
 
-TiledCall::TiledCall(const CompressedCache& cache, int layer_in, int64_t first_in, int64_t queries_in,
+TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int64_t queries_in,
                      RotationTiles& rotation_in)
-    : impl(&cache.impl()),
+    : cache(view),
       rotation(&rotation_in),
       layer(layer_in),
       first(first_in),
       queries(queries_in),
       tokens(first_in + queries_in),
-      sinks(cache.policy().sinks),
-      d(cache.shape().head_dim),
+      sinks(view.policy().sinks),
+      d(view.shape().head_dim),
       width(padded(d)),
-      group(cache.shape().group()),
+      group(view.shape().group()),
       rows(queries_in * group) {
-  VQKV_CHECK(impl->open && layer < impl->appended && tokens <= impl->length + impl->pending);
+  VQKV_CHECK(tokens <= cache.tokens(layer));
   for (int64_t i = 0; i < queries; ++i) {
     k_end.push_back(cache.coded_end(Role::kKey, first + i));
     v_end.push_back(cache.coded_end(Role::kValue, first + i));
@@ -70,8 +70,8 @@ TiledCall::TiledCall(const CompressedCache& cache, int layer_in, int64_t first_i
     for (int64_t i = queries - 2; i >= 0; --i)
       if ((*end)[at(i)] == first + i + 1) (*end)[at(i)] = (*end)[at(i + 1)];
   bool pre = false;
-  for (int h = 0; h < cache.shape().kv_heads; ++h) pre = pre || !impl->keys_post_rope(layer, h);
-  if (pre) rotation_in.grow(*impl->rope, (tokens + kTile - 1) / kTile);
+  for (int h = 0; h < cache.shape().kv_heads; ++h) pre = pre || !cache.keys_post_rope(layer, h);
+  if (pre) rotation_in.grow(cache.rope(), (tokens + kTile - 1) / kTile);
 }
 
 RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
@@ -86,15 +86,13 @@ RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
 
 const ScoreMap& TiledCall::score_map(int head) const {
   static const ScoreMap none;
-  const int unit = impl->unit_of(layer, head, Role::kKey);
-  return unit < 0 ? none : impl->units[at(unit)].plan.score;
+  return cache.unit_of(layer, head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey).score;
 }
 
 void TiledCall::mask_evicted(int head, int64_t begin, int64_t count, float* line) const {
-  const EvictedSet& set = impl->evicted_set(layer, head);
-  if (set.words == nullptr) return;
+  if (!cache.any_evicted(layer, head)) return;
   for (int64_t t = 0; t < count; ++t)
-    if (set.contains(begin + t)) line[t] = kNegativeInfinity;
+    if (cache.evicted(layer, head, begin + t)) line[t] = kNegativeInfinity;
 }
 
 void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end) {
@@ -106,7 +104,7 @@ void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end)
 }
 
 void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeyScan kind) {
-  const float scale = call.impl->shape.score_scale;
+  const float scale = call.cache.shape().score_scale;
   x.resize(at(call.rows * call.d));
   const int64_t span = call.group * call.d;
   for (int64_t i = 0; i < call.queries; ++i) {
@@ -118,8 +116,8 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   outer.clear();
   from_.clear();
   token_scale = false;
-  if (call.impl->unit_of(call.layer, head, Role::kKey) < 0) return;
-  const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+  if (call.cache.unit_of(call.layer, head, Role::kKey) < 0) return;
+  const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
   if (!decoder.folded() && kind == KeyScan::kNone) return;
   y_width = decoder.code_width();
   y_stride = padded(y_width);
@@ -242,8 +240,8 @@ void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums
   coded.assign(rows, 0.0f);
   out.assign(rows * static_cast<size_t>(width), 0.0f);
   own_domain = false;
-  if (call.impl->unit_of(call.layer, piece.head, Role::kValue) < 0) return;
-  const TileDecoder& decoder = call.impl->decoder(call.layer, piece.head, Role::kValue);
+  if (call.cache.unit_of(call.layer, piece.head, Role::kValue) < 0) return;
+  const TileDecoder& decoder = call.cache.decoder(call.layer, piece.head, Role::kValue);
   own_domain = decoder.folded() || sums;
   if (!own_domain) return;
   token_scale = decoder.has_token_scale();
@@ -296,7 +294,7 @@ void Partial::weigh(int64_t row, float* line, int64_t begin, int64_t end, const 
 
 void Partial::unfold(const TiledCall& call) {
   if (!own_domain) return;
-  const TileDecoder& decoder = call.impl->decoder(call.layer, piece.head, Role::kValue);
+  const TileDecoder& decoder = call.cache.decoder(call.layer, piece.head, Role::kValue);
   if (sums) sums->unfold(y.data(), y_stride);
   sums = nullptr;
   if (decoder.folded())
@@ -316,7 +314,7 @@ void Partial::unfold(const TiledCall& call) {
 
 void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, size_t pieces, MutMatrix out,
                     AttendStats* stats) {
-  const int64_t heads = call.impl->shape.kv_heads;
+  const int64_t heads = call.cache.shape().kv_heads;
   std::vector<std::vector<const Partial*>> of_head(static_cast<size_t>(heads));
   for (size_t i = 0; i < pieces; ++i) of_head[static_cast<size_t>(partials[i].piece.head)].push_back(&partials[i]);
   std::vector<float> share(at(heads * call.rows), 0.0f);

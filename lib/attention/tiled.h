@@ -8,7 +8,6 @@
 #include "attention/attention.h"
 #include "attention/backends.h"
 #include "attention/scan.h"
-#include "cache/impl.h"
 #include "cache/kernels.h"
 
 namespace vqkv {
@@ -46,7 +45,7 @@ class CodeSums;
 
 // One attend call on at most a block of queries. Row = query * group + query head within the group.
 struct TiledCall {
-  TiledCall(const CompressedCache& cache, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
+  TiledCall(const CacheView& view, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
   RoleExtent extent(Role role, int64_t begin, int64_t count) const;
   // Columns of a tile that a row's query sees.
   int64_t seen(int64_t row, int64_t begin, int64_t count) const {
@@ -64,7 +63,7 @@ struct TiledCall {
   // -inf for tokens that the head's policy evicted.
   void mask_evicted(int head, int64_t begin, int64_t count, float* line) const;
 
-  const CompressedCache::Impl* impl = nullptr;
+  CacheView cache;
   const RotationTiles* rotation = nullptr;
   const HeadQueries* heads = nullptr;
   int layer = 0;

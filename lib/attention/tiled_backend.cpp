@@ -71,21 +71,20 @@ class TiledEngine {
     return std::string(keys) + (sums ? "-sums" : "");
   }
   // Returns the path that ran.
-  std::string attend(KeyScan scan, ValueSums sums, const CompressedCache& cache, int layer, ConstMatrix q,
-                     MutMatrix out, AttendStats* stats, AttentionTap* tap) {
+  std::string attend(KeyScan scan, ValueSums sums, const CacheView& cache, int layer, ConstMatrix q, MutMatrix out,
+                     AttendStats* stats, AttentionTap* tap) {
     scan_ = scan;
     tables_ = scan != KeyScan::kNone;
     when_ = sums;
     summed_ = false;
-    const CompressedCache::Impl& impl = cache.impl();
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
-    if (tables_ && impl.policy.codes) {
+    if (tables_ && cache.policy().codes) {
       int64_t entries = 1;  // table entries of one query, all heads
-      for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
-        if (impl.units[u].shape.role != Role::kKey) continue;
-        if (const auto reason = table_scan_reason(impl.units[u].plan))
+      for (const size_t u : cache.layer_units(layer)) {
+        if (cache.unit_shape(u).role != Role::kKey) continue;
+        if (const auto reason = table_scan_reason(cache.form(u).plan))
           fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
-        for (const TileDecoder& d : impl.units[u].decoders)
+        for (const TileDecoder& d : cache.form(u).decoders)
           for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
       }
       if (!tap) step = std::clamp<int64_t>(kTableFloats / entries, 1, kQueryBlock);
@@ -98,8 +97,8 @@ class TiledEngine {
   }
 
  private:
-  void attend_block(const CompressedCache& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out,
-                    AttendStats* stats, AttentionTap* tap) {
+  void attend_block(const CacheView& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out, AttendStats* stats,
+                    AttentionTap* tap) {
     TiledCall call(cache, layer, first, q.rows, rotation_);
     const int64_t heads = cache.shape().kv_heads;
     const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
@@ -107,7 +106,7 @@ class TiledEngine {
     call.heads = queries_.data();
     parallel_for(heads, [&](int64_t h) {
       queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q,
-                                               call.impl->policy.codes ? scan_ : KeyScan::kNone);
+                                               call.cache.policy().codes ? scan_ : KeyScan::kNone);
     });
     if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
     // A score map needs the extremes of the whole coded segment before any probability.
@@ -135,12 +134,12 @@ class TiledEngine {
   // Segments whose later rows sum by code, then chunks for all other rows: the long pieces first, to end together.
   std::vector<Piece> cut(const TiledCall& call, int64_t tiles) {
     std::vector<Piece> pieces, chunks;
-    for (int head = 0; head < call.impl->shape.kv_heads; ++head) {
+    for (int head = 0; head < call.cache.shape().kv_heads; ++head) {
       ValueRule rule;
       int64_t rows_at_once = call.rows;
-      if (const int unit = call.impl->unit_of(call.layer, head, Role::kValue); unit >= 0 && call.impl->policy.codes) {
-        const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
-        rule = value_rule(call.impl->units[static_cast<size_t>(unit)].plan, decoder, call.group, when_);
+      if (const int unit = call.cache.unit_of(call.layer, head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
+        const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
+        rule = value_rule(call.cache.form(static_cast<size_t>(unit)).plan, decoder, call.group, when_);
         if (rule.segment > 0) rows_at_once = summed_rows(decoder);
       }
       const int64_t span = rule.segment > 0 ? rule.segment / kTile : tiles;
@@ -170,8 +169,8 @@ class TiledEngine {
     if (high <= low) return;
     ensure(s.table_scores, piece.rows() * span);
     const HeadQueries& q = call.heads[head];
-    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
-    const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
+    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
+    const CodedBody body = call.cache.body(call.layer, head, Role::kKey);
     const PageLayout& pages = decoder.pages();
     // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
     const auto& slots = decoder.slots();
@@ -189,7 +188,7 @@ class TiledEngine {
     // of the block see.
     if (q.token_scale) {
       float* scale = s.run_scale.data() + low - base;
-      decoder.token_scale(store, low, high - low, scale);
+      decoder.token_scale(body, low, high - low, scale);
       s.loudest.resize(static_cast<size_t>(high - low));
       float top = 0;
       for (int64_t t = 0; t < high - low; ++t)
@@ -212,7 +211,7 @@ class TiledEngine {
     std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
     for (int64_t n = 0; n < runs; ++n) {
       const int64_t first = (first_run + n) * scan::kRun, within = first % pages.tokens();
-      const std::byte* bytes = store.pages.at(first / pages.tokens());
+      const std::byte* bytes = body.page(first / pages.tokens());
       uint16_t* wide = s.wide_codes.data() + static_cast<size_t>(n) * matrix;
       uint8_t* narrow = s.codes.data() + static_cast<size_t>(n) * matrix;
       codes[static_cast<size_t>(n)] = narrow;
@@ -263,28 +262,28 @@ class TiledEngine {
     const int64_t d = call.d;
     const RoleExtent e = call.extent(Role::kKey, begin, count);
     f.main = ensure(s.keys, d * kTile);
-    f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kKey).folded();
+    f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kKey).folded();
     f.table = e.any_coded() && tables_;
     const int64_t shared_end =
         f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
-    if (e.coded_begin > 0) call.impl->load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
+    if (e.coded_begin > 0) call.cache.load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
     if (e.all_coded_end < count)
-      call.impl->load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
+      call.cache.load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
                            kTile);
     f.other_begin = shared_end;
     f.other_end = e.any_coded_end;
     if (e.any_coded() && !f.table) {
-      const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
-      const UnitStore& store = call.impl->store(call.layer, head, Role::kKey);
-      const int64_t body = begin - call.sinks;
+      const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
+      const CodedBody body = call.cache.body(call.layer, head, Role::kKey);
+      const int64_t origin = begin - call.sinks;
       if (shared_end > e.coded_begin)
-        decoder.keys(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
+        decoder.keys(body, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
       if (f.other_end > f.other_begin) {
         f.other = ensure(s.other_keys, decoder.width() * kTile);
-        decoder.keys(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
+        decoder.keys(body, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
       }
     }
-    if (!call.impl->keys_post_rope(call.layer, head)) {
+    if (!call.cache.keys_post_rope(call.layer, head)) {
       call.rotate(f.main, begin, 0, count);
       if (f.other) call.rotate(f.other, begin, f.other_begin, f.other_end);
     }
@@ -296,34 +295,34 @@ class TiledEngine {
     TileForms f;
     const RoleExtent e = call.extent(Role::kValue, begin, count);
     f.main = ensure(s.values, kTile * call.width);
-    f.folded = e.any_coded() && call.impl->decoder(call.layer, head, Role::kValue).folded();
+    f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kValue).folded();
     f.table = e.any_coded() && by_code;
     const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;
-    if (e.coded_begin > 0) call.impl->load_values(call.layer, head, begin, e.coded_begin, f.main, call.width);
+    if (e.coded_begin > 0) call.cache.load_values(call.layer, head, begin, e.coded_begin, f.main, call.width);
     if (e.all_coded_end < count)
-      call.impl->load_values(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end,
+      call.cache.load_values(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end,
                              f.main + e.all_coded_end * call.width, call.width);
     f.other_begin = shared_end;
     f.other_end = e.any_coded_end;
     if (!e.any_coded()) return f;
-    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kValue);
-    const UnitStore& store = call.impl->store(call.layer, head, Role::kValue);
-    const int64_t body = begin - call.sinks;
+    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
+    const CodedBody body = call.cache.body(call.layer, head, Role::kValue);
+    const int64_t origin = begin - call.sinks;
     if (shared_end > e.coded_begin)
-      decoder.values(store, body + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width,
+      decoder.values(body, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width,
                      call.width);
     if (f.table) {
       s.value_codes.resize(decoder.slots().size() * kTile);
-      decoder.codes(store, body + f.other_begin, f.other_end - f.other_begin, s.value_codes.data() + f.other_begin,
+      decoder.codes(body, origin + f.other_begin, f.other_end - f.other_begin, s.value_codes.data() + f.other_begin,
                     kTile);
     } else if (f.other_end > f.other_begin) {
       const int64_t wide = padded(decoder.width());
       f.other = ensure(s.other_values, kTile * wide);
-      decoder.values(store, body + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
+      decoder.values(body, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
     }
     if ((f.folded || f.table) && f.other_end > f.other_begin && decoder.has_token_scale()) {
       ensure(s.scale, 2 * kTile);
-      decoder.token_scale(store, body + f.other_begin, f.other_end - f.other_begin,
+      decoder.token_scale(body, origin + f.other_begin, f.other_end - f.other_begin,
                           s.scale.data() + kTile + f.other_begin);
     }
     return f;
@@ -375,10 +374,10 @@ class TiledEngine {
 
   static void load_key_scale(const TiledCall& call, int head, const TileForms& k, int64_t begin, Scratch& s) {
     if (!k.folded || !k.other) return;
-    const TileDecoder& decoder = call.impl->decoder(call.layer, head, Role::kKey);
+    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
     if (!decoder.has_token_scale()) return;
     ensure(s.scale, 2 * kTile);
-    decoder.token_scale(call.impl->store(call.layer, head, Role::kKey), begin - call.sinks + k.other_begin,
+    decoder.token_scale(call.cache.body(call.layer, head, Role::kKey), begin - call.sinks + k.other_begin,
                         k.other_end - k.other_begin, s.scale.data() + k.other_begin);
   }
 
@@ -391,7 +390,7 @@ class TiledEngine {
     // Rows that share the reading of a code go together.
     const int64_t together = piece.by_code ? s.sums.lanes() : kRowBatch;
     for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
-      if (tables_ && call.impl->policy.codes && tile % kChunkTiles == 0)
+      if (tables_ && call.cache.policy().codes && tile % kChunkTiles == 0)
         scan_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
@@ -500,7 +499,7 @@ class TiledEngine {
 
   void report(const TiledCall& call, int layer, AttentionTap& tap) const {
     Matrix<float> p(call.queries, call.tokens);
-    for (int64_t h = 0; h < call.impl->shape.kv_heads; ++h) {
+    for (int64_t h = 0; h < call.cache.shape().kv_heads; ++h) {
       for (int64_t g = 0; g < call.group; ++g) {
         for (int64_t i = 0; i < call.queries; ++i) {
           const float* line = logits_.data() + (h * call.rows + i * call.group + g) * call.tokens;
@@ -535,7 +534,7 @@ class TiledBackend final : public AttentionBackend {
   std::optional<std::string> can(const DecodePlan& plan, Role role) const override {
     return scan_ != KeyScan::kNone && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
   }
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
               AttentionTap* tap) override {
     ran_.insert(engine_.attend(scan_, sums_, cache, layer, q, out, stats, tap));
   }
@@ -556,7 +555,7 @@ class AutoBackend final : public AttentionBackend {
   std::string name() const override { return "auto"; }
   std::vector<std::string> paths() const override { return {ran_.begin(), ran_.end()}; }
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
-  void attend(const CompressedCache& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
+  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
               AttentionTap* tap) override {
     const bool table = q.rows == 1 && table_pays(cache, layer);
     ran_.insert(engine_.attend(table ? KeyScan::kFixed : KeyScan::kNone,
@@ -567,16 +566,15 @@ class AutoBackend final : public AttentionBackend {
  private:
   // A pure function of plan, group and coded tokens. Nanoseconds, measured as those of value_rule: columns keys+decode
   // and tab+decode.
-  static bool table_pays(const CompressedCache& cache, int layer) {
-    const CompressedCache::Impl& impl = cache.impl();
-    const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - impl.policy.sinks);
-    if (!impl.policy.codes || coded <= 0) return false;
+  static bool table_pays(const CacheView& cache, int layer) {
+    const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - cache.policy().sinks);
+    if (!cache.policy().codes || coded <= 0) return false;
     const double group = cache.shape().group(), d = cache.shape().head_dim;
     double table = 0, reconstruct = 0;
-    for (const size_t u : impl.layer_units[static_cast<size_t>(layer)]) {
-      if (impl.units[u].shape.role != Role::kKey) continue;
-      if (table_scan_reason(impl.units[u].plan)) return false;
-      for (const TileDecoder& decoder : impl.units[u].decoders) {
+    for (const size_t u : cache.layer_units(layer)) {
+      if (cache.unit_shape(u).role != Role::kKey) continue;
+      if (table_scan_reason(cache.form(u).plan)) return false;
+      for (const TileDecoder& decoder : cache.form(u).decoders) {
         double build = 0, books = 0;
         reconstruct += coded * (0.1 * d + 0.0172 * group * d);
         table += coded * 0.7 * group;

@@ -23,8 +23,17 @@ enum class Visibility {
                   // block stays exact); one window = one append
 };
 
+class CacheModel;
+class SequenceMap;
+
+// Three parts: the model side (cache/model.h), shared; the map (cache/map.h), integers alone; the store
+// (cache/store.h), bytes. Attention reads a CacheView (cache/view.h).
 class CompressedCache {
  public:
+  // One model for all sequences of a codec set.
+  CompressedCache(std::shared_ptr<const CacheModel> model, CachePolicy policy,
+                  std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
+  // A model of its own.
   CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
                   std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
   // An exact cache needs no codecs: keys are kept after RoPE, policy.codes is taken as false.
@@ -59,12 +68,13 @@ class CompressedCache {
   int64_t bits_held() const;      // 8 * total_sequence
   double encode_seconds() const;  // spent coding, all layers
 
-  struct Impl;  // attention reads pages and exact rows through cache/impl.h
-  Impl& impl() { return *impl_; }
-  const Impl& impl() const { return *impl_; }
+  bool fitted() const;  // some codec has parameters of this prompt
+
+  const SequenceMap& map() const;  // opaque outside lib/cache: read through a CacheView
 
  private:
-  std::unique_ptr<Impl> impl_;
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
 };
 
 // The ledger of a sequence of `tokens` tokens, computed from layouts alone (no data): what `memory` and the byte

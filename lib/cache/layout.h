@@ -10,10 +10,18 @@
 #include <vector>
 
 #include "codec/code_block.h"
+#include "core/dtype.h"
 
 namespace vqkv {
 
 constexpr int64_t kChunkTokens = 32;  // 12 KiB a chunk at 3 heads x 64 in f16; half a chunk of padding on average
+
+// One exact exception as stored: 8 bytes.
+struct StoredOverlay {
+  int32_t token = 0;     // from the first coded token of the sequence
+  uint16_t channel = 0;  // bit 15: add
+  f16 value{};
+};
 
 class PageLayout {
  public:

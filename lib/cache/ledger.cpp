@@ -14,15 +14,19 @@ Json ByteLedger::to_json() const {
 
 void* CountingResource::do_allocate(size_t bytes, size_t alignment) {
   void* p = upstream_->allocate(bytes, alignment);
-  const int64_t now = live_.fetch_add(static_cast<int64_t>(bytes)) + static_cast<int64_t>(bytes);
-  int64_t seen = peak_.load();
-  while (now > seen && !peak_.compare_exchange_weak(seen, now)) {}
+  charge(static_cast<int64_t>(bytes));
   return p;
 }
 
 void CountingResource::do_deallocate(void* p, size_t bytes, size_t alignment) {
   upstream_->deallocate(p, bytes, alignment);
-  live_ -= static_cast<int64_t>(bytes);
+  charge(-static_cast<int64_t>(bytes));
+}
+
+void CountingResource::charge(int64_t bytes) {
+  const int64_t now = live_.fetch_add(bytes) + bytes;
+  int64_t seen = peak_.load();
+  while (now > seen && !peak_.compare_exchange_weak(seen, now)) {}
 }
 
 }  // namespace vqkv

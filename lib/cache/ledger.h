@@ -18,7 +18,7 @@ struct ByteLedger {
   int64_t window = 0;     // exact recent tokens, as held now
   int64_t padding = 0;    // allocated but unused: page tails, growth of exact buffers
   int64_t index = 0;      // page tables, explicit positions
-  int64_t workspace = 0;  // decode tables and tiles that live between steps
+  int64_t workspace = 0;  // decode tables and tiles that live between steps; plans and decoders fitted to the prompt
   int64_t codebooks = 0;  // model-side constants, shared by sequences; not part of total_sequence()
   int64_t total_sequence() const { return codes + side + overlay + sinks + window + padding + index + workspace; }
   Json to_json() const;
@@ -31,6 +31,8 @@ class CountingResource final : public std::pmr::memory_resource {
       : upstream_(upstream) {}
   int64_t live() const { return live_; }
   int64_t peak() const { return peak_; }
+  // Counts bytes that a sequence owns elsewhere; negative when they go.
+  void charge(int64_t bytes);
 
  private:
   void* do_allocate(size_t bytes, size_t alignment) override;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cache/impl.h"
 #include "cache/kernels.h"
 #include "core/error.h"
 
@@ -152,6 +151,17 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   zero_columns_ = !all && others;
 }
 
+int64_t TileDecoder::bytes(std::set<const void*>& shared) const {
+  const auto of = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
+  int64_t n = of(slots_) + of(levels_) + of(dense_) + of(books_) + of(map_) + of(map_t_) + of(diagonal_) + of(inner_) +
+              of(outer_);
+  for (const Slot& s : slots_) n += of(s.element) + of(s.channel);
+  for (const Levels& l : levels_) n += of(l.term.levels);
+  for (const auto& b : books_)
+    if (shared.insert(b.get()).second) n += of(*b);
+  return n;
+}
+
 void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows,
                                 int64_t stride) const {
   uint16_t codes[kTileTokens];
@@ -232,20 +242,20 @@ void TileDecoder::scale_run(const std::byte* page, int slot, int64_t first, int6
     std::fill_n(out, count, 0.0f);
 }
 
-void TileDecoder::token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const {
+void TileDecoder::token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const {
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    scale_run(store.pages.at(page), scale_slot_, within, n, out + t);
+    scale_run(body.page(page), scale_slot_, within, n, out + t);
     t += n;
   }
 }
 
-void TileDecoder::codes(const UnitStore& store, int64_t first, int64_t count, uint16_t* out, int64_t stride) const {
+void TileDecoder::codes(const CodedBody& body, int64_t first, int64_t count, uint16_t* out, int64_t stride) const {
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    const std::byte* bytes = store.pages.at(page);
+    const std::byte* bytes = body.page(page);
     for (size_t i = 0; i < slots_.size(); ++i) {
       uint16_t* to = out + static_cast<int64_t>(i) * stride + t;
       if (bytes)
@@ -257,13 +267,12 @@ void TileDecoder::codes(const UnitStore& store, int64_t first, int64_t count, ui
   }
 }
 
-void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
+void TileDecoder::apply_overlay(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,
                                 int64_t stride) const {
-  const StoredOverlay* begin = store.overlay;
-  const StoredOverlay* end = begin + store.overlay_count;
-  const StoredOverlay* e =
-      std::lower_bound(begin, end, first, [](const StoredOverlay& o, int64_t t) { return o.token < t; });
-  for (; e != end && e->token < first + count; ++e) {
+  const std::span<const StoredOverlay> all = body.overlay();
+  auto e =
+      std::lower_bound(all.begin(), all.end(), first, [](const StoredOverlay& o, int64_t t) { return o.token < t; });
+  for (; e != all.end() && e->token < first + count; ++e) {
     const int64_t channel = (e->channel & 0x7fff) - low_;
     if (channel < 0 || channel >= head_dim_) continue;
     float& to = transposed ? out[channel * stride + e->token - first] : out[(e->token - first) * stride + channel];
@@ -271,7 +280,7 @@ void TileDecoder::apply_overlay(const UnitStore& store, int64_t first, int64_t c
   }
 }
 
-void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
+void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,
                          int64_t stride) const {
   VQKV_CHECK(count <= kTileTokens);
   Buffers& b = buffers();
@@ -292,7 +301,7 @@ void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, b
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    if (const std::byte* bytes = store.pages.at(page)) {
+    if (const std::byte* bytes = body.page(page)) {
       if (tables) decode_tables(bytes, within, n, rows + t * row_stride, row_stride);
       if (others) decode_columns(bytes, within, n, columns + t, column_stride);
     } else {  // a page lost to eviction: nobody looks at it, but sums multiply it by zero
@@ -328,7 +337,7 @@ void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, b
         for (int64_t t = 0; t < count;) {
           const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
           const int64_t n = std::min(count - t, pages_->tokens() - within);
-          scale_run(store.pages.at(page), static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
+          scale_run(body.page(page), static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
           t += n;
         }
       }
@@ -342,14 +351,14 @@ void TileDecoder::decode(const UnitStore& store, int64_t first, int64_t count, b
       }
     }
   }
-  if (overlay_) apply_overlay(store, first, count, transposed, out, stride);
+  if (overlay_) apply_overlay(body, first, count, transposed, out, stride);
 }
 
-void TileDecoder::keys(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const {
-  decode(store, first, count, true, out, stride);
+void TileDecoder::keys(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const {
+  decode(body, first, count, true, out, stride);
 }
-void TileDecoder::values(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const {
-  decode(store, first, count, false, out, stride);
+void TileDecoder::values(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const {
+  decode(body, first, count, false, out, stride);
 }
 
 }  // namespace vqkv

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <span>
 #include <vector>
 
 #include "cache/layout.h"
@@ -11,7 +13,18 @@
 
 namespace vqkv {
 
-struct UnitStore;
+struct UnitMap;
+
+// The codes of one unit of one sequence, where they lie.
+class CodedBody {
+ public:
+  explicit CodedBody(const UnitMap& unit) : unit_(&unit) {}
+  const std::byte* page(int64_t index) const;  // null: lost to eviction
+  std::span<const StoredOverlay> overlay() const;
+
+ private:
+  const UnitMap* unit_;
+};
 
 class TileDecoder {
  public:
@@ -34,12 +47,12 @@ class TileDecoder {
 
   // Tokens [first, first + count) of the coded body, count <= 128. Keys: out[channel * stride + i]; values:
   // out[i * stride + channel], where columns up to the padded width may be written.
-  void keys(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
-  void values(const UnitStore& store, int64_t first, int64_t count, float* out, int64_t stride) const;
+  void keys(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
+  void values(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   // The token scale of this head; one_scale() and has_token_scale() only.
-  void token_scale(const UnitStore& store, int64_t first, int64_t count, float* out) const;
+  void token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const;
   // out[i * stride + t]: the code of slots()[i]; 0 where a page was lost to eviction.
-  void codes(const UnitStore& store, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
+  void codes(const CodedBody& body, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
 
   // A table slot as this head sees it.
   struct Slot {
@@ -56,6 +69,8 @@ class TileDecoder {
   bool tables_only() const { return levels_.empty() && dense_.empty(); }
   bool one_scale() const { return scale_slots_ <= 1; }
   const PageLayout& pages() const { return *pages_; }
+  // Memory behind this object; books in `shared` apart, others join it.
+  int64_t bytes(std::set<const void*>& shared) const;
 
  private:
   struct Levels {
@@ -68,11 +83,11 @@ class TileDecoder {
     bool store = false;
   };
 
-  void decode(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
+  void decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
   void scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const;
-  void apply_overlay(const UnitStore& store, int64_t first, int64_t count, bool transposed, float* out,
+  void apply_overlay(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,
                      int64_t stride) const;
 
   std::shared_ptr<const PageLayout> pages_;

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "cache/impl.h"
+#include "cache/model.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
@@ -30,6 +30,7 @@ constexpr int64_t kStretch = 256;  // tokens whose logits are held at once: 48 M
 struct Runner {
   const ReplayCandidate* candidate = nullptr;
   std::unique_ptr<AttentionBackend> backend;
+  std::shared_ptr<const CacheModel> model;  // one for all windows
   std::unique_ptr<CountingResource> memory;
   std::unique_ptr<CompressedCache> cache;
   std::unique_ptr<KvSession> session;
@@ -37,10 +38,11 @@ struct Runner {
   void start(const ReplayCandidate& c) {
     candidate = &c;
     if (!backend) backend = make_attention_backend(c.attention);
+    if (!model) model = std::make_shared<const CacheModel>(c.codecs);
     session.reset();
     cache.reset();
     memory = std::make_unique<CountingResource>();
-    cache = std::make_unique<CompressedCache>(c.codecs, c.policy, memory.get());
+    cache = std::make_unique<CompressedCache>(model, c.policy, memory.get());
     session = std::make_unique<KvSession>(*cache, *backend);
   }
 
@@ -152,8 +154,7 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
 // A fake-quant codec with parameters of its prompt wants the whole window as prompt, not its first stretch.
 bool fitted_to_part(const Runner& r) {
   if (r.candidate->mode != ReplayMode::kFakeQuant) return false;
-  const auto& units = r.cache->impl().units;
-  return std::any_of(units.begin(), units.end(), [](const UnitFacts& u) { return u.state != nullptr; });
+  return r.cache->fitted();
 }
 
 // Tokens [at, end) of a window through every cache; `out` is of this window alone. False when `stop` said so.

@@ -1,6 +1,6 @@
 #include "attention/plan_codec.h"
-#include "cache/impl.h"
 #include "cache/policies/keep_policy.h"
+#include "cache/view.h"
 #include "codec/codec_set.h"
 #include "core/json.h"
 #include "support/catch.h"
@@ -116,11 +116,10 @@ TEST_CASE("Flush rules of a window and of KIVI", "[policy]") {
   const Tokens x(shape, 300, 3);
   for (int64_t t = 0; t < 300; ++t) {
     feed(cache, x, t, 1);
-    const RoleStore& k = cache.impl().role_store(0, Role::kKey);
-    const RoleStore& v = cache.impl().role_store(0, Role::kValue);
-    REQUIRE(cache.length() - k.coded_end < 128);
-    REQUIRE(k.coded_end % 128 == 0);
-    REQUIRE(cache.length() - v.coded_end == std::min<int64_t>(cache.length(), 128));
+    const int64_t k = CacheView(cache).coded_end(0, Role::kKey), v = CacheView(cache).coded_end(0, Role::kValue);
+    REQUIRE(cache.length() - k < 128);
+    REQUIRE(k % 128 == 0);
+    REQUIRE(cache.length() - v == std::min<int64_t>(cache.length(), 128));
   }
 }
 
@@ -185,7 +184,7 @@ TEST_CASE("Tokens are coded once, from the stored exact value, whatever the bloc
     cache.end_exact_prefill();
     std::vector<uint16_t> all;
     for (size_t u = 0; u < 2; ++u)
-      for (const auto& f : cache.impl().fetch_codes(u).fields) all.insert(all.end(), f.begin(), f.end());
+      for (const auto& f : CacheView(cache).fetch_codes(u).fields) all.insert(all.end(), f.begin(), f.end());
     return all;
   };
   const auto steps = codes(1, Visibility::kReplay);
@@ -212,7 +211,7 @@ TEST_CASE("Rolling back inside the window, and no further", "[cache]") {
   feed(straight, x, 200, 100);
   CHECK(same(cache.bytes(), straight.bytes()));
   for (size_t u = 0; u < set->units().size(); ++u)
-    CHECK((cache.impl().fetch_codes(u).fields == straight.impl().fetch_codes(u).fields));
+    CHECK((CacheView(cache).fetch_codes(u).fields == CacheView(straight).fetch_codes(u).fields));
   CHECK_THROWS_AS(cache.truncate(100), Error);
 }
 
@@ -265,12 +264,12 @@ TEST_CASE("Overlays are stored, counted and found", "[cache]") {
     feed(cache, x, t, 20);
     CHECK(cache.bytes().total_sequence() == memory.live());
   }
-  const CodeBlock codes = cache.impl().fetch_codes(0);
+  const CodeBlock codes = CacheView(cache).fetch_codes(0);
   CHECK(codes.overlay.size() > 30);
   CHECK(std::is_sorted(codes.overlay.begin(), codes.overlay.end(),
                        [](const auto& a, const auto& b) { return a.token < b.token; }));
   CHECK(cache.bytes().overlay ==
-        8 * static_cast<int64_t>(codes.overlay.size() + cache.impl().fetch_codes(1).overlay.size()));
+        8 * static_cast<int64_t>(codes.overlay.size() + CacheView(cache).fetch_codes(1).overlay.size()));
 }
 
 namespace {
@@ -333,14 +332,14 @@ TEST_CASE("Parameters fitted to the prompt: once, alike in steps and blocks, cou
       feed(cache, x, t, std::min<int64_t>(step, 200 - t));
       CHECK(cache.bytes().total_sequence() == memory.live());
     }
-    const auto* state = dynamic_cast<const PromptCodec::State*>(cache.impl().units[0].state.get());
+    const auto* state = dynamic_cast<const PromptCodec::State*>(CacheView(cache).state(0));
     REQUIRE(state);
     CHECK(state->tokens == 4 + 32 + 16 - 1);
-    const int64_t coded = cache.impl().role_store(0, Role::kKey).coded_end - 4,
-                  coded_v = cache.impl().role_store(0, Role::kValue).coded_end - 4;
+    const int64_t coded = CacheView(cache).coded_end(0, Role::kKey) - 4,
+                  coded_v = CacheView(cache).coded_end(0, Role::kValue) - 4;
     CHECK(cache.bytes().side == 2 * 4 + (coded + coded_v) * 16 * 2);
     Matrix<float> x_hat(coded, 16);
-    decode_plan(cache.impl().units[0].plan, cache.impl().fetch_codes(0), x_hat);
+    decode_plan(CacheView(cache).form(0).plan, CacheView(cache).fetch_codes(0), x_hat);
     Matrix<float> exact = x.k;
     const RopeTable rope(shape.rope);
     std::vector<int32_t> positions(200);
@@ -394,7 +393,7 @@ TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]
   TopMass policy;
   for (int h = 0; h < 2; ++h) policy.observe(0, h, 0, std::vector<float>(300, 0.1f));
   apply_keep_policy(policy, cache);
-  CHECK(cache.impl().evicted_set(0, 1).contains(100));
-  CHECK_FALSE(cache.impl().evicted_set(0, 1).contains(290));
+  CHECK(CacheView(cache).evicted(0, 1, 100));
+  CHECK_FALSE(CacheView(cache).evicted(0, 1, 290));
   CHECK(cache.bytes().total_sequence() == memory.live());
 }

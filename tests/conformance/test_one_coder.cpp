@@ -3,7 +3,7 @@
 // the prompt).
 #include <map>
 
-#include "cache/impl.h"
+#include "cache/view.h"
 #include "codec/build.h"
 #include "experiment/fidelity.h"
 #include "support/catch.h"
@@ -60,15 +60,17 @@ struct Replayed {
   }
   Matrix<float> coded(const TraceRows& rows, int head, Role role) const {
     const auto unit = static_cast<size_t>(cache.codecs()->unit_index(0, head, role));
-    const UnitFacts& u = cache.impl().units[unit];
-    const CodeBlock codes = cache.impl().fetch_codes(unit);
-    Matrix<float> all(codes.blocks * u.plan.layout.block_tokens, u.shape.channels());
-    decode_plan(u.plan, codes, all);
-    Matrix<float> x(all.rows, u.shape.head_dim);
+    const CacheView view(cache);
+    const UnitShape& u = view.unit_shape(unit);
+    const DecodePlan& plan = view.plan(0, head, role);
+    const CodeBlock codes = view.fetch_codes(unit);
+    Matrix<float> all(codes.blocks * plan.layout.block_tokens, u.channels());
+    decode_plan(plan, codes, all);
+    Matrix<float> x(all.rows, u.head_dim);
     for (int64_t t = 0; t < x.rows; ++t) {
-      std::copy_n(all.row(t) + (head - u.shape.first_head) * x.cols, x.cols, x.row(t));
+      std::copy_n(all.row(t) + (head - u.first_head) * x.cols, x.cols, x.row(t));
       const auto position = static_cast<int32_t>(t + cache.policy().sinks);
-      if (role == Role::kKey && u.plan.rope == RopePlacement::kPre)
+      if (role == Role::kKey && plan.rope == RopePlacement::kPre)
         rope_apply(rows.rope(), &position, x.view().slice_rows(t, 1));
     }
     return x;

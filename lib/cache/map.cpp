@@ -1,0 +1,183 @@
+#include "cache/map.h"
+
+#include <algorithm>
+
+#include "cache/store.h"
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+template <class T>
+T* allocate(std::pmr::memory_resource* memory, int64_t n) {
+  return n == 0 ? nullptr : static_cast<T*>(memory->allocate(static_cast<size_t>(n) * sizeof(T), alignof(T)));
+}
+template <class T>
+void release(std::pmr::memory_resource* memory, T* p, int64_t n) {
+  if (p) memory->deallocate(p, static_cast<size_t>(n) * sizeof(T), alignof(T));
+}
+
+constexpr int64_t kAddress = sizeof(BlockAddress), kOverlay = sizeof(StoredOverlay);
+
+// Exact rows of one role in all layers: `held` of them beyond the sinks, in `chunks` chunks.
+void add_exact(ByteLedger& b, int64_t sinks, int64_t total, int64_t held, int64_t chunks, int64_t row, int64_t layers) {
+  b.window += layers * held * row;
+  b.padding += layers * (chunks * kChunkTokens - held) * row;
+  if (total == 0) return;
+  b.sinks += layers * std::min(sinks, total) * row;
+  b.padding += layers * (sinks - std::min(sinks, total)) * row;
+}
+
+// `coded` tokens of a unit in `pages` pages.
+void add_codes(ByteLedger& b, const PageLayout& layout, int64_t coded, int64_t pages) {
+  b.codes += layout.code_bytes(coded);
+  b.side += layout.side_bytes(coded);
+  b.padding += pages * layout.bytes() - layout.code_bytes(coded) - layout.side_bytes(coded);
+}
+
+}  // namespace
+
+SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy of_policy,
+                         std::pmr::memory_resource* resource)
+    : model(std::move(of_model)),
+      policy(of_policy),
+      memory(resource),
+      roles(resource),
+      units(resource),
+      evicted(resource),
+      fitted(resource) {
+  model->check(policy);
+  const CacheShape& shape = model->shape();
+  RoleMap start;
+  start.exact_begin = start.coded_end = policy.sinks;
+  roles.assign(static_cast<size_t>(2 * shape.layers), start);
+  evicted.resize(static_cast<size_t>(shape.layers * shape.kv_heads));
+  units.resize(model->units().size());
+}
+
+SequenceMap::~SequenceMap() {
+  for (RoleMap& r : roles) release(memory, r.chunks.blocks, r.chunks.capacity);
+  for (UnitMap& u : units) release(memory, u.pages.blocks, u.pages.capacity);
+  for (EvictedSet& e : evicted) release(memory, e.words, e.count);
+}
+
+int64_t SequenceMap::coded_end(Role r, int64_t position) const {
+  if (!policy.codes) return std::min(policy.sinks, position + 1);
+  const RoleMap& first = role(0, r);
+  // After a rollback the rule may name a boundary below what was coded: the exact form is gone, the coded one serves.
+  const int64_t gone = std::min(std::max(policy.sinks, first.exact_begin), position + 1);
+  if (open && visibility == Visibility::kExactPrefill) return gone;
+  if (open && visibility == Visibility::kAllCoded) return std::max(gone, std::min(position + 1, first.coded_end));
+  return std::max(gone, std::min(policy.coded_end(r, position), position + 1));
+}
+
+int64_t SequenceMap::whole_blocks(Role r, int64_t end) const {
+  const int64_t block = model->block_tokens(r);
+  return policy.sinks + std::max<int64_t>(0, end - policy.sinks) / block * block;
+}
+
+void SequenceMap::resize(BlockTable& table, int64_t live) {
+  const int64_t capacity = BlockTable::capacity_for(live);
+  VQKV_CHECK(live >= table.count && live < INT32_MAX);
+  if (capacity == table.capacity) return;
+  auto* blocks = allocate<BlockAddress>(memory, capacity);
+  std::copy_n(table.blocks, table.count, blocks);
+  release(memory, table.blocks, table.capacity);
+  table.blocks = blocks;
+  table.capacity = static_cast<int32_t>(capacity);
+}
+
+void SequenceMap::mark_evicted(int layer, int head, std::span<const int64_t> positions) {
+  EvictedSet& set = evicted[static_cast<size_t>(layer * model->shape().kv_heads + head)];
+  int64_t words = set.count;
+  for (const int64_t p : positions) {
+    VQKV_CHECK(p >= 0 && p < length);
+    words = std::max(words, p / 64 + 1);
+  }
+  if (words > set.count) {
+    auto* grown = allocate<uint64_t>(memory, words);
+    std::fill_n(std::copy_n(set.words, set.count, grown), words - set.count, 0);
+    release(memory, set.words, set.count);
+    set.words = grown;
+    set.count = words;
+  }
+  for (const int64_t p : positions) set.words[p / 64] |= uint64_t{1} << (p % 64);
+}
+
+void SequenceMap::forget_evictions(int64_t from) {
+  for (EvictedSet& set : evicted)
+    for (int64_t w = from / 64; w < set.count; ++w)
+      set.words[w] &= w > from / 64 ? 0 : (uint64_t{1} << (from % 64)) - 1;
+}
+
+bool SequenceMap::page_is_dead(size_t unit, int64_t page) const {
+  const UnitShape& u = model->units()[unit].shape;
+  const int64_t tokens = form(unit).pages->tokens();
+  for (int h = u.first_head; h < u.first_head + u.heads; ++h)
+    for (int64_t t = 0; t < tokens; ++t)
+      if (!evicted_set(u.layer, h).contains(policy.sinks + page * tokens + t)) return false;
+  return true;
+}
+
+ByteLedger SequenceMap::bytes() const {
+  ByteLedger b;
+  b.index = static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
+                                 evicted.capacity() * sizeof(EvictedSet) + fitted.capacity() * sizeof(fitted[0]));
+  for (const EvictedSet& e : evicted) b.index += e.count * static_cast<int64_t>(sizeof(uint64_t));
+  for (const RoleMap& r : roles) {
+    const int64_t held = std::max<int64_t>(0, total() - std::max(policy.sinks, r.exact_begin));
+    add_exact(b, policy.sinks, r.sinks ? total() : 0, held, r.chunks.count, row_bytes(), 1);
+    b.index += r.chunks.capacity * kAddress;
+  }
+  for (size_t u = 0; u < units.size(); ++u) {
+    const UnitMap& s = units[u];
+    const PageLayout& pages = *form(u).pages;
+    const UnitShape& at = model->units()[u].shape;
+    const int64_t coded = std::max<int64_t>(0, role(at.layer, at.role).coded_end - policy.sinks);
+    add_codes(b, pages, coded, s.pages.count);
+    b.codes -= s.dead_pages * pages.code_bytes(pages.tokens());
+    b.side -= s.dead_pages * pages.side_bytes(pages.tokens());
+    b.padding -= s.dead_pages * (pages.bytes() - pages.code_bytes(pages.tokens()) - pages.side_bytes(pages.tokens()));
+    b.index += s.pages.capacity * kAddress;
+    b.overlay += s.overlay_count * kOverlay;
+    b.padding += (s.overlay_capacity - s.overlay_count) * kOverlay;
+  }
+  for (const auto& f : fitted) {
+    if (!f) continue;
+    b.side += f->state_bytes;
+    b.workspace += f->form_bytes;
+  }
+  b.codebooks = model->constant_bytes();
+  return b;
+}
+
+ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens) {
+  VQKV_CHECK(tokens >= 0);
+  const CacheShape& shape = codecs.shape();
+  const int64_t row = int64_t{shape.kv_heads} * shape.head_dim * static_cast<int64_t>(dtype_size(policy.exact_dtype));
+  // What a role has coded, counted after the sinks.
+  const auto coded_of = [&](Role role) {
+    return std::max<int64_t>(0, policy.coded_among(role, tokens) - policy.sinks);
+  };
+  ByteLedger b;
+  b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleMap)) +
+            static_cast<int64_t>(codecs.units().size() * sizeof(UnitMap)) +
+            int64_t{shape.layers} * shape.kv_heads * static_cast<int64_t>(sizeof(EvictedSet));
+  const int64_t past = std::max<int64_t>(0, tokens - policy.sinks);
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const int64_t coded = coded_of(role), held = past - coded;
+    const int64_t chunks = held == 0 ? 0 : (past + kChunkTokens - 1) / kChunkTokens - coded / kChunkTokens;
+    add_exact(b, policy.sinks, tokens, held, chunks, row, shape.layers);
+    b.index += shape.layers * BlockTable::capacity_for(chunks) * kAddress;
+  }
+  for (const TrainedUnit& u : codecs.units()) {
+    const PageLayout pages(u.codec->layout());
+    const int64_t coded = coded_of(u.spec.unit.role), count = (coded + pages.tokens() - 1) / pages.tokens();
+    add_codes(b, pages, coded, count);
+    b.index += BlockTable::capacity_for(count) * kAddress;
+  }
+  b.codebooks = codecs.constant_bytes();
+  return b;
+}
+
+}  // namespace vqkv

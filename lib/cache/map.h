@@ -1,0 +1,116 @@
+// The map of one sequence: which token is where in which form, as integers alone; tables of pages; the ledger that
+// follows from them. What the integers point at is the store's business (cache/store.h).
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <memory_resource>
+#include <span>
+#include <vector>
+
+#include "cache/cache.h"
+#include "cache/model.h"
+
+namespace vqkv {
+
+// Where a block of bytes lies in a store; 0: nowhere. On a host its address, on a device the address there.
+using BlockAddress = uint64_t;
+
+// A table of blocks that come at the back and leave at the front. Its capacity is a pure function of how many blocks
+// are live, so that the ledger of any length can be computed without a history.
+struct BlockTable {
+  BlockAddress* blocks = nullptr;
+  int32_t count = 0;
+  int32_t capacity = 0;
+  int64_t first = 0;  // index of blocks[0] on its grid
+  static int64_t capacity_for(int64_t live) { return (live + 7) / 8 * 8; }
+  BlockAddress at(int64_t index) const { return blocks[index - first]; }
+};
+
+// Exact and coded extent of one (layer, role).
+//   [0, S) sinks, exact for ever · [S, coded_end) coded · [exact_begin, tokens) exact; the two overlap inside a block
+//   only
+struct RoleMap {
+  BlockAddress sinks = 0;
+  BlockTable chunks;
+  int64_t exact_begin = 0;
+  int64_t coded_end = 0;
+};
+
+// Tokens of one (layer, head) that a policy took out: a bit a position. No words: nothing was evicted.
+struct EvictedSet {
+  uint64_t* words = nullptr;
+  int64_t count = 0;  // words
+  bool contains(int64_t position) const {
+    return position / 64 < count && (words[position / 64] >> (position % 64) & 1) != 0;
+  }
+};
+
+// Coded tokens of one unit.
+struct UnitMap {
+  BlockTable pages;  // 0 where a page died of eviction
+  int64_t dead_pages = 0;
+  BlockAddress overlay = 0;  // StoredOverlay entries in the order of their tokens
+  int64_t overlay_count = 0, overlay_capacity = 0;
+};
+
+// What one sequence fitted to its prompt.
+struct FittedForm {
+  std::unique_ptr<SequenceState> state;
+  CodedForm form;
+  int64_t state_bytes = 0, form_bytes = 0;
+};
+
+class SequenceMap {
+ public:
+  SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy of_policy, std::pmr::memory_resource* memory);
+  ~SequenceMap();
+  SequenceMap(const SequenceMap&) = delete;
+  SequenceMap& operator=(const SequenceMap&) = delete;
+
+  size_t slot(int layer, Role role) const { return static_cast<size_t>(2 * layer + (role == Role::kValue)); }
+  RoleMap& role(int layer, Role r) { return roles[slot(layer, r)]; }
+  const RoleMap& role(int layer, Role r) const { return roles[slot(layer, r)]; }
+  const EvictedSet& evicted_set(int layer, int head) const {
+    return evicted[static_cast<size_t>(layer * model->shape().kv_heads + head)];
+  }
+  // The sequence's own form of a unit where it fitted one.
+  const CodedForm& form(size_t unit) const {
+    return fitted.empty() || !fitted[unit] ? *model->units()[unit].form : fitted[unit]->form;
+  }
+  const SequenceState* state(size_t unit) const {
+    return fitted.empty() || !fitted[unit] ? nullptr : fitted[unit]->state.get();
+  }
+
+  int64_t row_bytes() const {  // of one token, one role, all heads
+    return int64_t{model->shape().kv_heads} * model->shape().head_dim *
+           static_cast<int64_t>(dtype_size(policy.exact_dtype));
+  }
+  int64_t total() const { return length + pending; }
+  // End of what a query at `position` sees coded, honouring the open block's visibility.
+  int64_t coded_end(Role role, int64_t position) const;
+  // Where whole codec blocks end, when everything before `end` is coded.
+  int64_t whole_blocks(Role role, int64_t end) const;
+
+  void resize(BlockTable& table, int64_t live);
+  void mark_evicted(int layer, int head, std::span<const int64_t> positions);
+  void forget_evictions(int64_t from);
+  // All heads of the unit have lost all tokens of one of its pages.
+  bool page_is_dead(size_t unit, int64_t page) const;
+
+  ByteLedger bytes() const;
+
+  std::shared_ptr<const CacheModel> model;
+  CachePolicy policy;
+  std::pmr::memory_resource* memory;                     // of tables and sets
+  std::pmr::vector<RoleMap> roles;                       // (layers * 2)
+  std::pmr::vector<UnitMap> units;                       // (units)
+  std::pmr::vector<EvictedSet> evicted;                  // (layers * kv_heads)
+  std::pmr::vector<std::unique_ptr<FittedForm>> fitted;  // (units), empty before the first
+  int64_t length = 0;
+  int64_t pending = 0;  // tokens of the open block
+  int appended = 0;     // layers of the open block that have theirs
+  bool open = false, exact_prompt = false;
+  Visibility visibility = Visibility::kReplay;
+};
+
+}  // namespace vqkv

@@ -1,0 +1,94 @@
+#include "cache/model.h"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "core/error.h"
+
+namespace vqkv {
+namespace {
+
+template <class T, class A>
+int64_t bytes_of(const std::vector<T, A>& v) {
+  return static_cast<int64_t>(v.capacity() * sizeof(T));
+}
+
+// Books of the table terms.
+std::set<const void*> books_of(const DecodePlan& plan) {
+  std::set<const void*> books;
+  for (const PlanTerm& term : plan.terms)
+    if (const auto* t = std::get_if<TableTerm>(&term)) books.insert(t->codewords.get());
+  return books;
+}
+
+}  // namespace
+
+CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
+                     std::shared_ptr<const PageLayout> page_layout)
+    : plan(codec.plan({-1, state})), pages(std::move(page_layout)) {
+  for (int h = 0; h < unit.heads; ++h) decoders.emplace_back(plan, pages, unit.role, h, unit.head_dim);
+}
+
+int64_t CodedForm::bytes(const CodedForm& other) const {
+  std::set<const void*> shared = books_of(other.plan);
+  int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + bytes_of(plan.terms) + bytes_of(plan.map.diagonal) +
+              bytes_of(plan.map.dense) + bytes_of(plan.inner_bias) + bytes_of(plan.outer_bias) +
+              bytes_of(plan.layout.fields) + bytes_of(plan.layout.sides) + bytes_of(decoders);
+  for (const PlanTerm& term : plan.terms) {
+    if (const auto* t = std::get_if<TableTerm>(&term)) {
+      n += bytes_of(t->book_of_slot) + bytes_of(t->channel);
+      if (shared.insert(t->codewords.get()).second) n += bytes_of(*t->codewords);
+    } else if (const auto* l = std::get_if<LevelsTerm>(&term)) {
+      n += bytes_of(l->levels);
+    } else {
+      n += bytes_of(std::get<DenseTerm>(term).channel);
+    }
+  }
+  for (const TileDecoder& d : decoders) n += d.bytes(shared);
+  return n;
+}
+
+CacheModel::CacheModel(const CacheShape& shape) : shape_(shape), rope_(shape.rope) {
+  VQKV_CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.q_heads % shape.kv_heads == 0);
+  unit_index_.assign(static_cast<size_t>(2 * shape.layers * shape.kv_heads), -1);
+  layer_units_.resize(static_cast<size_t>(shape.layers));
+}
+
+CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(codecs->shape()) {
+  codecs_ = std::move(codecs);
+  constant_bytes_ = codecs_->constant_bytes();
+  std::map<const Codec*, std::shared_ptr<const CodedForm>> forms;
+  for (const TrainedUnit& u : codecs_->units()) {
+    const UnitShape& at = u.spec.unit;
+    std::shared_ptr<const CodedForm>& form = forms[u.codec.get()];
+    if (!form)
+      form = std::make_shared<CodedForm>(*u.codec, at, nullptr, std::make_shared<PageLayout>(u.codec->layout()));
+    VQKV_CHECK(static_cast<int>(form->decoders.size()) == at.heads);
+    int64_t& together = block_tokens_[static_cast<int>(at.role)];
+    together = std::lcm(together, int64_t{form->plan.layout.block_tokens});
+    layer_units_[static_cast<size_t>(at.layer)].push_back(units_.size());
+    for (int h = at.first_head; h < at.first_head + at.heads; ++h)
+      unit_index_[static_cast<size_t>((2 * at.layer + (at.role == Role::kValue)) * shape_.kv_heads + h)] =
+          static_cast<int>(units_.size());
+    units_.push_back({at, u.codec.get(), form});
+  }
+}
+
+void CacheModel::check(const CachePolicy& policy) const {
+  VQKV_CHECK(policy.sinks >= 0 && policy.k.flush >= 1 && policy.v.flush >= 1 && policy.k.window >= 0 &&
+             policy.v.window >= 0);
+  if (!policy.codes) return;
+  if (units_.empty()) fail_internal("a policy that codes needs a codec for every layer and head");
+  for (size_t i = 0; i < units_.size(); ++i) {
+    const int64_t block = units_[i].form->plan.layout.block_tokens;
+    const Role role = units_[i].shape.role;
+    if (policy.rule(role).flush % block != 0)
+      fail_usage(fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
+                             role_name(role), policy.rule(role).flush, block, codecs_->units()[i].spec.method));
+  }
+}
+
+}  // namespace vqkv

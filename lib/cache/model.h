@@ -1,0 +1,73 @@
+// The model side of caches: plans, page layouts and tile decoders of a codec set. Immutable, made once and shared by
+// all sequences; what one sequence fits to its prompt is its own (CodedForm again, counted in its ledger).
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/policy.h"
+#include "cache/tile_decoder.h"
+#include "codec/codec_set.h"
+#include "core/rope.h"
+
+namespace vqkv {
+
+// How the codes of one unit are laid out and decoded.
+struct CodedForm {
+  // Of `codec` under `state`. Units of one codec share a form: it says nothing of layers.
+  CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
+            std::shared_ptr<const PageLayout> page_layout);
+  DecodePlan plan;
+  std::shared_ptr<const PageLayout> pages;
+  std::vector<TileDecoder> decoders;  // one a head of the unit
+  // Memory of this form alone: without pages, and without the books that it shares with `other`.
+  int64_t bytes(const CodedForm& other) const;
+};
+
+class CacheModel {
+ public:
+  struct Unit {
+    UnitShape shape;
+    const Codec* codec = nullptr;
+    std::shared_ptr<const CodedForm> form;
+  };
+
+  explicit CacheModel(std::shared_ptr<const CodecSet> codecs);
+  // Of exact caches without codecs.
+  explicit CacheModel(const CacheShape& shape);
+
+  const CacheShape& shape() const { return shape_; }
+  const CodecSet* codecs() const { return codecs_.get(); }
+  const RopeTable& rope() const { return rope_; }
+  const std::vector<Unit>& units() const { return units_; }
+  // Unit of a head, or -1 without codecs.
+  int unit_of(int layer, int head, Role role) const {
+    return unit_index_[static_cast<size_t>((2 * layer + (role == Role::kValue)) * shape_.kv_heads + head)];
+  }
+  // Units of a layer, both roles.
+  std::span<const size_t> layer_units(int layer) const { return layer_units_[static_cast<size_t>(layer)]; }
+  // Keys of a head are held after RoPE: their unit codes them so, or there is none.
+  bool keys_post_rope(int layer, int head) const {
+    const int u = unit_of(layer, head, Role::kKey);
+    return u < 0 || units_[static_cast<size_t>(u)].form->plan.rope == RopePlacement::kPost;
+  }
+  // Tokens of the shortest body that holds whole codec blocks of every unit of the role.
+  int64_t block_tokens(Role role) const { return block_tokens_[static_cast<int>(role)]; }
+  // CodecSet::constant_bytes, asked once.
+  int64_t constant_bytes() const { return constant_bytes_; }
+  // Refuses (kUsage) a policy whose flushes cut the blocks of a codec.
+  void check(const CachePolicy& policy) const;
+
+ private:
+  CacheShape shape_;
+  std::shared_ptr<const CodecSet> codecs_;
+  RopeTable rope_;
+  std::vector<int> unit_index_;  // (layer, role, head)
+  std::vector<Unit> units_;
+  std::vector<std::vector<size_t>> layer_units_;
+  int64_t block_tokens_[2] = {1, 1};
+  int64_t constant_bytes_ = 0;
+};
+
+}  // namespace vqkv

@@ -1,0 +1,62 @@
+#include "cache/view.h"
+
+#include <algorithm>
+
+#include "cache/map.h"
+#include "cache/store.h"
+
+namespace vqkv {
+
+CacheView::CacheView(const CompressedCache& cache) : CacheView(cache.map()) {}
+
+CacheView::CacheView(const SequenceMap& map) : model_(map.model.get()), policy_(&map.policy), map_(&map) {}
+
+int64_t CacheView::length() const { return map_->length; }
+int64_t CacheView::tokens(int layer) const {
+  return map_->length + (map_->open && layer < map_->appended ? map_->pending : 0);
+}
+int64_t CacheView::coded_end(Role role, int64_t position) const { return map_->coded_end(role, position); }
+int64_t CacheView::coded_end(int layer, Role role) const { return map_->role(layer, role).coded_end; }
+int64_t CacheView::exact_begin(int layer, Role role) const { return map_->role(layer, role).exact_begin; }
+
+const CodedForm& CacheView::form(size_t unit) const { return map_->form(unit); }
+const SequenceState* CacheView::state(size_t unit) const { return map_->state(unit); }
+
+CodedBody CacheView::body(int layer, int head, Role role) const {
+  return CodedBody(map_->units[unit(layer, head, role)]);
+}
+
+void CacheView::load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const {
+  load_exact_keys(*map_, layer, head, first, count, out, stride);
+}
+void CacheView::load_values(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const {
+  load_exact_values(*map_, layer, head, first, count, out, stride);
+}
+
+CodeBlock CacheView::fetch_codes(size_t unit) const {
+  const UnitShape& u = unit_shape(unit);
+  const PageLayout& pages = *form(unit).pages;
+  const CodedBody body(map_->units[unit]);
+  const int64_t blocks = (coded_end(u.layer, u.role) - policy().sinks) / pages.layout().block_tokens;
+  CodeBlock out;
+  out.resize(pages.layout(), blocks);
+  for (int64_t at = 0; at < blocks; at += pages.blocks())
+    if (const std::byte* page = body.page(at / pages.blocks()))
+      pages.fetch(page, 0, out, at, std::min(pages.blocks(), blocks - at));
+  for (const StoredOverlay& o : body.overlay())
+    out.overlay.push_back({o.token, o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
+  return out;
+}
+
+bool CacheView::any_evicted(int layer, int head) const { return map_->evicted_set(layer, head).words != nullptr; }
+bool CacheView::evicted(int layer, int head, int64_t position) const {
+  return map_->evicted_set(layer, head).contains(position);
+}
+
+const std::byte* CodedBody::page(int64_t index) const { return HostStore::at(unit_->pages.at(index)); }
+std::span<const StoredOverlay> CodedBody::overlay() const {
+  return {reinterpret_cast<const StoredOverlay*>(HostStore::at(unit_->overlay)),
+          static_cast<size_t>(unit_->overlay_count)};
+}
+
+}  // namespace vqkv

@@ -1,0 +1,63 @@
+// CacheView: what attention may see of a cache. Const, cheap to copy, valid while the cache lives and until it is next
+// changed.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "cache/cache.h"
+#include "cache/model.h"
+
+namespace vqkv {
+
+class SequenceMap;
+
+class CacheView {
+ public:
+  CacheView(const CompressedCache& cache);  // implicit: a cache is read through its view
+  explicit CacheView(const SequenceMap& map);
+
+  const CacheShape& shape() const { return model_->shape(); }
+  const CachePolicy& policy() const { return *policy_; }
+  const RopeTable& rope() const { return model_->rope(); }
+  int64_t length() const;           // tokens before the open block
+  int64_t tokens(int layer) const;  // that the layer holds, those of the open block included
+  // End of what the query at `position` sees coded (CompressedCache::coded_end).
+  int64_t coded_end(Role role, int64_t position) const;
+  // Extents of one layer and role: [sinks, coded_end) is there as codes, [exact_begin, tokens) exactly.
+  int64_t coded_end(int layer, Role role) const;
+  int64_t exact_begin(int layer, Role role) const;
+
+  // Units and how they decode, the sequence's own parameters included. unit_of is -1 in a cache without codecs.
+  int unit_of(int layer, int head, Role role) const { return model_->unit_of(layer, head, role); }
+  std::span<const size_t> layer_units(int layer) const { return model_->layer_units(layer); }
+  const UnitShape& unit_shape(size_t unit) const { return model_->units()[unit].shape; }
+  const CodedForm& form(size_t unit) const;
+  const SequenceState* state(size_t unit) const;  // null: nothing was fitted
+  bool keys_post_rope(int layer, int head) const { return model_->keys_post_rope(layer, head); }
+  // Of one head; only in a cache with codecs.
+  const DecodePlan& plan(int layer, int head, Role role) const { return form(unit(layer, head, role)).plan; }
+  const TileDecoder& decoder(int layer, int head, Role role) const {
+    const size_t u = unit(layer, head, role);
+    return form(u).decoders[static_cast<size_t>(head - unit_shape(u).first_head)];
+  }
+  CodedBody body(int layer, int head, Role role) const;
+
+  // Exact rows of a head, tokens [first, first + count), none of them coded away. Keys come transposed:
+  // out[channel * stride + i]; values as rows: out[i * stride + channel]. fp32.
+  void load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const;
+  void load_values(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const;
+
+  // All coded tokens of a unit, unpacked: for the reference backend and for judging, never on a fast path.
+  CodeBlock fetch_codes(size_t unit) const;
+
+  bool any_evicted(int layer, int head) const;
+  bool evicted(int layer, int head, int64_t position) const;
+
+ private:
+  size_t unit(int layer, int head, Role role) const { return static_cast<size_t>(unit_of(layer, head, role)); }
+  const CacheModel* model_;
+  const CachePolicy* policy_;
+  const SequenceMap* map_;
+};
+
+}  // namespace vqkv
