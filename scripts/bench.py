@@ -167,6 +167,7 @@ def coded_attention(bench):
             google("bench_attention", f"step/exact_bf16/{shape}", "tokens/s"))
 
 
+REBUILT = "ours, the model side made for every cache"
 LLAMA = "llama.cpp, no BLAS"
 EXACT = "ours over an exact bf16 cache"
 WHEEL = "faiss-cpu wheel, 1 thread"
@@ -212,6 +213,10 @@ ROWS = [
         google("bench_scan", "scan_fixed16/slots:16/entries:256/rows:1", "lookups/s"), target=30.0, scale=1e-9),
     Row("key-scan-8", "The same with 8-bit tables (`--attention cpu-table8`)", "G lookups/s",
         google("bench_scan", "scan_bytes8/slots:16/entries:256/rows:1", "lookups/s"), target=30.0, scale=1e-9),
+    Row("cache-start", "An empty cache and its session at the shape of SmolLM2-135M, pq 16×256, on a shared model side",
+        "k/s", google("bench_cache", "start/shared_pq"), google("bench_cache", "start/rebuilt_pq"), REBUILT, 5.0, 1e-3),
+    Row("cache-start-memory", "The same in memory", "caches/MB", google("bench_cache", "start/shared_pq", "caches/MB"),
+        google("bench_cache", "start/rebuilt_pq", "caches/MB"), REBUILT, 5.0),
     Row("coded-attention", "Attention of one query over 32,768 coded tokens, pq 16×256, G = 4, d = 128, 1 thread", "M tok/s",
         *coded_attention("pq_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-32", "The same, pq 32×256", "M tok/s", *coded_attention("pq32_table"), EXACT, 3.0, 1e-6),

@@ -294,7 +294,7 @@ void CompressedCache::end_block() {
   map.open = false;
   map.length += map.pending;
   map.pending = 0;
-  c.staging = {};
+  std::vector<float>().swap(c.staging);  // "= {}" would keep its memory
   if (map.visibility == Visibility::kExactPrefill) map.exact_prompt = map.policy.codes;
   for (RoleMap& r : map.roles) c.drop_exact(r, map.exact_prompt ? r.exact_begin : r.coded_end, map.length);
 }

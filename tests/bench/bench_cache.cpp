@@ -1,0 +1,96 @@
+// What a cache costs before its first token, and what a sequence costs in memory, at the shape of SmolLM2-135M: 30
+// layers of 3 KV heads of 64 channels.
+//
+// start/rebuilt makes the model side for every cache, start/shared takes one of the codec set: what a replay pays a
+// window and candidate. `bytes` is what the allocator holds for one of them. sequences/N holds N caches of 1,024
+// tokens; `growth` is the allocator's growth over the ledger's resident bytes.
+#include <benchmark/benchmark.h>
+#include <malloc.h>
+
+#include "attention/attention.h"
+#include "attention/plan_codec.h"
+#include "cache/model.h"
+
+namespace {
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+int64_t process_bytes() {
+  const struct mallinfo2 m = mallinfo2();
+  return static_cast<int64_t>(m.uordblks + m.hblkhd);
+}
+
+enum class Kind { kProduct, kMapped, kLevels };
+
+std::shared_ptr<const CodecSet> codes(Kind kind) {
+  return make_set(make_shape(30, 3, 3, 64), 1, [&](Role, int channels) {
+    DecodePlan p = empty_plan(channels);
+    if (kind == Kind::kLevels)
+      add_levels(p, 2, 32, 1, true);
+    else
+      add_table(p, 8, 4);
+    if (kind == Kind::kMapped) {
+      const Matrix<float> map = random_matrix(channels, channels, 9);
+      p.map.dense.assign(map.storage.begin(), map.storage.end());
+    }
+    return std::make_shared<PlanCodec>(p);
+  });
+}
+
+void start(benchmark::State& state, Kind kind, bool shared) {
+  const auto set = codes(kind);
+  const auto model = std::make_shared<const CacheModel>(set);
+  const auto backend = make_attention_backend("cpu-reconstruct");
+  const auto make = [&] {
+    return shared ? std::make_unique<CompressedCache>(model, CachePolicy())
+                  : std::make_unique<CompressedCache>(set, CachePolicy());
+  };
+  for (auto _ : state) {
+    const auto cache = make();
+    const KvSession session(*cache, *backend);
+    benchmark::DoNotOptimize(cache->length());
+  }
+  state.SetItemsProcessed(state.iterations());
+  const int64_t before = process_bytes();
+  const auto cache = make();
+  const KvSession session(*cache, *backend);
+  const double bytes = static_cast<double>(process_bytes() - before);
+  state.counters["bytes"] = bytes;
+  state.counters["caches/MB"] = 1e6 / bytes;
+}
+
+void sequences(benchmark::State& state) {
+  const auto model = std::make_shared<const CacheModel>(codes(Kind::kProduct));
+  const Tokens x(model->shape(), 1024, 3);
+  const auto make = [&] {
+    auto cache = std::make_unique<CompressedCache>(model, CachePolicy());
+    cache->begin_block(1024);
+    for (int layer = 0; layer < model->shape().layers; ++layer) cache->append(layer, x.k, x.v);
+    cache->end_block();
+    return cache;
+  };
+  const auto first = make();  // buffers of threads, rotation table
+  for (auto _ : state) {
+    const int64_t before = process_bytes();
+    int64_t ledger = 0;
+    std::vector<std::unique_ptr<CompressedCache>> held;
+    for (int64_t i = 0; i < state.range(0); ++i) {
+      held.push_back(make());
+      ledger += held.back()->bytes().total_sequence();
+    }
+    state.counters["growth"] = static_cast<double>(process_bytes() - before) / static_cast<double>(ledger);
+    state.counters["resident"] = static_cast<double>(ledger) / static_cast<double>(state.range(0));
+    state.counters["books"] = static_cast<double>(first->bytes().codebooks);
+  }
+}
+
+BENCHMARK_CAPTURE(start, rebuilt_pq, Kind::kProduct, false);
+BENCHMARK_CAPTURE(start, shared_pq, Kind::kProduct, true);
+BENCHMARK_CAPTURE(start, rebuilt_mapped, Kind::kMapped, false);
+BENCHMARK_CAPTURE(start, shared_mapped, Kind::kMapped, true);
+BENCHMARK_CAPTURE(start, rebuilt_levels, Kind::kLevels, false);
+BENCHMARK_CAPTURE(start, shared_levels, Kind::kLevels, true);
+BENCHMARK(sequences)->Arg(1)->Arg(8)->Arg(64)->Iterations(1)->Unit(benchmark::kMillisecond);
+
+}  // namespace
