@@ -18,8 +18,9 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
   if (needs_codec) codec->required();
   verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
   verb.add_option("--attention", o.attention,
-                  "attention backend: auto, reference, cpu-reconstruct, cpu-table, cpu-table8 (8-bit tables: logits "
-                  "err by up to 1/8)")
+                  "attention backend of every row, the exact cache included: reference, cpu-reconstruct, cpu-table, "
+                  "cpu-table8 (8-bit tables: logits err by up to 1/8), or auto (each step by the cheapest, so rows may "
+                  "take different paths)")
       ->capture_default_str();
   verb.add_option("--weights", o.weights,
                   "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
@@ -51,6 +52,7 @@ int main(int argc, char** argv) {
   OutputFlags flags;
   std::string what;
 
+  replay.common.attention = generate.common.attention = kReplayAttention;
   auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
   add_common(*r, replay.common, flags, true);
   add_text(*r, replay.text);

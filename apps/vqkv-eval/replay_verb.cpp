@@ -10,8 +10,9 @@
 #include "core/log.h"
 #include "core/thread_pool.h"
 #include "core/version.h"
+#include "experiment/protocol.h"
+#include "generation/replay_statistics.h"
 #include "io/atomic_file.h"
-#include "metric/kld.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
@@ -22,6 +23,7 @@ constexpr char kNoWindow[] = " (no window)";
 std::vector<Column> columns(const ReplayVerb& v) {
   std::vector<Column> all{{"codec", "codec", "", false},
                           {"mode", "mode", "", false},
+                          {"protocol", "protocol", "", false},
                           {"path", "path", "", false},
                           {"bits_per_value", "bits/value", "{:.3f}"},
                           {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
@@ -44,9 +46,17 @@ std::vector<Column> columns(const ReplayVerb& v) {
   return all;
 }
 
+// Of a row, in words.
+std::string protocol_of(const ReplayCandidate& c) {
+  if (!c.policy.codes) return protocol_text(c.policy);
+  if (c.mode == ReplayMode::kFakeQuant)  // no window at all: every key and value beyond the sinks is its code
+    return protocol_text({.sinks = c.policy.sinks, .k = {0, 1}, .v = {0, 1}});
+  return (c.mode == ReplayMode::kPrefillExact ? "exact prompt, then " : "") + protocol_text(c.policy);
+}
+
 Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& c, const ReplayVerb& v,
             const CacheShape& shape) {
-  Json row = {{"codec", c.label}, {"mode", replay_mode_name(c.mode)}, {"path", t.path}};
+  Json row = {{"codec", c.label}, {"mode", replay_mode_name(c.mode)}, {"protocol", protocol_of(c)}, {"path", t.path}};
   for (const Measurement& m : kld_block(r, t, v.context)) {
     row[m.tag] = std::isfinite(m.value) ? Json(m.value) : Json();
     if (m.stderr_ > 0) row[m.tag + ".error"] = m.stderr_;
@@ -162,8 +172,12 @@ int run_replay(const ReplayVerb& v) {
       add(codec.label + kNoWindow, without_window(codec));
   }
 
-  const ReplayOptions options{
-      .context = v.context, .windows = v.windows, .prompt = v.prompt, .block = block, .exact_dtype = exact_dtype};
+  const ReplayOptions options{.context = v.context,
+                              .windows = v.windows,
+                              .prompt = v.prompt,
+                              .block = block,
+                              .exact_dtype = exact_dtype,
+                              .attention = v.common.attention};
   const ReplayResult result = replay(*model, texts, candidates, options, [] { return interrupted(); });
   if (interrupted()) log_warning(fmt::format("interrupted; the numbers are of the first {} windows", result.windows));
   if (result.windows == 0) return kExitOk;
@@ -200,6 +214,7 @@ int run_replay(const ReplayVerb& v) {
                       {"bos", result.bos},
                       {"weights", model->weights()},
                       {"exact_dtype", dtype_name(exact_dtype)},
+                      {"exact_path", result.exact_path},
                       {"block", block},
                       {"threads", thread_count()},
                       {"interrupted", interrupted()},

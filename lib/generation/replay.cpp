@@ -64,6 +64,8 @@ struct Runner {
     return true;
   }
 
+  std::string path() const { return fmt::format("{}", fmt::join(backend->paths(), "+")); }
+
   void check_ledger() const {
     const int64_t claimed = cache->bytes().total_sequence();
     if (claimed != memory->live())
@@ -225,7 +227,7 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
 // Adds what a candidate did in one window to its track.
 void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& track,
                    const std::vector<int32_t>& position) {
-  track.path = fmt::format("{}", fmt::join(runner.backend->paths(), "+"));
+  track.path = runner.path();
   const auto flip = std::find(one.same_top.begin(), one.same_top.end(), uint8_t{0});
   track.flips.push_back(flip == one.same_top.end() ? -1 : position[static_cast<size_t>(flip - one.same_top.begin())]);
   track.nll.insert(track.nll.end(), one.nll.begin(), one.nll.end());
@@ -277,6 +279,7 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
   const ReplayCandidate exact{.label = "exact",
                               .codecs = exact_codec_set(model.facts().cache_shape()),
                               .policy = CachePolicy::exact(options.exact_dtype),
+                              .attention = options.attention,
                               .block = options.block};
   Runner base;
   std::vector<Runner> runners(candidates.size());
@@ -310,6 +313,7 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
       }
     }
     base.check_ledger();
+    result.exact_path = base.path();
     for (size_t c = 0; c < candidates.size(); ++c) {
       runners[c].check_ledger();
       append_window(one.tracks[c], runners[c], result.tracks[c], one.position);

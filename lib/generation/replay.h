@@ -20,14 +20,19 @@ enum class ReplayMode {
 ReplayMode replay_mode_from_name(const std::string& name);  // forced|stepwise|prefill-exact|fake-quant
 std::string replay_mode_name(ReplayMode mode);
 
+// What compares caches runs all of them, the exact one included, on one path whatever the length of a block.
+inline constexpr const char* kReplayAttention = "cpu-reconstruct";
+
 // One cache to replay with.
 struct ReplayCandidate {
   std::string label;
   std::shared_ptr<const CodecSet> codecs;
   CachePolicy policy;
-  std::string attention = "auto";  // backend name
+  std::string attention = kReplayAttention;  // backend name
   ReplayMode mode = ReplayMode::kForced;
-  int64_t block = 256;  // queries a block (1 in kStepwise); any length gives the same bits
+  // Queries a block (1 in kStepwise). Any length gives the same bits, except under "auto", which may take another path
+  // for a block of one.
+  int64_t block = 256;
 };
 
 struct ReplayOptions {
@@ -35,7 +40,8 @@ struct ReplayOptions {
   int64_t windows = 0;     // 0: all that the texts hold; otherwise taken from the documents in turn
   int64_t prompt = 0;      // kPrefillExact: tokens of the prompt; 0: half the context
   int64_t block = 256;     // queries a block of the exact cache; 1 where candidates go stepwise, so that times compare
-  DType exact_dtype = DType::kF16;  // of the exact cache
+  DType exact_dtype = DType::kF16;           // of the exact cache
+  std::string attention = kReplayAttention;  // of the exact cache
 };
 
 // What a candidate did, position by position, in window order. A position is a scored prediction: every token of a
@@ -59,6 +65,7 @@ struct ReplayResult {
   std::vector<int32_t> position;          // of the predicted token within its window
   std::vector<int32_t> window, document;  // of each scored position
   std::vector<double> nll_exact;
+  std::string exact_path;           // what attention the exact cache ran
   std::vector<ReplayTrack> tracks;  // one a candidate
   int64_t windows = 0, tokens = 0;  // tokens fed
   int64_t text_bytes = 0;           // bytes of the scored tokens' text, for bits per byte

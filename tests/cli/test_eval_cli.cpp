@@ -144,6 +144,10 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(noise["kld.mean"] < 1e-5);
   CHECK(window["codec"] == "rtn4");
   for (const Json& row : r["rows"]) CHECK(row["path"] == "cpu-reconstruct");  // what ran, never "auto"
+  CHECK(r["facts"]["exact_path"] == "cpu-reconstruct");
+  CHECK(noise["protocol"] == "everything exact");
+  CHECK(window["protocol"].get<std::string>().starts_with("window 32"));
+  CHECK(bare["protocol"].get<std::string>().starts_with("no exact token but its own"));
   CHECK(window["cache"]["k"]["window"] == 32);
   CHECK(window["kld.mean"] > noise["kld.mean"]);
   CHECK(bare["codec"] == "rtn4 (no window)");
@@ -162,7 +166,7 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
     CHECK(c["clusters_needed"] == 7);
     CHECK(c["low"].is_null());
     CHECK(c["told_apart"].is_null());
-    CHECK(c["verdict"] == "no verdict: 2 windows can't carry one among so many comparisons, 7 would do");
+    CHECK(c["verdict"] == "no verdict: 2 windows can't reach 5 % over these comparisons, 7 would do");
   }
 
   const ToolRun table = eval(

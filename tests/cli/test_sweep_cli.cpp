@@ -191,6 +191,8 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
     CHECK(help.code == 0);
     has(help.out, "Examples:");
   }
+  CHECK(Json::parse(at({"explain", "query_metric", "--json"}).out)["suits"]["grouping"] == "variance");
+  has(at({"explain", "pq"}).out, "Behind query_metric the default is variance");
   for (const char* what : {"codecs", "transforms", "policies", "metrics", "backends"})
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
 }

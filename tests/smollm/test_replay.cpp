@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "codec/build.h"
+#include "core/rng.h"
 #include "core/thread_pool.h"
 #include "generation/logits.h"
 #include "io/atomic_file.h"
@@ -16,6 +17,18 @@ namespace {
 
 struct NoRows final : TrainSource {
   TrainData unit(const UnitShape&) const override { return {}; }
+};
+
+struct RandomRows final : TrainSource {
+  TrainData unit(const UnitShape& unit) const override {
+    TrainData data;
+    data.x = Matrix<float>(256, unit.channels());
+    Rng rng(static_cast<uint64_t>(unit.layer * 16 + unit.first_head) * 2 + (unit.role == Role::kValue));
+    for (float& v : data.x.storage) v = static_cast<float>(rng.normal());
+    data.position.assign(256, 0);
+    data.document.assign(256, 0);
+    return data;
+  }
 };
 
 // A method that learns nothing.
@@ -144,6 +157,45 @@ TEST_CASE("blocks of any length equal token-by-token replay, across flushes", "[
   }
   CHECK(r.tracks[0].coded_mass == Approx(r.tracks[1].coded_mass).epsilon(1e-4));
   CHECK(r.tracks[0].bytes.to_json() == r.tracks[1].bytes.to_json());
+}
+
+TEST_CASE("one path for all rows: a last block of one query and single steps give the same bits", "[replay]") {
+  const Bench b;
+  const CodecPlan plan =
+      resolve_codec({{"name", "pq"}, {"codebooks", 16}, {"bits", 4}, {"iterations", 2}}, b.facts.cache_shape());
+  TrainOptions options;
+  options.cell = "test";
+  options.model_hash = b.facts.hash;
+  const auto codecs = train_codec_set(plan, b.facts.cache_shape(), RandomRows(), options);
+  const auto candidate = [&](int64_t block, ReplayMode mode = ReplayMode::kForced) {
+    return ReplayCandidate{
+        .label = "pq", .codecs = codecs, .policy = CachePolicy::from_json(kNoWindow), .mode = mode, .block = block};
+  };
+  // 97 tokens: in one block; in 32s, the last of one query; in 7s; and in single steps, which `auto` scans by tables.
+  std::vector<ReplayCandidate> candidates{candidate(97), candidate(32), candidate(7),
+                                          candidate(1, ReplayMode::kStepwise)};
+  const ReplayResult r = replay(*b.model, b.texts, candidates, {.context = 97, .windows = 1, .block = 32});
+  REQUIRE(r.windows == 1);
+  CHECK(r.exact_path == "cpu-reconstruct");
+  for (const ReplayTrack& t : r.tracks) {
+    CHECK(t.path == r.exact_path);
+    CHECK(t.nll == r.tracks[0].nll);
+    CHECK(t.kld == r.tracks[0].kld);
+    CHECK(t.coded_mass > 0);
+  }
+
+  // A path asked for by name holds for the exact cache too.
+  for (auto& c : candidates) c.attention = "cpu-table";
+  const ReplayResult by_table = replay(*b.model, b.texts, std::span(candidates).first(2),
+                                       {.context = 97, .windows = 1, .attention = "cpu-table"});
+  CHECK(by_table.exact_path.starts_with("cpu-table"));
+  CHECK(by_table.tracks[0].path.starts_with("cpu-table"));
+  CHECK(by_table.tracks[1].nll == by_table.tracks[0].nll);
+  // Each step by the cheapest: what a row ran is said.
+  candidates[3].attention = "auto";
+  const ReplayResult automatic =
+      replay(*b.model, b.texts, std::span(candidates).subspan(3), {.context = 97, .windows = 1});
+  CHECK(automatic.tracks[0].path.find("cpu-table") != std::string::npos);
 }
 
 TEST_CASE("an exact prompt: the first prediction after it is exact, later ones are not", "[replay]") {

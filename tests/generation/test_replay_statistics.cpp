@@ -1,5 +1,5 @@
 // The KLD block on replays made by hand, whose numbers can be worked out on paper.
-#include "metric/kld.h"
+#include "generation/replay_statistics.h"
 
 #include <algorithm>
 #include <cmath>
@@ -191,7 +191,7 @@ TEST_CASE("two codecs are told apart by paired differences, and corrected for ho
   CHECK(more[0].corrected > d[0].corrected);
   CHECK(!more[0].better);
   CHECK(more[0].needed == 9);
-  CHECK(verdict(more[0], "window") == "no verdict: 8 windows can't carry one among so many comparisons, 9 would do");
+  CHECK(verdict(more[0], "window") == "no verdict: 8 windows can't reach 5 % over these comparisons, 9 would do");
   CHECK(more[0].interval.low == d[0].interval.low);  // of the row alone
 
   // A single window knows no interval and no verdict.

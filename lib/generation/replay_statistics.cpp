@@ -1,4 +1,4 @@
-#include "metric/kld.h"
+#include "generation/replay_statistics.h"
 
 #include <fmt/format.h>
 
@@ -206,7 +206,7 @@ std::vector<PairedDifference> compare_tracks(const ReplayResult& r, std::span<co
 
 std::string verdict(const PairedDifference& d, const std::string& cluster_name) {
   if (!d.better)
-    return fmt::format("no verdict: {} {}{} can't carry one among so many comparisons, {} would do", d.clusters,
+    return fmt::format("no verdict: {} {}{} can't reach 5 % over these comparisons, {} would do", d.clusters,
                        cluster_name, d.clusters == 1 ? "" : "s", d.needed);
   return *d.better < 0 ? "a is better" : *d.better > 0 ? "b is better" : "not told apart";
 }
