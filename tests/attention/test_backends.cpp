@@ -142,6 +142,47 @@ TEST_CASE("cpu-reconstruct equals the double reference on every form of plan", "
   }
 }
 
+TEST_CASE("Keys before and after RoPE carry the attention factor", "[backends]") {
+  const auto reference = make_attention_backend("reference"), fast = make_attention_backend("cpu-reconstruct"),
+             table = make_attention_backend("cpu-table");
+  const CachePolicy policy = policy_of(4, {40, 32}, {33, 32});
+  for (const Case& c : cases()) {
+    CAPTURE(c.name);
+    std::vector<Replay> seen;
+    for (const double factor : {1.0, 1.25}) {  // one after the other on the same backends, frequencies alike
+      CacheShape shape = make_shape(1, 3, 2, 64);
+      shape.rope.attention_factor = factor;
+      const auto set = set_of(c, shape, 1);
+      const Tokens x(shape, 230, 22);
+      const Replay want = replay(set, policy, *reference, x, 23), got = replay(set, policy, *fast, x, 23);
+      CHECK(worst_difference(want.out, got.out) < tolerance(8, 64));
+      if (!table->can(set->units()[0].codec->plan(), Role::kKey))
+        CHECK(worst_difference(want.out, replay(set, policy, *table, x, 23).out) <
+              tolerance(8, 64) + 2.0 * 6.0 * scan::kScanLimit);
+      seen.push_back(got);
+    }
+    CHECK(worst_difference(seen[0].out, seen[1].out) > 1e-3);
+  }
+}
+
+TEST_CASE("Exact keys stored before RoPE give what those stored after it give, with an attention factor",
+          "[backends]") {
+  CacheShape shape = make_shape(1, 3, 2, 64);
+  shape.rope.attention_factor = 1.25;
+  const auto backend = make_attention_backend("cpu-reconstruct");
+  const auto set = make_set(shape, 1, [&](Role role, int channels) {
+    DecodePlan p = empty_plan(channels, 1, 0);
+    add_table(p, 8, 4);
+    if (role == Role::kKey) p.rope = RopePlacement::kPre;
+    return std::make_shared<PlanCodec>(p, 0);
+  });
+  const Tokens x(shape, 100, 23);
+  CachePolicy exact = policy_of(100, {128, 64}, {128, 64});  // nothing is coded
+  exact.exact_dtype = DType::kF32;
+  CHECK(worst_difference(replay(set, exact, *backend, x, 20).out,
+                         replay(exact_codec_set(shape, DType::kF32), exact, *backend, x, 20).out) < tolerance(8, 64));
+}
+
 TEST_CASE("Hard keys: outlier channels, loud sinks", "[backends]") {
   const auto reference = make_attention_backend("reference"), fast = make_attention_backend("cpu-reconstruct");
   const CacheShape shape = make_shape(1, 4, 1, 64);

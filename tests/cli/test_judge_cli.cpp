@@ -117,6 +117,26 @@ TEST_CASE("judge: known errors come out as they went in", "[cli][judge]") {
   CHECK(value(judge(o), "key.nmse") < 1e-10);
 }
 
+TEST_CASE("judge: keys after RoPE are turned back with the model's attention factor", "[cli][judge]") {
+  const TestFolder dir;
+  JudgeOptions o;
+  o.trace = dir / "t.trace.h5";
+  o.recon = dir / "r.h5";
+  o.bytes = 1000;
+  o.overrides = {"trace.report=[3, 4]", "cache={sinks: 4, window: 16, flush: 16}"};
+  write_sweep_trace(o.trace, 5, 160, 2, 2, 16, 1, 0, 1.25);
+  const TraceReader t(o.trace);
+  CHECK(t.info().shape.rope.attention_factor == 1.25);
+  Recon rotated;
+  rotated.post_rope = true;
+  rotated.keys = "post_rope";
+  rotated.trace = t.info().content_hash;
+  write_recon(o.recon, t, rotated);
+  const Json record = judge(o);
+  CHECK(value(record, "key.nmse") < 1e-10);
+  CHECK(value(record, "attention.softmax_kl") == Approx(0).margin(1e-6));
+}
+
 TEST_CASE("judge: files that lie are refused with their place", "[cli][judge]") {
   const TestFolder dir;
   JudgeOptions o;

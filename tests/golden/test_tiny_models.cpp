@@ -4,62 +4,16 @@
 
 #include "core/cpu.h"
 #include "core/thread_pool.h"
-#include "io/atomic_file.h"
+#include "golden/logits.h"
 #include "model/llama_cpu.h"
 #include "support/catch.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 
 namespace {
 
 const std::string kTiny = std::string(VQKV_SOURCE_DIR) + "/tests/golden/tiny/";
-constexpr int64_t kTokens = 80;
-
-struct Golden {
-  std::vector<int32_t> ids;
-  Matrix<float> logits;
-};
-
-Golden read_golden(const std::string& name, int64_t vocab) {
-  const std::string bytes = read_file(kTiny + name + ".logits.bin");
-  Golden g;
-  g.ids.resize(kTokens);
-  g.logits = Matrix<float>(kTokens, vocab);
-  const size_t id_bytes = kTokens * sizeof(int32_t), logit_bytes = g.logits.storage.size() * sizeof(float);
-  REQUIRE(bytes.size() == id_bytes + logit_bytes);
-  std::memcpy(g.ids.data(), bytes.data(), id_bytes);
-  std::memcpy(g.logits.data(), bytes.data() + id_bytes, logit_bytes);
-  return g;
-}
-
-Matrix<float> logits_of(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t block, ModelTap* tap = nullptr) {
-  CompressedCache cache(exact_codec_set(model.facts().cache_shape()), CachePolicy::exact(DType::kF32));
-  const auto backend = make_attention_backend("cpu-reconstruct");
-  KvSession kv(cache, *backend);
-  Matrix<float> out(static_cast<int64_t>(ids.size()), model.facts().vocab);
-  for (int64_t first = 0; first < out.rows; first += block) {
-    const int64_t n = std::min(block, out.rows - first);
-    model.forward(std::span(ids).subspan(static_cast<size_t>(first), static_cast<size_t>(n)), kv, LogitRows::kAll,
-                  out.view().slice_rows(first, n), Visibility::kReplay, tap);
-  }
-  return out;
-}
-
-double largest_difference(const Matrix<float>& a, const Matrix<float>& b) {
-  REQUIRE(a.storage.size() == b.storage.size());
-  double worst = 0;
-  for (size_t i = 0; i < a.storage.size(); ++i) {
-    REQUIRE(std::isfinite(a.storage[i]));
-    worst = std::max(worst, static_cast<double>(std::abs(a.storage[i] - b.storage[i])));
-  }
-  return worst;
-}
-
-double spread(const Matrix<float>& a) {
-  double sum = 0;
-  for (const float v : a.storage) sum += static_cast<double>(v) * v;
-  return std::sqrt(sum / static_cast<double>(a.storage.size()));
-}
 
 struct FirstLayer final : ModelTap {
   Matrix<float> q, k, v;
@@ -109,12 +63,12 @@ TEST_CASE("tiny models of every family: logits equal llama.cpp's") {
   for (const std::string name : {"llama", "mistral", "qwen2", "qwen3"}) {
     CAPTURE(name);
     const auto gguf = load_model(kTiny + name + ".gguf"), folder = load_model(kTiny + name);
-    const Golden golden = read_golden(name, gguf->facts().vocab);
+    const Golden golden = read_golden(kTiny + name, gguf->facts().vocab);
     const double scale = spread(golden.logits);
-    const Matrix<float> whole = logits_of(*gguf, golden.ids, kTokens);
+    const Matrix<float> whole = logits_of(*gguf, golden.ids, kGoldenTokens);
     CHECK(largest_difference(whole, golden.logits) < 2e-5 * scale);
     CHECK(logits_of(*gguf, golden.ids, 7).storage == whole.storage);
-    const Matrix<float> twin = logits_of(*folder, golden.ids, kTokens);
+    const Matrix<float> twin = logits_of(*folder, golden.ids, kGoldenTokens);
     if (name == "llama")  // the GGUF carries its RoPE factors rounded to fp32, the folder the formula
       CHECK(largest_difference(twin, whole) < 2e-5 * scale);
     else
@@ -123,8 +77,8 @@ TEST_CASE("tiny models of every family: logits equal llama.cpp's") {
     const auto narrow = load_model(kTiny + name + ".gguf", {.weights = DType::kBF16});
     CHECK(gguf->weights() == "f32");
     CHECK(narrow->weights() == (cpu_features().bf16_products ? "bf16 x bf16" : "bf16 x f32"));
-    CHECK(logits_of(*narrow, golden.ids, 7).storage == logits_of(*narrow, golden.ids, kTokens).storage);
-    Matrix<float> off = logits_of(*narrow, golden.ids, kTokens);
+    CHECK(logits_of(*narrow, golden.ids, 7).storage == logits_of(*narrow, golden.ids, kGoldenTokens).storage);
+    Matrix<float> off = logits_of(*narrow, golden.ids, kGoldenTokens);
     for (size_t i = 0; i < off.storage.size(); ++i) off.storage[i] -= whole.storage[i];
     CHECK(spread(off) > 0);
     CHECK(spread(off) < 0.06 * scale);
@@ -135,7 +89,7 @@ TEST_CASE("tiny models: logits have the same bits with 1 and 3 threads") {
   const int before = thread_count();
   for (const std::string name : {"llama", "qwen2"}) {
     const auto model = load_model(kTiny + name + ".gguf");
-    const Golden golden = read_golden(name, model->facts().vocab);
+    const Golden golden = read_golden(kTiny + name, model->facts().vocab);
     set_thread_count(1);
     const Matrix<float> one = logits_of(*model, golden.ids, 33);
     set_thread_count(3);
@@ -149,11 +103,11 @@ TEST_CASE("tiny models: a tap sees q, k, v after bias and head norm, before RoPE
     CAPTURE(name);
     const auto weights = ModelWeights::open(kTiny + name + ".gguf");
     const auto model = load_model(kTiny + name + ".gguf");
-    const Golden golden = read_golden(name, model->facts().vocab);
+    const Golden golden = read_golden(kTiny + name, model->facts().vocab);
     FirstLayer tap;
-    logits_of(*model, golden.ids, kTokens, &tap);
+    logits_of(*model, golden.ids, kGoldenTokens, &tap);
     CHECK(tap.calls == model->facts().layers);
-    for (const int64_t t : {int64_t{0}, int64_t{41}, kTokens - 1}) {
+    for (const int64_t t : {int64_t{0}, int64_t{41}, kGoldenTokens - 1}) {
       const int32_t token = golden.ids[static_cast<size_t>(t)];
       const std::pair<const Matrix<float>*, std::vector<double>> pairs[] = {
           {&tap.q, expected(*weights, token, Weight::kQ, Weight::kQBias, Weight::kQNorm)},
