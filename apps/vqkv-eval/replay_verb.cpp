@@ -168,7 +168,7 @@ int run_replay(const ReplayVerb& v) {
                             .block = block});
     };
     add(codec.label, codec.policy);
-    if (v.no_window_rows && codec.policy.codes && mode != ReplayMode::kFakeQuant)
+    if (v.no_window_rows && codec.policy.keeps_codes() && mode != ReplayMode::kFakeQuant)
       add(codec.label + kNoWindow, without_window(codec));
   }
 

@@ -54,7 +54,7 @@ void require_same_model(const CodecSet& codecs, const ModelFacts& model, const s
 
 // There is no fallback inside a backend: what it can't run is said before anything runs.
 void require_backend(const std::string& name, const LoadedCodec& codec) {
-  if (name == "auto" || !codec.policy.codes) return;
+  if (name == "auto" || !codec.policy.keeps_codes()) return;
   const auto backend = make_attention_backend(name);
   std::set<const Codec*> seen;
   for (const TrainedUnit& u : codec.codecs->units()) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "attention/attention.h"
+#include "cache/policies/kinds.h"
 #include "codec/transform/transform.h"
 #include "common/tool.h"
 #include "core/error.h"
@@ -13,11 +14,11 @@
 namespace vqkv::sweep {
 namespace {
 
-struct PolicyInfo {
+struct RuleInfo {
   const char *name, *title, *knobs, *source;
 };
 // The rules of `cache:`; cache/policy.h holds their arithmetic.
-constexpr PolicyInfo kPolicies[] = {
+constexpr RuleInfo kRules[] = {
     {"window", "the newest `window` tokens stay exact; older ones are coded in pages of `flush`",
      "sinks: first tokens kept exact (4); window (128); flush (64); exact_dtype: f16 | bf16 | f32", "common practice"},
     {"kivi", "keys are coded in whole groups of `residual` tokens, values one by one behind the newest `residual`",
@@ -104,9 +105,20 @@ int run_ls(const std::string& what, const Common& common) {
           {{"name", i.name}, {"title", i.title}, {"side_bits", i.side_bits}, {"paper", i.paper}, {"caveat", i.caveat}});
     }
   } else if (what == "policies") {
-    left({"name", "title", "knobs", "source"});
-    for (const PolicyInfo& p : kPolicies)
-      t.rows.push_back({{"name", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}});
+    left({"name", "key", "title", "knobs", "source"});
+    for (const RuleInfo& p : kRules)
+      t.rows.push_back(
+          {{"name", p.name}, {"key", "cache.rule"}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}});
+    for (const PolicyKind* k : all_policies()) {
+      const PolicyInfo i = k->describe();
+      std::vector<std::string> knobs;
+      for (const Knob& knob : k->knobs()) knobs.push_back(fmt::format("{} ({})", knob.name, knob.get().dump()));
+      t.rows.push_back({{"name", i.name},
+                        {"key", "cache.policy"},
+                        {"title", i.title},
+                        {"knobs", fmt::format("{}", fmt::join(knobs, "; "))},
+                        {"source", i.paper.empty() ? "common practice" : i.paper}});
+    }
   } else if (what == "metrics") {
     if (common.format == TableFormat::kMarkdown)
       left({"name", "title", "unit", "better"});
@@ -184,10 +196,17 @@ int run_explain(const std::string& full_name, const Common& common) {
                 {}, common);
     return kExitOk;
   }
-  for (const PolicyInfo& p : kPolicies) {
+  for (const RuleInfo& p : kRules) {
     known.push_back(p.name);
     if (name != p.name) continue;
     print_facts({{"policy", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}}, {}, common);
+    return kExitOk;
+  }
+  for (const PolicyKind* k : all_policies()) {
+    const PolicyInfo i = k->describe();
+    known.push_back(i.name);
+    if (name != i.name) continue;
+    print_facts({{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}}, k->knobs(), common);
     return kExitOk;
   }
   const std::string near = nearest_name(name, known);

@@ -76,7 +76,7 @@ class ReferenceBackend final : public AttentionBackend {
     load_exact(0, std::min(cache.policy().sinks, tokens));
     load_exact(exact_begin, tokens - exact_begin);
     const int unit = cache.unit_of(layer, head, role);
-    if (unit >= 0 && coded_end > cache.policy().sinks) {
+    if (unit >= 0 && cache.policy().keeps_codes() && coded_end > cache.policy().sinks) {
       const UnitShape& u = cache.unit_shape(static_cast<size_t>(unit));
       Matrix<float> x(coded_end - cache.policy().sinks, u.channels());
       decode_plan(cache.plan(layer, head, role), cache.fetch_codes(static_cast<size_t>(unit)), x);
@@ -97,7 +97,7 @@ class ReferenceBackend final : public AttentionBackend {
     std::vector<double> s(static_cast<size_t>(position + 1), -std::numeric_limits<double>::infinity());
     const bool any_evicted = cache.any_evicted(layer, head);
     for (int64_t t = 0; t <= position; ++t) {
-      if (any_evicted && cache.evicted(layer, head, t)) continue;
+      if ((any_evicted && cache.evicted(layer, head, t)) || (cache.policy().drops && t >= sinks && t < end)) continue;
       const Matrix<float>& k = t >= sinks && t < end ? forms.coded_k : forms.exact_k;
       double sum = 0;
       for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(q[c]) * k(t, c);

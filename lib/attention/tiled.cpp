@@ -77,6 +77,7 @@ TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int6
 RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
   const std::vector<int64_t>& ends = role == Role::kKey ? k_end : v_end;
   RoleExtent e;
+  e.dropped = drops();
   e.coded_begin = std::clamp<int64_t>(sinks - begin, 0, count);
   e.all_coded_end =
       std::clamp(ends[at(std::clamp<int64_t>(begin - first, 0, queries - 1))] - begin, e.coded_begin, count);
@@ -86,7 +87,7 @@ RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
 
 const ScoreMap& TiledCall::score_map(int head) const {
   static const ScoreMap none;
-  return cache.unit_of(layer, head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey).score;
+  return coded_unit(head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey).score;
 }
 
 void TiledCall::mask_evicted(int head, int64_t begin, int64_t count, float* line) const {
@@ -116,7 +117,7 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   outer.clear();
   from_.clear();
   token_scale = false;
-  if (call.cache.unit_of(call.layer, head, Role::kKey) < 0) return;
+  if (call.coded_unit(head, Role::kKey) < 0) return;
   const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
   if (!decoder.folded() && kind == KeyScan::kNone) return;
   y_width = decoder.code_width();
@@ -240,7 +241,7 @@ void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums
   coded.assign(rows, 0.0f);
   out.assign(rows * static_cast<size_t>(width), 0.0f);
   own_domain = false;
-  if (call.cache.unit_of(call.layer, piece.head, Role::kValue) < 0) return;
+  if (call.coded_unit(piece.head, Role::kValue) < 0) return;
   const TileDecoder& decoder = call.cache.decoder(call.layer, piece.head, Role::kValue);
   own_domain = decoder.folded() || sums;
   if (!own_domain) return;

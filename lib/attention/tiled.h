@@ -34,10 +34,12 @@ class RotationTiles {
 };
 
 // Columns of a tile for one role: [0, coded_begin) exact; [coded_begin, all_coded_end) coded for every query that sees
-// the tile; [all_coded_end, any_coded_end) coded for the later queries and exact for the earlier; the rest exact.
+// the tile; [all_coded_end, any_coded_end) coded for the later queries and exact for the earlier; the rest exact. Of a
+// policy that drops, "coded" tokens are gone.
 struct RoleExtent {
   int64_t coded_begin = 0, all_coded_end = 0, any_coded_end = 0;
-  bool any_coded() const { return any_coded_end > coded_begin; }
+  bool dropped = false;
+  bool any_coded() const { return !dropped && any_coded_end > coded_begin; }
 };
 
 class HeadQueries;
@@ -56,6 +58,9 @@ struct TiledCall {
     const int64_t last = std::min(v_end[static_cast<size_t>(row / group)], first + row / group + 1);
     return std::min(last, end) - std::max(sinks, begin);
   }
+  bool drops() const { return cache.policy().drops; }
+  // Unit of a head whose codes are attended to, or -1.
+  int coded_unit(int head, Role role) const { return drops() ? -1 : cache.unit_of(layer, head, role); }
   const ScoreMap& score_map(int head) const;
   void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const {
     rotation->rotate(keys, begin / kTile, from, to);

@@ -78,7 +78,7 @@ class TiledEngine {
     when_ = sums;
     summed_ = false;
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
-    if (tables_ && cache.policy().codes) {
+    if (tables_ && cache.policy().keeps_codes()) {
       int64_t entries = 1;  // table entries of one query, all heads
       for (const size_t u : cache.layer_units(layer)) {
         if (cache.unit_shape(u).role != Role::kKey) continue;
@@ -106,7 +106,7 @@ class TiledEngine {
     call.heads = queries_.data();
     parallel_for(heads, [&](int64_t h) {
       queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q,
-                                               call.cache.policy().codes ? scan_ : KeyScan::kNone);
+                                               call.cache.policy().keeps_codes() ? scan_ : KeyScan::kNone);
     });
     if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
     // A score map needs the extremes of the whole coded segment before any probability.
@@ -137,7 +137,7 @@ class TiledEngine {
     for (int head = 0; head < call.cache.shape().kv_heads; ++head) {
       ValueRule rule;
       int64_t rows_at_once = call.rows;
-      if (const int unit = call.cache.unit_of(call.layer, head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
+      if (const int unit = call.coded_unit(head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
         const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
         rule = value_rule(call.cache.form(static_cast<size_t>(unit)).plan, decoder, call.group, when_);
         if (rule.segment > 0) rows_at_once = summed_rows(decoder);
@@ -304,6 +304,8 @@ class TiledEngine {
                              f.main + e.all_coded_end * call.width, call.width);
     f.other_begin = shared_end;
     f.other_end = e.any_coded_end;
+    if (e.dropped)  // weights of zero still multiply them
+      std::fill(f.main + e.coded_begin * call.width, f.main + e.all_coded_end * call.width, 0.0f);
     if (!e.any_coded()) return f;
     const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
     const CodedBody body = call.cache.body(call.layer, head, Role::kValue);
@@ -368,6 +370,10 @@ class TiledEngine {
       const int64_t query = (row + r) / call.group;
       float* line = scores + r * kTile;
       std::fill(line + std::min(count, call.first + query + 1 - begin), line + columns, kNegativeInfinity);
+      if (call.drops())
+        if (const int64_t low = std::max<int64_t>(0, call.sinks - begin), high = std::min(count, boundary(r));
+            high > low)
+          std::fill(line + low, line + high, kNegativeInfinity);
       call.mask_evicted(head, begin, count, line);
     }
   }
@@ -390,12 +396,15 @@ class TiledEngine {
     // Rows that share the reading of a code go together.
     const int64_t together = piece.by_code ? s.sums.lanes() : kRowBatch;
     for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
-      if (tables_ && call.cache.policy().codes && tile % kChunkTiles == 0)
+      if (tables_ && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
         scan_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
       const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
       if (first_row >= piece.row_end) continue;
+      if (const RoleExtent e = call.extent(Role::kKey, begin, count);
+          e.dropped && e.all_coded_end - e.coded_begin == count)
+        continue;
       const TileForms k = load_keys(call, head, begin, count, s);
       load_key_scale(call, head, k, begin, s);
       const TileForms v = load_values(call, head, piece.by_code, begin, count, s);
@@ -568,7 +577,7 @@ class AutoBackend final : public AttentionBackend {
   // and tab+decode.
   static bool table_pays(const CacheView& cache, int layer) {
     const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - cache.policy().sinks);
-    if (!cache.policy().codes || coded <= 0) return false;
+    if (!cache.policy().keeps_codes() || coded <= 0) return false;
     const double group = cache.shape().group(), d = cache.shape().head_dim;
     double table = 0, reconstruct = 0;
     for (const size_t u : cache.layer_units(layer)) {

@@ -161,6 +161,14 @@ void CompressedCache::Parts::add_overlay(size_t unit, int64_t from, std::span<co
 }
 
 void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end) {
+  if (map.policy.drops) {
+    for (const int layer : layers)
+      for (const Role role : {Role::kKey, Role::kValue}) {
+        int64_t& end = map.role(layer, role).coded_end;
+        end = std::max(end, role == Role::kKey ? k_end : v_end);
+      }
+    return;
+  }
   struct Task {
     size_t unit;
     int64_t from, to;
@@ -213,7 +221,7 @@ CompressedCache::CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePo
                                  std::pmr::memory_resource* memory)
     : CompressedCache(std::make_shared<const CacheModel>(std::move(codecs)), policy, memory) {}
 CompressedCache::CompressedCache(const CacheShape& shape, CachePolicy policy, std::pmr::memory_resource* memory) {
-  policy.codes = false;
+  policy.codes = policy.drops;
   parts_ = std::make_unique<Parts>(std::make_shared<const CacheModel>(shape), policy, memory);
 }
 CompressedCache::~CompressedCache() = default;
@@ -235,6 +243,8 @@ int64_t CompressedCache::coded_end(Role role, int64_t position) const { return p
 void CompressedCache::begin_block(int64_t n, Visibility visibility) {
   SequenceMap& map = parts_->map;
   VQKV_CHECK(!map.open && n > 0 && map.length + n < INT32_MAX);
+  if (map.policy.drops && visibility == Visibility::kAllCoded)
+    fail_usage("fake-quant codes every token; a cache that drops what leaves its window has none to code");
   VQKV_CHECK(!map.exact_prompt || visibility == Visibility::kExactPrefill);  // end_exact_prefill() comes first
   map.open = true;
   map.pending = n;
@@ -337,7 +347,7 @@ void CompressedCache::evict(int layer, int kv_head, std::span<const int64_t> pos
     const auto unit = static_cast<size_t>(index);
     UnitMap& s = map.units[unit];
     const PageLayout& pages = *map.form(unit).pages;
-    const int64_t full = (map.role(layer, role).coded_end - map.policy.sinks) / pages.tokens();
+    const int64_t full = map.body_tokens(unit) / pages.tokens();
     for (int64_t page = 0; page < full; ++page) {
       BlockAddress& at = s.pages.blocks[page];
       if (at == 0 || !map.page_is_dead(unit, page)) continue;

@@ -36,7 +36,7 @@ class CompressedCache {
   // A model of its own.
   CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
                   std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
-  // An exact cache needs no codecs: keys are kept after RoPE, policy.codes is taken as false.
+  // An exact cache needs no codecs: keys are kept after RoPE, nothing is coded: policy.codes is taken as policy.drops.
   CompressedCache(const CacheShape& shape, CachePolicy policy,
                   std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
   ~CompressedCache();

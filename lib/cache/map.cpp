@@ -110,6 +110,11 @@ void SequenceMap::forget_evictions(int64_t from) {
       set.words[w] &= w > from / 64 ? 0 : (uint64_t{1} << (from % 64)) - 1;
 }
 
+int64_t SequenceMap::body_tokens(size_t unit) const {
+  const UnitShape& u = model->units()[unit].shape;
+  return policy.keeps_codes() ? std::max<int64_t>(0, role(u.layer, u.role).coded_end - policy.sinks) : 0;
+}
+
 bool SequenceMap::page_is_dead(size_t unit, int64_t page) const {
   const UnitShape& u = model->units()[unit].shape;
   const int64_t tokens = form(unit).pages->tokens();
@@ -132,8 +137,7 @@ ByteLedger SequenceMap::bytes() const {
   for (size_t u = 0; u < units.size(); ++u) {
     const UnitMap& s = units[u];
     const PageLayout& pages = *form(u).pages;
-    const UnitShape& at = model->units()[u].shape;
-    const int64_t coded = std::max<int64_t>(0, role(at.layer, at.role).coded_end - policy.sinks);
+    const int64_t coded = body_tokens(u);
     add_codes(b, pages, coded, s.pages.count);
     b.codes -= s.dead_pages * pages.code_bytes(pages.tokens());
     b.side -= s.dead_pages * pages.side_bytes(pages.tokens());
@@ -155,8 +159,8 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
   VQKV_CHECK(tokens >= 0);
   const CacheShape& shape = codecs.shape();
   const int64_t row = int64_t{shape.kv_heads} * shape.head_dim * static_cast<int64_t>(dtype_size(policy.exact_dtype));
-  // What a role has coded, counted after the sinks.
-  const auto coded_of = [&](Role role) {
+  // What has left the exact rows of a role, counted after the sinks.
+  const auto past_window = [&](Role role) {
     return std::max<int64_t>(0, policy.coded_among(role, tokens) - policy.sinks);
   };
   ByteLedger b;
@@ -165,14 +169,15 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
             int64_t{shape.layers} * shape.kv_heads * static_cast<int64_t>(sizeof(EvictedSet));
   const int64_t past = std::max<int64_t>(0, tokens - policy.sinks);
   for (const Role role : {Role::kKey, Role::kValue}) {
-    const int64_t coded = coded_of(role), held = past - coded;
-    const int64_t chunks = held == 0 ? 0 : (past + kChunkTokens - 1) / kChunkTokens - coded / kChunkTokens;
+    const int64_t gone = past_window(role), held = past - gone;
+    const int64_t chunks = held == 0 ? 0 : (past + kChunkTokens - 1) / kChunkTokens - gone / kChunkTokens;
     add_exact(b, policy.sinks, tokens, held, chunks, row, shape.layers);
     b.index += shape.layers * BlockTable::capacity_for(chunks) * kAddress;
   }
   for (const TrainedUnit& u : codecs.units()) {
     const PageLayout pages(u.codec->layout());
-    const int64_t coded = coded_of(u.spec.unit.role), count = (coded + pages.tokens() - 1) / pages.tokens();
+    const int64_t coded = policy.keeps_codes() ? past_window(u.spec.unit.role) : 0,
+                  count = (coded + pages.tokens() - 1) / pages.tokens();
     add_codes(b, pages, coded, count);
     b.index += BlockTable::capacity_for(count) * kAddress;
   }

@@ -27,8 +27,8 @@ struct BlockTable {
 };
 
 // Exact and coded extent of one (layer, role).
-//   [0, S) sinks, exact for ever · [S, coded_end) coded · [exact_begin, tokens) exact; the two overlap inside a block
-//   only
+//   [0, S) sinks, exact for ever · [S, coded_end) coded, or dropped by a policy that drops · [exact_begin, tokens)
+//   exact; the two overlap inside a block only
 struct RoleMap {
   BlockAddress sinks = 0;
   BlockTable chunks;
@@ -94,6 +94,7 @@ class SequenceMap {
   void resize(BlockTable& table, int64_t live);
   void mark_evicted(int layer, int head, std::span<const int64_t> positions);
   void forget_evictions(int64_t from);
+  int64_t body_tokens(size_t unit) const;  // that are there as codes
   // All heads of the unit have lost all tokens of one of its pages.
   bool page_is_dead(size_t unit, int64_t page) const;
 

@@ -80,7 +80,7 @@ CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(code
 void CacheModel::check(const CachePolicy& policy) const {
   VQKV_CHECK(policy.sinks >= 0 && policy.k.flush >= 1 && policy.v.flush >= 1 && policy.k.window >= 0 &&
              policy.v.window >= 0);
-  if (!policy.codes) return;
+  if (!policy.keeps_codes()) return;
   if (units_.empty()) fail_internal("a policy that codes needs a codec for every layer and head");
   for (size_t i = 0; i < units_.size(); ++i) {
     const int64_t block = units_[i].form->plan.layout.block_tokens;

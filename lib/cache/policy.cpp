@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/policies/kinds.h"
 #include "core/error.h"
 #include "core/json.h"
 
@@ -78,7 +79,7 @@ FlushRule rule_of(const Json& canonical, Role role) {
 
 Json canonical_cache_config(const Json& config) {
   const Json given = config.is_null() ? Json::object() : config;
-  check_keys(given, "cache", {"sinks", "window", "flush", "rule", "residual", "exact_dtype", "k", "v"});
+  check_keys(given, "cache", {"sinks", "window", "flush", "rule", "residual", "exact_dtype", "k", "v", "policy"});
   Json base = Json::object();
   for (const char* key : {"window", "flush", "rule", "residual"})
     if (given.contains(key)) base[key] = given.at(key);
@@ -96,6 +97,18 @@ Json canonical_cache_config(const Json& config) {
   if ((out["k"]["rule"] == "none") != (out["v"]["rule"] == "none"))
     fail_usage(
         "cache: rule none holds for both roles or for neither; to keep one role exact give it the codec 'exact'");
+  if (given.contains("policy")) {
+    const Json& policy = given["policy"];
+    Json knobs = policy.is_object() ? policy : Json::object();
+    const Json name = policy.is_object() ? policy.value("name", Json()) : policy;
+    if (!name.is_string())
+      fail_usage(fmt::format("cache.policy: {} is not allowed; a name, or a mapping with `name`", policy.dump()));
+    knobs.erase("name");
+    const PolicyKind& kind = find_policy(name.get<std::string>(), "cache");
+    Json canonical = kind.canonical(knobs, "cache.policy");
+    canonical["name"] = name;
+    if (name != "all") out["policy"] = canonical;  // what is written out and what is the default are one identity
+  }
   return out;
 }
 
@@ -109,6 +122,8 @@ CachePolicy CachePolicy::from_json(const Json& config) {
     p.k = rule_of(c.at("k"), Role::kKey);
     p.v = rule_of(c.at("v"), Role::kValue);
   }
+  if (const auto policy = c.find("policy"); policy != c.end())
+    find_policy(policy->at("name").get<std::string>()).apply(*policy, p);
   return p;
 }
 

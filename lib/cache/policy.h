@@ -30,16 +30,19 @@ struct FlushRule {
 };
 
 // `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|none, residual: 128,
-//  exact_dtype: f16, k: {...}, v: {...}}. rule none codes nothing (the exact cache).
+//  exact_dtype: f16, k: {...}, v: {...}, policy: NAME or {name, knobs}}. rule none codes nothing (the exact cache);
+// policy says which tokens stay (cache/policies/kinds.h), all of them without one.
 struct CachePolicy {
   int64_t sinks = 4;
   FlushRule k, v;
   bool codes = true;                // false: everything stays exact
+  bool drops = false;               // what leaves the window is dropped instead of coded; k and v are one rule
   DType exact_dtype = DType::kF16;  // of sinks and window
   // Error (data): one of n values leaves exact_dtype, or is not finite.
   void check_exact(const float* values, int64_t n) const;
   // Rounds n values in place, as the cache stores what is exact, and checks them.
   void round_exact(float* values, int64_t n) const;
+  bool keeps_codes() const { return codes && !drops; }
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
   // First token that is exact for the query at `position`, beyond the sinks.
   int64_t coded_end(Role r, int64_t position) const {

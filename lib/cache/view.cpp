@@ -34,10 +34,9 @@ void CacheView::load_values(int layer, int head, int64_t first, int64_t count, f
 }
 
 CodeBlock CacheView::fetch_codes(size_t unit) const {
-  const UnitShape& u = unit_shape(unit);
   const PageLayout& pages = *form(unit).pages;
   const CodedBody body(map_->units[unit]);
-  const int64_t blocks = (coded_end(u.layer, u.role) - policy().sinks) / pages.layout().block_tokens;
+  const int64_t blocks = map_->body_tokens(unit) / pages.layout().block_tokens;
   CodeBlock out;
   out.resize(pages.layout(), blocks);
   for (int64_t at = 0; at < blocks; at += pages.blocks())

@@ -33,8 +33,8 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config) {
   const double per_token = static_cast<double>(values_per_token(codecs.shape()));
   double bits = 0;
   for (const TrainedUnit& u : codecs.units()) bits += u.codec->layout().bits_per_token();
-  if (policy.codes) out.push_back(row("bits_per_value.codes", bits / per_token, "bits/value", 0, 0));
-  const int64_t constants = policy.codes ? codecs.constant_bytes() : 0;
+  if (policy.keeps_codes()) out.push_back(row("bits_per_value.codes", bits / per_token, "bits/value", 0, 0));
+  const int64_t constants = policy.keeps_codes() ? codecs.constant_bytes() : 0;
   out.push_back(row("bytes.constants", static_cast<double>(constants), "bytes", 0, 0));
   for (const int64_t context : config.contexts) {
     const auto resident = static_cast<double>(ledger_at(codecs, policy, context).total_sequence());

@@ -63,8 +63,10 @@ class WindowRows final : public ExactRows {
 
 struct MetricSet {
   std::vector<std::unique_ptr<Metric>> metrics;
-  explicit MetricSet(const std::vector<std::string>& names) {
-    for (const auto& n : names) metrics.push_back(find_metric(n).make());
+  MetricSet(const std::vector<std::string>& names, bool dropped) {
+    for (const auto& n : names)
+      if (const MetricKind& kind = find_metric(n); !dropped || kind.describe().of_dropped)
+        metrics.push_back(kind.make());
   }
   std::vector<Measurement> finish() {
     std::vector<Measurement> out;
@@ -81,7 +83,7 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
   const auto& windows = rows.windows();
   const CachePolicy policy = rows.config().policy();
   const CacheShape& shape = rows.scope().shape;
-  MetricSet sets[2] = {MetricSet(rows.config().metrics), MetricSet(rows.config().metrics)};
+  MetricSet sets[2] = {MetricSet(rows.config().metrics, policy.drops), MetricSet(rows.config().metrics, policy.drops)};
   FidelityResult out;
   double attended = 0, coded_k = 0, coded_v = 0;
   for (int l = 0; l < shape.layers; ++l) {
@@ -124,6 +126,7 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
         s.group = shape.group();
         s.query_position = w.query_position;
         s.sinks = std::min(policy.sinks, w.window.tokens);
+        s.dropped = policy.drops;
         for (const int64_t p : w.query_position) {
           s.coded_end_k.push_back(std::min({policy.coded_end(Role::kKey, p), p + 1, r.coded_k}));
           s.coded_end_v.push_back(std::min({policy.coded_end(Role::kValue, p), p + 1, r.coded_v}));
@@ -141,7 +144,7 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
         }
         if (!s.query_position.empty()) s.rows();
       });
-      const int64_t kinds = static_cast<int64_t>(rows.config().metrics.size());
+      const auto kinds = static_cast<int64_t>(sets[0].metrics.size());
       parallel_for(2 * kinds, [&](int64_t i) {
         const bool report = i >= kinds;
         Metric& m = *sets[report ? 1 : 0].metrics[static_cast<size_t>(i % kinds)];
@@ -188,6 +191,14 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
   const int64_t coded = policy.codes ? (n - sinks) / step * step : 0;
   CodingTotals t;
+  if (policy.drops) {
+    for (int h = 0; h < u.heads; ++h) {
+      HeadRows& to = heads[static_cast<size_t>(u.first_head + h)];
+      (key ? to.k_hat : to.v_hat) = key ? to.k : to.v;
+      (key ? to.coded_k : to.coded_v) = n;
+    }
+    return t;
+  }
   Matrix<float> decoded(coded, u.channels());
   if (coded > 0) {
     const WindowRows exact(rows, codecs, u.layer, w, heads);

@@ -21,6 +21,7 @@ std::string protocol_text(const CachePolicy& policy) {
   const std::string k = rule_text(policy.k), v = rule_text(policy.v);
   std::string out = k == v ? k : fmt::format("keys: {}; values: {}", k, v);
   if (policy.sinks > 0) out += fmt::format(" + {} sink{}", policy.sinks, policy.sinks == 1 ? "" : "s");
+  if (policy.drops) out += ", nothing else";
   return out;
 }
 

@@ -138,7 +138,7 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
   bool fake = false;
   for (const auto& c : candidates) {
     if (c.mode == ReplayMode::kPrefillExact) s.prompt = o.prompt > 0 ? o.prompt : o.context / 2;
-    if (c.mode != ReplayMode::kFakeQuant || !c.policy.codes) continue;
+    if (c.mode != ReplayMode::kFakeQuant || !c.policy.keeps_codes()) continue;
     if (fake && s.first != c.policy.sinks) s.grid = 0;
     s.first = c.policy.sinks;
     fake = true;

@@ -77,7 +77,8 @@ const MetricInfo kInfo{"attention_output",
                        "head's slice of W_O",
                        "KVTuner, arXiv 2502.04420; common",
                        "",
-                       Better::kLower};
+                       Better::kLower,
+                       true};
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "core/gemm.h"
@@ -73,6 +74,7 @@ AttentionRows attention_rows(const FidelitySample& x) {
     for (int64_t j = begin; j < end; ++j) hat[j] *= x.score_scale;
     std::copy(s, s + begin, hat);
     std::copy(s + end, s + length, hat + end);
+    if (x.dropped) std::fill(hat + begin, hat + end, -std::numeric_limits<float>::infinity());
     softmax(s, length, r.p.row(i), n);
     softmax(hat, length, r.p_hat.row(i), n);
     const size_t k = static_cast<size_t>(i);

@@ -26,6 +26,7 @@ struct FidelitySample {
   // For query i, tokens [sinks, coded_end[i]) are coded (k_hat, v_hat), the rest exact.
   int64_t sinks = 0;
   std::vector<int64_t> coded_end_k, coded_end_v;
+  bool dropped = false;  // "coded" tokens are gone: no weight falls on them
   float score_scale = 0;
   ConstMatrix w_o;  // (hidden, group * head_dim) slice for this KV head's query heads, or empty
   // Codes of the whole unit for entropy metrics: set on the first head of a unit alone, so that each is counted once.
@@ -59,6 +60,7 @@ class Metric {
 struct MetricInfo {
   std::string name, title, unit, formula, source, caveat;
   Better better = Better::kLower;
+  bool of_dropped = false;  // also means something where tokens are dropped instead of coded
 };
 
 class MetricKind {

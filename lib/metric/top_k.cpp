@@ -70,7 +70,8 @@ const MetricInfo kInfo{"top_k",
                        "top-k(s^) over that of top-k(s)",
                        "sparse-attention literature",
                        "the overlap counts near ties as losses; the recall doesn't",
-                       Better::kHigher};
+                       Better::kHigher,
+                       true};
 
 }  // namespace
 

@@ -1,0 +1,118 @@
+// Policies of which tokens stay, as attention sees them.
+#include "attention/plan_codec.h"
+#include "core/json.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+double worst(const Matrix<float>& a, const Matrix<float>& b) {
+  REQUIRE(a.storage.size() == b.storage.size());
+  double most = 0;
+  for (size_t i = 0; i < a.storage.size(); ++i) most = std::max(most, std::abs(double{a.storage[i]} - b.storage[i]));
+  return most;
+}
+
+std::shared_ptr<const CodecSet> tables(const CacheShape& shape, RopePlacement rope) {
+  return make_set(shape, 1, [&](Role role, int channels) {
+    DecodePlan p = empty_plan(channels);
+    if (role == Role::kKey) p.rope = rope;
+    add_table(p, 8, 4);
+    return std::make_shared<PlanCodec>(p);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("streaming: sinks and the window, nothing between, as if the rest were evicted", "[policy][evict]") {
+  const CacheShape shape = make_shape(1, 3, 2, 64);
+  const Tokens x(shape, 500, 17);
+  const CachePolicy policy =
+      CachePolicy::from_json(parse_json(R"({"policy": "streaming", "sinks": 4, "window": 96, "flush": 32})", "test"));
+  REQUIRE(policy.drops);
+
+  // The same from an exact cache: before each step the tokens between are evicted by name.
+  Matrix<float> expected(500, shape.q_heads * 64);
+  {
+    const auto reference = make_attention_backend("reference");
+    CompressedCache cache(shape, CachePolicy::exact());
+    KvSession session(cache, *reference);
+    for (int64_t t = 0; t < 500; ++t) {
+      std::vector<int64_t> gone;
+      for (int64_t p = 4; p < policy.coded_end(Role::kKey, t); ++p) gone.push_back(p);
+      for (int h = 0; h < 2; ++h) cache.evict(0, h, gone);
+      session.begin_block(1);
+      session.attend(0, x.q.view().slice_rows(t, 1), x.k.view().slice_rows(t, 1), x.v.view().slice_rows(t, 1),
+                     MutMatrix(expected).slice_rows(t, 1));
+      session.end_block();
+    }
+  }
+  for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
+    for (const char* name : {"reference", "cpu-reconstruct", "cpu-table", "auto"}) {
+      if (rope == RopePlacement::kPre && std::string(name) == "cpu-table") continue;
+      CAPTURE(name, static_cast<int>(rope));
+      const auto set = tables(shape, rope);
+      const auto backend = make_attention_backend(name);
+      const Matrix<float> whole = replay(set, policy, *backend, x, 500).out;
+      CHECK(worst(whole, expected) < 2e-3);  // keys are rounded to f16 before or after RoPE
+      if (rope == RopePlacement::kPost) CHECK(worst(whole, expected) < 2e-5);
+      for (const int64_t block : {1, 37, 128})
+        CHECK((replay(set, policy, *backend, x, block).out.storage == whole.storage));
+    }
+}
+
+TEST_CASE("streaming: bytes stay where they are however long the text", "[policy][ledger]") {
+  const CacheShape shape = make_shape(2, 1, 2, 16);
+  const auto set = tables(shape, RopePlacement::kPost);
+  const CachePolicy policy = CachePolicy::from_json(
+      parse_json(R"({"policy": {"name": "streaming"}, "sinks": 4, "window": 64, "flush": 32})", "test"));
+  const Tokens x(shape, 1000, 19);
+  for (const bool with_codecs : {true, false}) {
+    CountingResource memory;
+    CompressedCache cache =
+        with_codecs ? CompressedCache(set, policy, &memory) : CompressedCache(shape, policy, &memory);
+    int64_t before = 0;
+    for (int64_t t = 0; t < 1000; t += 40) {
+      cache.begin_block(40);
+      for (int layer = 0; layer < 2; ++layer)
+        cache.append(layer, x.k.view().slice_rows(t, 40), x.v.view().slice_rows(t, 40));
+      cache.end_block();
+      const ByteLedger b = cache.bytes();
+      CHECK(b.total_sequence() == memory.live());
+      CHECK(b.codes == 0);
+      if (with_codecs) CHECK(b.to_json() == ledger_at(*set, policy, cache.length()).to_json());
+      if (t == 480) before = b.total_sequence();
+      if (t > 480) CHECK(b.total_sequence() <= before + 2 * 2 * 2 * 32 * 2 * 16 * 2);
+    }
+    cache.truncate(cache.length() - 5);
+    CHECK(cache.bytes().total_sequence() == memory.live());
+    CHECK_THROWS_AS(cache.truncate(500), Error);
+    CHECK_THROWS_WITH(cache.begin_block(10, Visibility::kAllCoded), Catch::Contains("fake-quant"));
+  }
+}
+
+TEST_CASE("policies are configured, canonical, and refused where they don't fit", "[policy]") {
+  const auto canonical = [](const char* text) { return canonical_cache_config(parse_json(text, "test")); };
+  CHECK(canonical(R"({"policy": "streaming"})") == canonical(R"({"policy": {"name": "streaming"}, "window": 128})"));
+  CHECK(canonical(R"({"policy": "all"})") == canonical("{}"));
+  CHECK(canonical(R"({"policy": "streaming"})") != canonical("{}"));
+  CHECK(canonical_cache_config(canonical(R"({"policy": "streaming"})")) == canonical(R"({"policy": "streaming"})"));
+  const auto message = [](const char* text) {
+    try {
+      CachePolicy::from_json(parse_json(text, "test"));
+    } catch (const Error& e) {
+      CHECK(e.kind() == ErrorKind::kUsage);
+      return std::string(e.what());
+    }
+    return std::string("accepted");
+  };
+  CHECK_THAT(message(R"({"policy": "steaming"})"), Catch::Contains("did you mean 'streaming'"));
+  CHECK_THAT(message(R"({"policy": 3})"), Catch::Contains("cache.policy: 3"));
+  CHECK_THAT(message(R"({"policy": {"nome": "streaming"}})"), Catch::Contains("cache.policy"));
+  CHECK_THAT(message(R"({"policy": {"name": "streaming", "budget": 3}})"), Catch::Contains("cache.policy.budget"));
+  CHECK_THAT(message(R"({"policy": "streaming", "rule": "none"})"), Catch::Contains("rule 'none'"));
+  CHECK_THAT(message(R"({"policy": "streaming", "rule": "kivi"})"), Catch::Contains("one rule"));
+  CHECK_THAT(message(R"({"policy": "streaming", "window": 0})"), Catch::Contains("cache.window"));
+}
