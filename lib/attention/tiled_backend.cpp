@@ -21,46 +21,20 @@
 #include "attention/backends.h"
 #include "attention/code_sums.h"
 #include "attention/scan.h"
-#include "attention/tiled.h"
-#include "cache/kernels.h"
+#include "attention/tile_parts.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 namespace {
 
-constexpr int64_t kChunkTiles = 2;    // tiles a partial state: pieces for every thread already at 1k tokens
 constexpr int64_t kQueryBlock = 256;  // queries that share one decoding of a tile; bounds the partial states
 constexpr int64_t kTableFloats = int64_t{1} << 23;  // 32 MiB of tables a call
-constexpr int64_t kRowBatch = 24;                   // rows scored at once: 12 KiB of scores stay in L1
 
-struct Scratch {
-  AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores, run_scores,
-      run_scale, weights, wide_sums, wide_scores;
-  std::vector<uint8_t> codes;
-  std::vector<uint16_t> wide_codes, value_codes;
-  std::vector<float> loudest;
-  CodeSums sums;
-};
-Scratch& scratch() {
-  thread_local Scratch s;
+TileScratch& scratch() {
+  thread_local TileScratch s;
   return s;
 }
-
-float* ensure(AlignedVector<float>& v, int64_t n) {
-  if (static_cast<int64_t>(v.size()) < n) v.assign(static_cast<size_t>(n), 0.0f);
-  return v.data();
-}
-
-// Both forms of the tokens of one tile for one role: the main form holds what all queries see alike, the other form the
-// codes of tokens that only the later queries see coded, or all codes when they are decoded in their own domain.
-struct TileForms {
-  float* main = nullptr;
-  float* other = nullptr;
-  int64_t other_begin = 0, other_end = 0;  // columns (tokens within the tile) that `other` holds
-  bool folded = false;
-  bool table = false;  // logits of coded keys lie in Scratch::table_scores
-};
 
 class TiledEngine {
  public:
@@ -74,11 +48,10 @@ class TiledEngine {
   std::string attend(KeyScan scan, ValueSums sums, const CacheView& cache, int layer, ConstMatrix q, MutMatrix out,
                      AttendStats* stats, AttentionTap* tap) {
     scan_ = scan;
-    tables_ = scan != KeyScan::kNone;
     when_ = sums;
     summed_ = false;
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
-    if (tables_ && cache.policy().keeps_codes()) {
+    if (scan_ != KeyScan::kNone && cache.policy().keeps_codes()) {
       int64_t entries = 1;  // table entries of one query, all heads
       for (const size_t u : cache.layer_units(layer)) {
         if (cache.unit_shape(u).role != Role::kKey) continue;
@@ -160,244 +133,17 @@ class TiledEngine {
     return pieces;
   }
 
-  // Logits of the coded tokens of tiles [tile_begin, tile_end), by rows of chunk length, into s.table_scores.
-  static void scan_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begin, int64_t tile_end, Scratch& s) {
-    const int head = piece.head;
-    const int64_t origin = tile_begin * kTile, span = kChunkTiles * kTile;
-    const int64_t low = std::max(origin, call.sinks) - call.sinks;
-    const int64_t high = std::min(call.k_end.back(), tile_end * kTile) - call.sinks;
-    if (high <= low) return;
-    ensure(s.table_scores, piece.rows() * span);
-    const HeadQueries& q = call.heads[head];
-    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
-    const CodedBody body = call.cache.body(call.layer, head, Role::kKey);
-    const PageLayout& pages = decoder.pages();
-    // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
-    const auto& slots = decoder.slots();
-    bool direct = pages.tokens() == scan::kRun && pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
-    for (size_t i = 0; i < slots.size(); ++i)
-      direct = direct && slots[i].field == slots[0].field && slots[i].slot == slots[0].slot + static_cast<int>(i);
-    const int64_t first_run = low / scan::kRun, runs = (high + scan::kRun - 1) / scan::kRun - first_run;
-    const size_t matrix = slots.size() * scan::kRun;
-    s.codes.resize(matrix * static_cast<size_t>(runs));
-    s.wide_codes.resize(matrix * static_cast<size_t>(runs));
-    ensure(s.run_scores, runs * scan::kRun);
-    ensure(s.run_scale, runs * scan::kRun);
-    const int64_t base = first_run * scan::kRun;
-    // The token scale multiplies errors too: the loudest of the first tokens that a row sees coded, whatever other rows
-    // of the block see.
-    if (q.token_scale) {
-      float* scale = s.run_scale.data() + low - base;
-      decoder.token_scale(body, low, high - low, scale);
-      s.loudest.resize(static_cast<size_t>(high - low));
-      float top = 0;
-      for (int64_t t = 0; t < high - low; ++t)
-        s.loudest[static_cast<size_t>(t)] = top = std::max(top, std::abs(scale[t]));
-    }
-    const auto loudest = [&](int64_t r) {
-      if (!q.token_scale) return 1.0f;
-      const int64_t query = r / call.group;
-      const int64_t end = std::min(call.k_end[static_cast<size_t>(query)], call.first + query + 1) - call.sinks;
-      return end > low ? s.loudest[static_cast<size_t>(std::min(end, high) - low - 1)] : 0.0f;
-    };
-    const auto by_bytes = [&](int64_t r) {
-      return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest(r) <= scan::kByteScanLimit;
-    };
-    const auto by_fixed = [&](int64_t r) {
-      return !q.fixed.empty() && q.fixed[static_cast<size_t>(r)].bound * loudest(r) <= scan::kScanLimit;
-    };
-    bool need_wide = false;
-    for (int64_t r = piece.row_begin; r < piece.row_end; ++r) need_wide = need_wide || !(by_bytes(r) || by_fixed(r));
-    std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
-    for (int64_t n = 0; n < runs; ++n) {
-      const int64_t first = (first_run + n) * scan::kRun, within = first % pages.tokens();
-      const std::byte* bytes = body.page(first / pages.tokens());
-      uint16_t* wide = s.wide_codes.data() + static_cast<size_t>(n) * matrix;
-      uint8_t* narrow = s.codes.data() + static_cast<size_t>(n) * matrix;
-      codes[static_cast<size_t>(n)] = narrow;
-      if (bytes == nullptr) {  // lost to eviction: any code does, the tokens are masked later
-        std::fill_n(wide, matrix, uint16_t{0});
-        std::fill_n(narrow, matrix, uint8_t{0});
-        continue;
-      }
-      if (direct)
-        codes[static_cast<size_t>(n)] =
-            reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot));
-      if (direct && !need_wide) continue;
-      for (size_t i = 0; i < slots.size(); ++i)
-        pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
-      for (size_t i = 0; !direct && i < matrix; ++i) narrow[i] = static_cast<uint8_t>(wide[i]);
-    }
-    int64_t wide_group = -1;  // whose fp32 sums lie in s.wide_scores
-    for (int64_t r = piece.row_begin; r < piece.row_end; ++r) {
-      float* line = s.run_scores.data();
-      if (by_bytes(r)) {
-        scan::bytes(q.bytes[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
-      } else if (by_fixed(r)) {
-        scan::fixed(q.fixed[static_cast<size_t>(r)], codes.data(), runs, q.slots, line);
-      } else {
-        const int64_t group = r / q.lanes, each = q.slots * q.lut_stride, span_of_runs = runs * scan::kRun;
-        float* lines = ensure(s.wide_scores, q.lanes * span_of_runs);
-        if (group != wide_group) {
-          float* sums = ensure(s.wide_sums, q.lanes * scan::kRun);
-          for (int64_t n = 0; n < runs; ++n) {
-            kernels::sum_by_code(q.beside.data() + group * q.lanes * each, q.lut_stride * q.lanes, q.lanes,
-                                 s.wide_codes.data() + static_cast<size_t>(n) * matrix, scan::kRun, q.slots, scan::kRun,
-                                 sums);
-            kernels::transpose(sums, q.lanes, scan::kRun, q.lanes, lines + n * scan::kRun, span_of_runs, false);
-          }
-          wide_group = group;
-        }
-        std::copy_n(lines + r % q.lanes * span_of_runs, span_of_runs, line);
-      }
-      q.unfold_scores(r, s.run_scale.data(), low - base, high - base, line);
-      std::copy(line + (low - base), line + (high - base),
-                s.table_scores.data() + (r - piece.row_begin) * span + call.sinks + low - origin);
-    }
-  }
-
-  // The K tile of one head, transposed (channels x kTile).
-  TileForms load_keys(const TiledCall& call, int head, int64_t begin, int64_t count, Scratch& s) const {
-    TileForms f;
-    const int64_t d = call.d;
-    const RoleExtent e = call.extent(Role::kKey, begin, count);
-    f.main = ensure(s.keys, d * kTile);
-    f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kKey).folded();
-    f.table = e.any_coded() && tables_;
-    const int64_t shared_end =
-        f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
-    if (e.coded_begin > 0) call.cache.load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
-    if (e.all_coded_end < count)
-      call.cache.load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
-                           kTile);
-    f.other_begin = shared_end;
-    f.other_end = e.any_coded_end;
-    if (e.any_coded() && !f.table) {
-      const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
-      const CodedBody body = call.cache.body(call.layer, head, Role::kKey);
-      const int64_t origin = begin - call.sinks;
-      if (shared_end > e.coded_begin)
-        decoder.keys(body, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
-      if (f.other_end > f.other_begin) {
-        f.other = ensure(s.other_keys, decoder.width() * kTile);
-        decoder.keys(body, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
-      }
-    }
-    if (!call.cache.keys_post_rope(call.layer, head)) {
-      call.rotate(f.main, begin, 0, count);
-      if (f.other) call.rotate(f.other, begin, f.other_begin, f.other_end);
-    }
-    return f;
-  }
-
-  static TileForms load_values(const TiledCall& call, int head, bool by_code, int64_t begin, int64_t count,
-                               Scratch& s) {
-    TileForms f;
-    const RoleExtent e = call.extent(Role::kValue, begin, count);
-    f.main = ensure(s.values, kTile * call.width);
-    f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kValue).folded();
-    f.table = e.any_coded() && by_code;
-    const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;
-    if (e.coded_begin > 0) call.cache.load_values(call.layer, head, begin, e.coded_begin, f.main, call.width);
-    if (e.all_coded_end < count)
-      call.cache.load_values(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end,
-                             f.main + e.all_coded_end * call.width, call.width);
-    f.other_begin = shared_end;
-    f.other_end = e.any_coded_end;
-    if (e.dropped)  // weights of zero still multiply them
-      std::fill(f.main + e.coded_begin * call.width, f.main + e.all_coded_end * call.width, 0.0f);
-    if (!e.any_coded()) return f;
-    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
-    const CodedBody body = call.cache.body(call.layer, head, Role::kValue);
-    const int64_t origin = begin - call.sinks;
-    if (shared_end > e.coded_begin)
-      decoder.values(body, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width,
-                     call.width);
-    if (f.table) {
-      s.value_codes.resize(decoder.slots().size() * kTile);
-      decoder.codes(body, origin + f.other_begin, f.other_end - f.other_begin, s.value_codes.data() + f.other_begin,
-                    kTile);
-    } else if (f.other_end > f.other_begin) {
-      const int64_t wide = padded(decoder.width());
-      f.other = ensure(s.other_values, kTile * wide);
-      decoder.values(body, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
-    }
-    if ((f.folded || f.table) && f.other_end > f.other_begin && decoder.has_token_scale()) {
-      ensure(s.scale, 2 * kTile);
-      decoder.token_scale(body, origin + f.other_begin, f.other_end - f.other_begin,
-                          s.scale.data() + kTile + f.other_begin);
-    }
-    return f;
-  }
-
-  // Logits of `batch` rows against a tile, each token in the form that the row's query sees; -inf where it sees
-  // nothing. s.table_scores begins with row `row_begin`.
-  static void score(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row,
-                    int64_t batch, int64_t row_begin, Scratch& s) {
-    const HeadQueries& q = call.heads[head];
-    const int64_t columns = padded(count);
-    float* scores = s.scores.data();
-    const auto boundary = [&](int64_t r) { return call.k_end[static_cast<size_t>((row + r) / call.group)] - begin; };
-    // Nothing exact in sight: all logits come from tables.
-    const bool all_coded = k.table && k.other_begin == 0 && boundary(0) >= count;
-    if (!all_coded)
-      kernels::multiply(q.x.data() + row * call.d, call.d, k.main, kTile, scores, kTile, batch, call.d, columns, false);
-    const int64_t other_end = std::min(count, k.other_end);
-    if (k.table && other_end > k.other_begin) {
-      const int64_t at = begin % (kChunkTiles * kTile);
-      for (int64_t r = 0; r < batch; ++r) {
-        const float* from = s.table_scores.data() + (row - row_begin + r) * kChunkTiles * kTile + at;
-        const int64_t end = std::min(other_end, boundary(r));
-        if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
-      }
-    } else if (k.other && other_end > k.other_begin) {
-      const int64_t low = k.other_begin / kernels::kLane * kernels::kLane, high = padded(other_end);
-      float* others = ensure(s.other_scores, kRowBatch * kTile);
-      if (k.folded)
-        kernels::multiply(q.y.data() + row * q.y_stride, q.y_stride, k.other + low, kTile, others + low, kTile, batch,
-                          q.y_width, high - low, false);
-      else
-        kernels::multiply(q.x.data() + row * call.d, call.d, k.other + low, kTile, others + low, kTile, batch, call.d,
-                          high - low, false);
-      for (int64_t r = 0; r < batch; ++r) {
-        const int64_t end = std::min(other_end, boundary(r));
-        float* from = others + r * kTile;
-        if (k.folded) q.unfold_scores(row + r, s.scale.data(), k.other_begin, end, from);
-        if (end > k.other_begin) std::copy(from + k.other_begin, from + end, scores + r * kTile + k.other_begin);
-      }
-    }
-    for (int64_t r = 0; r < batch; ++r) {
-      const int64_t query = (row + r) / call.group;
-      float* line = scores + r * kTile;
-      std::fill(line + std::min(count, call.first + query + 1 - begin), line + columns, kNegativeInfinity);
-      if (call.drops())
-        if (const int64_t low = std::max<int64_t>(0, call.sinks - begin), high = std::min(count, boundary(r));
-            high > low)
-          std::fill(line + low, line + high, kNegativeInfinity);
-      call.mask_evicted(head, begin, count, line);
-    }
-  }
-
-  static void load_key_scale(const TiledCall& call, int head, const TileForms& k, int64_t begin, Scratch& s) {
-    if (!k.folded || !k.other) return;
-    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
-    if (!decoder.has_token_scale()) return;
-    ensure(s.scale, 2 * kTile);
-    decoder.token_scale(call.cache.body(call.layer, head, Role::kKey), begin - call.sinks + k.other_begin,
-                        k.other_end - k.other_begin, s.scale.data() + k.other_begin);
-  }
-
   void run_piece(const TiledCall& call, const Piece& piece, Partial& p, bool keep_logits) {
     const int head = piece.head;
     const HeadQueries& q = call.heads[head];
-    Scratch& s = scratch();
+    TileScratch& s = scratch();
     p.reset(call, piece, piece.by_code ? &s.sums : nullptr);
-    ensure(s.scores, kRowBatch * kTile);
+    ensure_floats(s.scores, kRowBatch * kTile);
     // Rows that share the reading of a code go together.
     const int64_t together = piece.by_code ? s.sums.lanes() : kRowBatch;
     for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
-      if (tables_ && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
-        scan_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
+      if (scan_ != KeyScan::kNone && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
+        scan_key_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
       const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
@@ -405,13 +151,12 @@ class TiledEngine {
       if (const RoleExtent e = call.extent(Role::kKey, begin, count);
           e.dropped && e.all_coded_end - e.coded_begin == count)
         continue;
-      const TileForms k = load_keys(call, head, begin, count, s);
-      load_key_scale(call, head, k, begin, s);
-      const TileForms v = load_values(call, head, piece.by_code, begin, count, s);
+      const TileForms k = load_key_tile(call, head, scan_, begin, count, s);
+      const TileForms v = load_value_tile(call, head, piece.by_code, begin, count, s);
       for (int64_t row = first_row; row < piece.row_end;) {
         const int64_t batch = std::min(together - (row - piece.row_begin) % together, piece.row_end - row);
         const int64_t seen = call.seen(row + batch - 1, begin, count), columns = padded(seen);
-        score(call, head, k, begin, seen, row, batch, piece.row_begin, s);
+        score_tile(call, head, k, begin, seen, row, batch, piece.row_begin, s);
         for (int64_t r = 0; r < batch; ++r) {
           const int64_t end =
               std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, seen);
@@ -421,83 +166,26 @@ class TiledEngine {
           if (keep_logits) std::copy_n(line, seen, logits_.data() + (head * call.rows + row + r) * call.tokens + begin);
           p.absorb(row + r, line, columns, coded, end);
         }
-        accumulate(call, v, p, begin, seen, row, batch, s);
+        sum_tile(call, v, p, begin, seen, row, batch, s);
         row += batch;
       }
     }
     p.unfold(call);
   }
 
-  // out += p * v, in token order whatever the forms, but for sums by code.
-  static void accumulate(const TiledCall& call, const TileForms& v, Partial& p, int64_t begin, int64_t count,
-                         int64_t row, int64_t batch, Scratch& s) {
-    const auto add_main = [&](int64_t r, int64_t n, int64_t from, int64_t to) {
-      if (to > from)
-        kernels::multiply(s.scores.data() + r * kTile + from, kTile, v.main + from * call.width, call.width,
-                          p.out_row(row + r), call.width, n, to - from, call.width, true);
-    };
-    if (!(v.other || v.table) || count <= v.other_begin) {
-      add_main(0, batch, 0, count);
-      return;
-    }
-    const int64_t other_end = std::min(count, v.other_end);
-    // Rows see ever later boundaries.
-    const auto boundary = [&](int64_t i) {
-      return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, other_end);
-    };
-    add_main(0, batch, 0, v.other_begin);
-    for (int64_t r = 0; r < batch;) {
-      // Rows that see the same boundary go together.
-      const int64_t end = boundary(r);
-      int64_t n = 1;
-      while (r + n < batch && boundary(r + n) == end) ++n;
-      if (end > v.other_begin) {
-        if (v.folded || v.table)
-          for (int64_t i = r; i < r + n; ++i)
-            p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, std::min(end, call.seen(row + i, begin, end)),
-                    s.scale.data() + kTile);
-        if (v.folded && !v.table) {
-          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride,
-                            p.y_stride, p.y_row(row + r), p.y_stride, n, end - v.other_begin, p.y_stride, true);
-        } else if (!v.table) {
-          kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * call.width,
-                            call.width, p.out_row(row + r), call.width, n, end - v.other_begin, call.width, true);
-        }
-      }
-      add_main(r, n, end, other_end);
-      r += n;
-    }
-    if (v.table) {
-      const int64_t lanes = p.sums->lanes(), last = boundary(batch - 1), n = last - v.other_begin;
-      if (n > 0) {
-        for (int64_t r = batch; r < lanes; ++r) std::fill_n(s.scores.data() + r * kTile + v.other_begin, n, 0.0f);
-        float* weights = ensure(s.weights, kTile * lanes);
-        if (lanes == 1)
-          std::copy_n(s.scores.data() + v.other_begin, n, weights);
-        else
-          kernels::transpose(s.scores.data() + v.other_begin, kTile, lanes, n, weights, lanes, false);
-        for (int64_t r = 0; r < batch; ++r)
-          for (int64_t t = boundary(r); t < last; ++t) weights[(t - v.other_begin) * lanes + r] = 0.0f;
-        p.sums->add(row - p.piece.row_begin, weights, n, s.value_codes.data() + v.other_begin, kTile);
-      }
-    }
-    add_main(0, batch, other_end, count);
-  }
-
   void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) const {
     range.low.assign(static_cast<size_t>(call.rows), -kNegativeInfinity);
     range.high.assign(static_cast<size_t>(call.rows), kNegativeInfinity);
-    Scratch& s = scratch();
-    ensure(s.scores, kRowBatch * kTile);
+    TileScratch& s = scratch();
+    ensure_floats(s.scores, kRowBatch * kTile);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       if (!call.extent(Role::kKey, begin, count).any_coded()) continue;
-      const TileForms k = load_keys(call, head, begin, count, s);
-      load_key_scale(call, head, k, begin, s);
+      const TileForms k = load_key_tile(call, head, scan_, begin, count, s);
       for (int64_t row = std::max<int64_t>(0, begin - call.first) * call.group; row < call.rows; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, call.rows - row);
         const int64_t seen = call.seen(row + batch - 1, begin, count);
-        score(call, head, k, begin, seen, row, batch, 0, s);
+        score_tile(call, head, k, begin, seen, row, batch, 0, s);
         for (int64_t r = 0; r < batch; ++r) {
           const int64_t end = std::min(seen, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
           range.add(row + r, s.scores.data() + r * kTile, std::max<int64_t>(0, call.sinks - begin), end);
@@ -525,7 +213,7 @@ class TiledEngine {
 
   KeyScan scan_ = KeyScan::kNone;
   ValueSums when_ = ValueSums::kNever;
-  bool tables_ = false, summed_ = false;
+  bool summed_ = false;
   RotationTiles rotation_;
   std::vector<HeadQueries> queries_;
   std::vector<Partial> partials_;
