@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <map>
+#include <optional>
 
 #include "common/tool.h"
 #include "core/clock.h"
@@ -89,14 +90,22 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   return row;
 }
 
+// The same sinks and window with nothing between them, where one rule serves both roles.
+std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
+  const FlushRule &k = policy.k, &v = policy.v;
+  if (!policy.keeps_codes() || k.window != v.window || k.flush != v.flush || k.window < 1) return std::nullopt;
+  policy.drops = true;
+  return policy;
+}
+
 // Every pair of codecs under the same kind of policy (windowed with windowed); verdicts are corrected over all of them.
-// The self-noise row is no codec.
-Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first,
+// Rows of the protocol (self-noise, streaming) are no codecs.
+Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first, size_t last,
                     const ReplayVerb& v) {
   const auto windowless = [&](size_t c) { return candidates[c].label.ends_with(kNoWindow); };
   std::vector<std::pair<size_t, size_t>> pairs;
-  for (size_t a = first; a < candidates.size(); ++a)
-    for (size_t b = a + 1; b < candidates.size(); ++b)
+  for (size_t a = first; a < last; ++a)
+    for (size_t b = a + 1; b < last; ++b)
       if (windowless(a) == windowless(b)) pairs.emplace_back(a, b);
   const auto rows = compare_tracks(r, pairs, v.context);
   const std::string cluster = replay_clusters(r).name;
@@ -172,6 +181,24 @@ int run_replay(const ReplayVerb& v) {
       add(codec.label + kNoWindow, without_window(codec));
   }
 
+  // What a window does alone, once a protocol: a codec's row says little where this one is near it.
+  const size_t last_codec = candidates.size();
+  for (const auto& codec : codecs) {
+    const auto policy = mode == ReplayMode::kFakeQuant ? std::nullopt : streaming_beside(codec.policy);
+    const auto same = [&](const ReplayCandidate& c) {
+      return protocol_text(c.policy) == protocol_text(*policy) && c.policy.exact_dtype == policy->exact_dtype;
+    };
+    if (!policy || std::any_of(candidates.begin(), candidates.end(), same)) continue;
+    const size_t before = candidates.size() - last_codec;
+    learned.push_back({.known = true});
+    candidates.push_back({.label = before == 0 ? "streaming" : fmt::format("streaming #{}", before + 1),
+                          .codecs = exact_codec_set(shape),
+                          .policy = *policy,
+                          .attention = v.common.attention,
+                          .mode = mode,
+                          .block = block});
+  }
+
   const ReplayOptions options{.context = v.context,
                               .windows = v.windows,
                               .prompt = v.prompt,
@@ -221,7 +248,7 @@ int run_replay(const ReplayVerb& v) {
                       {"command", v.common.command},
                       {"time", utc_now()},
                       {"tool", version_facts()}};
-  const Json comparisons = comparisons_of(result, candidates, kFirstCodec, v);
+  const Json comparisons = comparisons_of(result, candidates, kFirstCodec, last_codec, v);
   const Json full = {{"facts", facts}, {"rows", table.rows}, {"comparisons", comparisons}};
   if (!v.out.empty()) write_file(v.out, full.dump(1) + "\n");
   if (v.common.format == TableFormat::kJson) {

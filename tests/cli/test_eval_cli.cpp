@@ -137,8 +137,9 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(r["facts"]["windows"] == 2);
   CHECK(r["facts"]["positions"] == 2 * 95);
   CHECK(r["facts"]["bos"] == false);
-  REQUIRE(r["rows"].size() == 4);
-  const Json &noise = r["rows"][0], &window = r["rows"][1], &bare = r["rows"][2], &exact = r["rows"][3];
+  REQUIRE(r["rows"].size() == 5);
+  const Json &noise = r["rows"][0], &window = r["rows"][1], &bare = r["rows"][2], &exact = r["rows"][3],
+             &streaming = r["rows"][4];
   CHECK(noise["codec"].get<std::string>().rfind("self-noise", 0) == 0);
   CHECK(noise["kld.mean"] > 0);
   CHECK(noise["kld.mean"] < 1e-5);
@@ -155,6 +156,12 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(bare["kld.last_quarter"] > window["kld.last_quarter"]);
   CHECK(bare["coded_mass.last_quarter"] > window["coded_mass.last_quarter"]);
   CHECK(exact["kld.max"] == 0);
+  // What the window of rtn4 does alone.
+  CHECK(streaming["codec"] == "streaming");
+  CHECK(streaming["protocol"].get<std::string>() == window["protocol"].get<std::string>() + ", nothing else");
+  CHECK(streaming["kld.last_quarter"] > window["kld.last_quarter"]);
+  CHECK(streaming["coded_mass.last_quarter"] == 0);
+  CHECK(streaming["bytes"]["codes"] == 0);
   CHECK(exact["bits_per_value"].get<double>() > 16);
   CHECK(window["time_ratio"] > 0);
   CHECK(window["buckets"].size() == 4);
@@ -192,8 +199,9 @@ TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][ev
                          trace));
   const Json r = eval.json({"replay", "--model", kModel, "--codec", cell, "--text", kText, "--context", "128",
                             "--windows", "1", "--skip-no-window", "codec.bits=5"});
-  REQUIRE(r["rows"].size() == 2);
+  REQUIRE(r["rows"].size() == 3);
   CHECK(r["rows"][1]["codec"] == "pq");
+  CHECK(r["rows"][2]["codec"] == "streaming");
   CHECK(r["rows"][1]["config"]["k"]["bits"] == 5);
   CHECK(r["rows"][1]["bytes"]["codebooks"] > 0);
   CHECK(r["rows"][1]["bits_per_value_1"] > r["rows"][1]["bits_per_value_64"]);
