@@ -17,6 +17,7 @@ import sys
 
 BUDGETS = (4.5, 3.5, 2.5, 1.25)   # bits a value, codes and side data
 SCALAR = ("exact", "rtn", "kivi")
+TEXTS = ("codec", "protocol", "grouping")  # columns of words
 RANK_BY = "output.relative_error_after_wo"  # sees keys and values; softmax KL sees keys alone
 
 
@@ -89,9 +90,9 @@ def select(store, condition):
 
 def markdown(rows, heads):
     widths = [max(len(h), *(len(r[i]) for r in rows)) for i, h in enumerate(heads)]
-    line = lambda r: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) + " |"
+    line = lambda r: "| " + " | ".join(c.ljust(w) if heads[i] in TEXTS else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) + " |"
     print(line(heads))
-    print("|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
+    print("|" + "|".join("-" * (w + 2) if heads[i] in TEXTS else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
     for r in rows:
         print(line(r))
 
@@ -118,6 +119,7 @@ def table(_, out, model):
         cost = lambda context, n: value(record, "cost", "bits_per_value", context, n) if record and not windowless else math.nan
         rows.append([
             label,
+            r["protocol"],
             number(value(record, "cost", "bits_per_value.codes") if record else None, 3),
             number(r["bits_per_value"], 2),
             f"{r['bytes']['total'] if 'total' in r['bytes'] else total(r['bytes']):,}",
@@ -130,13 +132,13 @@ def table(_, out, model):
             f"{number(r.get('ppl.ratio'), 4)} ± {number(r.get('ppl.ratio.error'), 4)}",
             number(r.get("same_top"), 3)])
     context = facts["context"]
-    markdown(rows, ["codec", "codes+side", f"resident b/v at {context}", "bytes a sequence", "4K, books/1", "/64", "32K, books/1", "/64",
+    markdown(rows, ["codec", "protocol", "codes+side", f"resident b/v at {context}", "bytes a sequence", "4K, books/1", "/64", "32K, books/1", "/64",
                     "softmax KL", "output error", "KLD, last quarter", "coded mass", "PPL", "PPL ratio", "same top"])
     cluster = next((c["cluster"] for c in played["comparisons"]), "window")
     train = [r["train"] for _, r in cells_of(os.path.join(out, "sweep")).values() if r.get("train", {}).get("vectors")]
     seconds = sum(value(r, "time", "time.train") for _, r in cells_of(os.path.join(out, "sweep")).values())
     print(f"\nSmolLM2-135M-Instruct, a small model: KLD, PPL ratio and same top are gates, not a paper's scores. {facts['windows']} windows of {context} tokens,")
-    print(f"{facts['positions']} scored positions on documents that no codec was trained on; ± is a standard error over {cluster}s. Every layer and")
+    print(f"{facts['positions']} scored positions on {len(facts['documents'])} documents that no codec was trained on; ± is a standard error over {cluster}s. Every layer and")
     print(f"head is coded. {len(train)} codecs trained on {train[0]['tokens'] if train else 0} tokens in up to "
           f"{max((t['iterations'] for t in train), default=0)} iterations a unit; {seconds:.0f} s of training on all threads together.")
     print("bits a value (b/v): codes and side data; everything resident, sinks and window included; with the codebooks shared by 1 and 64 sequences.")
