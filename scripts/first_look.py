@@ -3,7 +3,7 @@
 
     first_look.py choose SWEEP_BIN STORE           label=cell lines: scalar baselines, and under each budget the vector code
                                                    with the least attention output error on the select documents
-    first_look.py select STORE AXIS=VALUE          ids of the finished cells at that value of an axis
+    first_look.py select STORE AXIS=VALUE...       ids of the finished cells at those values of their axes
     first_look.py table  BIN_FOLDER OUT MODEL      OUT/sweep and OUT/replay.json as one markdown table
     first_look.py grid   OUT                       every cell of the stores in OUT, with the KLD of OUT/replay.json, as one table
     first_look.py ranks  OUT                       rank correlations of every metric with the replay's KLD; how much of it is told apart
@@ -81,10 +81,11 @@ def choose(sweep, store):
         print(f"{label}={cell}")
 
 
-def select(store, condition):
-    axis, value = condition.split("=")
+def select(store, *conditions):
+    wanted = dict(c.split("=", 1) for c in conditions)
+    written = lambda v: v if isinstance(v, str) else json.dumps(v, separators=(",", ":"))
     for cell, _ in cells_of(store).values():
-        if str(cell["axes"][axis]) == value:
+        if all(written(cell["axes"][axis]) == value for axis, value in wanted.items()):
             print(cell["id"][:8])
 
 

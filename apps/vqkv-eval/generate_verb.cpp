@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "core/thread_pool.h"
 #include "core/version.h"
+#include "experiment/protocol.h"
 #include "generation/generate.h"
 #include "io/atomic_file.h"
 #include "model/chat_template.h"
@@ -175,6 +176,7 @@ int run_generate(const GenerateVerb& v) {
 
   const CacheShape shape = facts.cache_shape();
   Table table{{{"codec", "codec", "", false},
+               {"protocol", "protocol", "", false},
                {"path", "path", "", false},
                {"new_tokens", "tokens", "{:.0f}"},
                {"stopped", "ended by", "", false},
@@ -189,6 +191,8 @@ int run_generate(const GenerateVerb& v) {
   for (const Continuation& run : runs) {
     const Generated& g = run.generated;
     Json row = {{"codec", run.codec.label},
+                {"protocol", (v.exact_prefill && run.codec.policy.codes ? "exact prompt, then " : "") +
+                                 protocol_text(run.codec.policy)},
                 {"path", run.path},
                 {"new_tokens", g.tokens.size()},
                 {"coded_mass", run.coded_share},

@@ -16,6 +16,7 @@
 #include "core/log.h"
 #include "core/rng.h"
 #include "core/thread_pool.h"
+#include "experiment/protocol.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
@@ -141,6 +142,7 @@ int run_memory(const MemoryVerb& v) {
     if (codec.policy.codes || codec.label != "exact") codecs.push_back(std::move(codec));
   if (interrupted()) return kExitOk;
   Table table{{{"codec", "codec", "", false},
+               {"protocol", "protocol", "", false},
                {"context", "context", "{:.0f}"},
                {"bits_per_value", "bits/value", "{:.3f}"},
                {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
@@ -168,6 +170,7 @@ int run_memory(const MemoryVerb& v) {
       const ByteLedger ledger = ledger_at(*codec.codecs, codec.policy, context);
       Json row = ledger.to_json();
       row["codec"] = codec.label;
+      row["protocol"] = protocol_text(codec.policy);
       row["context"] = context;
       row["total"] = ledger.total_sequence();
       row["bits_per_value"] = bits_per_value(ledger, shape, context, 0);

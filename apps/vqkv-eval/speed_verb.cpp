@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "core/rng.h"
 #include "core/thread_pool.h"
+#include "experiment/protocol.h"
 #include "metric/statistics.h"
 #include "verbs.h"
 
@@ -79,6 +80,7 @@ int run_speed(const SpeedVerb& v) {
     return median(ratios);
   };
   Table table{{{"codec", "codec", "", false},
+               {"protocol", "protocol", "", false},
                {"path", "path", "", false},
                {"prefill", "prefill tok/s", "{:.1f}"},
                {"prefill_ratio", "/ exact", "{:.3f}"},
@@ -91,6 +93,7 @@ int run_speed(const SpeedVerb& v) {
               {}};
   for (size_t c = 0; c < codecs.size(); ++c)
     table.rows.push_back({{"codec", codecs[c].label},
+                          {"protocol", protocol_text(codecs[c].policy)},
                           {"path", times[c].path},
                           {"prefill", median(times[c].prefill)},
                           {"decode", median(times[c].decode)},

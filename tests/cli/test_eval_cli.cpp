@@ -233,6 +233,9 @@ TEST_CASE("vqkv-eval generate: exact beside compressed", "[cli][eval]") {
   CHECK(r["rows"][0]["tokens"].size() == 12);
   CHECK(r["rows"][1]["tokens"] == r["rows"][0]["tokens"]);
   CHECK(r["rows"][1]["first_divergence"].is_null());
+  CHECK(r["rows"][0]["protocol"] == "everything exact");
+  CHECK(r["rows"][2]["protocol"] == "no exact token but its own + 4 sinks");
+  for (const Json& row : r["rows"]) CHECK(row["path"] == "cpu-reconstruct");
   const Json& d = r["rows"][2]["first_divergence"];
   REQUIRE(d.is_object());
   const size_t at = d["index"].get<size_t>();
@@ -275,6 +278,8 @@ TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
     CHECK(row["allocator_peak"] >= total);
     CHECK(row["process_peak"] > row["process_loaded"].get<int64_t>() - 1);
   }
+  CHECK(rows[0]["protocol"] == "everything exact");
+  CHECK(rows[3]["protocol"].get<std::string>().starts_with("window "));
   CHECK(rows[3]["bits_per_value"] < 7);
   CHECK(rows[1]["bits_per_value"] > 16);
 }
@@ -286,6 +291,7 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
   REQUIRE(rows.size() == 2);
   CHECK(rows[0]["codec"] == "exact");
   CHECK(rows[0]["prefill_ratio"] == 1);
+  CHECK(rows[1]["protocol"].get<std::string>().starts_with("window "));
   CHECK(rows[1]["prefill"] > 0);
   CHECK(rows[1]["decode"] > 0);
   CHECK(rows[1]["encode_s"] > 0);
