@@ -39,9 +39,7 @@ MethodInfo describe_kivi() {
   info.trained = false;
   info.caveat =
       "the paper's residual window (cache rule kivi) comes with a preset, `preset: default`, and only then; in the "
-      "paper "
-      "prompts are attended exactly, replay mode "
-      "prefill-exact";
+      "paper prompts are attended exactly, replay mode prefill-exact";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "kivi"}, {"residual", 128}};
   info.presets = {{"default", {{"cache", cache}, {"note", "2 bits, G = 32, R = 128: the paper's setting"}}},

@@ -168,9 +168,7 @@ TransformInfo describe_query_metric() {
       "NOVA-KV, Spend Bits Where Queries Look, arXiv 2608.04074",
       "sorts channels by what queries look at, so contiguous groups of a product code are all strong or all weak: at "
       "2 bits 1.3 to 2 times the KLD of variance-ranked groups, which are the default behind it; makes channels "
-      "unequal, so "
-      "min-max codes of a token get "
-      "worse by it. "
+      "unequal, so min-max codes of a token get worse by it. "
       "Post-RoPE moments depend on the positions trained on: train over the range that is tested",
       "0",
       true,
