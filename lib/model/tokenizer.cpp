@@ -1,8 +1,5 @@
 #include "model/tokenizer.h"
 
-#include <fmt/format.h>
-
-#include <algorithm>
 #include <filesystem>
 
 #include "core/error.h"
@@ -20,20 +17,14 @@ std::string read_if_there(const fs::path& path) {
   return fs::exists(path) ? read_file(path.string(), kMaxJson) : std::string();
 }
 
-void apply_settings(TokenizerData& data, const fs::path& folder) {
-  const fs::path config = folder / "tokenizer_config.json";
-  if (const std::string text = read_if_there(config); !text.empty())
-    apply_tokenizer_config(data, text, config.string());
-  // Newer checkpoints keep the template in a file of its own, which goes first.
-  if (std::string text = read_if_there(folder / "chat_template.jinja"); !text.empty())
-    data.chat_template = std::move(text);
-  for (const char* name : {"generation_config.json", "config.json"}) {
-    const fs::path path = folder / name;
-    if (const std::string text = read_if_there(path); !text.empty()) {
-      apply_generation_config(data, text, path.string());
-      break;
-    }
-  }
+SideFiles read_side_files(const fs::path& folder) {
+  return {.folder = folder.string(),
+          .tokenizer_config = read_if_there(folder / "tokenizer_config.json"),
+          .special_tokens_map = read_if_there(folder / "special_tokens_map.json"),
+          .added_tokens = read_if_there(folder / "added_tokens.json"),
+          .generation_config = read_if_there(folder / "generation_config.json"),
+          .config = read_if_there(folder / "config.json"),
+          .chat_template = read_if_there(folder / "chat_template.jinja")};
 }
 
 std::unique_ptr<Tokenizer> load_folder(const fs::path& folder) {
@@ -41,25 +32,17 @@ std::unique_ptr<Tokenizer> load_folder(const fs::path& folder) {
   // A SentencePiece checkpoint has both files; its own library reads the original. Files of that name that hold another
   // format (Llama 3's is a list of base64 lines) stand beside a byte-level tokenizer.json, or are refused by the
   // library.
-  bool byte_level = false;
-  std::string text;
-  if (fs::exists(json)) {
-    text = read_file(json.string(), kMaxJson);
-    byte_level = text.find("\"ByteLevel\"") != std::string::npos;
-  }
+  const std::string text = read_if_there(json);
+  const bool byte_level = text.find("\"ByteLevel\"") != std::string::npos;
   if (fs::exists(model) && !byte_level) {
-    TokenizerData data;
-    data.special.add_bos = true;  // what Llama's tokenizer class does unless its configuration says otherwise
-    apply_settings(data, folder);
-    std::sort(data.special.stop.begin(), data.special.stop.end());
-    return make_sentencepiece_tokenizer(model.string(), std::move(data));
+    return make_sentencepiece_tokenizer(model.string(), [&](TokenizerData& data) {
+      if (!text.empty()) apply_tokenizer_json(data, text, json.string());
+      apply_side_files(data, read_side_files(folder));
+    });
   }
   if (text.empty()) fail_data(folder.string() + ": neither tokenizer.json nor tokenizer.model is there");
   TokenizerData data = parse_tokenizer_json(text, json.string());
-  apply_settings(data, folder);
-  complete_stop_tokens(data);
-  if (data.special.add_bos && data.special.bos < 0)
-    fail_data(json.string() + ": the tokenizer adds a BOS token, but no file names one");
+  apply_side_files(data, read_side_files(folder));
   return make_bpe_tokenizer(std::move(data));
 }
 

@@ -7,12 +7,12 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
-#include <queue>
 #include <unordered_map>
 
 #include "core/error.h"
 #include "core/log.h"
 #include "model/added_tokens.h"
+#include "model/bpe_merges.h"
 #include "model/pre_tokenizer.h"
 #include "model/tokenizer_data.h"
 
@@ -77,7 +77,7 @@ class BpeTokenizer final : public Tokenizer {
     special_ = std::move(data.special);
     chat_template_ = std::move(data.chat_template);
     index_tokens(data);
-    index_merges(data);
+    merges_.read(data, id_of_);
   }
 
   std::string kind() const override { return "bpe/" + pre_; }
@@ -124,13 +124,6 @@ class BpeTokenizer final : public Tokenizer {
   struct Added {
     TokenMatcher as_written, normalized;
   };
-  struct Merge {
-    int32_t rank, result;
-  };
-
-  static uint64_t pair_key(int32_t left, int32_t right) {
-    return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
-  }
 
   void index_tokens(const TokenizerData& data) {
     const size_t n = data.tokens.size();
@@ -170,29 +163,6 @@ class BpeTokenizer final : public Tokenizer {
     }
   }
 
-  void index_merges(const TokenizerData& data) {
-    if (data.merges.empty()) fail_data(where_ + ": a byte-level BPE vocabulary without merges");
-    merges_.reserve(data.merges.size());
-    const auto find = [&](const std::string& part, size_t rank) {
-      const auto it = id_of_.find(part);
-      if (it == id_of_.end()) {
-        fail_data(fmt::format("{}: merge {} (\"{}\" + \"{}\"): \"{}\" is not in the vocabulary", where_, rank,
-                              data.merges[rank].first, data.merges[rank].second, part));
-      }
-      return it->second;
-    };
-    for (size_t rank = 0; rank < data.merges.size(); ++rank) {
-      const auto& [left, right] = data.merges[rank];
-      if (left.empty() || right.empty()) fail_data(fmt::format("{}: merge {} has an empty part", where_, rank));
-      const int32_t a = find(left, rank), b = find(right, rank);
-      const Merge merge{static_cast<int32_t>(rank), find(left + right, rank)};
-      if (const auto [it, fresh] = merges_.emplace(pair_key(a, b), merge); !fresh) {
-        fail_data(fmt::format("{}: merge \"{}\" + \"{}\" stands twice: ranks {} and {}", where_, left, right,
-                              it->second.rank, rank));
-      }
-    }
-  }
-
   void encode_word(std::string_view word, std::vector<int32_t>& out) const {
     if (ignore_merges_) {
       std::string key;
@@ -202,15 +172,7 @@ class BpeTokenizer final : public Tokenizer {
         return;
       }
     }
-    // A linked list of symbols and a heap of candidate merges: n log n, also for a word of a megabyte.
-    struct Symbol {
-      int32_t id, previous, next;
-    };
-    struct Candidate {
-      int32_t rank, at, result;
-      bool operator<(const Candidate& o) const { return rank != o.rank ? rank > o.rank : at > o.at; }
-    };
-    std::vector<Symbol> symbols;
+    std::vector<int32_t> symbols;
     symbols.reserve(word.size());
     bool last_unknown = false;
     for (const char c : word) {
@@ -223,40 +185,9 @@ class BpeTokenizer final : public Tokenizer {
       } else {
         last_unknown = false;
       }
-      const int32_t at = static_cast<int32_t>(symbols.size());
-      symbols.push_back({id, at - 1, at + 1});
+      symbols.push_back(id);
     }
-    if (symbols.empty()) return;
-    symbols.back().next = -1;
-    std::vector<Candidate> storage;
-    storage.reserve(symbols.size());
-    std::priority_queue<Candidate> heap({}, std::move(storage));
-    const auto consider = [&](int32_t at) {
-      const int32_t next = at < 0 ? -1 : symbols[static_cast<size_t>(at)].next;
-      if (next < 0) return;
-      const auto it =
-          merges_.find(pair_key(symbols[static_cast<size_t>(at)].id, symbols[static_cast<size_t>(next)].id));
-      if (it != merges_.end()) heap.push({it->second.rank, at, it->second.result});
-    };
-    for (size_t i = 0; i + 1 < symbols.size(); ++i) consider(static_cast<int32_t>(i));
-    while (!heap.empty()) {
-      const Candidate best = heap.top();
-      heap.pop();
-      Symbol& left = symbols[static_cast<size_t>(best.at)];
-      if (left.id < 0 || left.next < 0) continue;  // merged away since
-      const Symbol right = symbols[static_cast<size_t>(left.next)];
-      const auto it = merges_.find(pair_key(left.id, right.id));
-      if (it == merges_.end() || it->second.result != best.result) continue;  // the pair is another one by now
-      symbols[static_cast<size_t>(left.next)].id = -1;
-      left.id = best.result;
-      left.next = right.next;
-      if (right.next >= 0) symbols[static_cast<size_t>(right.next)].previous = best.at;
-      consider(left.previous);
-      consider(best.at);
-    }
-    for (int32_t at = 0; at >= 0; at = symbols[static_cast<size_t>(at)].next) {
-      out.push_back(symbols[static_cast<size_t>(at)].id);
-    }
+    merges_.apply(symbols, out);
   }
 
   // Small vocabularies lack some bytes (SmolLM2's lacks 21, all of them rare); the published tokenizers leave them out
@@ -276,7 +207,7 @@ class BpeTokenizer final : public Tokenizer {
   std::vector<std::string> bytes_;
   std::vector<bool> control_;
   std::unordered_map<std::string, int32_t> id_of_;
-  std::unordered_map<uint64_t, Merge> merges_;
+  BpeMerges merges_;
   std::array<int32_t, 256> byte_token_{};
   std::array<Added, 2> added_;  // without and with control tokens
   mutable std::atomic<bool> warned_{false};
@@ -300,6 +231,7 @@ std::string_view known_pre_tokenizer(std::string_view gguf_pre) {
 }
 
 std::unique_ptr<Tokenizer> make_bpe_tokenizer(TokenizerData data) {
+  if (data.pre == kMetaspace) return make_metaspace_tokenizer(std::move(data));
   return std::make_unique<BpeTokenizer>(std::move(data));
 }
 

@@ -84,7 +84,7 @@ TokenizerData tokenizer_data_from_gguf(const GgufFile& file) {
     if (!file.has("tokenizer.ggml.scores"))
       fail_data(data.where + ": tokenizer.ggml.scores is missing; a SentencePiece vocabulary needs it");
     data.scores = file.floats("tokenizer.ggml.scores");
-    data.add_space_prefix = file.boolean_or("tokenizer.ggml.add_space_prefix", true);
+    if (!file.boolean_or("tokenizer.ggml.add_space_prefix", true)) data.prefix.where = PrefixSpace::Where::kNever;
     data.unknown = token_id(file, "tokenizer.ggml.unknown_token_id", tokens.size());
     data.special.add_bos = file.boolean_or("tokenizer.ggml.add_bos_token", true);
   } else {

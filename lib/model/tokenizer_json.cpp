@@ -1,5 +1,5 @@
-// tokenizer.json of Hugging Face's `tokenizers`, and tokenizer_config.json and generation_config.json beside it. The
-// pre-tokenizer is recognised by its structure; whatever else would change the ids is refused by name.
+// tokenizer.json of Hugging Face's `tokenizers`. The pre-tokenizer is recognised by its structure; whatever else would
+// change the ids is refused by name.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
-#include "model/added_tokens.h"
+#include "model/json_node.h"
 #include "model/pre_tokenizer.h"
 #include "model/tokenizer_data.h"
 
@@ -16,72 +16,27 @@ namespace {
 
 constexpr int64_t kMaxTokens = 10'000'000;
 constexpr const char* kSupported =
-    "supported: ByteLevel (gpt2), Digits + ByteLevel (smollm), Split by the Qwen2 or Llama-3 expression + ByteLevel";
+    "supported: ByteLevel (gpt2), Digits + ByteLevel (smollm), Split by the Qwen2 or Llama-3 expression + ByteLevel; "
+    "with byte_fallback: none, or Metaspace that does not split";
 
-// One value of the file with its path, so that every message can name the place.
-class Node {
- public:
-  Node(const Json& json, std::string path) : json_(&json), path_(std::move(path)) {}
-  const Json& json() const { return *json_; }
-  const std::string& path() const { return path_; }
-  bool is_null() const { return json_->is_null(); }
-
-  [[noreturn]] void fail(const std::string& what) const { fail_data(fmt::format("{}: {}", path_, what)); }
-
-  Node at(const char* key) const {
-    static const Json kNull;
-    if (!json_->is_object()) fail(fmt::format("is {}; wanted an object", json_->type_name()));
-    const auto it = json_->find(key);
-    return {it == json_->end() ? kNull : *it, fmt::format("{} {}", path_, key)};
-  }
-  std::vector<Node> items() const {
-    if (!json_->is_array()) fail(fmt::format("is {}; wanted an array", json_->type_name()));
-    std::vector<Node> out;
-    out.reserve(json_->size());
-    for (size_t i = 0; i < json_->size(); ++i) out.emplace_back((*json_)[i], fmt::format("{}[{}]", path_, i));
-    return out;
-  }
-  std::string text() const {
-    if (!json_->is_string()) fail(fmt::format("is {}; wanted a string", json_->type_name()));
-    return json_->get<std::string>();
-  }
-  std::string text_or_empty() const { return is_null() ? std::string() : text(); }
-  bool boolean_or(bool fallback) const {
-    if (is_null()) return fallback;
-    if (!json_->is_boolean()) fail(fmt::format("is {}; wanted true or false", json_->type_name()));
-    return json_->get<bool>();
-  }
-  int64_t integer(int64_t lowest, int64_t highest) const {
-    if (!json_->is_number_integer()) fail(fmt::format("is {}; wanted an integer", json_->type_name()));
-    const bool huge = json_->is_number_unsigned() && json_->get<uint64_t>() > uint64_t{INT64_MAX};
-    const int64_t value = huge ? INT64_MAX : json_->get<int64_t>();
-    if (value < lowest || value > highest) fail(fmt::format("is {}; allowed are {} to {}", value, lowest, highest));
-    return value;
-  }
-
- private:
-  const Json* json_;
-  std::string path_;
-};
-
-std::string type_of(const Node& node) { return node.is_null() ? "null" : node.at("type").text(); }
+std::string type_of(const JsonNode& node) { return node.is_null() ? "null" : node.at("type").text(); }
 
 // The members of a Sequence, or the one component itself, or nothing for null.
-std::vector<Node> components(const Node& node, const char* list) {
+std::vector<JsonNode> components(const JsonNode& node, const char* list) {
   if (node.is_null()) return {};
   if (type_of(node) == "Sequence") return node.at(list).items();
   return {node};
 }
 
-void require_plain_byte_level(const Node& node) {
+void require_plain_byte_level(const JsonNode& node) {
   if (node.at("add_prefix_space").boolean_or(true)) node.fail("add_prefix_space is on, which is not supported");
 }
 
-void read_pre_tokenizer(const Node& root, TokenizerData& data) {
-  const Node node = root.at("pre_tokenizer");
+void read_pre_tokenizer(const JsonNode& root, TokenizerData& data) {
+  const JsonNode node = root.at("pre_tokenizer");
   std::vector<std::string> types;
   const auto parts = components(node, "pretokenizers");
-  for (const Node& part : parts) types.push_back(type_of(part));
+  for (const JsonNode& part : parts) types.push_back(type_of(part));
   const auto is = [&](const std::vector<std::string>& wanted) { return types == wanted; };
   if (is({"ByteLevel"}) && parts[0].at("use_regex").boolean_or(true)) {
     require_plain_byte_level(parts[0]);
@@ -96,7 +51,7 @@ void read_pre_tokenizer(const Node& root, TokenizerData& data) {
   }
   if (is({"Split", "ByteLevel"}) && !parts[1].at("use_regex").boolean_or(true)) {
     require_plain_byte_level(parts[1]);
-    const Node pattern = parts[0].at("pattern").at("Regex");
+    const JsonNode pattern = parts[0].at("pattern").at("Regex");
     const std::string text = pattern.text();
     for (const char* name : {"qwen2", "llama-bpe"}) {
       if (text == PreTokenizer::published_pattern(name) && parts[0].at("behavior").text() == "Isolated" &&
@@ -112,19 +67,61 @@ void read_pre_tokenizer(const Node& root, TokenizerData& data) {
   node.fail(fmt::format("pre-tokenizer {} is not supported; {}", found.empty() ? "null" : found, kSupported));
 }
 
-void read_normalizer(const Node& root, TokenizerData& data) {
-  for (const Node& part : components(root.at("normalizer"), "normalizers")) {
+void read_normalizer(const JsonNode& root, TokenizerData& data) {
+  for (const JsonNode& part : components(root.at("normalizer"), "normalizers")) {
     const std::string type = type_of(part);
     if (type != "NFC") part.fail(fmt::format("normalizer {} is not supported; supported: NFC or none", type));
     data.nfc = true;
   }
 }
 
-void read_vocabulary(const Node& root, TokenizerData& data) {
-  const Node vocabulary = root.at("model").at("vocab");
+// How a SentencePiece vocabulary puts its prefix space, in the forms that transformers 4 and 5 write: a normalizer that
+// prepends, or Metaspace, with a doubling where that would not be put in front of a space. Other forms are refused.
+PrefixSpace read_prefix(const JsonNode& root) {
+  PrefixSpace prefix{PrefixSpace::Where::kNever, false, false};
+  bool doubles = false;
+  for (const JsonNode& part : components(root.at("normalizer"), "normalizers")) {
+    const std::string type = type_of(part);
+    const auto replaces = [&](const char* kind, const char* what, const char* by) {
+      const JsonNode pattern = part.at("pattern").at(kind);
+      return !pattern.is_null() && pattern.text() == what && part.at("content").text() == by;
+    };
+    if (type == "Prepend" && part.at("prepend").text() == "\u2581") {
+      prefix = {PrefixSpace::Where::kEvery, true, true};
+    } else if (type == "Replace" && replaces("Regex", "\\A\u2581", "\u2581\u2581")) {
+      doubles = true;
+    } else if (type != "Replace" || !replaces("String", " ", "\u2581")) {
+      part.fail(
+          fmt::format("normalizer {} is not supported with byte_fallback; supported: Prepend and Replace that write "
+                      "spaces as U+2581",
+                      type));
+    }
+  }
+  for (const JsonNode& part : components(root.at("pre_tokenizer"), "pretokenizers")) {
+    const std::string type = type_of(part);
+    if (type != "Metaspace")
+      part.fail(fmt::format("pre-tokenizer {} with byte_fallback is not supported; {}", type, kSupported));
+    if (part.at("replacement").text() != "\u2581") part.at("replacement").fail("wanted U+2581");
+    if (part.at("split").boolean_or(true)) part.at("split").fail("is on, which is not supported");
+    const std::string scheme = part.at("prepend_scheme").text();
+    if (prefix.by_normalizer) part.fail("stands behind a normalizer that prepends already, which is not supported");
+    if (scheme == "always") prefix.where = PrefixSpace::Where::kEvery;
+    if (scheme == "first") prefix.where = PrefixSpace::Where::kFirst;
+    if (scheme != "always" && scheme != "first" && scheme != "never")
+      part.at("prepend_scheme").fail(fmt::format("is {}; wanted always, first or never", scheme));
+  }
+  if (doubles && prefix.where != PrefixSpace::Where::kEvery)
+    root.at("normalizer")
+        .fail("doubles U+2581 in front of a text, which is supported with prepend_scheme always alone");
+  prefix.before_space |= doubles;
+  return prefix;
+}
+
+void read_vocabulary(const JsonNode& root, TokenizerData& data) {
+  const JsonNode vocabulary = root.at("model").at("vocab");
   const Json& entries = vocabulary.json();
   if (!entries.is_object()) vocabulary.fail("wanted an object of token and id");
-  const auto added = root.at("added_tokens").is_null() ? std::vector<Node>() : root.at("added_tokens").items();
+  const auto added = root.at("added_tokens").is_null() ? std::vector<JsonNode>() : root.at("added_tokens").items();
   if (static_cast<int64_t>(entries.size() + added.size()) > kMaxTokens) {
     vocabulary.fail(fmt::format("{} tokens; the limit is {}", entries.size() + added.size(), kMaxTokens));
   }
@@ -133,7 +130,7 @@ void read_vocabulary(const Node& root, TokenizerData& data) {
   std::vector<bool> taken(most), normalized(most);
   data.tokens.resize(most);
   data.types.assign(most, TokenType::kNormal);
-  const auto place = [&](const Node& where, const std::string& token, size_t id) {
+  const auto place = [&](const JsonNode& where, const std::string& token, size_t id) {
     if (taken[id] && data.tokens[id] != token) {
       where.fail(fmt::format("id {} is taken twice, by \"{}\" and \"{}\"", id, data.tokens[id], token));
     }
@@ -141,22 +138,19 @@ void read_vocabulary(const Node& root, TokenizerData& data) {
     data.tokens[id] = token;
   };
   for (const auto& [token, id] : entries.items()) {
-    const Node entry(id, fmt::format("{} \"{}\"", vocabulary.path(), token));
+    const JsonNode entry(id, fmt::format("{} \"{}\"", vocabulary.path(), token));
     place(entry, token, static_cast<size_t>(entry.integer(0, static_cast<int64_t>(most) - 1)));
   }
-  for (const Node& entry : added) {
+  for (const JsonNode& entry : added) {
     const std::string content = entry.at("content").text();
     const size_t id = static_cast<size_t>(entry.at("id").integer(0, static_cast<int64_t>(most) - 1));
     if (const auto it = entries.find(content); it != entries.end() && *it != id) {
       entry.fail(fmt::format("\"{}\" has id {} here and {} in the vocabulary", content, id, it->dump()));
     }
     place(entry, content, id);
-    for (const char* flag : {"single_word", "lstrip", "rstrip"}) {
-      if (entry.at(flag).boolean_or(false))
-        entry.fail(fmt::format("added token \"{}\": {} is on, which is not supported", content, flag));
-    }
-    data.types[id] = entry.at("special").boolean_or(false) ? TokenType::kControl : TokenType::kUserDefined;
-    normalized[id] = entry.at("normalized").boolean_or(false);
+    const AddedToken token = read_added_token(entry, static_cast<int64_t>(id));
+    data.types[id] = token.special ? TokenType::kControl : TokenType::kUserDefined;
+    normalized[id] = token.normalized;
   }
   const size_t count = static_cast<size_t>(std::count(taken.begin(), taken.end(), true));
   for (size_t id = 0; id < count; ++id) {
@@ -168,8 +162,8 @@ void read_vocabulary(const Node& root, TokenizerData& data) {
   data.after_normalizer = std::move(normalized);
 }
 
-void read_merges(const Node& root, TokenizerData& data) {
-  const Node list = root.at("model").at("merges");
+void read_merges(const JsonNode& root, TokenizerData& data) {
+  const JsonNode list = root.at("model").at("merges");
   if (list.is_null()) list.fail("is missing; byte-level BPE needs it");
   const Json& merges = list.json();
   if (!merges.is_array()) list.fail("wanted an array");
@@ -191,43 +185,49 @@ void read_merges(const Node& root, TokenizerData& data) {
   }
 }
 
-int32_t find_token(const TokenizerData& data, const std::string& token) {
-  const auto it = std::find(data.tokens.begin(), data.tokens.end(), token);
-  return it == data.tokens.end() ? -1 : static_cast<int32_t>(it - data.tokens.begin());
-}
-
 // A TemplateProcessing whose single sequence starts with a special token puts that token in front of every text.
-void read_post_processor(const Node& root, TokenizerData& data) {
-  for (const Node& part : components(root.at("post_processor"), "processors")) {
+void read_post_processor(const JsonNode& root, TokenizerData& data) {
+  data.from_json = true;
+  for (const JsonNode& part : components(root.at("post_processor"), "processors")) {
     const std::string type = type_of(part);
     if (type == "ByteLevel") continue;
     if (type != "TemplateProcessing") part.fail(fmt::format("post-processor {} is not supported", type));
     const auto single = part.at("single").items();
-    if (single.empty() || single[0].at("SpecialToken").is_null()) continue;
+    const auto special = [&](size_t i) { return i < single.size() && !single[i].at("SpecialToken").is_null(); };
+    if (!special(0)) continue;
+    if (special(1)) part.fail("puts more than one token in front of a text, which is not supported");
     const std::string token = single[0].at("SpecialToken").at("id").text();
     data.special.bos = find_token(data, token);
     if (data.special.bos < 0) single[0].fail(fmt::format("\"{}\" is not in the vocabulary", token));
+    const JsonNode listed = part.at("special_tokens").at(token.c_str());
+    if (!listed.is_null()) {
+      const auto ids = listed.at("ids").items();
+      if (ids.size() != 1 || ids[0].integer(0, kMaxTokens) != data.special.bos)
+        listed.fail(fmt::format("ids are {}; the vocabulary has \"{}\" as {}", listed.at("ids").json().dump(), token,
+                                data.special.bos));
+    }
     data.special.add_bos = true;
   }
 }
 
-// "token", {"content": "token", ...} or null.
-int32_t configured_token(const TokenizerData& data, const Node& node) {
-  if (node.is_null()) return -1;
-  const std::string token = node.json().is_object() ? node.at("content").text() : node.text();
-  const int32_t id = find_token(data, token);
-  if (id < 0 && !data.tokens.empty()) node.fail(fmt::format("\"{}\" is not in the vocabulary", token));
-  return id;
-}
-
 }  // namespace
+
+AddedToken read_added_token(const JsonNode& entry, int64_t id) {
+  AddedToken token{entry.at("content").text(), id, entry.at("special").boolean_or(false),
+                   entry.at("normalized").boolean_or(false), entry.path()};
+  for (const char* flag : {"single_word", "lstrip", "rstrip"}) {
+    if (entry.at(flag).boolean_or(false))
+      entry.fail(fmt::format("added token \"{}\": {} is on, which is not supported", token.content, flag));
+  }
+  return token;
+}
 
 TokenizerData parse_tokenizer_json(std::string_view text, const std::string& where) {
   const Json json = parse_json(text, where);
-  const Node root(json, where + ":");
+  const JsonNode root(json, where + ":");
   TokenizerData data;
   data.where = where;
-  const Node model = root.at("model");
+  const JsonNode model = root.at("model");
   const std::string type = model.at("type").is_null() ? "BPE" : model.at("type").text();  // early files name none
   if (type != "BPE") model.fail(fmt::format("type {} is not supported; supported: BPE", type));
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -238,10 +238,12 @@ TokenizerData parse_tokenizer_json(std::string_view text, const std::string& whe
     model.at("dropout").fail("is set: the ids would be random");
   }
   if (model.at("byte_fallback").boolean_or(false)) {
-    model.fail("byte_fallback is on: a SentencePiece vocabulary, which is read from tokenizer.model instead");
+    data.pre = kMetaspace;
+    data.prefix = read_prefix(root);
+  } else {
+    read_pre_tokenizer(root, data);
+    read_normalizer(root, data);
   }
-  read_pre_tokenizer(root, data);
-  read_normalizer(root, data);
   data.ignore_merges = model.at("ignore_merges").boolean_or(false);
   data.fuse_unknown = model.at("fuse_unk").boolean_or(false);
   read_vocabulary(root, data);
@@ -254,40 +256,17 @@ TokenizerData parse_tokenizer_json(std::string_view text, const std::string& whe
   return data;
 }
 
-void apply_tokenizer_config(TokenizerData& data, std::string_view tokenizer_config, const std::string& where) {
-  const Json json = parse_json(tokenizer_config, where);
-  const Node root(json, where + ":");
-  if (const int32_t bos = configured_token(data, root.at("bos_token")); bos >= 0) data.special.bos = bos;
-  if (const int32_t eos = configured_token(data, root.at("eos_token")); eos >= 0) data.special.eos = eos;
-  data.special.add_bos = root.at("add_bos_token").boolean_or(data.special.add_bos);
-  const Node chat = root.at("chat_template");
-  if (chat.json().is_string()) {
-    data.chat_template = chat.text();
-  } else if (!chat.is_null()) {
-    // Several templates by name: the one that a chat without tools uses.
-    for (const Node& named : chat.items()) {
-      if (named.at("name").text() == "default") data.chat_template = named.at("template").text();
-    }
+void apply_tokenizer_json(TokenizerData& data, std::string_view text, const std::string& where) {
+  const Json json = parse_json(text, where);
+  const JsonNode root(json, where + ":");
+  std::vector<AddedToken> added;
+  if (const JsonNode list = root.at("added_tokens"); !list.is_null()) {
+    for (const JsonNode& entry : list.items())
+      added.push_back(read_added_token(entry, entry.at("id").integer(0, kMaxTokens)));
   }
-}
-
-void apply_generation_config(TokenizerData& data, std::string_view generation_config, const std::string& where) {
-  const Json json = parse_json(generation_config, where);
-  const Node root(json, where + ":");
-  const int64_t last = data.tokens.empty() ? kMaxTokens : static_cast<int64_t>(data.tokens.size()) - 1;
-  const Node eos = root.at("eos_token_id");
-  const auto take = [&](const Node& id) {
-    const int32_t value = static_cast<int32_t>(id.integer(0, last));
-    if (data.special.eos < 0) data.special.eos = value;
-    data.special.stop.push_back(value);
-  };
-  if (eos.json().is_array()) {
-    for (const Node& id : eos.items()) take(id);
-  } else if (!eos.is_null()) {
-    take(eos);
-  }
-  const Node bos = root.at("bos_token_id");
-  if (data.special.bos < 0 && !bos.is_null()) data.special.bos = static_cast<int32_t>(bos.integer(0, last));
+  add_tokens(data, std::move(added));
+  read_post_processor(root, data);
+  data.prefix = read_prefix(root);
 }
 
 }  // namespace vqkv

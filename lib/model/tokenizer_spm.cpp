@@ -16,37 +16,10 @@
 namespace vqkv {
 namespace {
 
-constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581 stands for a space
-
-std::string escape_spaces(std::string_view text, bool prefix) {
-  std::string out(prefix ? kSpace : "");
-  out.reserve(text.size() + 16);
-  for (const char c : text) {
-    if (c == ' ')
-      out += kSpace;
-    else
-      out += c;
-  }
-  return out;
-}
-
-std::string unescape_spaces(std::string_view text) {
-  std::string out;
-  for (size_t i = 0; i < text.size();) {
-    if (text.substr(i, kSpace.size()) == kSpace) {
-      out += ' ';
-      i += kSpace.size();
-    } else {
-      out += text[i++];
-    }
-  }
-  return out;
-}
-
 class SpmTokenizer final : public Tokenizer {
  public:
   explicit SpmTokenizer(TokenizerData data)
-      : add_space_prefix_(data.add_space_prefix),
+      : prefix_(data.prefix),
         unknown_(data.unknown),
         where_(std::move(data.where)),
         tokens_(std::move(data.tokens)),
@@ -75,7 +48,7 @@ class SpmTokenizer final : public Tokenizer {
       fail_data(fmt::format("token id {} is outside the vocabulary of {} tokens ({})", id, size(), where_));
     }
     const size_t i = static_cast<size_t>(id);
-    if (types_[i] == TokenType::kByte) return std::string(1, static_cast<char>(byte_of(tokens_[i])));
+    if (types_[i] == TokenType::kByte) return std::string(1, static_cast<char>(byte_of_token(tokens_[i])));
     if (types_[i] == TokenType::kControl || types_[i] == TokenType::kUnknown) return tokens_[i];
     return unescape_spaces(tokens_[i]);
   }
@@ -90,7 +63,7 @@ class SpmTokenizer final : public Tokenizer {
         if (!skip_special) out += text;
         continue;
       }
-      out += first && add_space_prefix_ && !text.empty() && text[0] == ' ' ? text.substr(1) : text;
+      out += first && prefix_.where != PrefixSpace::Where::kNever && text.starts_with(' ') ? text.substr(1) : text;
       first = false;
     }
     return out;
@@ -99,7 +72,9 @@ class SpmTokenizer final : public Tokenizer {
   std::vector<int32_t> encode(std::string_view text, bool parse_special) const override {
     require_utf8(text, "text to tokenize");
     std::vector<int32_t> out;
-    const auto stretch = [&](std::string_view plain) { encode_plain(escape_spaces(plain, add_space_prefix_), out); };
+    const auto stretch = [&](std::string_view plain) {
+      encode_plain(escape_spaces(plain, prefix_.applies(plain, plain.data() == text.data())), out);
+    };
     if (parse_special) {
       control_.cut(text, stretch, [&](int32_t id) { out.push_back(id); });
     } else if (!text.empty()) {
@@ -126,14 +101,6 @@ class SpmTokenizer final : public Tokenizer {
   };
   using Splits = std::unordered_map<std::string_view, size_t>;  // merged unused piece -> length of its left part
 
-  // The byte of "<0xNN>", or -1.
-  static int byte_of(std::string_view token) {
-    const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
-    if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') return -1;
-    const int high = digit(token[3]), low = digit(token[4]);
-    return high < 0 || low < 0 ? -1 : high * 16 + low;
-  }
-
   void index_token(int32_t id) {
     const size_t i = static_cast<size_t>(id);
     const std::string& token = tokens_[i];
@@ -145,7 +112,7 @@ class SpmTokenizer final : public Tokenizer {
     };
     switch (types_[i]) {
       case TokenType::kByte: {
-        const int byte = byte_of(token);
+        const int byte = byte_of_token(token);
         if (byte < 0) fail_data(fmt::format("{}: byte token {} is \"{}\"; wanted <0x00> to <0xFF>", where_, id, token));
         if (byte_token_[static_cast<size_t>(byte)] >= 0)
           fail_data(fmt::format("{}: byte token \"{}\" stands twice", where_, token));
@@ -248,7 +215,7 @@ class SpmTokenizer final : public Tokenizer {
     for (const char c : text) out.push_back(byte_token_[static_cast<uint8_t>(c)]);
   }
 
-  bool add_space_prefix_;
+  PrefixSpace prefix_;
   int32_t unknown_;
   std::string where_;
   std::vector<std::string> tokens_;

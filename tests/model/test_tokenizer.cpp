@@ -96,7 +96,7 @@ TEST_CASE("malformed tokenizer.json is refused by name and place", "[tokenizer]"
   refuses("/added_tokens/0/content", std::string(2000, 'x'), "2000 bytes");
   refuses("/added_tokens/0/rstrip", true, "rstrip is on");
   refuses("/model/type", "Unigram", "type Unigram");
-  refuses("/model/byte_fallback", true, "byte_fallback");
+  refuses("/model/byte_fallback", true, "pre-tokenizer ByteLevel with byte_fallback");
   refuses("/model/dropout", 0.1, "dropout");
   refuses("/model/unk_token", "?", "\"?\" is not in the vocabulary");
   refuses("/model/end_of_word_suffix", "</w>", "is set");
@@ -115,6 +115,44 @@ TEST_CASE("malformed tokenizer.json is refused by name and place", "[tokenizer]"
   }
 }
 
+TEST_CASE("BPE with byte fallback: the forms of the prefix space", "[tokenizer]") {
+  const auto make_with = [](const Json& normalizer, const Json& pre_tokenizer) {
+    Json json = tiny();
+    json["normalizer"] = normalizer;
+    json["pre_tokenizer"] = pre_tokenizer;
+    json["model"]["byte_fallback"] = true;
+    json["model"]["unk_token"] = "<end>";
+    json["model"]["vocab"] = {{"a", 0}, {"b", 1}, {"ab", 2}, {"\u2581", 4}, {"\u2581a", 5}, {"<0x0A>", 6}};
+    json["model"]["merges"] = {"a b", "\u2581 a"};
+    return make(json);
+  };
+  using Ids = std::vector<int32_t>;
+  const Json prepend = Json::parse(R"({"type": "Prepend", "prepend": "\u2581"})");
+  const Json replace = Json::parse(R"({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"})");
+  const Json doubling =
+      Json::parse(R"({"type": "Replace", "pattern": {"Regex": "\\A\u2581"}, "content": "\u2581\u2581"})");
+  const auto sequence = [](const Json& list) { return Json{{"type", "Sequence"}, {"normalizers", list}}; };
+  const auto metaspace = [](const char* scheme, bool split = false) {
+    return Json{{"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", scheme}, {"split", split}};
+  };
+  const auto first = make_with(nullptr, metaspace("first"));
+  CHECK(first->kind() == "bpe/metaspace");
+  CHECK(first->encode("a<end>a a", true) == Ids{5, 3, 0, 5});
+  CHECK(first->encode(" a") == Ids{5});
+  CHECK(first->encode("\n?b") == Ids{4, 6, 3, 1});
+  CHECK(first->decode(first->encode("ab \nb")) == "ab \nb");
+  CHECK(make_with(nullptr, metaspace("always"))->encode("a<end>a", true) == Ids{5, 3, 5});
+  CHECK(make_with(nullptr, metaspace("never"))->encode("ab") == Ids{2});
+  CHECK(make_with(sequence({prepend, replace}), nullptr)->encode(" a<end>a", true) == Ids{4, 5, 3, 5});
+  CHECK(make_with(sequence({replace, doubling}), metaspace("always"))->encode(" a<end> a", true) == Ids{4, 5, 3, 4, 5});
+  CHECK(make_with(replace, nullptr)->encode("a a") == Ids{0, 5});
+  CHECK_THROWS_WITH(make_with(sequence({replace, doubling}), metaspace("first")), Contains("doubles U+2581"));
+  CHECK_THROWS_WITH(make_with(prepend, metaspace("first")), Contains("prepends already"));
+  CHECK_THROWS_WITH(make_with(nullptr, metaspace("first", true)), Contains("split: is on"));
+  CHECK_THROWS_WITH(make_with(nullptr, metaspace("last")), Contains("prepend_scheme: is last"));
+  CHECK_THROWS_WITH(make_with(Json{{"type", "NFKC"}}, nullptr), Contains("normalizer NFKC is not supported"));
+}
+
 TEST_CASE("a Hugging Face folder: special tokens from all its files", "[tokenizer]") {
   Folder folder;
   CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("neither tokenizer.json nor tokenizer.model"));
@@ -130,11 +168,118 @@ TEST_CASE("a Hugging Face folder: special tokens from all its files", "[tokenize
   CHECK(tokenizer->chat_template() == "y");
   folder.write("tokenizer_config.json", R"({"eos_token": "<no>"})");
   CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("tokenizer_config.json: eos_token: \"<no>\""));
-  folder.write("tokenizer_config.json", R"({"add_bos_token": true})");
-  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("BOS"));
+  folder.write("tokenizer_config.json", R"({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true})");
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("no file names a BOS token"));
   folder.write("tokenizer_config.json", "{}");
   folder.write("generation_config.json", R"({"eos_token_id": 9})");
-  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains("eos_token_id: is 9"));
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()),
+                    Contains("generation_config.json: eos_token_id: is 9, but the tokenizer has 4 tokens"));
+}
+
+TEST_CASE("added tokens: what contradicts the vocabulary is refused by file and place", "[tokenizer]") {
+  Folder folder;
+  folder.write("tokenizer.json", tiny().dump());
+  const auto refuses_folder = [&](const std::string& message) {
+    CHECK_THROWS_WITH(load_tokenizer(folder.path.string()), Contains(message));
+  };
+  folder.write("added_tokens.json", R"({"<x>": 5})");
+  refuses_folder("added_tokens.json: \"<x>\": \"<x>\" has id 5, but no token has id 4");
+  folder.write("added_tokens.json", R"({"<x>": 2})");
+  refuses_folder("\"<x>\" has id 2 here, which is \"ab\" in the vocabulary");
+  folder.write("added_tokens.json", R"({"ab": 4})");
+  refuses_folder("\"ab\" has id 4 here and 2 in the vocabulary");
+  folder.write("added_tokens.json", R"({"<x>": -1})");
+  refuses_folder("added_tokens.json: \"<x>\": is -1");
+  folder.write("added_tokens.json", R"(["<x>"])");
+  refuses_folder("wanted an object");
+  folder.write("added_tokens.json", R"({"<x>": 4})");
+  CHECK(load_tokenizer(folder.path.string())->encode("a<x>b") == std::vector<int32_t>{0, 4, 1});
+  folder.write("tokenizer_config.json", R"({"added_tokens_decoder": {"4": {"content": "<y>"}}})");
+  refuses_folder("added_tokens_decoder \"4\": \"<y>\" has id 4 here, which is \"<x>\" in the vocabulary");
+  folder.write("tokenizer_config.json", R"({"added_tokens_decoder": {"4x": {"content": "<y>"}}})");
+  refuses_folder("the key is no token id");
+  folder.write("tokenizer_config.json", R"({"added_tokens_decoder": {"5": {"content": "<y>", "lstrip": true}}})");
+  refuses_folder("lstrip is on");
+  // The union of both files; the later one goes on where the first ends.
+  folder.write("tokenizer_config.json",
+               R"({"added_tokens_decoder": {"5": {"content": "<y>", "special": true}}, "eos_token": "<y>"})");
+  const auto tokenizer = load_tokenizer(folder.path.string());
+  CHECK(tokenizer->size() == 6);
+  CHECK(tokenizer->special().eos == 5);
+  CHECK(tokenizer->encode("<x><y>", true) == std::vector<int32_t>{4, 5});
+}
+
+TEST_CASE("an EOS id behind the pieces of tokenizer.model is an added token", "[tokenizer]") {
+  Folder folder;
+  folder.write("tokenizer.model", read_file(token_golden_path("spm.model")));
+  folder.write("generation_config.json", R"({"eos_token_id": [2, 1201]})");
+  CHECK_THROWS_WITH(load_tokenizer(folder.path.string()),
+                    Contains("eos_token_id[1]: is 1201") && Contains("1200 tokens"));
+  folder.write("added_tokens.json", R"({"<|im_start|>": 1200, "<|im_end|>": 1201})");
+  const auto tokenizer = load_tokenizer(folder.path.string());
+  CHECK(tokenizer->size() == 1202);
+  CHECK(tokenizer->special().stop == std::vector<int32_t>{2, 1201});
+  CHECK(tokenizer->piece(1201) == "<|im_end|>");
+  CHECK(tokenizer->decode({1201, 500}) == "<|im_end|>" + tokenizer->piece(500));
+  CHECK_THROWS_WITH(tokenizer->piece(1202), Contains("vocabulary of 1202"));
+}
+
+TEST_CASE("the tokenizer's own files go before config.json about BOS and EOS", "[tokenizer]") {
+  Folder folder;
+  folder.write("tokenizer.model", read_file(token_golden_path("spm.model")));
+  const auto special = [&] { return load_tokenizer(folder.path.string())->special(); };
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    folder.write(name, R"({"bos_token_id": 0, "eos_token_id": 1})");
+    for (const char* config : {"{}", R"({"bos_token": "", "eos_token": "", "tokenizer_class": "LLaMATokenizer"})",
+                               R"({"bos_token": "<s>", "eos_token": "</s>"})"}) {
+      INFO(name << " " << config);
+      folder.write("tokenizer_config.json", config);
+      CHECK(special().add_bos);
+      CHECK(special().bos == 1);
+      CHECK(special().eos == 2);
+      CHECK(special().stop == std::vector<int32_t>{2});  // config's 1 is the BOS token
+    }
+  }
+  folder.write("tokenizer_config.json", R"({"bos_token": "<none>"})");
+  CHECK_THROWS_WITH(special(), Contains("tokenizer_config.json: bos_token: \"<none>\" is not in the vocabulary"));
+}
+
+TEST_CASE("the tokenizer's class decides whether add_bos_token or the template of tokenizer.json holds",
+          "[tokenizer]") {
+  Folder folder;
+  Json with = tiny(), without = tiny();
+  with["post_processor"] = Json::parse(R"({"type": "TemplateProcessing", "pair": [],
+    "single": [{"SpecialToken": {"id": "<end>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<end>": {"id": "<end>", "ids": [3], "tokens": ["<end>"]}}})");
+  const auto adds = [&](bool in_template, const Json& flag, const Json& tokenizer_class, const char* in_config = "{}") {
+    folder.write("tokenizer.json", (in_template ? with : without).dump());
+    Json config = {{"bos_token", "<end>"}};
+    if (!flag.is_null()) config["add_bos_token"] = flag;
+    if (!tokenizer_class.is_null()) config["tokenizer_class"] = tokenizer_class;
+    folder.write("tokenizer_config.json", config.dump());
+    folder.write("config.json", in_config);
+    return load_tokenizer(folder.path.string())->special().add_bos;
+  };
+  for (const Json& other :
+       {Json("PreTrainedTokenizerFast"), Json("Qwen2Tokenizer"), Json("TokenizersBackend"), Json()}) {
+    for (const Json& flag : {Json(true), Json(false), Json()}) {
+      CHECK(adds(true, flag, other));
+      CHECK_FALSE(adds(false, flag, other));
+    }
+  }
+  // transformers 4; where the two contradict each other, transformers 5 asks the template here too.
+  for (const char* llama : {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer"}) {
+    CHECK(adds(false, true, llama));
+    CHECK_FALSE(adds(true, false, llama));
+    CHECK(adds(true, nullptr, llama));
+    CHECK_FALSE(adds(false, nullptr, llama));
+  }
+  CHECK_FALSE(adds(true, false, nullptr, R"({"tokenizer_class": "LlamaTokenizer"})"));
+  with["post_processor"]["special_tokens"]["<end>"]["ids"] = {2};
+  CHECK_THROWS_WITH(adds(true, nullptr, nullptr), Contains("special_tokens <end>: ids are [2]"));
+  with["post_processor"]["single"].insert(with["post_processor"]["single"].begin(),
+                                          with["post_processor"]["single"][0]);
+  CHECK_THROWS_WITH(adds(true, nullptr, nullptr), Contains("more than one token"));
 }
 
 TEST_CASE("a Hugging Face folder with tokenizer.model", "[tokenizer]") {
@@ -186,7 +331,7 @@ TEST_CASE("SentencePiece vocabularies: unused pieces, missing bytes, bad scores"
   data.tokens = {"<unk>", "a", "b", "ab", "abb"};
   data.types = {TokenType::kUnknown, TokenType::kNormal, TokenType::kNormal, TokenType::kUnused, TokenType::kNormal};
   data.scores = {0, -5, -6, -1, -2};
-  data.add_space_prefix = false;
+  data.prefix.where = PrefixSpace::Where::kNever;
   CHECK(make_spm_tokenizer(data)->encode("abb") == std::vector<int32_t>{4});    // built through the unused piece
   CHECK(make_spm_tokenizer(data)->encode("ab") == std::vector<int32_t>{1, 2});  // which is taken apart again
   CHECK(make_spm_tokenizer(data)->encode("a?") == std::vector<int32_t>{1, 0});
