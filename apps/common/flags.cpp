@@ -70,6 +70,17 @@ TableFormat OutputFlags::apply() const {
   return json ? TableFormat::kJson : table_format_from_name(format);
 }
 
+void add_text_flags(CLI::App& verb, TextSources& text) {
+  auto* texts =
+      verb.add_option("--text", text.texts, "UTF-8 text files, one document a file")->check(CLI::ExistingFile);
+  verb.add_option("--token-ids", text.token_ids,
+                  "files of token ids in place of texts: a JSON array, or numbers parted by space")
+      ->check(CLI::ExistingFile);
+  verb.add_flag("--special", text.special, "special tokens written in the texts become their ids")->needs(texts);
+  verb.add_option("--max-tokens", text.max_tokens, "at most so many tokens of each document; 0: all")
+      ->check(CLI::NonNegativeNumber);
+}
+
 std::optional<int> parse_arguments(CLI::App& app, int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   std::vector<std::string> parsed;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/table.h"
+#include "model/text_input.h"
 
 namespace CLI {
 class App;
@@ -20,6 +21,9 @@ struct OutputFlags {
   // Sets log level and thread count; what stdout is to look like.
   TableFormat apply() const;
 };
+
+// --text, --token-ids, --special, --max-tokens.
+void add_text_flags(CLI::App& verb, TextSources& text);
 
 // Parses; the exit code when there is nothing to run: after --help and --version, and after a mistake, which is told as
 // "error: ..." with the nearest name. A list of files (--text, --token-ids) ends where an override (key=value) stands.

@@ -53,9 +53,11 @@ int run_capture(const CaptureVerb& v) {
   options.output_weight = v.output_weight;
 
   const ModelFacts facts = read_model_facts(v.model);
-  const auto tokenizer = load_tokenizer(v.model);
-  const auto documents = read_documents(v.text.texts, v.text.token_ids, *tokenizer, v.text.max_tokens);
-  const CapturePlan plan = plan_capture(documents, options, facts, tokenizer->special());
+  std::unique_ptr<Tokenizer> loaded;
+  const Tokenizer* tokenizer =
+      tokenizer_for(v.text, [&]() -> const Tokenizer& { return *(loaded = load_tokenizer(v.model)); });
+  const auto documents = read_documents(v.text, tokenizer, facts.vocab);
+  const CapturePlan plan = plan_capture(documents, options, facts, tokenizer ? tokenizer->special() : SpecialTokens{});
   TraceInfo info = capture_info(facts, options);
   const int64_t bytes =
       TraceWriter::estimate_bytes(info, plan.tokens, plan.queries, static_cast<int64_t>(plan.names.size()));

@@ -8,19 +8,6 @@
 using namespace vqkv;
 using namespace vqkv::dump;
 
-namespace {
-
-void add_text(CLI::App& verb, TextOptions& t) {
-  verb.add_option("--text", t.texts, "UTF-8 text files, one document a file")->check(CLI::ExistingFile);
-  verb.add_option("--token-ids", t.token_ids,
-                  "files of token ids in place of texts: a JSON array, or numbers parted by space")
-      ->check(CLI::ExistingFile);
-  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document; 0: all")
-      ->check(CLI::NonNegativeNumber);
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
   install_signal_handlers();
   CLI::App app("vqkv-dump: records keys, values and queries of a transformer, and looks at the record.", "vqkv-dump");
@@ -35,7 +22,7 @@ int main(int argc, char** argv) {
 
   auto* c = app.add_subcommand("capture", "read texts with the reference runtime and write a trace");
   c->add_option("--model", capture.model, "GGUF file or Hugging Face folder")->required();
-  add_text(*c, capture.text);
+  add_text_flags(*c, capture.text);
   c->add_option("--context", capture.context, "tokens a window; windows don't overlap")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -93,7 +80,7 @@ int main(int argc, char** argv) {
 
   auto* t = app.add_subcommand("tokens", "token ids of a text, as every tool will see them");
   t->add_option("--model", tokens.model, "GGUF file or Hugging Face folder")->required();
-  add_text(*t, tokens.text);
+  add_text_flags(*t, tokens.text);
   t->add_flag("--ids", tokens.ids, "plain ids, one line a document: what --token-ids reads");
   flags.add_to(*t);
   t->footer(

@@ -82,8 +82,10 @@ int run_model(const std::string& model, TableFormat format) {
 }
 
 int run_tokens(const TokensVerb& v) {
-  const auto tokenizer = load_tokenizer(v.model);
-  const auto documents = read_documents(v.text.texts, v.text.token_ids, *tokenizer, v.text.max_tokens);
+  std::unique_ptr<Tokenizer> loaded;
+  const Tokenizer* tokenizer =
+      tokenizer_for(v.text, [&]() -> const Tokenizer& { return *(loaded = load_tokenizer(v.model)); });
+  const auto documents = read_documents(v.text, tokenizer, tokenizer ? 0 : read_model_facts(v.model).vocab);
   if (v.ids) {
     for (const TextDocument& d : documents) {
       std::string line;
@@ -95,10 +97,11 @@ int run_tokens(const TokensVerb& v) {
   if (v.format == TableFormat::kJson || v.format == TableFormat::kJsonl) {
     Table table;
     for (const TextDocument& d : documents)
-      table.rows.push_back({{"document", d.name},
-                            {"tokens", d.tokens.size()},
-                            {"bos", tokenizer->special().add_bos ? Json(tokenizer->special().bos) : Json()},
-                            {"ids", d.tokens}});
+      table.rows.push_back(
+          {{"document", d.name},
+           {"tokens", d.tokens.size()},
+           {"bos", tokenizer && tokenizer->special().add_bos ? Json(tokenizer->special().bos) : Json()},
+           {"ids", d.tokens}});
     print(table, v.format);
     return kExitOk;
   }
@@ -108,7 +111,7 @@ int run_tokens(const TokensVerb& v) {
     for (size_t i = 0; i < d.tokens.size(); ++i) {
       // As JSON text, so that spaces, line ends and broken UTF-8 are visible.
       const std::string piece =
-          Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace);
+          tokenizer ? Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace) : "";
       table.rows.push_back({{"document", d.name}, {"index", i}, {"id", d.tokens[i]}, {"piece", piece}});
     }
   print(table, v.format);

@@ -5,17 +5,13 @@
 #include <vector>
 
 #include "common/table.h"
+#include "model/text_input.h"
 
 namespace vqkv::dump {
 
-struct TextOptions {
-  std::vector<std::string> texts, token_ids;  // one document a file
-  int64_t max_tokens = 0;                     // of each document; 0: all
-};
-
 struct CaptureVerb {
   std::string model, out, command;
-  TextOptions text;
+  TextSources text;
   int64_t context = 2048, query_stride = 16, query_tail = 64;
   std::string dtype = "bf16", weights = "f32", device = "cpu";
   bool output_weight = true, dry_run = false;
@@ -30,7 +26,7 @@ struct InspectVerb {
 
 struct TokensVerb {
   std::string model;
-  TextOptions text;
+  TextSources text;
   bool ids = false;  // plain ids, one line a document
   TableFormat format = TableFormat::kMarkdown;
 };

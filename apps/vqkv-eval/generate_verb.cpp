@@ -131,9 +131,7 @@ int run_generate(const GenerateVerb& v) {
     prompt =
         encode_chat(tokenizer, {{"user", text}}, v.thinking ? ChatPrompt::kAnswer : ChatPrompt::kAnswerWithoutThinking);
   } else {
-    if (tokenizer.special().add_bos) prompt.push_back(tokenizer.special().bos);
-    const auto ids = tokenizer.encode(text);
-    prompt.insert(prompt.end(), ids.begin(), ids.end());
+    prompt = with_bos(tokenizer.encode(text, v.special), tokenizer.special());
   }
   if (prompt.empty()) fail_data("the prompt holds no token");
 

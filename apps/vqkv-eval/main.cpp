@@ -29,13 +29,6 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
   f.add_to(verb);
 }
 
-void add_text(CLI::App& verb, TextOptions& t) {
-  verb.add_option("--text", t.texts, "text files, one document a file")->check(CLI::ExistingFile);
-  verb.add_option("--token-ids", t.token_ids, "files of token ids instead of texts")->check(CLI::ExistingFile);
-  verb.add_option("--max-tokens", t.max_tokens, "at most so many tokens of each document; 0: all")
-      ->check(CLI::NonNegativeNumber);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -55,7 +48,7 @@ int main(int argc, char** argv) {
   replay.common.attention = generate.common.attention = kReplayAttention;
   auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
   add_common(*r, replay.common, flags, true);
-  add_text(*r, replay.text);
+  add_text_flags(*r, replay.text);
   r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant")->capture_default_str();
   r->add_option("--context", replay.context, "tokens a window; windows don't overlap")
       ->capture_default_str()
@@ -93,6 +86,7 @@ int main(int argc, char** argv) {
   auto* chat = g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
   g->add_flag("!--no-thinking", generate.thinking, "with --chat: Qwen3 answers without a block of thoughts")
       ->needs(chat);
+  g->add_flag("--special", generate.special, "special tokens written in the prompt become their ids")->excludes(chat);
   g->add_flag("--exact-prefill", generate.exact_prefill,
               "the prompt attends to exact K and V and is coded once at its end");
   g->add_option("--new-tokens", generate.new_tokens, "tokens to generate, at most")

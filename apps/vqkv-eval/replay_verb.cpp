@@ -134,7 +134,7 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> cand
 int run_replay(const ReplayVerb& v) {
   const ReplayMode mode = replay_mode_from_name(v.mode);
   const auto model = open_model(v.common);
-  const auto texts = read_texts(v.text, model->tokenizer());
+  const auto texts = read_texts(v.text, *model);
   const CacheShape shape = model->facts().cache_shape();
   const int64_t block = mode == ReplayMode::kStepwise ? 1 : v.block;
   const auto codecs = load_codecs(v.common, model->facts());
@@ -227,8 +227,9 @@ int run_replay(const ReplayVerb& v) {
   }
   const std::string scored = result.prompt > 0 ? fmt::format("every token after the prompt of {}", result.prompt)
                                                : "every token of a window but its first";
-  const std::string bos =
-      result.bos ? "each window starts with BOS, as the model adds one" : "no BOS, as the model adds none";
+  const std::string bos = result.bos                ? "each window starts with BOS, as the model adds one"
+                          : model->find_tokenizer() ? "no BOS, as the model adds none"
+                                                    : "no BOS, as there is no tokenizer to name one";
   Json documents = Json::array();
   for (const auto& t : texts) documents.push_back({{"name", t.name}, {"tokens", t.tokens.size()}});
   const Json facts = {{"model", model->facts().name},

@@ -14,7 +14,6 @@
 #include "core/log.h"
 #include "experiment/runner.h"
 #include "io/trace.h"
-#include "model/text_input.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
@@ -216,9 +215,10 @@ std::string printable(const std::string& bytes) {
   return Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
 }
 
-std::vector<ReplayText> read_texts(const TextOptions& text, const Tokenizer& tokenizer) {
+std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model) {
+  const Tokenizer* tokenizer = tokenizer_for(text, [&]() -> const Tokenizer& { return model.tokenizer(); });
   std::vector<ReplayText> out;
-  for (auto& d : read_documents(text.texts, text.token_ids, tokenizer, text.max_tokens))
+  for (auto& d : read_documents(text, tokenizer, model.facts().vocab))
     out.push_back({std::move(d.name), std::move(d.tokens)});
   return out;
 }

@@ -11,6 +11,7 @@
 #include "core/json.h"
 #include "generation/replay.h"
 #include "model/runtime.h"
+#include "model/text_input.h"
 
 namespace vqkv::eval {
 
@@ -24,15 +25,9 @@ struct CommonOptions {
   std::string command;  // for provenance
 };
 
-struct TextOptions {
-  std::vector<std::string> texts;      // one document a file
-  std::vector<std::string> token_ids;  // instead of texts
-  int64_t max_tokens = 0;              // of each document; 0: all
-};
-
 struct ReplayVerb {
   CommonOptions common;
-  TextOptions text;
+  TextSources text;
   std::string mode = "forced";
   int64_t context = 1024, windows = 6, block = 256, prompt = 0;
   int buckets = 4;
@@ -44,7 +39,7 @@ struct ReplayVerb {
 struct GenerateVerb {
   CommonOptions common;
   std::string prompt, prompt_file;
-  bool chat = false, thinking = true, exact_prefill = false, ignore_stop = false;
+  bool chat = false, thinking = true, special = false, exact_prefill = false, ignore_stop = false;
   int64_t new_tokens = 64;
   double temperature = 0, top_p = 1;
   int64_t top_k = 0;
@@ -92,7 +87,7 @@ std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);
 // All of --codec; empty when a training was interrupted.
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
-std::vector<ReplayText> read_texts(const TextOptions& text, const Tokenizer& tokenizer);
+std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);
 // The same policy without any window: only a token's own exact form (and a tail shorter than a codec block).
 CachePolicy without_window(const LoadedCodec& codec);
 // UTF-8 for a table or JSON: bytes of a token that are only part of a character become U+FFFD.

@@ -107,8 +107,7 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
                          const SpecialTokens& special) {
   CapturePlan plan;
   plan.bos = special.add_bos;
-  const int64_t fresh = o.context - (plan.bos ? 1 : 0);
-  if (fresh < 1) fail_usage(fmt::format("a context of {} holds no text", o.context));
+  if (o.context - (plan.bos ? 1 : 0) < 1) fail_usage(fmt::format("a context of {} holds no text", o.context));
   facts.require_context(o.context);
   if (o.query_stride < 1 || o.query_tail < 0 || o.max_tokens < 0)
     fail_usage(fmt::format("query stride {} (at least 1), query tail {} and max tokens {} (at least 0)", o.query_stride,
@@ -122,11 +121,10 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
       if (d.tokens[i] < 0 || d.tokens[i] >= facts.vocab)
         fail_data(
             fmt::format("{}: token {} is {}; the vocabulary has {} entries", d.name, i, d.tokens[i], facts.vocab));
-    for (int64_t at = 0; at < n; at += fresh) {
+    for (int64_t at = 0; at < n;) {
       CapturePlan::Window w;
       w.document = static_cast<int32_t>(plan.names.size());
-      if (plan.bos) w.tokens.push_back(special.bos);
-      w.tokens.insert(w.tokens.end(), d.tokens.begin() + at, d.tokens.begin() + std::min(n, at + fresh));
+      w.tokens = take_window(std::span(d.tokens).first(static_cast<size_t>(n)), at, o.context, special);
       const auto length = static_cast<int64_t>(w.tokens.size());
       for (int64_t t = 0; t < length; ++t)
         if (t % o.query_stride == 0 || t >= length - o.query_tail) w.query_token.push_back(static_cast<int32_t>(t));

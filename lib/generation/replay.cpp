@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "core/thread_pool.h"
 #include "generation/logits.h"
+#include "model/text_input.h"
 
 namespace vqkv {
 namespace {
@@ -79,19 +80,17 @@ struct Window {
   std::vector<int32_t> tokens;  // BOS first where the model adds one
 };
 
-std::vector<Window> cut_windows(const ModelRuntime& model, std::span<const ReplayText> texts, const ReplayOptions& o) {
-  const auto& special = model.tokenizer().special();
-  const int64_t fresh = o.context - (special.add_bos ? 1 : 0);  // text tokens a window
-  if (o.context < 2 || fresh < 1) fail_usage(fmt::format("a context of {} is too short to score anything", o.context));
+std::vector<Window> cut_windows(const SpecialTokens& special, std::span<const ReplayText> texts,
+                                const ReplayOptions& o) {
+  if (o.context < 2) fail_usage(fmt::format("a context of {} is too short to score anything", o.context));
   std::vector<std::vector<Window>> by_text(texts.size());
   for (size_t t = 0; t < texts.size(); ++t) {
     const auto& ids = texts[t].tokens;
-    for (int64_t at = 0; at + fresh <= static_cast<int64_t>(ids.size()); at += fresh) {
+    for (int64_t at = 0; at < static_cast<int64_t>(ids.size());) {
       Window w;
       w.document = static_cast<int32_t>(t);
-      if (special.add_bos) w.tokens.push_back(special.bos);
-      w.tokens.insert(w.tokens.end(), ids.begin() + at, ids.begin() + at + fresh);
-      by_text[t].push_back(std::move(w));
+      w.tokens = take_window(ids, at, o.context, special);
+      if (static_cast<int64_t>(w.tokens.size()) == o.context) by_text[t].push_back(std::move(w));
     }
   }
   // In turn over the documents, so that a limit takes from all of them.
@@ -181,7 +180,6 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
   for (int64_t i = 0; i < scored; ++i) {
     out.position.push_back(static_cast<int32_t>(at + first + i + 1));
     out.nll_exact.push_back(exact[static_cast<size_t>(i)].nll);
-    out.text_bytes += static_cast<int64_t>(model.tokenizer().piece(truth(i)).size());
   }
 
   for (size_t c = 0; c < runners.size(); ++c) {
@@ -264,14 +262,16 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
   const int64_t vocab = model.facts().vocab;
   VQKV_CHECK(options.block > 0);
   model.facts().require_context(options.context);
-  const auto windows = cut_windows(model, texts, options);
+  const Tokenizer* tokenizer = model.find_tokenizer();
+  const SpecialTokens special = tokenizer ? tokenizer->special() : SpecialTokens{};
+  const auto windows = cut_windows(special, texts, options);
   if (windows.empty())
     fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context",
                           options.context));
   Stretches stretches = stretches_for(candidates, options);
 
   ReplayResult result;
-  result.bos = model.tokenizer().special().add_bos;
+  result.bos = special.add_bos;
   result.prompt = stretches.prompt;
   result.tracks.resize(candidates.size());
   for (size_t c = 0; c < candidates.size(); ++c) result.tracks[c].label = candidates[c].label;
@@ -323,7 +323,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
     result.window.insert(result.window.end(), scored, static_cast<int32_t>(w));
     result.document.insert(result.document.end(), scored, windows[w].document);
     result.nll_exact.insert(result.nll_exact.end(), one.nll_exact.begin(), one.nll_exact.end());
-    result.text_bytes += one.text_bytes;
+    for (const int32_t p : one.position)
+      if (tokenizer) result.text_bytes += static_cast<int64_t>(tokenizer->piece(ids[static_cast<size_t>(p)]).size());
     result.exact_seconds += one.exact_seconds;
     ++result.windows;
     result.tokens += options.context;

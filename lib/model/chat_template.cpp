@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "model/text_input.h"
 
 namespace vqkv {
 namespace {
@@ -359,13 +360,13 @@ std::string render_chat(std::string_view name, const std::vector<ChatMessage>& m
 
 std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, ChatPrompt prompt) {
   if (tokenizer.chat_template().empty()) {
-    fail_data("this model has no chat template; give the prompt as raw text, without --chat");
+    fail_data("this model has no chat template; give the prompt as raw text, with --special in place of --chat");
   }
   const std::string_view name = chat_template_name(tokenizer.chat_template());
   if (name.empty()) {
     fail_data(
         fmt::format("the model's chat template (sha256 {}) is not one of: {}; write the whole prompt with its special "
-                    "tokens yourself and give it as raw text, without --chat",
+                    "tokens yourself and give it as raw text, with --special in place of --chat",
                     sha256_hex(tokenizer.chat_template()), fmt::join(chat_template_names(), ", ")));
   }
   const SpecialTokens& special = tokenizer.special();
@@ -374,10 +375,7 @@ std::string render_chat(const Tokenizer& tokenizer, const std::vector<ChatMessag
 
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages,
                                  ChatPrompt prompt) {
-  std::vector<int32_t> ids = tokenizer.encode(render_chat(tokenizer, messages, prompt), true);
-  const SpecialTokens& special = tokenizer.special();
-  if (special.add_bos && (ids.empty() || ids[0] != special.bos)) ids.insert(ids.begin(), special.bos);
-  return ids;
+  return with_bos(tokenizer.encode(render_chat(tokenizer, messages, prompt), true), tokenizer.special());
 }
 
 }  // namespace vqkv

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "core/thread_pool.h"
 #include "model/kernels.h"
 
@@ -187,6 +188,15 @@ void LlamaCpu::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows
       [&](int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) { kv.attend(layer, q, k, v, out); },
       rows, logits, tap);
   kv.end_block();
+}
+
+const Tokenizer* ModelRuntime::find_tokenizer() const {
+  try {
+    return &tokenizer();
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kBadData) throw;
+    return nullptr;
+  }
 }
 
 std::unique_ptr<ModelRuntime> load_model(const std::string& path, const RuntimeOptions& options) {

@@ -56,6 +56,7 @@ class ModelRuntime {
   // What ran, for rows of results: "f32", "bf16 x f32" (weights x inputs) or "bf16 x bf16". Sums are fp32.
   virtual std::string weights() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;  // kBadData when the model came without one
+  const Tokenizer* find_tokenizer() const;         // nullptr instead
   // Runs `tokens` at positions [kv.cache().length(), ...) as one block: teacher forcing. A step is a block of one
   // token; a long prompt may be given in blocks of any size. logits: (rows, vocab), rows = tokens for kAll, 1 for
   // kLast.

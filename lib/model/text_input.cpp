@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "io/atomic_file.h"
 
 namespace vqkv {
@@ -48,25 +49,55 @@ std::vector<int32_t> parse_token_ids(std::string_view text, int32_t vocab, const
   }
 }
 
-std::vector<TextDocument> read_documents(const std::vector<std::string>& texts,
-                                         const std::vector<std::string>& token_ids, const Tokenizer& tokenizer,
-                                         int64_t max_tokens) {
-  if (texts.empty() && token_ids.empty()) fail_usage("no text was given; use --text FILE or --token-ids FILE");
+const Tokenizer* tokenizer_for(const TextSources& sources, const std::function<const Tokenizer&()>& load) {
+  if (!sources.texts.empty() || sources.token_ids.empty()) return &load();
+  try {
+    return &load();
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kBadData) throw;
+    log_warning(fmt::format("{}; the token ids are used as they are, no BOS is added", e.what()));
+    return nullptr;
+  }
+}
+
+std::vector<TextDocument> read_documents(const TextSources& sources, const Tokenizer* tokenizer, int32_t vocab) {
+  if (sources.texts.empty() && sources.token_ids.empty())
+    fail_usage("no text was given; use --text FILE or --token-ids FILE");
   std::vector<TextDocument> out;
-  for (const auto& path : texts) {
+  for (const auto& path : sources.texts) {
+    VQKV_CHECK(tokenizer != nullptr);
     const std::string text = read_file(path);
     require_utf8(text, path);
-    out.push_back({std::filesystem::path(path).filename().string(), tokenizer.encode(text)});
+    out.push_back({std::filesystem::path(path).filename().string(), tokenizer->encode(text, sources.special)});
   }
-  for (const auto& path : token_ids)
-    out.push_back(
-        {std::filesystem::path(path).filename().string(), parse_token_ids(read_file(path), tokenizer.size(), path)});
+  for (const auto& path : sources.token_ids)
+    out.push_back({std::filesystem::path(path).filename().string(),
+                   parse_token_ids(read_file(path), tokenizer ? tokenizer->size() : vocab, path)});
   for (auto& d : out) {
-    if (max_tokens > 0 && static_cast<int64_t>(d.tokens.size()) > max_tokens)
-      d.tokens.resize(static_cast<size_t>(max_tokens));
+    if (sources.max_tokens > 0 && static_cast<int64_t>(d.tokens.size()) > sources.max_tokens)
+      d.tokens.resize(static_cast<size_t>(sources.max_tokens));
     if (d.tokens.empty()) fail_data(fmt::format("{}: holds no token", d.name));
+    if (tokenizer && tokenizer->special().add_bos && d.tokens.front() == tokenizer->special().bos)
+      log_warning(fmt::format("{}: starts with BOS, so no second one is put there", d.name));
   }
   return out;
+}
+
+std::vector<int32_t> with_bos(std::span<const int32_t> ids, const SpecialTokens& special) {
+  std::vector<int32_t> out;
+  if (special.add_bos && (ids.empty() || ids.front() != special.bos)) out.push_back(special.bos);
+  out.insert(out.end(), ids.begin(), ids.end());
+  return out;
+}
+
+std::vector<int32_t> take_window(std::span<const int32_t> ids, int64_t& at, int64_t context,
+                                 const SpecialTokens& special) {
+  const std::span<const int32_t> rest = ids.subspan(static_cast<size_t>(at));
+  const bool adds = special.add_bos && !rest.empty() && rest.front() != special.bos;
+  const std::span<const int32_t> taken =
+      rest.first(std::min(rest.size(), static_cast<size_t>(context - (adds ? 1 : 0))));
+  at += static_cast<int64_t>(taken.size());
+  return with_bos(taken, special);
 }
 
 }  // namespace vqkv

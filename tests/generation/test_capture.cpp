@@ -109,6 +109,8 @@ TEST_CASE("a capture plan cuts windows and picks queries", "[capture]") {
   o.context = 1;
   CHECK_THROWS_AS(plan_capture(docs, o, model.facts(), model.special), Error);
   o.context = 20;
+  const std::vector<TextDocument> own{{"e", {7, 1, 2, 3}}};  // BOS stands there already
+  CHECK(plan_capture(own, o, model.facts(), model.special).windows[0].tokens == std::vector<int32_t>{7, 1, 2, 3});
   const std::vector<TextDocument> bad{{"c", {3, 100}}};
   CHECK_THROWS_WITH(plan_capture(bad, o, model.facts(), model.special), Catch::Contains("c: token 1 is 100"));
   const std::vector<TextDocument> empty{{"d", {}}};

@@ -1,0 +1,159 @@
+// Texts and ids as the tools take them: special tokens in texts, BOS, and models whose tokenizer can't be read.
+#include <filesystem>
+
+#include "core/json.h"
+#include "io/atomic_file.h"
+#include "support/catch.h"
+#include "support/model_writers.h"
+#include "support/run_tool.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+using Catch::Contains;
+
+namespace {
+
+const std::string kTiny = VQKV_SOURCE_DIR "/tests/golden/tiny/";
+
+// The tiny Llama with a tokenizer that puts <s> in front and knows a, b, ab, s and names for the other ids.
+struct TinyModel {
+  TestFolder dir;
+  std::string model = dir / "model";
+  TinyModel() {
+    std::filesystem::copy(kTiny + "llama", model);
+    Json json = Json::parse(R"({
+      "added_tokens": [{"id": 3, "content": "<s>", "special": true}, {"id": 4, "content": "<end>", "special": true}],
+      "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+      "post_processor": {"type": "TemplateProcessing", "special_tokens": {},
+                         "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]},
+      "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "s": 5}, "merges": ["a b"]}})");
+    for (int id = 6; id < 96; ++id) json["model"]["vocab"]["token" + std::to_string(id)] = id;
+    write_file(model + "/tokenizer.json", json.dump());
+    write_file(dir / "plain.txt", "abaabb");
+    write_file(dir / "special.txt", "<s>aba<end>abb");
+  }
+  ToolRun run(const std::string& tool, const std::vector<std::string>& arguments) const {
+    return run_tool_of_build(tool, dir.path.string(), arguments);
+  }
+  Json json(const std::string& tool, std::vector<std::string> arguments) const {
+    arguments.insert(arguments.end(), {"--json", "-q"});
+    const ToolRun r = run(tool, arguments);
+    INFO(r.err);
+    REQUIRE(r.code == 0);
+    return Json::parse(r.out);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("--special: special tokens in texts become ids in every verb that reads texts", "[cli][text]") {
+  const TinyModel m;
+  const std::string text = m.dir / "special.txt";
+  const auto ids = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"tokens", "--model", m.model, "--text", text});
+    return m.json("vqkv-dump", more)[0]["ids"];
+  };
+  CHECK(ids({}) == Json({5, 2, 0, 2, 1}));  // what is not in the vocabulary is left out
+  CHECK(ids({"--special"}) == Json({3, 2, 0, 4, 2, 1}));
+
+  const auto captured = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"capture", "--model", m.model, "--text", text, "--dry-run", "--context", "64"});
+    return m.json("vqkv-dump", more)[0]["tokens"];
+  };
+  CHECK(captured({}) == 6);             // BOS in front
+  CHECK(captured({"--special"}) == 6);  // the text's own
+
+  std::string many = "<s>";
+  for (int i = 0; i < 60; ++i) many += "aba<end>abb";
+  write_file(m.dir / "many.txt", many);
+  const auto replayed = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"replay", "--model", m.model, "--text", m.dir / "many.txt", "--codec", "exact",
+                               "--context", "32", "--windows", "0"});
+    return m.json("vqkv-eval", more)["facts"]["windows"];
+  };
+  CHECK(replayed({}) == 7);             // 241 ids, 31 a window
+  CHECK(replayed({"--special"}) == 9);  // 301 ids, the first of them BOS
+
+  const auto prompt = [&](const std::string& written, std::vector<std::string> more) {
+    more.insert(more.begin(),
+                {"generate", "--model", m.model, "--codec", "exact", "--new-tokens", "1", "--prompt", written});
+    return m.json("vqkv-eval", more)["prompt"];
+  };
+  CHECK(prompt("<s>ab<end>", {}) == Json({3, 5, 2}));
+  CHECK(prompt("<s>ab<end>", {"--special"}) == Json({3, 2, 4}));
+  CHECK(prompt("ab<end>", {"--special"}) == Json({3, 2, 4}));
+
+  const ToolRun both =
+      m.run("vqkv-eval", {"generate", "--model", m.model, "--codec", "exact", "--prompt", "a", "--chat", "--special"});
+  CHECK(both.code == 2);
+  CHECK_THAT(both.err, Contains("--special"));
+  write_file(m.dir / "a.ids", "0 1");
+  CHECK(m.run("vqkv-dump", {"tokens", "--model", m.model, "--token-ids", m.dir / "a.ids", "--special"}).code == 2);
+  // A model without a known template names the way that there is.
+  const ToolRun chat =
+      m.run("vqkv-eval", {"generate", "--model", m.model, "--codec", "exact", "--prompt", "a", "--chat"});
+  CHECK(chat.code == 3);
+  CHECK_THAT(chat.err, Contains("with --special in place of --chat"));
+}
+
+TEST_CASE("--token-ids that start with BOS are used as they are, with a notice", "[cli][text]") {
+  const TinyModel m;
+  const auto capture = [&](const std::string& ids, bool notice) {
+    write_file(m.dir / "x.ids", ids);
+    const ToolRun r = m.run("vqkv-dump", {"capture", "--model", m.model, "--token-ids", m.dir / "x.ids", "--dry-run",
+                                          "--context", "4", "--json"});
+    INFO(r.err);
+    REQUIRE(r.code == 0);
+    CHECK((r.err.find("x.ids: starts with BOS") != std::string::npos) == notice);
+    const Json row = Json::parse(r.out)[0];
+    return std::pair(row["windows"].get<int>(), row["tokens"].get<int>());
+  };
+  CHECK(capture("0 1 2", false) == std::pair(1, 4));
+  CHECK(capture("3 0 1 2", true) == std::pair(1, 4));
+  CHECK(capture("3 0 1 2 3 1 1 1", true) == std::pair(2, 8));  // cut in windows already
+}
+
+TEST_CASE("--token-ids need no tokenizer", "[cli][text]") {
+  const TinyModel m;
+  std::string numbers = "0";
+  for (int i = 1; i < 128; ++i) numbers += " " + std::to_string(i * 7 % 96);
+  write_file(m.dir / "x.ids", numbers);
+  const std::string ids = m.dir / "x.ids";
+  const std::string unknown = m.dir / "unknown";
+  std::filesystem::copy(kTiny + "llama", unknown);
+  write_file(unknown + "/tokenizer.json", R"({"model": {"type": "Unigram", "vocab": []}})");
+  for (const std::string& model : {kTiny + "llama.gguf", kTiny + "llama", unknown}) {
+    INFO(model);
+    const ToolRun tokens = m.run("vqkv-dump", {"tokens", "--model", model, "--token-ids", ids, "--ids"});
+    CHECK(tokens.code == 0);
+    CHECK(tokens.out == numbers + "\n");
+    CHECK_THAT(tokens.err, Contains("the token ids are used as they are, no BOS is added"));
+    CHECK(m.run("vqkv-dump", {"tokens", "--model", model, "--token-ids", ids}).code == 0);
+
+    const std::string trace = m.dir / "t.trace.h5";
+    const ToolRun capture =
+        m.run("vqkv-dump", {"capture", "--model", model, "--token-ids", ids, "--context", "48", "-o", trace, "--json"});
+    INFO(capture.err);
+    REQUIRE(capture.code == 0);
+    const Json row = Json::parse(capture.out)[0];
+    CHECK(row["tokens"] == 128);
+    CHECK(row["bos"] == false);
+    std::filesystem::remove(trace);
+
+    const Json replay =
+        m.json("vqkv-eval", {"replay", "--model", model, "--codec", "exact", "--token-ids", ids, "--context", "64"});
+    CHECK(replay["facts"]["windows"] == 2);
+    CHECK(replay["facts"]["bos"] == false);
+    CHECK(replay["rows"][0].contains("ppl"));
+    CHECK_FALSE(replay["rows"][0].contains("bits_per_byte"));
+
+    // A text does need one, and so does an id to be in the model's vocabulary.
+    const ToolRun text = m.run("vqkv-dump", {"tokens", "--model", model, "--text", m.dir / "plain.txt"});
+    CHECK(text.code == 3);
+    write_file(m.dir / "far.ids", "1 96");
+    const ToolRun far =
+        m.run("vqkv-dump", {"capture", "--model", model, "--token-ids", m.dir / "far.ids", "--dry-run"});
+    CHECK(far.code == 3);
+    CHECK_THAT(far.err, Contains("token id 96 is outside the vocabulary of 96"));
+  }
+}
