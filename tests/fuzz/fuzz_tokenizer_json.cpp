@@ -18,8 +18,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   (void)vqkv::chat_template_normal_form(text);
   try {
     vqkv::TokenizerData parsed = vqkv::parse_tokenizer_json(json, "fuzz");
-    const std::string side(json);
-    vqkv::apply_side_files(parsed, {.folder = "fuzz", .tokenizer_config = side, .generation_config = side});
+    vqkv::SideFiles side;
+    side.tokenizer_config = side.generation_config = json;
+    vqkv::apply_side_files(parsed, side);
     const auto tokenizer = vqkv::make_bpe_tokenizer(std::move(parsed));
     (void)tokenizer->decode(tokenizer->encode(text, true), true);
     (void)tokenizer->encode(text, false);
