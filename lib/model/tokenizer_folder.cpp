@@ -97,8 +97,8 @@ void decide_bos(TokenizerData& data, const JsonNode& config, const std::string& 
   const std::optional<bool> flag = config.at("add_bos_token").boolean();
   const bool from_template = data.from_json && !(flag && is_llama_class(tokenizer_class));
   if (flag && data.from_json && *flag != (template_bos >= 0))
-    log_warning(fmt::format("{} add_bos_token is {}, the template of tokenizer.json {} a BOS token; {} holds",
-                            config.path(), *flag, template_bos >= 0 ? "has" : "has not",
+    log_warning(fmt::format("{} add_bos_token is {}, but the template of tokenizer.json puts {} in front; {} holds",
+                            config.path(), *flag, template_bos >= 0 ? "BOS" : "no token",
                             from_template ? "the template" : "add_bos_token"));
   if (from_template) {
     data.special.add_bos = template_bos >= 0;
