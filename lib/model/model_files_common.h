@@ -18,7 +18,7 @@ inline constexpr int64_t kMaxLayers = 1024, kMaxHidden = 1 << 17, kMaxHeads = 10
 inline constexpr double kMaxTheta = 1e12;
 
 // What helps where a model computes something that the runtime doesn't.
-inline constexpr const char* kRecordInstead =
+inline constexpr std::string_view kRecordInstead =
     "scripts/dump_hf.py records a trace of such a model with transformers, for sweeps";
 
 // Weights that every layer has, in this order; kQBias..kOBias and kQNorm, kKNorm where the facts say so.

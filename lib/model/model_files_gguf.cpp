@@ -84,6 +84,10 @@ class GgufWeights final : public ModelWeights {
   [[noreturn]] void refuse(const std::string& problem) const {
     fail_data(fmt::format("{}: {}", file_.path(), problem));
   }
+  // Of mathematics that the runtime doesn't have.
+  [[noreturn]] void refuse_model(const std::string& problem) const {
+    refuse(fmt::format("{}; {} (from its original weights)", problem, kRecordInstead));
+  }
 
   void read_facts();
   void read_rope();
@@ -100,8 +104,8 @@ void GgufWeights::read_facts() {
   bool known = false;
   for (const auto name : kArchitectures) known = known || facts_.architecture == name;
   if (!known)
-    refuse(fmt::format("the architecture \"{}\" is not supported; supported are {}", label(facts_.architecture),
-                       fmt::join(kArchitectures, ", ")));
+    refuse_model(fmt::format("the architecture \"{}\" is not supported; supported are {}", label(facts_.architecture),
+                             fmt::join(kArchitectures, ", ")));
   if (file_.integer_or("split.count", 0, 65535, 0) > 1)
     refuse(fmt::format("one part of a model split into {} files; merge them into one GGUF first",
                        file_.integer("split.count", 0, 65535)));
@@ -120,7 +124,7 @@ void GgufWeights::read_facts() {
   facts_.kv_heads = static_cast<int>(file_.integer_or(key("attention.head_count_kv"), 1, kMaxHeads, facts_.q_heads));
   facts_.context_length = file_.integer(key("context_length"), 1, kMaxContext);
   if (!file_.has(key("attention.layer_norm_rms_epsilon")) && file_.has(key("attention.layer_norm_epsilon")))
-    refuse("the model uses LayerNorm; only RMS norm is supported");
+    refuse_model("the model uses LayerNorm; only RMS norm is supported");
   // Files hold the epsilon as f32: 1e-5 reads back as 9.99999974738e-06. The shortest decimal of that f32 is what was
   // meant, and what the Hugging Face folder of the same model says.
   facts_.norm_eps =
@@ -133,7 +137,8 @@ void GgufWeights::read_facts() {
       static_cast<int>(file_.integer_or(key("attention.key_length"), 2, kMaxHeadDim, facts_.hidden / facts_.q_heads));
   const int64_t value_dim = file_.integer_or(key("attention.value_length"), 1, kMaxHeadDim, facts_.head_dim);
   if (value_dim != facts_.head_dim)
-    refuse(fmt::format("values of {} channels and keys of {}; equal sizes are supported", value_dim, facts_.head_dim));
+    refuse_model(
+        fmt::format("values of {} channels and keys of {}; equal sizes are supported", value_dim, facts_.head_dim));
 
   const GgufTensor* embedding = file_.find_tensor("token_embd.weight");
   if (!embedding) refuse("the tensor token_embd.weight is missing");
@@ -153,21 +158,21 @@ void GgufWeights::read_facts() {
 
 void GgufWeights::refuse_other_mathematics() const {
   if (const int64_t experts = file_.integer_or(key("expert_count"), 0, 1 << 20, 0); experts > 0)
-    refuse(fmt::format("a mixture of {} experts ({}) is not supported", experts, key("expert_count")));
+    refuse_model(fmt::format("a mixture of {} experts ({}) is not supported", experts, key("expert_count")));
   if (!file_.boolean_or(key("attention.causal"), true))
-    refuse(fmt::format("{} is false; only causal attention is supported", key("attention.causal")));
+    refuse_model(fmt::format("{} is false; only causal attention is supported", key("attention.causal")));
   // Keys of related families that change the result; 0 means off in all of them.
   for (const auto rest : {"attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "logit_scale",
                           "residual_scale", "embedding_scale", "attn_logit_softcapping", "final_logit_softcapping"})
     if (const double value = file_.number_or(key(rest), 0); value != 0)
-      refuse(fmt::format("{} is {}, which is not supported", key(rest), value));
+      refuse_model(fmt::format("{} is {}, which is not supported", key(rest), value));
 }
 
 void GgufWeights::read_rope() {
   const int64_t rotary = file_.integer_or(key("rope.dimension_count"), 1, kMaxHeadDim, facts_.head_dim);
   if (rotary != facts_.head_dim)
-    refuse(fmt::format("RoPE on {} of {} channels ({}) is not supported", rotary, facts_.head_dim,
-                       key("rope.dimension_count")));
+    refuse_model(fmt::format("RoPE on {} of {} channels ({}) is not supported", rotary, facts_.head_dim,
+                             key("rope.dimension_count")));
   const double theta = file_.number_or(key("rope.freq_base"), 10000.0);
   if (!(theta >= 1 && theta <= kMaxTheta))
     refuse(fmt::format("{} is {}, 1 to {} are allowed", key("rope.freq_base"), theta, kMaxTheta));
@@ -183,15 +188,15 @@ void GgufWeights::read_rope() {
   const bool scaled = file_.has(factor_key) || file_.has(old_key);
   const std::string_view kind = file_.string_or(key("rope.scaling.type"), scaled ? "linear" : "none");
   if (kind != "none" && kind != "linear" && kind != "yarn")
-    refuse(fmt::format("RoPE scaling \"{}\" is not supported; supported are none, linear, yarn and a rope_freqs tensor",
-                       label(kind)));
+    refuse_model(fmt::format(
+        "RoPE scaling \"{}\" is not supported; supported are none, linear, yarn and a rope_freqs tensor", label(kind)));
   if (kind == "none" && factor != 1)
     refuse(fmt::format("{} is \"none\" and the factor {}: which is right?", key("rope.scaling.type"), factor));
   if (kind != "none" && !scaled) refuse(fmt::format("{} is missing, which \"{}\" needs", factor_key, kind));
   if (kind == "linear" && factor != 1) facts_.rope.apply_linear(factor);
   if (kind == "yarn") read_yarn(factor);
   if (const double alpha = file_.number_or(key("rope.scaling.alpha"), 0); alpha != 0)
-    refuse(fmt::format("{} is {}, which is not supported", key("rope.scaling.alpha"), alpha));
+    refuse_model(fmt::format("{} is {}, which is not supported", key("rope.scaling.alpha"), alpha));
   const double attention = file_.number_or(key("rope.scaling.attn_factor"), 1);
   if (!(attention >= 1e-3 && attention <= 1e3))
     refuse(fmt::format("{} is {}, 0.001 to 1000 are allowed", key("rope.scaling.attn_factor"), attention));
@@ -246,8 +251,8 @@ void GgufWeights::check_tensors() const {
   }
   for (const GgufTensor& tensor : file_.tensors())
     if (!used.contains(tensor.name))
-      refuse(fmt::format("the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
-                         label(tensor.name), facts_.architecture));
+      refuse_model(fmt::format("the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
+                               label(tensor.name), facts_.architecture));
 }
 
 }  // namespace

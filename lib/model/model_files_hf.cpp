@@ -133,8 +133,8 @@ void HfWeights::read_facts() {
   facts_.source = "hf";
   facts_.architecture = config_.string_or("model_type", "");
   if (std::find(kFamilies.begin(), kFamilies.end(), facts_.architecture) == kFamilies.end())
-    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}", label(facts_.architecture),
-                       fmt::join(kFamilies, ", ")));
+    refuse(fmt::format("model_type \"{}\" is not supported; supported are {}; {}", label(facts_.architecture),
+                       fmt::join(kFamilies, ", "), kRecordInstead));
   const auto folder = std::filesystem::path(folder_).lexically_normal();
   facts_.name = label((folder.has_filename() ? folder : folder.parent_path()).filename().string());
 
@@ -173,12 +173,12 @@ void HfWeights::refuse_other_mathematics() const {
   if (config_.has("quantization_config"))
     refuse("quantization_config: quantized safetensors are not supported; use the original weights or a GGUF");
   if (const std::string act = config_.string_or("hidden_act", "silu"); act != "silu" && act != "swish")
-    config_.fail("hidden_act", "only \"silu\" is supported");
+    config_.fail("hidden_act", fmt::format("only \"silu\" is supported; {}", kRecordInstead));
   if (facts_.architecture == "llama" && config_.boolean_or("mlp_bias", false))  // the other classes don't read the key
-    config_.fail("mlp_bias", std::string("biases of the feed-forward part are not supported; ") + kRecordInstead);
+    config_.fail("mlp_bias", fmt::format("biases of the feed-forward part are not supported; {}", kRecordInstead));
   for (const auto* key : {"num_local_experts", "num_experts"})
     if (config_.has(key) && config_.integer(key, 0, 1 << 20) > 0)
-      config_.fail(key, std::string("a mixture of experts is not supported; ") + kRecordInstead);
+      config_.fail(key, fmt::format("a mixture of experts is not supported; {}", kRecordInstead));
 }
 
 // Each family has its own rule for when a window counts (transformers' configuration classes).
@@ -199,7 +199,7 @@ int64_t HfWeights::sliding_window() const {
       slides = slides || type == "sliding_attention";
       if (type != "full_attention" && type != "sliding_attention")
         config_.fail("layer_types",
-                     std::string("\"full_attention\" and \"sliding_attention\" are allowed; ") + kRecordInstead);
+                     fmt::format("\"full_attention\" and \"sliding_attention\" are allowed; {}", kRecordInstead));
     }
     if (slides && !(may_slide && window() > 0))
       config_.fail(
@@ -261,8 +261,9 @@ void HfWeights::check_tensors() const {
       check_frequencies(name);
       continue;
     }
-    fail_data(fmt::format("{}: the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?)",
-                          files_.find(name).file->path(), label(name), facts_.architecture));
+    fail_data(
+        fmt::format("{}: the tensor {} is not part of a supported {} model (unsupported bias, norm or expert?); {}",
+                    files_.find(name).file->path(), label(name), facts_.architecture, kRecordInstead));
   }
 }
 

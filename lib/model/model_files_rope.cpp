@@ -56,10 +56,10 @@ class Places {
       fail_data(fmt::format("{} is {{}}, which says nothing; leave it out or write null where nothing is scaled",
                             place.where()));
     for (const char* key : kOtherKinds)
-      if (place.has(key)) place.fail(key, std::string("a key of a RoPE that is not supported; ") + kRecordInstead);
+      if (place.has(key)) place.fail(key, fmt::format("a key of a RoPE that is not supported; {}", kRecordInstead));
     for (const auto& [key, value] : place.json().items())
       if (value.is_object())
-        place.fail(key, std::string("a RoPE for each type of layer is not supported; ") + kRecordInstead);
+        place.fail(key, fmt::format("a RoPE for each type of layer is not supported; {}", kRecordInstead));
   }
 
   static const Config* holder(const std::vector<Config>& places, const std::string& key) {
@@ -129,7 +129,7 @@ RopeFacts rope_of(const Config& config, int head_dim, int64_t context_length) {
   const Places places(config);
   if (const Config* partial = places.anywhere("partial_rotary_factor");
       partial && partial->number("partial_rotary_factor", 0, 1) != 1)
-    partial->fail("partial_rotary_factor", std::string("only 1 is supported; ") + kRecordInstead);
+    partial->fail("partial_rotary_factor", fmt::format("only 1 is supported; {}", kRecordInstead));
   const Config* theta = places.anywhere("rope_theta");
   RopeFacts rope = RopeFacts::plain(head_dim, head_dim, theta ? theta->number("rope_theta", 1, kMaxTheta) : 10000.0);
   if (places.kind() == "linear") {

@@ -566,8 +566,8 @@ TEST_CASE("stored RoPE frequencies are compared with the configuration's") {
 TEST_CASE("GGUF models that would compute something else are refused by name") {
   CHECK(gguf_refusal("llama", [](auto&) {}).empty());
   check_says(gguf_refusal("llama", [](auto& b) { b.value("general.architecture").payload = gguf_text("gemma2"); }),
-             {"\"gemma2\"", "llama, qwen2, qwen3"});
-  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.expert_count", 8); }), {"8 experts"});
+             {"\"gemma2\"", "llama, qwen2, qwen3", "dump_hf.py"});
+  check_says(gguf_refusal("llama", [](auto& b) { b.u32("llama.expert_count", 8); }), {"8 experts", "dump_hf.py"});
   check_says(gguf_refusal("llama", [](auto& b) { b.text("llama.rope.scaling.type", "longrope"); }), {"\"longrope\""});
   for (const char* kind : {"linear", "yarn"})
     check_says(gguf_refusal("llama", [&](auto& b) { b.text("llama.rope.scaling.type", kind); }),
@@ -642,7 +642,7 @@ TEST_CASE("Hugging Face models that would compute something else are refused by 
   const auto with = [](const char* family, const char* key, const Json& value) {
     return hf_refusal(family, [&](auto& m) { m.config[key] = value; });
   };
-  check_says(with("llama", "model_type", "mixtral"), {"config.json", "\"mixtral\"", "mistral"});
+  check_says(with("llama", "model_type", "mixtral"), {"config.json", "\"mixtral\"", "mistral", "dump_hf.py"});
   check_says(with("llama", "attention_bias", true), {"self_attn.q_proj.bias is missing"});
   check_says(with("llama", "mlp_bias", true), {"mlp_bias", "dump_hf.py"});
   check_says(with("qwen2", "num_experts", 4), {"num_experts", "dump_hf.py"});

@@ -128,6 +128,15 @@ dump_hf.check_keys(keys, turned[-7:], ROPE, 0)   # of a sliding window
 assert refuses(dump_hf.check_keys, keys, adjacent, ROPE, 0)
 assert refuses(dump_hf.check_keys, keys, keys, ROPE, 0)
 assert refuses(dump_hf.check_keys, keys, turned, {**ROPE, "inverse_frequency": [f * 0.9 for f in ROPE["inverse_frequency"]]}, 0)
+# YaRN is one set of frequencies and a factor on cos and sin: described, and part of the comparison.
+yarn_keys = {**ROPE, "attention_factor": 1.25}
+dump_hf.check_keys(keys, 1.25 * turned, yarn_keys, 0)
+assert refuses(dump_hf.check_keys, keys, 1.25 * turned, ROPE, 0)
+rotary = Facts(inv_freq=Tensor(ROPE["inverse_frequency"]), attention_scaling=1.25)
+described = dump_hf.rope_facts(Facts(modules=lambda: [rotary]), Facts(rope_scaling={"rope_type": "yarn"}, rope_theta=500.0), D)
+assert (described["scaling"], described["attention_factor"], described["theta"]) == ("yarn", 1.25, 500.0)
+for kind in ("dynamic", "longrope"):
+    assert refuses(dump_hf.rope_facts, Facts(modules=lambda: [rotary]), Facts(rope_scaling={"type": kind}), D)
 plain, sinks = [Facts()], [Facts(sinks=1)]
 for config, context, modules, bad in (
         (Facts(), 4096, plain, False), (Facts(layer_types=["full_attention"] * 2, sliding_window=64), 4096, plain, False),
