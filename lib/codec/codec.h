@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "codec/code_block.h"
@@ -126,7 +127,16 @@ struct UnitShape {
   int layer = 0;
   int first_head = 0;
   RopePlacement rope = RopePlacement::kPost;  // as configured; a method that needs one placement refuses the other
+  int rotary_dim = -1;                        // channels [0, rotary_dim) of a head rotate; -1: all
   int channels() const { return head_dim * heads; }
+  // Channels of pair p of the unit, p below channels() / 2: the pairs of RoPE first, in each head, then neighbours
+  // among the channels that don't rotate. query_pair_moment and the grouping rope_pair count them like this.
+  std::pair<int, int> pair(int p) const {
+    const int half = (rotary_dim < 0 ? head_dim : rotary_dim) / 2, in_head = p % (head_dim / 2);
+    const int head = p / (head_dim / 2) * head_dim;
+    return in_head < half ? std::pair{head + in_head, head + in_head + half}
+                          : std::pair{head + 2 * in_head, head + 2 * in_head + 1};
+  }
 };
 
 // The one description of a method: `ls`, `explain`, README's table and the sweep columns read it.

@@ -90,6 +90,7 @@ UnitSpec spec_from_json(const Json& j, const CacheShape& shape, const std::strin
   s.unit.heads = bounded(j, "heads", 1, shape.kv_heads, where);
   s.unit.first_head = bounded(j, "first_head", 0, shape.kv_heads - s.unit.heads, where);
   s.unit.head_dim = bounded(j, "head_dim", shape.head_dim, shape.head_dim, where);
+  s.unit.rotary_dim = shape.rope.rotary_dim;
   if (s.unit.channels() > kMaxUnitChannels)
     fail_data(fmt::format("{}: a unit of {} channels; at most {}", where, s.unit.channels(), kMaxUnitChannels));
   s.unit.rope = one_of(j, "rope", {"post", "pre"}, where) == "pre" ? RopePlacement::kPre : RopePlacement::kPost;

@@ -34,6 +34,20 @@ TEST_CASE("every grouping is a permutation, and rope pairs stay together in both
   CHECK(check_groups("contiguous", unit, 3) == "3 sub-vectors don't divide 128 channels");
 }
 
+TEST_CASE("rope pairs of a partial RoPE are those that rotate, then neighbours", "[vq]") {
+  auto unit = unit_of(16, 2);
+  unit.rotary_dim = 8;
+  CHECK(unit.pair(0) == std::pair{0, 4});
+  CHECK(unit.pair(3) == std::pair{3, 7});
+  CHECK(unit.pair(4) == std::pair{8, 9});
+  CHECK(unit.pair(7) == std::pair{14, 15});
+  CHECK(unit.pair(8) == std::pair{16, 20});
+  CHECK(unit.pair(12) == std::pair{24, 25});
+  CHECK(group_channels("rope_pair", unit, 8) == std::vector<int32_t>{0,  1,  4,  5,  2,  3,  6,  7,  8,  10, 9,
+                                                                     11, 12, 14, 13, 15, 16, 17, 20, 21, 18, 19,
+                                                                     22, 23, 24, 26, 25, 27, 28, 30, 29, 31});
+}
+
 TEST_CASE("variance ranks are dealt out", "[vq]") {
   auto x = gaussian(4000, 8, 1);
   const float scale[8] = {1, 8, 3, 2, 7, 5, 4, 6};

@@ -58,12 +58,10 @@ struct Data {
       : x(keys(600, unit.channels(), seed)),
         queries(keys(300, unit.channels(), seed + 1)),
         moment(moment_of(queries, unit.head_dim)) {
-    const int half = unit.head_dim / 2;
-    for (int h = 0; h < unit.heads; ++h)
-      for (int p = 0; p < half; ++p) {
-        const int a = h * unit.head_dim + p;
-        pairs.push_back(moment(a, a) + moment(a + half, a + half));
-      }
+    for (int p = 0; p < unit.channels() / 2; ++p) {
+      const auto [a, b] = unit.pair(p);
+      pairs.push_back(moment(a, a) + moment(b, b));
+    }
     set.x = x;
     set.queries = queries;
     set.query_moment = moment;
@@ -237,6 +235,51 @@ TEST_CASE("before RoPE the query metric is a weight a pair", "[transform]") {
     CHECK(map.diagonal[p] == map.diagonal[p + 8]);
     CHECK(map.diagonal[0] / map.diagonal[p] == Approx(std::sqrt(data.pairs[p] / data.pairs[0])).epsilon(1e-4));
   }
+}
+
+TEST_CASE("before a partial RoPE the query metric weighs the pairs that rotate, and a chain hands them on",
+          "[transform]") {
+  UnitShape unit = unit_of(16, 2, Role::kKey, RopePlacement::kPre);
+  unit.rotary_dim = 8;
+  Data data(unit, 10);
+  for (size_t p = 0; p < 16; ++p) data.pairs[p] = static_cast<float>(1 + p * p);  // as a trace counts them
+  data.set.query_pair_moment = data.pairs;
+  const auto t = trained("query_metric", Json::object(), unit, data.set);
+  LinearMap map;
+  std::vector<float> bias;
+  t->inverse(map, bias);
+  REQUIRE(map.diagonal.size() == 32);
+  for (int p = 0; p < 16; ++p) {
+    const auto [a, b] = unit.pair(p);
+    CHECK(map.diagonal[static_cast<size_t>(a)] == map.diagonal[static_cast<size_t>(b)]);
+    CHECK(map.diagonal[0] / map.diagonal[static_cast<size_t>(a)] ==
+          Approx(std::sqrt(data.pairs[static_cast<size_t>(p)] / data.pairs[0])).epsilon(1e-4));
+  }
+
+  // Behind a scale a channel the metric of a pair is the mean of its two channels'.
+  const auto diagonal = [&](const std::vector<const char*>& names) {
+    UnitSpec spec;
+    spec.unit = unit;
+    spec.method = "exact";
+    spec.knobs = {{"dtype", "f32"}};
+    spec.transforms = Json::array();
+    for (const char* name : names) spec.transforms.push_back({{"name", name}});
+    const auto codec = make_codec(spec);
+    codec->train(data.set, Rng(2));
+    REQUIRE(codec->plan().map.diagonal.size() == 32);
+    return codec->plan().map.diagonal;
+  };
+  const auto scale = diagonal({"channel_scale"}), both = diagonal({"channel_scale", "query_metric"});
+  const auto weight = [&](int p) {
+    const auto [a, b] = unit.pair(p);
+    const double x = scale[static_cast<size_t>(a)], y = scale[static_cast<size_t>(b)];
+    return data.pairs[static_cast<size_t>(p)] * (x * x + y * y);
+  };
+  for (int p = 0; p < 16; ++p)
+    for (const int c : {unit.pair(p).first, unit.pair(p).second}) {
+      const double own = both[static_cast<size_t>(c)] / scale[static_cast<size_t>(c)], first = both[0] / scale[0];
+      CHECK(first / own == Approx(std::sqrt(weight(p) / weight(0))).epsilon(1e-3));
+    }
 }
 
 TEST_CASE("a metric without moments is refused, not guessed", "[transform]") {

@@ -205,14 +205,13 @@ std::vector<int32_t> group_channels(const std::string& grouping, const UnitShape
   if (grouping == "strided") {
     for (int c = 0; c < channels; ++c) order[static_cast<size_t>(c % groups * width + c / groups)] = c;
   } else if (grouping == "rope_pair") {
-    const int half = unit.head_dim / 2;
     size_t at = 0;
     // A sub-vector holds its first members, then their partners: [x..., y...], as rotating kernels read it.
     for (int g = 0; g < groups; ++g)
       for (int member = 0; member < 2; ++member)
         for (int i = 0; i < width / 2; ++i) {
-          const int pair = g * (width / 2) + i;
-          order[at++] = pair / half * unit.head_dim + pair % half + member * half;
+          const auto [first, partner] = unit.pair(g * (width / 2) + i);
+          order[at++] = member == 0 ? first : partner;
         }
   }
   return order;

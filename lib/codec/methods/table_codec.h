@@ -67,7 +67,7 @@ class TableCodec : public Codec {
 // Which channels make a sub-vector, (groups, width).
 //   contiguous  group g holds channels g * width ...
 //   strided     channel c goes to group c mod groups, place c div groups
-//   rope_pair   pairs (p, p + head_dim / 2) of a head stay together, in order
+//   rope_pair   pairs of a head (UnitShape::pair) stay together, in order
 // `variance` needs data: see variance_channels.
 std::vector<int32_t> group_channels(const std::string& grouping, const UnitShape& unit, int groups);
 // The channel of variance rank i goes to group i mod groups (equal-volume grouping, NOVA-KV, arXiv 2608.04074).

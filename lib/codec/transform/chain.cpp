@@ -69,13 +69,11 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
   Matrix<float> metric;
   if (unit.rope == RopePlacement::kPre && !c.set.query_pair_moment.empty()) {
     // Pre-RoPE the metric is a weight a pair; under a diagonal map it stays one.
-    const int half = unit.head_dim / 2;
     if (!back.map.diagonal.empty()) {
       std::vector<float> pairs(c.set.query_pair_moment.begin(), c.set.query_pair_moment.end());
       for (size_t p = 0; p < pairs.size(); ++p) {
-        const size_t a =
-            p / static_cast<size_t>(half) * static_cast<size_t>(unit.head_dim) + p % static_cast<size_t>(half);
-        const double da = back.map.diagonal[a], db = back.map.diagonal[a + static_cast<size_t>(half)];
+        const auto [a, b] = unit.pair(static_cast<int>(p));
+        const double da = back.map.diagonal[static_cast<size_t>(a)], db = back.map.diagonal[static_cast<size_t>(b)];
         pairs[p] = static_cast<float>(pairs[p] * 0.5 * (da * da + db * db));
       }
       c.pair_moment = std::move(pairs);
@@ -85,8 +83,8 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
     }
     metric = Matrix<float>(channels, channels);
     for (size_t p = 0; p < c.set.query_pair_moment.size(); ++p) {
-      const auto a = static_cast<int64_t>(p) / half * unit.head_dim + static_cast<int64_t>(p) % half;
-      metric(a, a) = metric(a + half, a + half) = 0.5f * c.set.query_pair_moment[p];
+      const auto [a, b] = unit.pair(static_cast<int>(p));
+      metric(a, a) = metric(b, b) = 0.5f * c.set.query_pair_moment[p];
     }
     c.set.query_pair_moment = {};
   } else if (c.set.query_moment.rows > 0) {

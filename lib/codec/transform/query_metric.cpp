@@ -25,7 +25,7 @@ struct QueryMetricKnobs {
 class QueryMetric final : public Transform {
  public:
   QueryMetric(const QueryMetricKnobs& knobs, const UnitShape& unit)
-      : knobs_(knobs), heads_(unit.heads), d_(unit.head_dim), pairs_(unit.rope == RopePlacement::kPre) {
+      : knobs_(knobs), unit_(unit), heads_(unit.heads), d_(unit.head_dim), pairs_(unit.rope == RopePlacement::kPre) {
     scale_.assign(static_cast<size_t>(pairs_ ? unit.channels() : 0), 1.0f);
     if (pairs_) return;
     for (HeadMatrices* m : {&forward_, &back_}) {
@@ -83,8 +83,7 @@ class QueryMetric final : public Transform {
 
  private:
   void train_pairs(const TrainSet& set) {
-    const int half = d_ / 2;
-    if (set.query_pair_moment.size() != static_cast<size_t>(heads_) * static_cast<size_t>(half))
+    if (set.query_pair_moment.size() != static_cast<size_t>(unit_.channels() / 2))
       fail_data(
           "query_metric: the training data hold no pre-RoPE moments of the queries (a transform before it may have "
           "mixed the pairs)");
@@ -94,8 +93,8 @@ class QueryMetric final : public Transform {
     if (!(mean > 0)) mean = 1;
     for (size_t p = 0; p < set.query_pair_moment.size(); ++p) {
       const double w = std::sqrt(set.query_pair_moment[p] / mean + std::max(knobs_.ridge, 1e-12));
-      const size_t a = p / static_cast<size_t>(half) * static_cast<size_t>(d_) + p % static_cast<size_t>(half);
-      scale_[a] = scale_[a + static_cast<size_t>(half)] = static_cast<float>(1.0 / w);
+      const auto [a, b] = unit_.pair(static_cast<int>(p));
+      scale_[static_cast<size_t>(a)] = scale_[static_cast<size_t>(b)] = static_cast<float>(1.0 / w);
     }
   }
 
@@ -155,6 +154,7 @@ class QueryMetric final : public Transform {
   }
 
   QueryMetricKnobs knobs_;
+  UnitShape unit_;
   int heads_, d_;
   bool pairs_;
   std::vector<float> scale_;     // pre-RoPE: 1 / sqrt(weight) a channel
