@@ -1,8 +1,12 @@
 #include "cache/coding.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
+#include "core/finite.h"
 
 namespace vqkv {
 namespace {
@@ -30,6 +34,23 @@ void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
   }
 }
 
+// Attention may take a NaN for a score that is too small to count: it must not get that far.
+void check_values(const CodeLayout& layout, const CodeBlock& codes, int64_t first) {
+  for (size_t s = 0; s < codes.sides.size(); ++s) {
+    const std::vector<float>& side = codes.sides[s];
+    const int64_t bad = first_not_finite(side.data(), static_cast<int64_t>(side.size()));
+    if (bad < 0) continue;
+    const SideSpec& spec = layout.sides[s];
+    fail_data(fmt::format("the {} of token {} is {}; side values must be finite", spec.name,
+                          first + bad / spec.slots * (spec.per_token ? 1 : layout.block_tokens),
+                          side[static_cast<size_t>(bad)]));
+  }
+  for (const OverlayEntry& e : codes.overlay)
+    if (!std::isfinite(e.value))
+      fail_data(fmt::format("the exact exception of token {}, channel {} is {}; it must be finite", first + e.token,
+                            e.channel, e.value));
+}
+
 }  // namespace
 
 int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
@@ -53,6 +74,7 @@ CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShap
   codec.encode(gather(unit, rows, unit.role, from, to - from), codes, state);
   VQKV_CHECK(codes.blocks == (to - from) / block);
   check_codes(plan, codes);
+  check_values(plan.layout, codes, from);
   return codes;
 }
 

@@ -13,4 +13,12 @@ inline bool all_finite(const float* x, int64_t n) {
   return bad == 0;
 }
 
+// Index of the first value that is not, or -1.
+inline int64_t first_not_finite(const float* x, int64_t n) {
+  if (all_finite(x, n)) return -1;
+  int64_t i = 0;
+  while (all_finite(x + i, 1)) ++i;
+  return i;
+}
+
 }  // namespace vqkv

@@ -1,12 +1,16 @@
 #include "experiment/fidelity.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <mutex>
 
 #include "cache/coding.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -71,10 +75,32 @@ struct MetricSet {
   std::vector<Measurement> finish() {
     std::vector<Measurement> out;
     for (auto& m : metrics)
-      for (auto& x : m->finish()) out.push_back(std::move(x));
+      for (auto& x : m->finish()) {
+        require_measured(x);
+        out.push_back(std::move(x));
+      }
     return out;
   }
+
+ private:
+  // NaN says that nothing was measured, and then n is 0; what was measured is a number.
+  static void require_measured(const Measurement& m) {
+    bool good = std::isfinite(m.value) || (std::isnan(m.value) && m.n == 0);
+    good = good && std::isfinite(m.stderr_);
+    for (const double x : m.per_document) good = good && std::isfinite(x);
+    if (!good) fail_data(fmt::format("{} is {} with an error of {}", m.tag, m.value, m.stderr_));
+  }
 };
+
+// A row of NaN would leave most metrics unharmed: what isn't attended to isn't seen.
+void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow& w, int64_t first, ConstMatrix x) {
+  for (int64_t t = 0; t < x.rows; ++t)
+    if (const int64_t c = first_not_finite(x.row(t), x.cols); c >= 0)
+      fail_data(fmt::format("layer {}, role {}, KV head {}, document {}: token {}, channel {} decodes to {}",
+                            rows.scope().layers[static_cast<size_t>(u.layer)], role_name(u.role),
+                            rows.scope().heads[static_cast<size_t>(u.first_head + c / u.head_dim)], w.window.document,
+                            first + t, c % u.head_dim, x(t, c)));
+}
 
 using FillLayer = std::function<CodingTotals(int layer, Layer& data)>;
 
@@ -142,7 +168,7 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
           s.value_layout =
               &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kValue))].codec->layout();
         }
-        if (!s.query_position.empty()) s.rows();
+        s.build_rows();
       });
       const auto kinds = static_cast<int64_t>(sets[0].metrics.size());
       parallel_for(2 * kinds, [&](int64_t i) {
@@ -209,6 +235,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     t.encode = watch.seconds();
     watch.restart();
     decode_plan(plan, block, decoded);
+    require_finite(rows, u, w, sinks, decoded);
     t.decode = watch.seconds();
     t.values = coded * u.channels();
   }

@@ -1,7 +1,12 @@
 #include "generation/logits.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+
+#include "core/error.h"
+#include "core/finite.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "generation/logits.cpp"
@@ -77,6 +82,9 @@ HWY_EXPORT(SumExp);
 HWY_EXPORT(KlSum);
 
 LogitFacts logit_facts(const float* logits, int64_t vocab, int32_t truth) {
+  // The vector loops take a NaN for a probability of zero.
+  if (const int64_t bad = first_not_finite(logits, vocab); bad >= 0)
+    fail_data(fmt::format("the logit of token {} is {}; logits must be finite", bad, logits[bad]));
   LogitFacts f;
   const float best = HWY_DYNAMIC_DISPATCH(MaxOf)(logits, vocab);
   f.top = static_cast<int32_t>(std::find(logits, logits + vocab, best) - logits);
@@ -91,7 +99,7 @@ double kl_divergence(const float* base, double base_log_sum, const float* test, 
   const float gap_f = static_cast<float>(gap), lse_f = static_cast<float>(base_log_sum);
   const double scale = std::exp(static_cast<double>(lse_f) - base_log_sum);
   const double sum = HWY_DYNAMIC_DISPATCH(KlSum)(base, lse_f, test, gap_f, vocab) * scale;
-  return std::max(0.0, sum - (gap - static_cast<double>(gap_f)));
+  return std::max(sum - (gap - static_cast<double>(gap_f)), 0.0);  // in this order a NaN stays one
 }
 
 }  // namespace vqkv

@@ -158,6 +158,13 @@ bool fitted_to_part(const Runner& r) {
   return r.cache->fitted();
 }
 
+// The facts of one prediction; an error says whose it is and where.
+LogitFacts facts_of(const std::string& label, int64_t position, const float* logits, int64_t vocab, int32_t truth) {
+  try {
+    return logit_facts(logits, vocab, truth);
+  } catch (const Error& e) { throw Error(e.kind(), fmt::format("{}: position {}: {}", label, position, e.what())); }
+}
+
 // Tokens [at, end) of a window through every cache; `out` is of this window alone. False when `stop` said so.
 bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_t at, int64_t end,
                     const Stretches& stretches, Runner& base, std::vector<Runner>& runners, Matrix<float>& base_logits,
@@ -175,7 +182,8 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
   const auto truth = [&](int64_t i) { return ids[static_cast<size_t>(at + first + i + 1)]; };
   std::vector<LogitFacts> exact(static_cast<size_t>(scored));
   parallel_for(scored, [&](int64_t i) {
-    exact[static_cast<size_t>(i)] = logit_facts(base_logits.row(first + i), vocab, truth(i));
+    exact[static_cast<size_t>(i)] =
+        facts_of(base.candidate->label, at + first + i + 1, base_logits.row(first + i), vocab, truth(i));
   });
   for (int64_t i = 0; i < scored; ++i) {
     out.position.push_back(static_cast<int32_t>(at + first + i + 1));
@@ -211,7 +219,8 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
     track.same_top.resize(count);
     parallel_for(scored, [&](int64_t i) {
       const size_t k = begin + static_cast<size_t>(i);
-      const LogitFacts f = logit_facts(test_logits.row(first + i), vocab, truth(i));
+      const LogitFacts f =
+          facts_of(r.candidate->label, at + first + i + 1, test_logits.row(first + i), vocab, truth(i));
       const LogitFacts& e = exact[static_cast<size_t>(i)];
       track.nll[k] = f.nll;
       track.kld[k] = kl_divergence(base_logits.row(first + i), e.log_sum, test_logits.row(first + i), f.log_sum, vocab);
@@ -300,8 +309,10 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
     for (size_t c = 0; c < candidates.size(); ++c) runners[c].start(candidates[c]);
     for (int64_t at = 0, end = 0; at < options.context; at = end) {
       end = stretches.end(at);
-      if (!replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, stop, one))
-        return result;
+      try {
+        if (!replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, stop, one))
+          return result;
+      } catch (const Error& e) { throw Error(e.kind(), fmt::format("window {}: {}", w, e.what())); }
       if (at == 0 && end < options.context && std::any_of(runners.begin(), runners.end(), fitted_to_part)) {
         stretches.grid = 0;
         make_room();

@@ -38,6 +38,21 @@ std::vector<double> difference(const std::vector<double>& a, const std::vector<d
   return d;
 }
 
+// Sorting and comparing would hide what is not a number, and a ratio of masses would call it zero.
+void require_finite(const ReplayResult& r, const ReplayTrack& t) {
+  const auto all = [&](const char* what, const std::vector<double>& x) {
+    for (size_t i = 0; i < x.size(); ++i)
+      if (!std::isfinite(x[i]))
+        fail_data(fmt::format("{}: the {} of position {} in window {} is {}", t.label, what, r.position[i], r.window[i],
+                              x[i]));
+  };
+  all("NLL", t.nll);
+  all("KLD", t.kld);
+  all("change of p", t.delta_p);
+  for (const double mass : {t.coded_mass, t.total_mass, t.coded_mass_last, t.total_mass_last})
+    if (!std::isfinite(mass)) fail_data(fmt::format("{}: an attention mass is {}", t.label, mass));
+}
+
 // Means per document in document order, for paired tests elsewhere.
 std::vector<double> per_document(const ReplayResult& r, const std::vector<double>& x) {
   std::vector<double> sum, count;
@@ -88,6 +103,7 @@ ReplayClusters replay_clusters(const ReplayResult& r) {
 std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, int64_t context) {
   const size_t n = t.kld.size();
   VQKV_CHECK(n == r.position.size() && n == r.nll_exact.size());
+  require_finite(r, t);
   if (n < 100) fail_usage(fmt::format("{} scored positions are too few for statistics; give at least 100", n));
   const auto clusters = replay_clusters(r);
   Block out(clusters.count);
@@ -175,6 +191,7 @@ std::vector<PairedDifference> compare_tracks(const ReplayResult& r, std::span<co
     measures.insert(measures.begin() + 1, "kld.last_quarter");
   std::vector<PairedDifference> out;
   std::vector<double> p;
+  for (const ReplayTrack& t : r.tracks) require_finite(r, t);
   const double each = kLevel / static_cast<double>(std::max<size_t>(1, pairs.size() * measures.size()));
   for (const auto& [a, b] : pairs)
     for (const auto& what : measures) {

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "core/finite.h"
 
 namespace vqkv {
 
@@ -20,9 +21,9 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options), rng_(optio
 
 int32_t Sampler::next(std::span<const float> logits) {
   VQKV_CHECK(!logits.empty());
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (std::isnan(logits[i]))
-      fail_data(fmt::format("the logit of token {} is not a number: the model or its cache is broken", i));
+  if (const int64_t bad = first_not_finite(logits.data(), static_cast<int64_t>(logits.size())); bad >= 0)
+    fail_data(fmt::format("the logit of token {} is {}: the model or its cache is broken", bad,
+                          logits[static_cast<size_t>(bad)]));
   if (options_.temperature == 0)
     return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 

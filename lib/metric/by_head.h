@@ -1,5 +1,7 @@
 // Ratios summed per (layer, KV head, document): the aggregation that the sweep's metrics share.
 #pragma once
+#include <fmt/format.h>
+
 #include <cmath>
 #include <map>
 #include <set>
@@ -7,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "core/error.h"
 #include "metric/metric.h"
 #include "metric/statistics.h"
 
@@ -31,6 +34,11 @@ class ByHead {
     int layers = 0, kv_heads = 0;
     for (const auto& [key, cell] : cells_) {
       const auto [layer, head, document] = key;
+      // A mean over the other heads would look like a good score.
+      if (!std::isfinite(cell.first) || !std::isfinite(cell.second) ||
+          (cell.second > 0 && !std::isfinite(ratio(cell.first, cell.second))))
+        fail_data(fmt::format("{}: layer {}, KV head {}, document {} gives {} over {}", tag, layer, head, document,
+                              cell.first, cell.second));
       auto& h = heads[{layer, head}];
       h.first += cell.first;
       h.second += cell.second;
@@ -50,7 +58,7 @@ class ByHead {
         "layer,kv_head", {layers, kv_heads}, std::vector<double>(static_cast<size_t>(layers * kv_heads), std::nan(""))};
     double sum = 0, count = 0;
     for (const auto& [key, h] : heads) {
-      const double r = ratio(h.first, h.second);
+      const double r = ratio(h.first, h.second);  // NaN: nothing was measured
       map.values[static_cast<size_t>(key.first * kv_heads + key.second)] = r;
       if (std::isfinite(r)) sum += r, count += 1;
     }

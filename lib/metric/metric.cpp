@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/gemm.h"
 #include "core/thread_pool.h"
 
@@ -74,6 +75,10 @@ AttentionRows attention_rows(const FidelitySample& x) {
     for (int64_t j = begin; j < end; ++j) hat[j] *= x.score_scale;
     std::copy(s, s + begin, hat);
     std::copy(s + end, s + length, hat + end);
+    for (const float* row : {s, hat})
+      if (const int64_t bad = first_not_finite(row, length); bad >= 0)
+        fail_data(fmt::format("layer {}, KV head {}, document {}: the {} logit of token {} for the query at {} is {}",
+                              x.layer, x.kv_head, x.document, row == s ? "exact" : "coded", bad, length - 1, row[bad]));
     if (x.dropped) std::fill(hat + begin, hat + end, -std::numeric_limits<float>::infinity());
     softmax(s, length, r.p.row(i), n);
     softmax(hat, length, r.p_hat.row(i), n);
@@ -87,8 +92,10 @@ AttentionRows attention_rows(const FidelitySample& x) {
 
 }  // namespace
 
+void FidelitySample::build_rows() { rows_ = std::make_shared<const AttentionRows>(attention_rows(*this)); }
+
 const AttentionRows& FidelitySample::rows() const {
-  if (!rows_) rows_ = std::make_shared<const AttentionRows>(attention_rows(*this));
+  VQKV_CHECK(rows_ != nullptr);
   return *rows_;
 }
 

@@ -35,11 +35,13 @@ struct FidelitySample {
   const CodeLayout* key_layout = nullptr;
   const CodeLayout* value_layout = nullptr;
 
-  // Computed at the first call and shared by the metrics that need it.
+  // Shared by the metrics that need them, which run side by side: whoever makes the sample builds them before.
+  // kBadData: a logit is not finite.
+  void build_rows();
   const AttentionRows& rows() const;
 
  private:
-  mutable std::shared_ptr<const AttentionRows> rows_;
+  std::shared_ptr<const AttentionRows> rows_;
 };
 
 // Scores and probabilities of a sample's queries, exact and with the coded tokens decoded. Rows are query * group + g.

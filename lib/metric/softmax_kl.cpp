@@ -30,7 +30,7 @@ class SoftmaxKl final : public Metric {
         row += p[j] * (static_cast<double>(a[j]) - b[j] - gap);
         tv += 0.5 * std::fabs(static_cast<double>(p[j]) - q[j]);
       }
-      kl += std::max(0.0, row);
+      kl += std::max(row, 0.0);  // in this order a NaN stays one
       for (int64_t j = r.coded_begin[static_cast<size_t>(i)]; j < r.coded_end[static_cast<size_t>(i)]; ++j)
         coded += p[j];
       rows += 1;

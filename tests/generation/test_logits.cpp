@@ -1,8 +1,10 @@
 #include "generation/logits.h"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
+#include "core/error.h"
 #include "core/rng.h"
 #include "support/catch.h"
 
@@ -57,4 +59,16 @@ TEST_CASE("equal logits have no divergence, and ties go to the lowest index") {
   const LogitFacts f = logit_facts(x.data(), 5000, 3);
   CHECK(f.top == 77);
   CHECK(kl_divergence(x.data(), f.log_sum, x.data(), f.log_sum, 5000) == 0.0);
+}
+
+TEST_CASE("logits that are not finite are refused, and no divergence comes out of a NaN") {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::nanf(""), infinity, -infinity})
+    for (const size_t at : {size_t{0}, size_t{1500}, size_t{4999}}) {
+      std::vector<float> x(5000, 1.5f);
+      x[at] = bad;
+      CHECK_THROWS_AS(logit_facts(x.data(), 5000, 3), Error);
+    }
+  const std::vector<float> x(5000, 1.5f);
+  CHECK(std::isnan(kl_divergence(x.data(), 1.5, x.data(), std::nan(""), 5000)));
 }

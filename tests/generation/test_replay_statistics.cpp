@@ -234,3 +234,31 @@ TEST_CASE("under the null few tables hold any verdict at all") {
     CHECK(wrong <= 0.05 * trials);
   }
 }
+
+TEST_CASE("a number that is not finite ends the statistics by name") {
+  const ReplayResult r = made(2, 65);
+  const auto error_of = [&](const ReplayTrack& t) -> std::string {
+    ReplayResult both = r;
+    both.tracks = {track(r, "fine", [](int32_t, int32_t) { return 0.1; }), t};
+    const std::pair<size_t, size_t> pair{0, 1};
+    CHECK_THROWS_AS(compare_tracks(both, std::span(&pair, 1), 65), Error);
+    try {
+      kld_block(r, t, 65);
+    } catch (const Error& e) { return e.what(); }
+    return "no error";
+  };
+  const double nan = std::nan("");
+  const ReplayTrack good = track(r, "a", [](int32_t, int32_t) { return 0.0; });
+  ReplayTrack t = good;
+  t.kld[70] = nan;
+  CHECK(error_of(t) == "a: the KLD of position 7 in window 1 is nan");
+  t = good;
+  t.nll[3] = HUGE_VAL;
+  CHECK(error_of(t) == "a: the NLL of position 4 in window 0 is inf");
+  t = good;
+  t.delta_p[0] = nan;
+  CHECK(error_of(t) == "a: the change of p of position 1 in window 0 is nan");
+  t = good;
+  t.total_mass = nan;
+  CHECK(error_of(t) == "a: an attention mass is nan");
+}

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 
+#include "core/error.h"
 #include "core/rng.h"
 #include "metric/metric.h"
 #include "support/catch.h"
@@ -49,7 +50,8 @@ struct Case {
 
   std::map<std::string, double> run(const std::string& name) const {
     const auto metric = find_metric(name).make();
-    const FidelitySample fresh = sample;  // rows are computed once a sample
+    FidelitySample fresh = sample;
+    fresh.build_rows();
     metric->add(fresh);
     std::map<std::string, double> out;
     for (const auto& m : metric->finish()) out[m.tag] = m.value;
@@ -207,4 +209,62 @@ TEST_CASE("code usage: entropy in bits and dead codewords") {
 
 TEST_CASE("an unknown metric names the nearest") {
   CHECK_THROWS_WITH(find_metric("softmax_k"), Catch::Contains("did you mean 'softmax_kl'"));
+}
+
+TEST_CASE("a value that is not finite ends a metric by name; no mean leaves it out", "[finite]") {
+  const auto error_of = [](const auto& f) -> std::string {
+    try {
+      f();
+    } catch (const Error& e) { return e.what(); }
+    return "no error";
+  };
+  const auto has = [](const std::string& text, const std::string& part) {
+    INFO(text);
+    CHECK(text.find(part) != std::string::npos);
+  };
+  for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF, 3e38f}) {
+    Case c(0.1);
+    CAPTURE(bad);
+    c.k_hat(20, 3) = bad;  // coded for the later queries
+    c.q(4, 3) = c.q(7, 3) = 20;
+    has(error_of([&] { c.run("softmax_kl"); }), "layer 1, KV head 2, document 0: the coded logit of token 20");
+    c.k_hat = c.k;
+    c.v_hat(20, 3) = bad;
+    // A head that is fine beside it must not speak for both.
+    for (const char* name : {"value_nmse", "attention_output"}) {
+      const auto metric = find_metric(name).make();
+      Case good(0.1);
+      good.sample.kv_head = 0;
+      good.sample.build_rows();
+      c.sample.build_rows();
+      metric->add(good.sample);
+      metric->add(c.sample);
+      const std::string error = error_of([&] { metric->finish(); });
+      if (bad == 3e38f) {  // finite, if huge
+        CHECK(error == "no error");
+        continue;
+      }
+      has(error, ": layer 1, KV head 2, document 0 gives ");
+      has(error, name[0] == 'v' ? "value.nmse" : "output.relative_error");
+    }
+  }
+}
+
+TEST_CASE("rows are built by whoever makes the sample, before metrics run side by side") {
+  Case c(0.1);
+  const auto metric = find_metric("softmax_kl").make();
+  CHECK_THROWS_AS(metric->add(c.sample), Error);
+  // A window without recorded queries has rows too: none.
+  c.q = Matrix<float>(0, Case::d);
+  c.sample.q = c.q;
+  c.sample.query_position.clear();
+  c.sample.coded_end_k.clear();
+  c.sample.coded_end_v.clear();
+  c.sample.build_rows();
+  for (const MetricKind* kind : all_metrics()) {
+    INFO(kind->describe().name);
+    const auto m = kind->make();
+    m->add(c.sample);
+    for (const Measurement& x : m->finish()) CHECK((std::isfinite(x.value) || x.n == 0));
+  }
 }

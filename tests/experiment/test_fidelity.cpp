@@ -1,0 +1,105 @@
+// What a sweep does with codecs that no registered method is: broken ones, exact exceptions, parameters fitted to the
+// prompt.
+#include "experiment/fidelity.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/error.h"
+#include "experiment/cost.h"
+#include "support/catch.h"
+#include "support/dummy_codecs.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+struct Recorded {
+  TestFolder folder;
+  std::unique_ptr<TraceReader> reader;
+  CellConfig config;
+  std::unique_ptr<TraceRows> rows;
+  explicit Recorded(int64_t tokens = 160, int64_t first_document = 0) {
+    config.trace = folder / "t.trace.h5";
+    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document);
+    config.train = {1};
+    config.select = {2};
+    config.report = {0, 3};
+    config.cache = canonical_cache_config({{"sinks", 4}, {"window", 16}, {"flush", 16}});
+    config.metrics = {"attention_output", "key_nmse", "logit_error", "softmax_kl", "top_k", "value_nmse"};
+    config.contexts = {tokens};
+    reader = std::make_unique<TraceReader>(config.trace);
+    rows = std::make_unique<TraceRows>(*reader, config);
+  }
+  FidelityResult measure(const CodecSet& set) const {
+    return measure_fidelity(*rows, set, [](int) {});
+  }
+};
+
+// One code; a side value or the plan's bias holds what it must not.
+class BrokenDummy final : public DummyCodec {
+ public:
+  BrokenDummy(const UnitShape& unit, float side, float bias) : DummyCodec(unit), side_(side), bias_(bias) {
+    layout_.fields = {{"code", 1, channels(), true}};
+    layout_.sides = {{"scale", DType::kF32, 1, true}};
+  }
+  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* = nullptr) const override {
+    out.resize(layout_, x.rows);
+    for (auto& s : out.sides[0]) s = 1;
+    out.sides[0].back() = side_;
+  }
+  DecodePlan plan(const PlanQuery& = {}) const override {
+    DecodePlan plan = empty_plan();
+    LevelsTerm term;
+    term.scale_side = 0;
+    term.group_channels = channels();
+    plan.terms = {term};
+    plan.outer_bias.assign(static_cast<size_t>(channels()), 0);
+    plan.outer_bias.back() = bias_;
+    return plan;
+  }
+
+ private:
+  float side_, bias_;
+};
+
+}  // namespace
+
+TEST_CASE("rows that decode to no number end the measurement with their place", "[fidelity]") {
+  const Recorded in;
+  for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF})
+    for (const Role role : {Role::kKey, Role::kValue})
+      for (const bool side : {false, true}) {
+        const auto set =
+            dummy_codec_set(in.rows->scope().shape, RopePlacement::kPost, 2, [&](const UnitShape& unit) {
+              const bool broken = unit.layer == 1 && unit.role == role;
+              return std::make_unique<BrokenDummy>(unit, broken && side ? bad : 1, broken && !side ? bad : 0);
+            });
+        std::string error = "no error";
+        try {
+          in.measure(*set);
+        } catch (const Error& e) { error = e.what(); }
+        INFO(error);
+        // Windows go side by side: any of them may be the first.
+        for (const std::string& part :
+             side ? std::vector{fmt::format("the scale of token 159 is {}", bad)}
+                  : std::vector{fmt::format("layer 1, role {}, KV head 1, document ", role_name(role)),
+                                fmt::format(": token 4, channel 15 decodes to {}", bad)})
+          CHECK(error.find(part) != std::string::npos);
+      }
+}
+
+TEST_CASE("windows without recorded queries are measured where they can be", "[fidelity]") {
+  const Recorded in(160, 6);  // document 0: 6 tokens, no query
+  REQUIRE(in.rows->windows().at(0).query_row.empty());
+  const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPost, 1, [](const UnitShape& unit) {
+    return std::make_unique<SparseDummy>(unit, 2, false);
+  });
+  for (const Measurement& m : in.measure(*set).report) {
+    INFO(m.tag);
+    CHECK(m.n == (m.tag.starts_with("key") || m.tag.starts_with("value") ? 2 : 1));
+  }
+}
