@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -54,23 +57,47 @@ class Traces {
   std::map<std::string, std::shared_ptr<const TraceReader>> open_;
 };
 
-// Cells that differ only in what is measured share their codecs; the last few stay in memory.
+// Cells that differ only in what is measured share their codecs. The first that asks makes them, others that ask
+// meanwhile wait; the last few stay in memory.
 class Trained {
  public:
-  std::shared_ptr<const CodecSet> find(const std::string& id) {
-    const std::lock_guard lock(mutex_);
-    for (const auto& [key, set] : kept_)
-      if (key == id) return set;
-    return nullptr;
-  }
-  void keep(const std::string& id, std::shared_ptr<const CodecSet> set) {
-    const std::lock_guard lock(mutex_);
-    if (kept_.size() >= 4) kept_.erase(kept_.begin());
-    kept_.emplace_back(id, std::move(set));
+  explicit Trained(size_t most) : most_(most) {}
+
+  // `check` is asked while waiting and may throw. Where `make` throws, the next that waits makes them.
+  template <class Make>
+  std::shared_ptr<const CodecSet> get(const std::string& id, const std::function<void()>& check, Make make) {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      for (const auto& [key, set] : kept_)
+        if (key == id) return set;
+      if (making_.insert(id).second) break;
+      made_.wait_for(lock, std::chrono::milliseconds(100));
+      check();
+    }
+    lock.unlock();
+    const auto end = [&] {
+      lock.lock();
+      making_.erase(id);
+      made_.notify_all();
+    };
+    std::shared_ptr<const CodecSet> set;
+    try {
+      set = make();
+    } catch (...) {
+      end();
+      throw;
+    }
+    end();
+    if (kept_.size() >= most_) kept_.erase(kept_.begin());
+    kept_.emplace_back(id, set);
+    return set;
   }
 
  private:
+  size_t most_;
   std::mutex mutex_;
+  std::condition_variable made_;
+  std::set<std::string> making_;
   std::vector<std::pair<std::string, std::shared_ptr<const CodecSet>>> kept_;
 };
 
@@ -100,8 +127,8 @@ bool scale_iterations(CodecPlan& plan, double factor) {
 
 double loss_of(const std::vector<Measurement>& measurements) {
   for (const auto& m : measurements)
-    if (m.tag == kCurveTag) return m.value;
-  fail_internal("the training curve's metric gave no number");
+    if (m.tag == kCurveTag && std::isfinite(m.value)) return m.value;
+  fail_data(fmt::format("train.curve: the select documents give no {}; do they hold recorded queries?", kCurveTag));
 }
 
 // Loss on the select documents after half, full and twice the iterations.
@@ -159,11 +186,6 @@ std::shared_ptr<const CodecSet> load_kept(const std::string& folder, const std::
   return set;
 }
 
-void keep_codecs(const CodecSet& set, const std::string& folder, const std::string& train_id) {
-  std::filesystem::create_directories(std::filesystem::path(folder) / "codecs");
-  save_codec_set(set, kept_codec_path(folder, train_id), {{"train_id", train_id}});
-}
-
 // Measures one cell. `check` throws Stopped.
 Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained, const RunOptions& options,
                   const std::function<void()>& check) {
@@ -175,15 +197,17 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   if (rows.tokens(true) == 0) return {{"status", "failed"}, {"reason", "the report documents hold no token"}};
 
   const std::string train_id = cell.at("train_id").get<std::string>();
-  std::shared_ptr<const CodecSet> codecs = trained.find(train_id);
-  if (!codecs) {
-    codecs = load_kept(options.folder, train_id);
-    if (!codecs) {
-      codecs = train(rows, plan, cell, check);
-      if (options.keep_codecs) keep_codecs(*codecs, options.folder, train_id);
-    }
-    trained.keep(train_id, codecs);
-  }
+  const std::shared_ptr<const CodecSet> codecs = trained.get(train_id, check, [&] {
+    if (auto kept = load_kept(options.folder, train_id)) return kept;
+    if (!options.keep_codecs) return train(rows, plan, cell, check);
+    // Another shard that trains the same ends first; its codecs are ours then.
+    const std::string path = kept_codec_path(options.folder, train_id);
+    const FileLock lock(path + ".lock", check);
+    if (auto kept = load_kept(options.folder, train_id)) return kept;
+    auto made = train(rows, plan, cell, check);
+    save_codec_set(*made, path, {{"train_id", train_id}});
+    return made;
+  });
   const FidelityResult f = measure_fidelity(rows, *codecs, [&](int) { check(); });
 
   Json measurements = Json::array();
@@ -318,9 +342,16 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
     else
       todo.push_back(i);
   }
+  // Cells that share a training follow each other, in the order of the first.
+  std::map<std::string, size_t> first;
+  for (const size_t i : todo) first.emplace(plan.cells[i].at("train_id").get<std::string>(), i);
+  std::stable_sort(todo.begin(), todo.end(), [&](size_t a, size_t b) {
+    return first.at(plan.cells[a].at("train_id").get<std::string>()) <
+           first.at(plan.cells[b].at("train_id").get<std::string>());
+  });
   const Stopwatch clock;
   Traces traces;
-  Trained trained;
+  Trained trained(std::max<size_t>(4, static_cast<size_t>(options.jobs)));
   std::mutex mutex;  // writer, summary, progress
   std::atomic<size_t> next{0};
   std::atomic<bool> ended{false};

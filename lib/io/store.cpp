@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "core/error.h"
 #include "io/atomic_file.h"
@@ -139,13 +141,19 @@ void JsonlWriter::append(const Json& record) {
   }
 }
 
-FileLock::FileLock(const std::string& path) {
+FileLock::FileLock(const std::string& path, const std::function<void()>& waiting) {
   fd_ = open_or_fail(path);
-  while (::flock(fd_, LOCK_EX) != 0) {
-    if (errno == EINTR) continue;
+  while (::flock(fd_, waiting ? LOCK_EX | LOCK_NB : LOCK_EX) != 0) {
     const int e = errno;
-    ::close(fd_);
-    fail_data(fmt::format("{}: can't be locked: {}", path, std::strerror(e)));
+    if (e == EINTR) continue;
+    try {
+      if (e != EWOULDBLOCK) fail_data(fmt::format("{}: can't be locked: {}", path, std::strerror(e)));
+      waiting();
+    } catch (...) {
+      ::close(fd_);
+      throw;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
 }
 

@@ -2,6 +2,7 @@
 // tolerated and reported; anything else that is not JSON is an error with its line.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,10 +37,11 @@ class JsonlWriter {
   int fd_ = -1;
 };
 
-// An exclusive lock on PATH (created when missing) for the life of the object; waits for it.
+// An exclusive lock on PATH (created when missing) for the life of the object; waits for it. `waiting` is called now
+// and then meanwhile, and may throw to give up.
 class FileLock {
  public:
-  explicit FileLock(const std::string& path);
+  explicit FileLock(const std::string& path, const std::function<void()>& waiting = {});
   ~FileLock();
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <thread>
 
 #include "config/sweep.h"
 #include "core/cpu.h"
@@ -332,4 +333,50 @@ TEST_CASE("shards by number and by environment", "[runner]") {
   for (const char* name :
        {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "PMI_RANK", "PMI_SIZE"})
     unsetenv(name);
+}
+
+TEST_CASE("cells that share a training train once, in lanes and in shards that keep their codecs", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan = small_plan(trace,
+                               "codec: {name: rvq, codebooks: 2, bits: 4, iterations: 8, heads: 2}\n"
+                               "sweep: {grid: {trace.queries: [1, 2, 3, 4, 5, 6, 7, 8], seed: [1, 2]}}\n",
+                               "cache: {sinks: 4, window: 16, flush: 16}\n");
+  const Threads t(4);
+  // Seconds of training differ from one training to the next.
+  const auto check_shared = [&](const std::string& folder) {
+    const ResultSet results = load_results(folder);
+    REQUIRE(results.cells.size() == 16);
+    std::map<std::string, double> seconds;
+    for (const auto& c : results.cells) {
+      INFO(c.id() << " " << c.reason());
+      REQUIRE(c.status() == "ok");
+      const double s = c.value("time", "time.train");
+      const auto [it, fresh] = seconds.emplace(c.cell.at("train_id").get<std::string>(), s);
+      CHECK(it->second == s);
+    }
+    CHECK(seconds.size() == 2);
+  };
+  for (const bool keep : {false, true}) {
+    RunOptions options;
+    options.folder = dir / (keep ? "kept" : "lanes");
+    options.jobs = 4;
+    options.keep_codecs = keep;
+    CHECK(run_plan(plan, options).ok == 16);
+    check_shared(options.folder);
+  }
+  const auto shard = [&](int i) {
+    RunOptions options;
+    options.folder = dir / "shards";
+    options.keep_codecs = true;
+    options.shards = 4;
+    options.shard = i;
+    options.writer = fmt::format("shard-{}-of-4", i);
+    run_plan(plan, options);
+  };
+  std::vector<std::thread> running;
+  for (int i = 0; i < 4; ++i) running.emplace_back(shard, i);
+  for (auto& r : running) r.join();
+  check_shared(dir / "shards");
 }
