@@ -113,8 +113,7 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
     auto state = fit_unit(*unit.codec, unit.shape, LayerRows(map, unit.shape.layer), tokens);
     if (!state) return;
     CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages);
-    const int64_t state_bytes = state->bytes(),
-                  form_bytes = static_cast<int64_t>(sizeof(FittedForm) - sizeof(CodedForm)) + form.bytes(*unit.form);
+    const int64_t state_bytes = state->bytes(), form_bytes = FittedForm::bytes(form, *unit.form);
     made[static_cast<size_t>(i)].reset(new FittedForm{std::move(state), std::move(form), state_bytes, form_bytes});
   });
   for (size_t i = 0; i < units.size(); ++i) {

@@ -77,9 +77,20 @@ class CompressedCache {
   std::unique_ptr<Parts> parts_;
 };
 
-// The ledger of a sequence of `tokens` tokens, computed from layouts alone (no data): what `memory` and the byte
-// columns of a sweep show at contexts that were never run. Equal to CompressedCache::bytes() after replay of that many
-// tokens whenever no overlay is in use.
-ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens);
+inline constexpr int64_t kExceptionBytes = 8;  // of an exact exception, as a cache stores it
+
+// What the layout of a unit doesn't tell; measured while coding.
+struct UnitExtras {
+  double exceptions = 0;    // a coded token
+  int64_t state_bytes = 0;  // parameters fitted to the prompt
+  int64_t form_bytes = 0;   // plans and decoders under them (fitted_form_bytes)
+};
+int64_t fitted_form_bytes(const Codec& codec, const UnitShape& unit, const SequenceState& state);
+
+// The ledger of a sequence of `tokens` tokens, computed from layouts and `extras` (one a unit, or none): what `memory`
+// and the byte columns of a sweep show at contexts that were never run. Equal to CompressedCache::bytes() after replay
+// of that many tokens, but for the room that exceptions have to grow.
+ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens,
+                     std::span<const UnitExtras> extras = {});
 
 }  // namespace vqkv

@@ -1,5 +1,8 @@
 #include "cache/ledger.h"
 
+#include <fmt/format.h>
+
+#include "core/error.h"
 #include "core/json.h"
 
 namespace vqkv {
@@ -10,6 +13,26 @@ Json ByteLedger::to_json() const {
           {"window", window},       {"padding", padding},
           {"index", index},         {"workspace", workspace},
           {"codebooks", codebooks}, {"total_sequence", total_sequence()}};
+}
+
+void require_equal(const ByteLedger& formula, const ByteLedger& held, int64_t allocated, const std::string& what) {
+  if (held.total_sequence() != allocated)
+    fail_internal(
+        fmt::format("{}: the ledger says {} bytes and the allocator {}", what, held.total_sequence(), allocated));
+  const auto check = [&](const char* kind, int64_t ByteLedger::*bytes) {
+    if (formula.*bytes != held.*bytes)
+      fail_internal(fmt::format("{}: the formula says {} bytes of {} and the cache holds {}", what, formula.*bytes,
+                                kind, held.*bytes));
+  };
+  const bool exceptions = held.overlay != formula.overlay, fitted = held.workspace != formula.workspace;
+  check("codes", &ByteLedger::codes);
+  check("sinks", &ByteLedger::sinks);
+  check("window", &ByteLedger::window);
+  check("codebooks", &ByteLedger::codebooks);
+  if (!exceptions) check("padding", &ByteLedger::padding);
+  if (fitted) return;
+  check("side", &ByteLedger::side);
+  check("index", &ByteLedger::index);
 }
 
 void* CountingResource::do_allocate(size_t bytes, size_t alignment) {

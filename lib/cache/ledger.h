@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory_resource>
+#include <string>
 
 #include "core/json_fwd.h"
 
@@ -23,6 +24,11 @@ struct ByteLedger {
   int64_t total_sequence() const { return codes + side + overlay + sinks + window + padding + index + workspace; }
   Json to_json() const;
 };
+
+// Error (internal, with `what` and the kind of bytes): the ledger of a cache is not what its allocator holds, or not
+// what ledger_at gave for as many tokens. The formula can't know exceptions, their room to grow, and what was fitted to
+// the prompt: where the cache holds such, it is held to the rest.
+void require_equal(const ByteLedger& formula, const ByteLedger& held, int64_t allocated, const std::string& what);
 
 // Owns every byte of a cache: forwards to an upstream resource and counts.
 class CountingResource final : public std::pmr::memory_resource {

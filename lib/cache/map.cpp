@@ -1,6 +1,7 @@
 #include "cache/map.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cache/store.h"
 #include "core/error.h"
@@ -18,6 +19,7 @@ void release(std::pmr::memory_resource* memory, T* p, int64_t n) {
 }
 
 constexpr int64_t kAddress = sizeof(BlockAddress), kOverlay = sizeof(StoredOverlay);
+static_assert(kOverlay == kExceptionBytes);
 
 // Exact rows of one role in all layers: `held` of them beyond the sinks, in `chunks` chunks.
 void add_exact(ByteLedger& b, int64_t sinks, int64_t total, int64_t held, int64_t chunks, int64_t row, int64_t layers) {
@@ -155,8 +157,14 @@ ByteLedger SequenceMap::bytes() const {
   return b;
 }
 
-ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens) {
-  VQKV_CHECK(tokens >= 0);
+int64_t fitted_form_bytes(const Codec& codec, const UnitShape& unit, const SequenceState& state) {
+  const auto pages = std::make_shared<PageLayout>(codec.layout());
+  return FittedForm::bytes(CodedForm(codec, unit, &state, pages), CodedForm(codec, unit, nullptr, pages));
+}
+
+ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens,
+                     std::span<const UnitExtras> extras) {
+  VQKV_CHECK(tokens >= 0 && (extras.empty() || extras.size() == codecs.units().size()));
   const CacheShape& shape = codecs.shape();
   const int64_t row = int64_t{shape.kv_heads} * shape.head_dim * static_cast<int64_t>(dtype_size(policy.exact_dtype));
   // What has left the exact rows of a role, counted after the sinks.
@@ -174,13 +182,23 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
     add_exact(b, policy.sinks, tokens, held, chunks, row, shape.layers);
     b.index += shape.layers * BlockTable::capacity_for(chunks) * kAddress;
   }
-  for (const TrainedUnit& u : codecs.units()) {
+  const bool any_coded = coded_of(Role::kKey) + coded_of(Role::kValue) > 0;
+  bool any_fitted = false;
+  for (size_t i = 0; i < codecs.units().size(); ++i) {
+    const TrainedUnit& u = codecs.units()[i];
     const PageLayout pages(u.codec->layout());
     const int64_t coded = policy.keeps_codes() ? past_window(u.spec.unit.role) : 0,
                   count = (coded + pages.tokens() - 1) / pages.tokens();
     add_codes(b, pages, coded, count);
     b.index += BlockTable::capacity_for(count) * kAddress;
+    if (extras.empty()) continue;
+    b.overlay += std::llround(extras[i].exceptions * static_cast<double>(coded)) * kExceptionBytes;
+    if (!any_coded || extras[i].form_bytes == 0) continue;
+    b.side += extras[i].state_bytes;
+    b.workspace += extras[i].form_bytes;
+    any_fitted = true;
   }
+  if (any_fitted) b.index += static_cast<int64_t>(codecs.units().size() * sizeof(std::unique_ptr<FittedForm>));
   b.codebooks = codecs.constant_bytes();
   return b;
 }

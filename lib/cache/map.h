@@ -58,6 +58,10 @@ struct FittedForm {
   std::unique_ptr<SequenceState> state;
   CodedForm form;
   int64_t state_bytes = 0, form_bytes = 0;
+  // Memory of a fitted form beside that of the model.
+  static int64_t bytes(const CodedForm& fitted, const CodedForm& model) {
+    return static_cast<int64_t>(sizeof(FittedForm) - sizeof(CodedForm)) + fitted.bytes(model);
+  }
 };
 
 class SequenceMap {

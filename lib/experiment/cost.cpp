@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include "cache/cache.h"
 #include "core/json.h"
 #include "metric/measurement.h"
 
@@ -27,17 +26,18 @@ int64_t values_per_token(const CacheShape& s) { return int64_t{2} * s.layers * s
 
 }  // namespace
 
-Json cost_measurements(const CodecSet& codecs, const CellConfig& config) {
+Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras) {
   Json out = Json::array();
   const CachePolicy policy = config.policy();
   const double per_token = static_cast<double>(values_per_token(codecs.shape()));
   double bits = 0;
   for (const TrainedUnit& u : codecs.units()) bits += u.codec->layout().bits_per_token();
+  for (const UnitExtras& e : extras) bits += 8 * static_cast<double>(kExceptionBytes) * e.exceptions;
   if (policy.keeps_codes()) out.push_back(row("bits_per_value.codes", bits / per_token, "bits/value", 0, 0));
   const int64_t constants = policy.keeps_codes() ? codecs.constant_bytes() : 0;
   out.push_back(row("bytes.constants", static_cast<double>(constants), "bytes", 0, 0));
   for (const int64_t context : config.contexts) {
-    const auto resident = static_cast<double>(ledger_at(codecs, policy, context).total_sequence());
+    const auto resident = static_cast<double>(ledger_at(codecs, policy, context, extras).total_sequence());
     const double values = per_token * static_cast<double>(context);
     out.push_back(row("bytes", resident, "bytes", context, 0));
     out.push_back(row("bits_per_value", 8 * resident / values, "bits/value", context, 0));
@@ -50,10 +50,10 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config) {
   return out;
 }
 
-Json cost_ledgers(const CodecSet& codecs, const CellConfig& config) {
+Json cost_ledgers(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras) {
   Json out = Json::object();
   for (const int64_t context : config.contexts)
-    out[std::to_string(context)] = ledger_at(codecs, config.policy(), context).to_json();
+    out[std::to_string(context)] = ledger_at(codecs, config.policy(), context, extras).to_json();
   return out;
 }
 

@@ -1,19 +1,24 @@
 // The byte columns of a cell.
 #pragma once
-#include "cache/ledger.h"
+#include <span>
+
+#include "cache/cache.h"
 #include "codec/codec_set.h"
 #include "experiment/cell_config.h"
 
 namespace vqkv {
 
 // Measurements of role "cost", as JSON:
-//   bits_per_value.codes              codes and side data of a coded value, K and V together: the layout alone
-//   bytes, bits_per_value             resident bytes of one sequence at `context`, sinks, window and padding included
+//   bits_per_value.codes              codes, side data and exact exceptions of a coded value, K and V together
+//   bytes, bits_per_value             resident bytes of one sequence at `context`: sinks, window, padding, exceptions
+//   and
+//                                     what is fitted to the prompt included
 //   bytes, bits_per_value + sequences the same with the model-side constants shared by that many sequences
 //   bytes.constants                   codebooks, transforms, encoders
 // bits_per_value counts 2 * layers * kv_heads * head_dim values a token, of the layers and heads in scope.
-Json cost_measurements(const CodecSet& codecs, const CellConfig& config);
+// `extras` are those of FidelityResult.
+Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras);
 // The ledgers behind them: {context: {codes: ..., ...}}.
-Json cost_ledgers(const CodecSet& codecs, const CellConfig& config);
+Json cost_ledgers(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras);
 
 }  // namespace vqkv

@@ -208,6 +208,17 @@ HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow
   return r;
 }
 
+CodingTotals& CodingTotals::operator+=(const CodingTotals& o) {
+  encode += o.encode;
+  decode += o.decode;
+  values += o.values;
+  tokens += o.tokens;
+  exceptions += o.exceptions;
+  state_bytes += o.state_bytes;
+  form_bytes += o.form_bytes;
+  return *this;
+}
+
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
                        std::span<HeadRows> heads, CodeBlock& block) {
   const UnitShape& u = unit.spec.unit;
@@ -231,6 +242,10 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     Stopwatch watch;
     const auto state = fit_unit(codec, u, exact, fit_tokens(policy, n));
     const DecodePlan plan = codec.plan({-1, state.get()});
+    if (state) {
+      t.state_bytes = state->bytes();
+      t.form_bytes = fitted_form_bytes(codec, u, *state);
+    }
     block = encode_unit(codec, plan, u, exact, sinks, sinks + coded, state.get());
     t.encode = watch.seconds();
     watch.restart();
@@ -238,6 +253,8 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     require_finite(rows, u, w, sinks, decoded);
     t.decode = watch.seconds();
     t.values = coded * u.channels();
+    t.tokens = coded;
+    t.exceptions = static_cast<int64_t>(block.overlay.size());
   }
   for (int h = 0; h < u.heads; ++h) {
     HeadRows& to = heads[static_cast<size_t>(u.first_head + h)];
@@ -254,29 +271,38 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
 FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
                                 const std::function<void(int)>& progress) {
   const auto& windows = rows.windows();
-  return measure(
+  std::vector<CodingTotals> by_unit(codecs.units().size());  // over the report windows
+  FidelityResult result = measure(
       rows, &codecs,
       [&](int l, Layer& layer) {
-        std::vector<const TrainedUnit*> units;
-        for (const TrainedUnit& u : codecs.units())
-          if (u.spec.unit.layer == l) units.push_back(&u);
+        std::vector<size_t> units;
+        for (size_t u = 0; u < codecs.units().size(); ++u)
+          if (codecs.units()[u].spec.unit.layer == l) units.push_back(u);
         layer.blocks.resize(units.size() * windows.size());
         std::vector<CodingTotals> parts(layer.blocks.size());
         parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
           const int w = static_cast<int>(i) / static_cast<int>(units.size());
           parts[static_cast<size_t>(i)] =
-              code_unit(rows, codecs, *units[static_cast<size_t>(i) % units.size()], windows[static_cast<size_t>(w)],
-                        layer.window(w), layer.blocks[static_cast<size_t>(i)]);
+              code_unit(rows, codecs, codecs.units()[units[static_cast<size_t>(i) % units.size()]],
+                        windows[static_cast<size_t>(w)], layer.window(w), layer.blocks[static_cast<size_t>(i)]);
         });
         CodingTotals t;
-        for (const CodingTotals& p : parts) {
-          t.encode += p.encode;
-          t.decode += p.decode;
-          t.values += p.values;
+        for (size_t i = 0; i < parts.size(); ++i) {
+          t += parts[i];
+          if (windows[i / units.size()].report) by_unit[units[i % units.size()]] += parts[i];
         }
         return t;
       },
       progress);
+  const double reported =
+      static_cast<double>(std::count_if(windows.begin(), windows.end(), [](const EvalWindow& w) { return w.report; }));
+  const auto mean = [&](int64_t sum) { return reported > 0 ? std::llround(static_cast<double>(sum) / reported) : 0; };
+  for (const CodingTotals& t : by_unit)
+    result.extras.push_back(
+        {.exceptions = t.tokens > 0 ? static_cast<double>(t.exceptions) / static_cast<double>(t.tokens) : 0,
+         .state_bytes = mean(t.state_bytes),
+         .form_bytes = mean(t.form_bytes)});
+  return result;
 }
 
 FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& source,
@@ -299,7 +325,9 @@ FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& sour
           std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
           r.coded_k = r.coded_v = n;
         });
-        return CodingTotals{0, 0, 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim}};
+        CodingTotals t;
+        t.values = 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim};
+        return t;
       },
       progress);
 }

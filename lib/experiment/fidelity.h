@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "cache/cache.h"
 #include "experiment/trace_rows.h"
 #include "metric/metric.h"
 
@@ -14,6 +15,7 @@ struct FidelityResult {
   double encode_seconds = 0, decode_seconds = 0, measure_seconds = 0;  // summed over threads for the first two
   int64_t coded_values = 0;                                            // K and V numbers that went through a codec
   double coded_share_k = 0, coded_share_v = 0;  // of the tokens that report queries attend to, the part that was coded
+  std::vector<UnitExtras> extras;               // one a unit of the codec set, means over the report windows
 };
 
 // Everything of one (window, KV head) of a layer; keys after RoPE, rows as in FidelitySample.
@@ -29,6 +31,9 @@ HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow
 struct CodingTotals {
   double encode = 0, decode = 0;  // seconds
   int64_t values = 0;
+  int64_t tokens = 0, exceptions = 0;       // coded, and their exact exceptions
+  int64_t state_bytes = 0, form_bytes = 0;  // fitted to the window
+  CodingTotals& operator+=(const CodingTotals& other);
 };
 // Codes one unit of one window as a cache does (cache/coding.h); `heads` are those of its layer, whose k_hat or v_hat
 // it fills.

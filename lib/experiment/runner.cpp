@@ -213,7 +213,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   Json measurements = Json::array();
   append(measurements, role_rows(f.report, "report"));
   append(measurements, role_rows(f.select, "select"));
-  append(measurements, cost_measurements(*codecs, config));
+  append(measurements, cost_measurements(*codecs, config, f.extras));
   double train_seconds = 0;
   int64_t vectors = 0, iterations = 0, units = 0;
   std::set<const Codec*> seen;
@@ -228,7 +228,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
          Json::array({time_row("time.train", train_seconds), time_row("time.encode", f.encode_seconds),
                       time_row("time.decode", f.decode_seconds), time_row("time.measure", f.measure_seconds)}));
   r["measurements"] = std::move(measurements);
-  r["ledger"] = cost_ledgers(*codecs, config);
+  r["ledger"] = cost_ledgers(*codecs, config, f.extras);
   r["train"] = {{"units", units}, {"vectors", vectors}, {"iterations", iterations}, {"tokens", rows.train_rows()}};
   r["coverage"] = {{"layers", rows.scope().layers},        {"heads", rows.scope().heads},
                    {"report_tokens", rows.tokens(true)},   {"select_tokens", rows.tokens(false)},

@@ -73,11 +73,10 @@ TEST_CASE("rows that decode to no number end the measurement with their place", 
   for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF})
     for (const Role role : {Role::kKey, Role::kValue})
       for (const bool side : {false, true}) {
-        const auto set =
-            dummy_codec_set(in.rows->scope().shape, RopePlacement::kPost, 2, [&](const UnitShape& unit) {
-              const bool broken = unit.layer == 1 && unit.role == role;
-              return std::make_unique<BrokenDummy>(unit, broken && side ? bad : 1, broken && !side ? bad : 0);
-            });
+        const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPost, 2, [&](const UnitShape& unit) {
+          const bool broken = unit.layer == 1 && unit.role == role;
+          return std::make_unique<BrokenDummy>(unit, broken && side ? bad : 1, broken && !side ? bad : 0);
+        });
         std::string error = "no error";
         try {
           in.measure(*set);
@@ -95,11 +94,52 @@ TEST_CASE("rows that decode to no number end the measurement with their place", 
 TEST_CASE("windows without recorded queries are measured where they can be", "[fidelity]") {
   const Recorded in(160, 6);  // document 0: 6 tokens, no query
   REQUIRE(in.rows->windows().at(0).query_row.empty());
-  const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPost, 1, [](const UnitShape& unit) {
-    return std::make_unique<SparseDummy>(unit, 2, false);
-  });
+  const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPost, 1,
+                                   [](const UnitShape& unit) { return std::make_unique<SparseDummy>(unit, 2, false); });
   for (const Measurement& m : in.measure(*set).report) {
     INFO(m.tag);
     CHECK(m.n == (m.tag.starts_with("key") || m.tag.starts_with("value") ? 2 : 1));
+  }
+}
+
+TEST_CASE("the bytes of a sweep are those of a replay: exact exceptions and what is fitted to the prompt",
+          "[fidelity]") {
+  const int64_t tokens = 160;
+  const Recorded in(tokens);
+  const CacheShape& shape = in.rows->scope().shape;
+  const EvalWindow& w = in.rows->windows().back();
+  for (const bool fitted : {false, true}) {
+    const auto set =
+        dummy_codec_set(shape, RopePlacement::kPost, 2, [&](const UnitShape& unit) -> std::unique_ptr<Codec> {
+          if (fitted) return std::make_unique<PromptDummy>(unit);
+          return std::make_unique<SparseDummy>(unit, unit.role == Role::kKey ? 3 : 1, false);
+        });
+    const FidelityResult f = in.measure(*set);
+    CountingResource memory;
+    CompressedCache cache(set, in.config.policy(), &memory);
+    cache.begin_block(tokens);
+    for (int l = 0; l < shape.layers; ++l) {
+      Matrix<float> k(tokens, shape.kv_heads * shape.head_dim), v = k;
+      for (int h = 0; h < shape.kv_heads; ++h) {
+        const Matrix<float> from_k = in.rows->keys(l, h, w), from_v = in.rows->values(l, h, w);
+        for (int64_t t = 0; t < tokens; ++t) {
+          std::copy_n(from_k.row(t), shape.head_dim, k.row(t) + h * shape.head_dim);
+          std::copy_n(from_v.row(t), shape.head_dim, v.row(t) + h * shape.head_dim);
+        }
+      }
+      cache.append(l, k, v);
+    }
+    cache.end_block();
+    const ByteLedger held = cache.bytes();
+    CHECK(cost_ledgers(*set, in.config, f.extras).at(std::to_string(tokens)) == held.to_json());
+    CHECK(held.total_sequence() == memory.live());
+    CHECK((fitted ? held.workspace : held.overlay) > 0);
+    double bits = 0;
+    for (const Json& m : cost_measurements(*set, in.config, f.extras)) {
+      if (m.at("tag") == "bytes" && !m.contains("sequences")) CHECK(m.at("value") == held.total_sequence());
+      if (m.at("tag") == "bits_per_value.codes") bits = m.at("value").get<double>();
+    }
+    // 3 or 4 bits, an f16 scale a unit of 32 channels and role; 8 bytes an exception, 4 of 64 values.
+    CHECK(bits == Approx(fitted ? 4.0 + 16.0 / 32 : 3.0 + 16.0 / 32 + 4 * 64.0 / 64));
   }
 }
