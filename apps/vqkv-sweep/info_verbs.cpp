@@ -36,7 +36,11 @@ Table knob_table(const std::vector<Knob>& knobs) {
                {"type", "", "", false},
                {"help", "", "", false}};
   for (const Knob& k : knobs)
-    t.rows.push_back({{"knob", k.name}, {"default", k.get()}, {"range", k.range}, {"type", k.type}, {"help", k.help}});
+    t.rows.push_back({{"knob", k.name},
+                      {"default", k.get()},
+                      {"range", k.range},
+                      {"type", k.type},
+                      {"help", k.help + (k.effort ? "; training effort" : "")}});
   return t;
 }
 
@@ -162,6 +166,7 @@ int run_explain(const std::string& full_name, const Common& common) {
                  {"family", i.family},
                  {"bits", i.bits},
                  {"rope", join_list(i.rope)},
+                 {"learns from", join_list(m->needs(Json::object()).names())},
                  {"paper", i.paper},
                  {"bibtex", i.bibtex},
                  {"caveat", i.caveat},
@@ -177,6 +182,7 @@ int run_explain(const std::string& full_name, const Common& common) {
     print_facts({{"transform", i.name},
                  {"title", i.title},
                  {"side_bits", i.side_bits},
+                 {"learns from", join_list(k->needs(Json::object()).names())},
                  {"paper", i.paper},
                  {"caveat", i.caveat},
                  {"suits", i.suits}},

@@ -111,14 +111,14 @@ TrainedUnit train_job(const CodecPlan& plan, const Job& job, const TrainSource& 
   std::unique_ptr<Codec> codec = make_codec(spec);
   TrainedUnit out;
   out.spec = spec;
-  if (needs_training(spec)) {
+  if (const TrainNeeds needs = needs_of(spec); needs.rows) {
     TrainData data;
     if (job.members.size() == 1) {
-      data = source.unit(spec.unit);
+      data = source.unit(spec.unit, needs);
       check_data(data, spec.unit);
     } else {
       for (const size_t i : job.members) {
-        const TrainData part = source.unit(plan.units[i].unit);
+        const TrainData part = source.unit(plan.units[i].unit, needs);
         check_data(part, plan.units[i].unit);
         add_unit(data, part, std::max<int64_t>(1, kPoolRows / static_cast<int64_t>(job.members.size())));
       }
@@ -150,10 +150,14 @@ TrainSet TrainData::set(const UnitShape& unit) const {
   return s;
 }
 
-bool needs_training(const UnitSpec& spec) {
-  return find_method(spec.method).describe().trained ||
-         std::any_of(spec.transforms.begin(), spec.transforms.end(),
-                     [](const Json& t) { return find_transform(t.at("name").get<std::string>()).describe().trained; });
+TrainNeeds needs_of(const UnitSpec& spec) {
+  TrainNeeds out = find_method(spec.method).needs(spec.knobs);
+  for (Json t : spec.transforms) {
+    const TransformKind& kind = find_transform(t.at("name").get<std::string>());
+    t.erase("name");
+    out |= kind.needs(t);
+  }
+  return out;
 }
 
 std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape,

@@ -20,9 +20,9 @@ struct TrainData {
 class TrainSource {
  public:
   virtual ~TrainSource() = default;
-  // Rows of the train documents in order, keys in unit.rope's domain. Called from several threads at once, once a unit,
-  // and not at all for a unit that learns nothing.
-  virtual TrainData unit(const UnitShape& unit) const = 0;
+  // Rows of the train documents in order, keys in unit.rope's domain; nothing that is not needed. Called from several
+  // threads at once, once a unit, and not at all for a unit that learns nothing.
+  virtual TrainData unit(const UnitShape& unit, const TrainNeeds& needs) const = 0;
 };
 
 struct TrainOptions {
@@ -32,8 +32,8 @@ struct TrainOptions {
   std::function<void(int64_t done, int64_t total)> progress;
 };
 
-// True where the unit's method or one of its transforms learns from data.
-bool needs_training(const UnitSpec& spec);
+// What the unit's method and its transforms learn from, together.
+TrainNeeds needs_of(const UnitSpec& spec);
 
 // One codec a unit; units that share (`share: heads` within a layer, `layers` over all of them) and agree in everything
 // else get one codec trained on all their rows, thinned evenly to at most 2^20. Bit-identical at any thread count.

@@ -16,6 +16,26 @@ namespace vqkv {
 
 std::string role_name(Role r) { return r == Role::kKey ? "k" : "v"; }
 
+TrainNeeds& TrainNeeds::operator|=(const TrainNeeds& o) {
+  rows |= o.rows;
+  mass |= o.mass;
+  queries |= o.queries;
+  moments |= o.moments;
+  output_weight |= o.output_weight;
+  other_role |= o.other_role;
+  return *this;
+}
+
+std::vector<std::string> TrainNeeds::names() const {
+  const std::pair<bool, const char*> all[] = {{rows, "tokens"},       {mass, "received attention mass"},
+                                              {queries, "queries"},   {moments, "second moments of the queries"},
+                                              {output_weight, "W_O"}, {other_role, "the other role's tokens"}};
+  std::vector<std::string> out;
+  for (const auto& [set, name] : all)
+    if (set) out.emplace_back(name);
+  return out;
+}
+
 Json TrainReport::to_json() const {
   return {{"seconds", seconds}, {"vectors", vectors}, {"iterations", iterations}, {"curve", curve}};
 }

@@ -20,7 +20,8 @@ namespace vqkv {
 enum class Role { kKey, kValue };
 std::string role_name(Role r);  // "k", "v"
 
-// What a codec may learn from, for one unit and role. Rows are tokens of the train documents, in order.
+// What a codec may learn from, for one unit and role. Rows are tokens of the train documents, in order. Only what the
+// method or one of its transforms needs is there (TrainNeeds).
 struct TrainSet {
   ConstMatrix x;                          // (n, channels), in the codec's RoPE domain, before any transform
   std::span<const int32_t> position;      // (n)
@@ -37,6 +38,18 @@ struct TrainSet {
   ConstMatrix other_role;     // (n, channels) of the other role
   int head_dim = 0;
   int heads = 1;  // heads of the unit
+};
+
+// What of a TrainSet a method or transform reads. The rest is not read from a trace, and empty.
+struct TrainNeeds {
+  bool rows = false;           // x, position, document, weight: all that learns has these
+  bool mass = false;           // received_mass, received_mass2
+  bool queries = false;        // queries
+  bool moments = false;        // query_moment, query_pair_moment
+  bool output_weight = false;  // output_weight
+  bool other_role = false;     // other_role
+  TrainNeeds& operator|=(const TrainNeeds& o);
+  std::vector<std::string> names() const;  // of what is set, for listings
 };
 
 // Per-prompt parameters (pruned channels, bases, calibrated levels): fitted once on a prompt, counted as side data.
@@ -172,6 +185,8 @@ class Method {
   // A reason why this method can't code this unit with these knobs ("sub-vectors of 3 channels don't divide 64"), or
   // "".
   virtual std::string check(const Json& knobs, const UnitShape& unit) const = 0;
+  // What it learns from with these knobs.
+  virtual TrainNeeds needs(const Json& knobs) const = 0;
   virtual std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
 
@@ -179,10 +194,19 @@ class Method {
 const std::vector<const Method*>& all_methods();
 const Method& find_method(const std::string& name);
 
+// Of a knobs struct; `learns` is the `trained` of its description.
+template <class Knobs>
+TrainNeeds needs_of(const Knobs& knobs, bool learns) {
+  TrainNeeds out{.rows = learns};
+  if constexpr (requires { knobs.needs(); }) out |= knobs.needs();
+  return out;
+}
+
 // A method file defines `struct XKnobs { ...; KnobTable table(); }`, its Codec, and ends with
 //   VQKV_DEFINE_METHOD(x, XKnobs, XCodec, describe_x, check_x)
 // where XCodec is constructible from (const XKnobs&, const UnitShape&), describe_x() gives MethodInfo and
-// check_x(const XKnobs&, const UnitShape&) the reason or "".
+// check_x(const XKnobs&, const UnitShape&) the reason or "". What it learns from beside the rows, XKnobs says in
+// `TrainNeeds needs() const`; none where it has no such function.
 template <class Knobs, class CodecType>
 class MethodOf final : public Method {
  public:
@@ -198,6 +222,7 @@ class MethodOf final : public Method {
     return table.values();
   }
   std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
+  TrainNeeds needs(const Json& knobs) const override { return needs_of(parse(knobs), describe_().trained); }
   std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const override {
     return std::make_unique<CodecType>(parse(knobs), unit);
   }

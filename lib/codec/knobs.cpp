@@ -74,6 +74,12 @@ KnobTable& KnobTable::choice(std::string name, std::string* value, std::vector<s
   return *this;
 }
 
+KnobTable& KnobTable::effort() {
+  VQKV_CHECK(!knobs_.empty() && knobs_.back().type == "int");
+  knobs_.back().effort = true;
+  return *this;
+}
+
 void KnobTable::apply(const Json& values, const std::string& path) {
   if (values.is_null()) return;
   if (!values.is_object())

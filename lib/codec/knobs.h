@@ -16,6 +16,7 @@ struct Knob {
   std::string range;                     // as shown by `explain`: "1..16", "greedy|beam"
   std::function<Json()> get;             // current value
   std::function<void(const Json&)> set;  // checks type and range; throws kUsage saying what is allowed
+  bool effort = false;                   // how long training runs: what a training curve halves and doubles
 };
 
 // Built by a knobs struct over its own members:
@@ -26,6 +27,9 @@ class KnobTable {
   KnobTable& real(std::string name, double* value, double low, double high, std::string help);
   KnobTable& boolean(std::string name, bool* value, std::string help);
   KnobTable& choice(std::string name, std::string* value, std::vector<std::string> allowed, std::string help);
+
+  // Marks the knob before it, an integer, as training effort.
+  KnobTable& effort();
 
   // Sets every key of `values` (a flat object); an unknown key is an error with the nearest name. `path` prefixes
   // messages.

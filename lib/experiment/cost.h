@@ -10,9 +10,7 @@ namespace vqkv {
 
 // Measurements of role "cost", as JSON:
 //   bits_per_value.codes              codes, side data and exact exceptions of a coded value, K and V together
-//   bytes, bits_per_value             resident bytes of one sequence at `context`: sinks, window, padding, exceptions
-//   and
-//                                     what is fitted to the prompt included
+//   bytes, bits_per_value             resident bytes of one sequence at `context`, all kinds of the ledger
 //   bytes, bits_per_value + sequences the same with the model-side constants shared by that many sequences
 //   bytes.constants                   codebooks, transforms, encoders
 // bits_per_value counts 2 * layers * kv_heads * head_dim values a token, of the layers and heads in scope.

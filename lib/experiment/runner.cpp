@@ -16,6 +16,7 @@
 
 #include "codec/build.h"
 #include "codec/codec_archive.h"
+#include "codec/transform/transform.h"
 #include "core/clock.h"
 #include "core/cpu.h"
 #include "core/error.h"
@@ -110,17 +111,21 @@ std::shared_ptr<const CodecSet> train(const TraceRows& rows, const CodecPlan& pl
   return train_codec_set(plan, rows.scope().shape, rows, options);
 }
 
-// The plan with `factor` times the training of every unit, in whatever its method counts it; false when nothing is
-// trained in steps.
-bool scale_iterations(CodecPlan& plan, double factor) {
+// The plan with `factor` times the training of every unit, methods and transforms; false when nothing is trained in
+// steps.
+bool scale_effort(CodecPlan& plan, double factor) {
   bool any = false;
-  for (UnitSpec& u : plan.units) {
-    for (const char* name : {"iterations", "rounds", "steps", "ema_steps"}) {
-      const auto it = u.knobs.find(name);
-      if (it == u.knobs.end() || !it->is_number_integer()) continue;
+  const auto scale = [&](const std::vector<Knob>& knobs, Json& values) {
+    for (const Knob& k : knobs) {
+      const auto it = values.find(k.name);
+      if (!k.effort || it == values.end() || *it == 0) continue;  // 0: a part of the training that is switched off
       *it = std::max<int64_t>(1, std::llround(it->get<double>() * factor));
       any = true;
     }
+  };
+  for (UnitSpec& u : plan.units) {
+    scale(find_method(u.method).knobs(), u.knobs);
+    for (Json& t : u.transforms) scale(find_transform(t.at("name").get<std::string>()).knobs(), t);
   }
   return any;
 }
@@ -144,7 +149,7 @@ Json training_curve(const TraceReader& reader, const CellConfig& config, const C
     return loss_of(measure_fidelity(rows, set, [&](int) { check(); }).report);
   };
   CodecPlan half = plan, twice = plan;
-  if (!scale_iterations(half, 0.5) || !scale_iterations(twice, 2.0))
+  if (!scale_effort(half, 0.5) || !scale_effort(twice, 2.0))
     return {{"reason", "nothing here is trained in iterations"}};
   out["half"] = measure(*train(rows, half, cell, check));
   out["full"] = measure(full);

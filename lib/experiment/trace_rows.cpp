@@ -203,47 +203,65 @@ Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) con
   return out;
 }
 
-TrainData TraceRows::unit(const UnitShape& unit) const {
-  const CacheShape& shape = reader_.info().shape;
-  const int64_t d = shape.head_dim, n = train_rows(), width = d * unit.heads, group = shape.group();
-  const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
-  const CachePolicy policy = config_.policy();
+TrainData TraceRows::unit(const UnitShape& unit, const TrainNeeds& needs) const {
   TrainData t;
-  t.x = Matrix<float>(n, width);
-  t.other_role = Matrix<float>(n, width);
-  t.received_mass.assign(static_cast<size_t>(n), 0);
-  t.received_mass2.assign(static_cast<size_t>(n), 0);
   for (const int64_t row : train_) {
     t.position.push_back(reader_.position()[static_cast<size_t>(row)]);
     t.document.push_back(reader_.document_of()[static_cast<size_t>(row)]);
   }
+  add_rows(unit, needs, t);
+  if (needs.output_weight) t.output_weight = output_weight(unit.layer, unit.first_head, unit.heads);
+  if (needs.queries) add_queries(unit, t);
+  if (needs.moments && unit.role == Role::kKey) add_moments(unit, t);
+  return t;
+}
+
+void TraceRows::add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainData& t) const {
+  const int64_t d = reader_.info().shape.head_dim, n = train_rows(), width = d * unit.heads;
+  const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
+  const CachePolicy policy = config_.policy();
+  t.x = Matrix<float>(n, width);
+  if (needs.other_role) t.other_role = Matrix<float>(n, width);
+  if (needs.mass) {
+    t.received_mass.assign(static_cast<size_t>(n), 0);
+    t.received_mass2.assign(static_cast<size_t>(n), 0);
+  }
   // Keys as the unit sees them; as the other role of a value they are rotated.
   const bool rotated = unit.role == Role::kValue || unit.rope == RopePlacement::kPost;
-  for (int h = 0; h < unit.heads; ++h) {
-    const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
+  const auto add = [&](Role role, int h, Matrix<float>& to) {
     int64_t at = 0;
     for (const TrainWindow& w : train_windows_) {
-      const int64_t rows = w.window.tokens;
-      Matrix<float> k(rows, d), v(rows, d);
-      read_keys(unit.layer, unit.first_head + h, w.window, k);
-      read_values(unit.layer, unit.first_head + h, w.window, v);
-      const int32_t* position = reader_.position().data() + w.window.first_token;
-      if (rotated == reader_.info().keys_pre_rope) rope_apply(rope_, position, k, !rotated);
-      policy.round_exact(k.data(), k.rows * d);
-      policy.round_exact(v.data(), v.rows * d);
-      const auto mass = reader_.received_mass(layer, head, w.window.first_token, rows);
-      const auto mass2 = reader_.received_mass2(layer, head, w.window.first_token, rows);
+      Matrix<float> x(w.window.tokens, d);
+      if (role == Role::kKey) {
+        read_keys(unit.layer, unit.first_head + h, w.window, x);
+        if (rotated == reader_.info().keys_pre_rope)
+          rope_apply(rope_, reader_.position().data() + w.window.first_token, x, !rotated);
+      } else {
+        read_values(unit.layer, unit.first_head + h, w.window, x);
+      }
+      policy.round_exact(x.data(), x.rows * d);
+      for (const int64_t r : w.rows) std::copy_n(x.row(r), d, to.row(at++) + h * d);
+    }
+  };
+  for (int h = 0; h < unit.heads; ++h) {
+    add(unit.role, h, t.x);
+    if (needs.other_role) add(unit.role == Role::kKey ? Role::kValue : Role::kKey, h, t.other_role);
+    if (!needs.mass) continue;
+    const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
+    size_t at = 0;
+    for (const TrainWindow& w : train_windows_) {
+      const auto mass = reader_.received_mass(layer, head, w.window.first_token, w.window.tokens);
+      const auto mass2 = reader_.received_mass2(layer, head, w.window.first_token, w.window.tokens);
       for (const int64_t r : w.rows) {
-        std::copy_n((unit.role == Role::kKey ? k : v).row(r), d, t.x.row(at) + h * d);
-        std::copy_n((unit.role == Role::kKey ? v : k).row(r), d, t.other_role.row(at) + h * d);
-        t.received_mass[static_cast<size_t>(at)] += mass[static_cast<size_t>(r)];
-        t.received_mass2[static_cast<size_t>(at)] += mass2[static_cast<size_t>(r)];
-        ++at;
+        t.received_mass[at] += mass[static_cast<size_t>(r)];
+        t.received_mass2[at++] += mass2[static_cast<size_t>(r)];
       }
     }
   }
-  t.output_weight = output_weight(unit.layer, unit.first_head, unit.heads);
+}
 
+void TraceRows::add_queries(const UnitShape& unit, TrainData& t) const {
+  const int64_t d = reader_.info().shape.head_dim, width = d * unit.heads, group = reader_.info().shape.group();
   std::vector<int64_t> query_rows;  // of the trace's query axis
   for (const TrainWindow& w : train_windows_)
     for (int64_t q = 0; q < w.window.queries; ++q) query_rows.push_back(w.window.first_query + q);
@@ -263,37 +281,37 @@ TrainData TraceRows::unit(const UnitShape& unit) const {
       }
     }
   }
+}
 
-  if (unit.role == Role::kKey) {
-    t.query_moment = Matrix<float>(width, width);
-    t.query_pair_moment.assign(static_cast<size_t>(width / 2), 0);
-    for (int h = 0; h < unit.heads; ++h) {
-      const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
-      Matrix<double> moment(d, d);
-      std::vector<double> pairs(static_cast<size_t>(d / 2), 0.0);
-      double positions = 0;
-      for (const int64_t document : config_.train) {
-        // Documents are addressed by place, named by id.
-        const auto& list = reader_.documents();
-        const auto it =
-            std::find_if(list.begin(), list.end(), [&](const TraceDocument& x) { return x.id == document; });
-        const int place = static_cast<int>(it - list.begin());
-        const Matrix<double> m = reader_.query_moment(layer, head, place);
-        const std::vector<double> p = reader_.query_pair_moment(layer, head, place);
-        for (int64_t i = 0; i < d * d; ++i) moment.data()[i] += m.data()[i];
-        for (size_t i = 0; i < pairs.size(); ++i) pairs[i] += p[i];
-        positions += static_cast<double>(reader_.moment_count(place)) / static_cast<double>(group);
-      }
-      if (positions == 0) continue;
-      for (int64_t i = 0; i < d; ++i)
-        for (int64_t j = 0; j < d; ++j)
-          t.query_moment(h * d + i, h * d + j) = static_cast<float>(moment(i, j) / positions);
-      for (int64_t i = 0; i < d / 2; ++i)
-        t.query_pair_moment[static_cast<size_t>(h * d / 2 + i)] =
-            static_cast<float>(pairs[static_cast<size_t>(i)] / positions);
+void TraceRows::add_moments(const UnitShape& unit, TrainData& t) const {
+  const int64_t d = reader_.info().shape.head_dim, width = d * unit.heads, group = reader_.info().shape.group();
+  const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
+  t.query_moment = Matrix<float>(width, width);
+  t.query_pair_moment.assign(static_cast<size_t>(width / 2), 0);
+  for (int h = 0; h < unit.heads; ++h) {
+    const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
+    Matrix<double> moment(d, d);
+    std::vector<double> pairs(static_cast<size_t>(d / 2), 0.0);
+    double positions = 0;
+    for (const int64_t document : config_.train) {
+      // Documents are addressed by place, named by id.
+      const auto& list = reader_.documents();
+      const auto it = std::find_if(list.begin(), list.end(), [&](const TraceDocument& x) { return x.id == document; });
+      const int place = static_cast<int>(it - list.begin());
+      const Matrix<double> m = reader_.query_moment(layer, head, place);
+      const std::vector<double> p = reader_.query_pair_moment(layer, head, place);
+      for (int64_t i = 0; i < d * d; ++i) moment.data()[i] += m.data()[i];
+      for (size_t i = 0; i < pairs.size(); ++i) pairs[i] += p[i];
+      positions += static_cast<double>(reader_.moment_count(place)) / static_cast<double>(group);
     }
+    if (positions == 0) continue;
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < d; ++j)
+        t.query_moment(h * d + i, h * d + j) = static_cast<float>(moment(i, j) / positions);
+    for (int64_t i = 0; i < d / 2; ++i)
+      t.query_pair_moment[static_cast<size_t>(h * d / 2 + i)] =
+          static_cast<float>(pairs[static_cast<size_t>(i)] / positions);
   }
-  return t;
 }
 
 }  // namespace vqkv

@@ -48,7 +48,7 @@ class TraceRows final : public TrainSource {
 
   // Rows of the train documents in order, without each window's sinks (they are never coded), evenly thinned to
   // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
-  TrainData unit(const UnitShape& unit) const override;
+  TrainData unit(const UnitShape& unit, const TrainNeeds& needs) const override;
 
   // kBadData when a value read is not finite. Keys of one head of a window before RoPE, values, and queries after RoPE
   // ((queries * group, head_dim), query-major).
@@ -68,6 +68,10 @@ class TraceRows final : public TrainSource {
   void read_keys(int layer, int head, const TraceWindow& w, MutMatrix out) const;
   void read_values(int layer, int head, const TraceWindow& w, MutMatrix out) const;
   void read_queries(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const;
+  // Parts of unit().
+  void add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainData& t) const;
+  void add_queries(const UnitShape& unit, TrainData& t) const;
+  void add_moments(const UnitShape& unit, TrainData& t) const;
 
   const TraceReader& reader_;
   CellConfig config_;

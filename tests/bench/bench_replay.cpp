@@ -36,7 +36,7 @@ namespace {
 
 class RandomRows final : public TrainSource {
  public:
-  TrainData unit(const UnitShape& unit) const override {
+  TrainData unit(const UnitShape& unit, const TrainNeeds&) const override {
     constexpr int64_t kRows = 1024;  // as many as the largest codebook has entries
     TrainData out;
     out.x = Matrix<float>(kRows, unit.channels());

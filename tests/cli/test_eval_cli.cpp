@@ -23,7 +23,7 @@ const std::string kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q
 const std::string kText = VQKV_SOURCE_DIR "/data/jargon-3.txt";
 
 struct NoRows final : TrainSource {
-  TrainData unit(const UnitShape&) const override { return {}; }
+  TrainData unit(const UnitShape&, const TrainNeeds&) const override { return {}; }
 };
 
 void write_codec(const std::string& path, const Json& config, const Json& cache, const std::string& hash = "") {

@@ -27,7 +27,7 @@ CacheShape shape_of(int layers, int kv_heads, int head_dim) {
 struct MeanSource final : TrainSource {
   mutable std::atomic<int> calls = 0;
   int64_t rows = 50;
-  TrainData unit(const UnitShape& u) const override {
+  TrainData unit(const UnitShape& u, const TrainNeeds&) const override {
     ++calls;
     TrainData d;
     Rng rng(static_cast<uint64_t>(u.layer * 100 + u.first_head));

@@ -1,5 +1,6 @@
 // Every method of the registry, as its configs/codecs/NAME.yaml with the group `test` builds it, against every
 // property.
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -376,7 +377,7 @@ TEST_CASE("coding again what was decoded stays close", "[conformance]") {
 TEST_CASE("training gives the same bits at one and two threads", "[conformance]") {
   const int before = thread_count();
   for (const Case& c : cases()) {
-    if (!needs_training(c.spec) || c.spec.unit.heads != 1) continue;
+    if (!needs_of(c.spec).rows || c.spec.unit.heads != 1) continue;
     CAPTURE(c.label);
     MemoryParameters saved[2];
     CodeBlock codes[2];
@@ -390,6 +391,55 @@ TEST_CASE("training gives the same bits at one and two threads", "[conformance]"
     CHECK(same_codes(codes[0], codes[1]));
   }
   set_thread_count(before);
+}
+
+TEST_CASE("what a method does not say it needs changes nothing", "[conformance]") {
+  const auto check = [](const UnitSpec& spec, const TrainData& all) {
+    const TrainNeeds needs = needs_of(spec);
+    if (!needs.rows) return;
+    TrainData some;
+    some.x = all.x;
+    some.position = all.position;
+    some.document = all.document;
+    if (needs.mass) some.received_mass = all.received_mass, some.received_mass2 = all.received_mass2;
+    if (needs.queries) some.queries = all.queries;
+    if (needs.moments) some.query_moment = all.query_moment, some.query_pair_moment = all.query_pair_moment;
+    if (needs.output_weight) some.output_weight = all.output_weight;
+    if (needs.other_role) some.other_role = all.other_role;
+    MemoryParameters with_all, with_some;
+    train(spec, all)->save(with_all);
+    train(spec, some)->save(with_some);
+    CHECK(with_all == with_some);
+  };
+  for (const Case& c : cases()) {
+    CAPTURE(c.label);
+    check(c.spec, c.data);
+    UnitSpec spec = c.spec;
+    for (const char* weight : {"mass", "mass2"}) {
+      if (!spec.knobs.contains("weight")) continue;
+      spec.knobs["weight"] = weight;
+      CHECK(needs_of(spec).mass);
+      check(spec, c.data);
+    }
+  }
+  for (const TransformKind* kind : all_transforms())
+    for (const char* rope : {"post", "pre"}) {
+      const std::string name = kind->describe().name;
+      CAPTURE(name, rope);
+      // One after another, so that what is carried through a chain is too.
+      const Json config = {{"name", "exact"}, {"rope", rope}, {"k", {{"transform", Json::array({"center", name})}}}};
+      const CodecPlan plan = resolve_codec(config, shape_of(1, 64));
+      if (plan.skip.empty()) check(plan.units.at(0), data_of(plan.units[0].unit, 256));
+    }
+}
+
+TEST_CASE("what trains in steps says which knobs count them", "[conformance]") {
+  for (const Method* method : all_methods()) {
+    const MethodInfo info = method->describe();
+    INFO(info.name);
+    const std::vector<Knob> knobs = method->knobs();
+    CHECK(std::any_of(knobs.begin(), knobs.end(), [](const Knob& k) { return k.effort; }) == info.trained);
+  }
 }
 
 TEST_CASE("saved parameters load into the same codec", "[conformance]") {

@@ -143,3 +143,27 @@ TEST_CASE("the bytes of a sweep are those of a replay: exact exceptions and what
     CHECK(bits == Approx(fitted ? 4.0 + 16.0 / 32 : 3.0 + 16.0 / 32 + 4 * 64.0 / 64));
   }
 }
+
+TEST_CASE("nothing is read for a method that it does not need", "[fidelity]") {
+  const Recorded in;
+  UnitShape unit;
+  unit.head_dim = 16;
+  unit.heads = 2;
+  const TrainData rows = in.rows->unit(unit, {.rows = true});
+  CHECK(rows.x.rows == 156);
+  CHECK(rows.position.size() == 156);
+  for (const Matrix<float>* m : {&rows.other_role, &rows.queries, &rows.query_moment, &rows.output_weight})
+    CHECK(m->rows == 0);
+  CHECK(rows.received_mass.empty());
+  CHECK(rows.query_pair_moment.empty());
+  const TrainData all = in.rows->unit(
+      unit, {.rows = true, .mass = true, .queries = true, .moments = true, .output_weight = true, .other_role = true});
+  CHECK(all.x.storage == rows.x.storage);
+  CHECK(all.other_role.rows == 156);
+  CHECK(all.queries.rows == 20 * 2);
+  CHECK(all.query_moment.rows == 32);
+  CHECK(all.query_moment(17, 17) == Approx(2 * all.query_moment(16, 16)));
+  CHECK(all.query_pair_moment.size() == 16);
+  CHECK(all.output_weight.cols == 64);
+  CHECK(all.received_mass2[9] == Approx(0.5));  // of two heads
+}

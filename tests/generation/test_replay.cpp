@@ -22,7 +22,7 @@ struct FakeTokenizer final : Tokenizer {
 };
 
 struct NoRows final : TrainSource {
-  TrainData unit(const UnitShape&) const override { fail_internal("nothing learns here"); }
+  TrainData unit(const UnitShape&, const TrainNeeds&) const override { fail_internal("nothing learns here"); }
 };
 
 // Zeros everywhere but one logit of one position, in caches that code.
@@ -70,14 +70,15 @@ TEST_CASE("a logit that is not finite ends a replay with the candidate, the wind
     const CacheShape shape = model.facts().cache_shape();
     const ReplayCandidate candidate{
         .label = "two bits",
-        .codecs = train_codec_set(resolve_codec({{"name", "rtn"}, {"bits", 2}, {"group", 16}}, shape), shape, NoRows(),
-                                  {}),
+        .codecs =
+            train_codec_set(resolve_codec({{"name", "rtn"}, {"bits", 2}, {"group", 16}}, shape), shape, NoRows(), {}),
         .policy = {}};
     const ReplayText text{"t", std::vector<int32_t>(128, 5)};
     std::string error = "no error";
     try {
       replay(model, std::span(&text, 1), std::span(&candidate, 1), {.context = 64});
     } catch (const Error& e) { error = e.what(); }
-    CHECK(error == fmt::format("window 0: two bits: position 41: the logit of token 5 is {}; logits must be finite", bad));
+    CHECK(error ==
+          fmt::format("window 0: two bits: position 41: the logit of token 5 is {}; logits must be finite", bad));
   }
 }

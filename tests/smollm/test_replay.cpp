@@ -16,7 +16,7 @@ using namespace vqkv;
 namespace {
 
 struct NoRows final : TrainSource {
-  TrainData unit(const UnitShape&) const override { return {}; }
+  TrainData unit(const UnitShape&, const TrainNeeds&) const override { return {}; }
 };
 
 struct RandomRows final : TrainSource {

@@ -34,8 +34,10 @@ struct KumarKnobs {
                 "storage of the standard deviation of a token and head; codes are of values divided by the stored one")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
         .integer("iterations", &iterations, 1, 1000, "k-means iterations of the start")
+        .effort()
         .integer("points", &points, 1, 1 << 20, "vectors a codeword in the start at most (published: 50)")
         .integer("ema_steps", &ema_steps, 0, 100000, "moving-average steps after the start (published: 200)")
+        .effort()
         .integer("ema_batch", &ema_batch, 1, 1 << 24, "vectors a step, sampled")
         .real("ema_decay", &ema_decay, 0.0, 0.99999, "what a step keeps of counts and sums");
   }

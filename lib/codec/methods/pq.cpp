@@ -24,8 +24,10 @@ struct PqKnobs {
                 "training weight of a token: the attention mass it received, or its square")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
         .integer("iterations", &iterations, 1, 1000, "k-means iterations")
+        .effort()
         .integer("points", &points, 1, 1 << 20, "training vectors a codeword at most; more are sampled");
   }
+  TrainNeeds needs() const { return {.mass = weight != "none"}; }
 };
 
 TableShape pq_shape(const PqKnobs& k, const UnitShape& unit) {

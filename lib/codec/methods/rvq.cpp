@@ -33,8 +33,10 @@ struct RvqKnobs {
                 "training weight of a token: the attention mass it received, or its square")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
         .integer("iterations", &iterations, 1, 1000, "k-means iterations a stage")
+        .effort()
         .integer("points", &points, 1, 1 << 20, "training vectors a codeword at most; more are sampled");
   }
+  TrainNeeds needs() const { return {.mass = weight != "none"}; }
   int width(const UnitShape& unit) const { return group == 0 ? unit.channels() : group; }
   int used_beam() const { return encoding == "beam" ? beam : 1; }
 };

@@ -20,6 +20,7 @@ struct QueryMetricKnobs {
         .real("ridge", &ridge, 0.0, 1.0, "added to the metric's diagonal, as a share of its mean")
         .boolean("axes", &axes, "post-RoPE: turn to the principal axes of the keys in the metric");
   }
+  TrainNeeds needs() const { return {.moments = true}; }
 };
 
 class QueryMetric final : public Transform {

@@ -18,7 +18,8 @@ struct RotationKnobs {
         .choice("kind", &kind, {"pca", "opq"},
                 "eigenvectors of the covariance, or the rotation that a product code loses least behind")
         .integer("groups", &groups, 1, 65536, "opq: sub-vectors of a head that the product code will have")
-        .integer("iterations", &iterations, 1, 1000, "opq: alternations of rotation and codes");
+        .integer("iterations", &iterations, 1, 1000, "opq: alternations of rotation and codes")
+        .effort();
   }
 };
 

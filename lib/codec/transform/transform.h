@@ -50,6 +50,7 @@ class TransformKind {
   virtual std::vector<Knob> knobs() const = 0;
   virtual Json canonical(const Json& knobs, const std::string& path) const = 0;
   virtual std::string check(const Json& knobs, const UnitShape& unit) const = 0;
+  virtual TrainNeeds needs(const Json& knobs) const = 0;  // with the transform's own name left out of `knobs`
   virtual std::unique_ptr<Transform> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
 
@@ -91,6 +92,7 @@ class TransformOf final : public TransformKind {
     return table.values();
   }
   std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
+  TrainNeeds needs(const Json& knobs) const override { return needs_of(parse(knobs), describe_().trained); }
   std::unique_ptr<Transform> make(const Json& knobs, const UnitShape& unit) const override {
     return std::make_unique<TransformType>(parse(knobs), unit);
   }
