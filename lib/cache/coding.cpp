@@ -20,18 +20,22 @@ Matrix<float> gather(const UnitShape& unit, const ExactRows& rows, Role role, in
 }
 
 void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
-  for (const PlanTerm& term : plan.terms) {
-    if (const auto* table = std::get_if<TableTerm>(&term)) {
-      // Other slots of the field may have books of their own; their terms check them.
-      const size_t slots = static_cast<size_t>(plan.layout.fields[static_cast<size_t>(table->field)].slots);
-      const std::vector<uint16_t>& all = codes.fields[static_cast<size_t>(table->field)];
-      for (size_t t = 0; t < all.size(); t += slots)
-        for (int s = table->first_slot; s < table->first_slot + table->slots; ++s)
-          VQKV_CHECK(all[t + static_cast<size_t>(s)] < table->entries);
-    } else if (const auto* levels = std::get_if<LevelsTerm>(&term); levels && !levels->levels.empty()) {
-      for (const uint16_t c : codes.fields[static_cast<size_t>(levels->field)]) VQKV_CHECK(c < levels->levels.size());
-    }
-  }
+  const auto check = Overloaded{[&](const TableTerm& table) {
+                                  // Other slots of the field may have books of their own; their terms check them.
+                                  const size_t slots =
+                                      static_cast<size_t>(plan.layout.fields[static_cast<size_t>(table.field)].slots);
+                                  const std::vector<uint16_t>& all = codes.fields[static_cast<size_t>(table.field)];
+                                  for (size_t t = 0; t < all.size(); t += slots)
+                                    for (int s = table.first_slot; s < table.first_slot + table.slots; ++s)
+                                      VQKV_CHECK(all[t + static_cast<size_t>(s)] < table.entries);
+                                },
+                                [&](const LevelsTerm& levels) {
+                                  if (levels.levels.empty()) return;
+                                  for (const uint16_t c : codes.fields[static_cast<size_t>(levels.field)])
+                                    VQKV_CHECK(c < levels.levels.size());
+                                },
+                                [](const DenseTerm&) {}};
+  for (const PlanTerm& term : plan.terms) std::visit(check, term);
 }
 
 // Attention may take a NaN for a score that is too small to count: it must not get that far.

@@ -20,7 +20,9 @@ int64_t bytes_of(const std::vector<T, A>& v) {
 std::set<const void*> books_of(const DecodePlan& plan) {
   std::set<const void*> books;
   for (const PlanTerm& term : plan.terms)
-    if (const auto* t = std::get_if<TableTerm>(&term)) books.insert(t->codewords.get());
+    std::visit(Overloaded{[&](const TableTerm& t) { books.insert(t.codewords.get()); }, [](const LevelsTerm&) {},
+                          [](const DenseTerm&) {}},
+               term);
   return books;
 }
 
@@ -37,16 +39,13 @@ int64_t CodedForm::bytes(const CodedForm& other) const {
   int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + bytes_of(plan.terms) + bytes_of(plan.map.diagonal) +
               bytes_of(plan.map.dense) + bytes_of(plan.inner_bias) + bytes_of(plan.outer_bias) +
               bytes_of(plan.layout.fields) + bytes_of(plan.layout.sides) + bytes_of(decoders);
-  for (const PlanTerm& term : plan.terms) {
-    if (const auto* t = std::get_if<TableTerm>(&term)) {
-      n += bytes_of(t->book_of_slot) + bytes_of(t->channel);
-      if (shared.insert(t->codewords.get()).second) n += bytes_of(*t->codewords);
-    } else if (const auto* l = std::get_if<LevelsTerm>(&term)) {
-      n += bytes_of(l->levels);
-    } else {
-      n += bytes_of(std::get<DenseTerm>(term).channel);
-    }
-  }
+  const auto add = Overloaded{[&](const TableTerm& t) {
+                                n += bytes_of(t.book_of_slot) + bytes_of(t.channel);
+                                if (shared.insert(t.codewords.get()).second) n += bytes_of(*t.codewords);
+                              },
+                              [&](const LevelsTerm& t) { n += bytes_of(t.levels); },
+                              [&](const DenseTerm& t) { n += bytes_of(t.channel); }};
+  for (const PlanTerm& term : plan.terms) std::visit(add, term);
   for (const TileDecoder& d : decoders) n += d.bytes(shared);
   return n;
 }

@@ -81,7 +81,9 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   bool mixed = false;
   {
     bool tables = false, others = false;
-    for (const PlanTerm& term : plan.terms) (std::holds_alternative<TableTerm>(term) ? tables : others) = true;
+    const auto look = Overloaded{[&](const TableTerm&) { tables = true; }, [&](const LevelsTerm&) { others = true; },
+                                 [&](const DenseTerm&) { others = true; }};
+    for (const PlanTerm& term : plan.terms) std::visit(look, term);
     mixed = tables && others;
   }
   std::vector<bool> written(at(code_width_), false);
@@ -95,56 +97,57 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
     }
     return fresh;
   };
-  for (const PlanTerm& term : plan.terms) {
-    if (const auto* t = std::get_if<TableTerm>(&term)) {
-      books_.push_back(t->op == TableTerm::Op::kRotate90 ? rotated(*t) : t->codewords);
-      for (int s = 0; s < t->slots; ++s) {
-        Slot slot;
-        slot.field = t->field;
-        slot.slot = t->first_slot + s;
-        slot.entries = t->entries;
-        slot.stride = t->width;
-        std::vector<int32_t> element, channel;
-        for (int i = 0; i < t->width; ++i) {
-          const int64_t c = t->channel[at(int64_t{s} * t->width + i)] - code_low;
+  const auto add = Overloaded{
+      [&](const TableTerm& t) {
+        books_.push_back(t.op == TableTerm::Op::kRotate90 ? rotated(t) : t.codewords);
+        for (int s = 0; s < t.slots; ++s) {
+          Slot slot;
+          slot.field = t.field;
+          slot.slot = t.first_slot + s;
+          slot.entries = t.entries;
+          slot.stride = t.width;
+          std::vector<int32_t> element, channel;
+          for (int i = 0; i < t.width; ++i) {
+            const int64_t c = t.channel[at(int64_t{s} * t.width + i)] - code_low;
+            if (c < 0 || c >= code_width_) continue;
+            element.push_back(i);
+            channel.push_back(static_cast<int32_t>(c));
+          }
+          if (channel.empty()) continue;
+          slot.width = static_cast<int>(channel.size());
+          for (size_t i = 1; i < channel.size(); ++i)
+            slot.contiguous = slot.contiguous && channel[i] == channel[i - 1] + 1 && element[i] == element[i - 1] + 1;
+          slot.begin = channel[0];
+          slot.words = books_.back()->data() + int64_t{t.book_of_slot[at(s)]} * t.entries * t.width;
+          if (slot.contiguous) slot.words += element[0];
+          slot.store = first_writer(channel);
+          if (!slot.contiguous) {
+            slot.element = std::move(element);
+            slot.channel = std::move(channel);
+          }
+          slots_.push_back(std::move(slot));
+        }
+      },
+      [&](const LevelsTerm& l) {
+        for (int64_t c = 0; c < code_width_; ++c) {
+          Levels levels;
+          levels.field = l.field;
+          levels.channel = static_cast<int>(c);
+          levels.slot = static_cast<int>(code_low + c);
+          levels.term = l;
+          levels.store = first_writer({static_cast<int32_t>(c)});
+          levels_.push_back(std::move(levels));
+        }
+      },
+      [&](const DenseTerm& dense) {
+        for (size_t i = 0; i < dense.channel.size(); ++i) {
+          const int64_t c = dense.channel[i] - code_low;
           if (c < 0 || c >= code_width_) continue;
-          element.push_back(i);
-          channel.push_back(static_cast<int32_t>(c));
+          dense_.push_back(
+              {dense.side, static_cast<int>(i), static_cast<int>(c), first_writer({static_cast<int32_t>(c)})});
         }
-        if (channel.empty()) continue;
-        slot.width = static_cast<int>(channel.size());
-        for (size_t i = 1; i < channel.size(); ++i)
-          slot.contiguous = slot.contiguous && channel[i] == channel[i - 1] + 1 && element[i] == element[i - 1] + 1;
-        slot.begin = channel[0];
-        slot.words = books_.back()->data() + int64_t{t->book_of_slot[at(s)]} * t->entries * t->width;
-        if (slot.contiguous) slot.words += element[0];
-        slot.store = first_writer(channel);
-        if (!slot.contiguous) {
-          slot.element = std::move(element);
-          slot.channel = std::move(channel);
-        }
-        slots_.push_back(std::move(slot));
-      }
-    } else if (const auto* l = std::get_if<LevelsTerm>(&term)) {
-      for (int64_t c = 0; c < code_width_; ++c) {
-        Levels levels;
-        levels.field = l->field;
-        levels.channel = static_cast<int>(c);
-        levels.slot = static_cast<int>(code_low + c);
-        levels.term = *l;
-        levels.store = first_writer({static_cast<int32_t>(c)});
-        levels_.push_back(std::move(levels));
-      }
-    } else {
-      const auto& dense = std::get<DenseTerm>(term);
-      for (size_t i = 0; i < dense.channel.size(); ++i) {
-        const int64_t c = dense.channel[i] - code_low;
-        if (c < 0 || c >= code_width_) continue;
-        dense_.push_back(
-            {dense.side, static_cast<int>(i), static_cast<int>(c), first_writer({static_cast<int32_t>(c)})});
-      }
-    }
-  }
+      }};
+  for (const PlanTerm& term : plan.terms) std::visit(add, term);
   const bool all = !mixed && std::all_of(written.begin(), written.end(), [](bool w) { return w; });
   const bool others = !levels_.empty() || !dense_.empty();
   zero_rows_ = !all && (!slots_.empty() || !others);

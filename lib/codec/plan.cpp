@@ -167,21 +167,22 @@ void decode_token(const DecodePlan& plan, const std::vector<std::pair<int, int>>
 }  // namespace
 
 bool DecodePlan::table_only() const {
-  return std::all_of(terms.begin(), terms.end(),
-                     [](const PlanTerm& t) { return std::holds_alternative<TableTerm>(t); });
+  const auto is_table = Overloaded{[](const TableTerm&) { return true; }, [](const LevelsTerm&) { return false; },
+                                   [](const DenseTerm&) { return false; }};
+  return std::all_of(terms.begin(), terms.end(), [&](const PlanTerm& t) { return std::visit(is_table, t); });
 }
 
 int64_t DecodePlan::constant_bytes() const {
   int64_t bytes = 0;
   std::set<const void*> seen;  // terms may share their books
-  for (const PlanTerm& term : terms) {
-    if (const auto* t = std::get_if<TableTerm>(&term)) {
-      if (seen.insert(t->codewords.get()).second)
-        bytes += static_cast<int64_t>(t->codewords->size()) * static_cast<int64_t>(dtype_size(t->stored_as));
-    } else if (const auto* l = std::get_if<LevelsTerm>(&term)) {
-      bytes += static_cast<int64_t>(l->levels.size() * sizeof(float));
-    }
-  }
+  const auto add =
+      Overloaded{[&](const TableTerm& t) {
+                   if (seen.insert(t.codewords.get()).second)
+                     bytes += static_cast<int64_t>(t.codewords->size()) * static_cast<int64_t>(dtype_size(t.stored_as));
+                 },
+                 [&](const LevelsTerm& t) { bytes += static_cast<int64_t>(t.levels.size() * sizeof(float)); },
+                 [](const DenseTerm&) {}};  // its values are side data
+  for (const PlanTerm& term : terms) std::visit(add, term);
   if (map.stored_bytes >= 0)
     bytes += map.stored_bytes;
   else

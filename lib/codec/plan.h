@@ -62,6 +62,15 @@ struct DenseTerm {
 
 using PlanTerm = std::variant<TableTerm, LevelsTerm, DenseTerm>;
 
+// Several functions as one, to visit a PlanTerm: one function for each kind of term and none for all, so that a new
+// kind does not compile until everything that reads plans says what it does with it (scripts/check-terms).
+template <class... Functions>
+struct Overloaded : Functions... {
+  using Functions::operator()...;
+};
+template <class... Functions>
+Overloaded(Functions...) -> Overloaded<Functions...>;
+
 // y * map, (code_channels) -> (channels). A diagonal or dense matrix; identity when both are empty.
 struct LinearMap {
   std::vector<float> diagonal;  // (channels)
