@@ -20,7 +20,7 @@ struct NoRows final : TrainSource {
 };
 
 struct RandomRows final : TrainSource {
-  TrainData unit(const UnitShape& unit) const override {
+  TrainData unit(const UnitShape& unit, const TrainNeeds&) const override {
     TrainData data;
     data.x = Matrix<float>(256, unit.channels());
     Rng rng(static_cast<uint64_t>(unit.layer * 16 + unit.first_head) * 2 + (unit.role == Role::kValue));
