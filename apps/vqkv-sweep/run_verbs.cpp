@@ -81,7 +81,7 @@ int run_plan_verb(const PlanVerb& verb, const Common& common) {
         {{"quantity", "skipped"}, {"value", skipped}},
         {{"quantity", "bytes read a cell"},
          {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_read)) : Json(e.bytes_read)}},
-        {{"quantity", "memory"},
+        {{"quantity", "peak memory"},
          {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_memory)) : Json(e.bytes_memory)}},
         {{"quantity", fmt::format("time on {} threads", thread_count())},
          {"value",

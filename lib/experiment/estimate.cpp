@@ -2,39 +2,85 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "core/clock.h"
 #include "core/thread_pool.h"
+#include "experiment/fidelity.h"
 #include "experiment/runner.h"
 #include "io/trace.h"
 
 namespace vqkv {
+namespace {
+
+constexpr double kFloat = sizeof(float);
+
+double eval_tokens(const TraceRows& rows) { return static_cast<double>(rows.tokens(true) + rows.tokens(false)); }
+
+// Numbers of one role of all heads in scope at a token.
+double row_width(const TraceRows& rows) {
+  return static_cast<double>(rows.scope().shape.head_dim) * rows.scope().shape.kv_heads;
+}
+
+// Measuring a layer: its exact and decoded rows and their codes, then either the rows in coding, a unit a thread, or
+// the queries and attention rows of a head, of which `attention_output` copies a tile.
+double measuring_bytes(const TraceRows& rows, double unit_width, const ScoreLimits& limits) {
+  const CacheShape& s = rows.scope().shape;
+  double longest = 0;
+  for (const EvalWindow& w : rows.windows()) longest = std::max(longest, static_cast<double>(w.window.tokens));
+  const double kept = eval_tokens(rows) * row_width(rows) * (4 * kFloat + 2 * sizeof(uint16_t));
+  const double coding = thread_count() * longest * unit_width * 2 * kFloat;
+  const auto scores = static_cast<double>(limits.peak(rows.windows(), s.group()));
+  const double queries = static_cast<double>(rows.queries(true) + rows.queries(false)) * s.group() * s.head_dim;
+  const double attention = (4 * scores + std::min(scores, static_cast<double>(limits.tile)) + queries) * kFloat;
+  return kept + std::max(coding, attention);
+}
+
+// Training: of each unit at work its rows, the other role's, and a copy of both where a transform or a codec makes one;
+// a head's queries on the way.
+double training_bytes(const TraceRows& rows, const CodecPlan& plan, double unit_width) {
+  if (std::none_of(plan.units.begin(), plan.units.end(), needs_training)) return 0;
+  const double units = plan.units.size() >= static_cast<size_t>(thread_count()) ? thread_count() : 1;
+  const double queries = static_cast<double>(rows.reader().queries()) * rows.scope().shape.head_dim;
+  return units * (4 * static_cast<double>(rows.train_rows()) * unit_width + queries) * kFloat;
+}
+
+struct CellBytes {
+  double read = 0, held = 0;
+};
+
+CellBytes cell_bytes(const TraceRows& rows, const CodecPlan& codec) {
+  double unit_width = 0;
+  for (const UnitSpec& u : codec.units) unit_width = std::max(unit_width, static_cast<double>(u.unit.channels()));
+  // Both roles, for the unit that learns or is measured and as the other role of one that learns.
+  const double element = static_cast<double>(dtype_size(rows.reader().info().stored));
+  const double values = 2 * row_width(rows) * (static_cast<double>(rows.train_rows()) + eval_tokens(rows));
+  return {2 * rows.scope().shape.layers * values * element,
+          std::max(training_bytes(rows, codec, unit_width), measuring_bytes(rows, unit_width, {}))};
+}
+
+}  // namespace
 
 PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) {
   PlanEstimate e;
-  std::map<std::string, double> seconds_a_layer;  // by the methods of a cell
+  const auto resident = static_cast<double>(peak_rss_bytes());
+  std::set<std::string> seen;                     // what decides a cell's rows, and with them its bytes
+  std::map<std::string, double> seconds_a_layer;  // by what trains and measures a cell
   std::map<std::string, std::shared_ptr<const TraceReader>> traces;
   for (const Json& cell : plan.cells) {
     if (cell.contains("skip") || (stop && stop())) continue;
     const CellConfig config = config_of(cell);
     auto& reader = traces[config.trace];
     if (!reader) reader = std::make_shared<TraceReader>(config.trace);
-    const CacheShape& s = reader->info().shape;
-    const double layers = config.layers.empty() ? s.layers : static_cast<double>(config.layers.size());
-    const double heads = config.heads.empty() ? s.kv_heads : static_cast<double>(config.heads.size());
-    double train = 0, tested = 0;
-    for (const auto& d : reader->documents()) {
-      if (std::find(config.train.begin(), config.train.end(), d.id) != config.train.end())
-        train += static_cast<double>(d.tokens);
-      for (const auto* list : {&config.select, &config.report})
-        if (std::find(list->begin(), list->end(), d.id) != list->end()) tested += static_cast<double>(d.tokens);
+    const CacheShape& shape = reader->info().shape;
+    Json rows_of = Json::object();
+    for (const char* key : {"trace", "codec", "cache", "layers", "heads"}) rows_of[key] = cell.at("config").at(key);
+    if (seen.insert(rows_of.dump()).second) {
+      const TraceRows rows(*reader, config);
+      const CellBytes bytes = cell_bytes(rows, plan_in_scope(resolve_codec(config.codec, shape), rows.scope()));
+      e.bytes_read = std::max(e.bytes_read, bytes.read);
+      e.bytes_memory = std::max(e.bytes_memory, resident + bytes.held);
     }
-    const double row = static_cast<double>(s.head_dim) * heads;
-    e.bytes_read = std::max(e.bytes_read, 2 * layers * row * static_cast<double>(dtype_size(reader->info().stored)) *
-                                              (2 * train + 2 * tested));
-    // Exact and decoded rows of a layer, a copy on the way; the rows of the units in training, one a thread.
-    e.bytes_memory = std::max(
-        e.bytes_memory, 4 * (6 * row * tested + 4 * train * s.head_dim * std::min<double>(thread_count(), heads)));
     const std::string methods = cell.at("versions").dump();
     if (!seconds_a_layer.contains(methods)) {
       const Stopwatch watch;
@@ -42,9 +88,12 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
       seconds_a_layer[methods] = watch.seconds();
       ++e.probed;
     }
+    const double layers = config.layers.empty() ? shape.layers : static_cast<double>(config.layers.size());
     // A training curve trains twice more, with 2.5 times the iterations in all.
     e.seconds += seconds_a_layer[methods] * layers * (config.curve ? 3.5 : 1.0);
   }
+  // What a layer of the probed cells took is no less true than a sum of what is known to be held.
+  e.bytes_memory = std::max(e.bytes_memory, static_cast<double>(peak_rss_bytes()));
   return e;
 }
 

@@ -9,7 +9,7 @@ namespace vqkv {
 struct PlanEstimate {
   double seconds = 0;       // on the threads of this process, one cell after another
   double bytes_read = 0;    // of the trace, a cell
-  double bytes_memory = 0;  // at the peak of a cell
+  double bytes_memory = 0;  // of the process at the peak of its largest cell, one cell at a time
   int probed = 0;           // cells whose first layer was trained and measured
 };
 

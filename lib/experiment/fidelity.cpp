@@ -102,14 +102,87 @@ void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow&
                             first + t, c % u.head_dim, x(t, c)));
 }
 
+// Queries of one window that are measured together.
+struct Tile {
+  size_t window = 0;
+  int64_t first = 0, queries = 0;
+};
+
+// All queries of all windows in order, in batches whose attention rows are in memory at once.
+std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows, int group,
+                                          const ScoreLimits& limits) {
+  std::vector<std::vector<Tile>> batches;
+  int64_t held = 0;
+  for (size_t w = 0; w < windows.size(); ++w) {
+    const int64_t all = static_cast<int64_t>(windows[w].query_row.size());
+    const int64_t scores = group * windows[w].window.tokens,
+                  step = std::max<int64_t>(1, limits.tile / std::max<int64_t>(1, scores));
+    int64_t first = 0;
+    do {  // a window without queries has rows to compare
+      const Tile tile{w, first, std::min(step, all - first)};
+      if (batches.empty() || held + tile.queries * scores > limits.held) {
+        batches.emplace_back();
+        held = 0;
+      }
+      batches.back().push_back(tile);
+      held += tile.queries * scores;
+      first += tile.queries;
+    } while (first < all);
+  }
+  return batches;
+}
+
+FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, int h, const Tile& tile,
+                         const HeadRows& r, const Matrix<float>& queries, ConstMatrix w_o) {
+  const CachePolicy policy = rows.config().policy();
+  const EvalWindow& w = rows.windows()[tile.window];
+  FidelitySample s;
+  s.layer = rows.scope().layers[static_cast<size_t>(l)];
+  s.kv_head = rows.scope().heads[static_cast<size_t>(h)];
+  s.document = w.window.document;
+  s.k = r.k;
+  s.k_hat = r.k_hat;
+  s.v = r.v;
+  s.v_hat = r.v_hat;
+  s.group = rows.scope().shape.group();
+  s.q = queries.view().slice_rows(tile.first * s.group, tile.queries * s.group);
+  const auto first = w.query_position.begin() + tile.first;
+  s.query_position.assign(first, first + tile.queries);
+  s.sinks = std::min(policy.sinks, w.window.tokens);
+  s.dropped = policy.drops;
+  for (const int64_t p : s.query_position) {
+    s.coded_end_k.push_back(std::min({policy.coded_end(Role::kKey, p), p + 1, r.coded_k}));
+    s.coded_end_v.push_back(std::min({policy.coded_end(Role::kValue, p), p + 1, r.coded_v}));
+  }
+  s.score_scale = rows.scope().shape.score_scale;
+  s.w_o = w_o;
+  // Rows and codes are those of the window: they count with its first queries alone.
+  const bool opens = tile.first == 0;
+  s.coded_last_k = opens ? r.coded_k : s.sinks;
+  s.coded_last_v = opens ? r.coded_v : s.sinks;
+  const auto layout = [&](Role role) {
+    return &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, role))].codec->layout();
+  };
+  if (codecs && opens && r.key_block) {
+    s.key_codes = &r.key_block->fields;
+    s.key_layout = layout(Role::kKey);
+  }
+  if (codecs && opens && r.value_block) {
+    s.value_codes = &r.value_block->fields;
+    s.value_layout = layout(Role::kValue);
+  }
+  return s;
+}
+
 using FillLayer = std::function<CodingTotals(int layer, Layer& data)>;
 
 FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill,
-                       const std::function<void(int)>& progress) {
+                       const std::function<void(int)>& progress, const ScoreLimits& limits) {
   const auto& windows = rows.windows();
-  const CachePolicy policy = rows.config().policy();
   const CacheShape& shape = rows.scope().shape;
-  MetricSet sets[2] = {MetricSet(rows.config().metrics, policy.drops), MetricSet(rows.config().metrics, policy.drops)};
+  const bool drops = rows.config().policy().drops;
+  MetricSet sets[2] = {MetricSet(rows.config().metrics, drops), MetricSet(rows.config().metrics, drops)};
+  const std::vector<std::vector<Tile>> batches = batches_of(windows, shape.group(), limits);
   FidelityResult out;
   double attended = 0, coded_k = 0, coded_v = 0;
   for (int l = 0; l < shape.layers; ++l) {
@@ -128,61 +201,37 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
     out.coded_values += t.values;
 
     const Stopwatch watch;
-    // Windows side by side, heads in turn: a sample's attention rows are computed once for all metrics, so at most one
-    // head's samples are in memory; metrics of one kind of document see them in a fixed order.
+    // Tiles side by side, heads in turn: a sample's attention rows are computed once for all metrics, so at most one
+    // batch of one head's is in memory; metrics of one kind of document see them in a fixed order.
     for (int h = 0; h < shape.kv_heads; ++h) {
       const Matrix<float> w_o = rows.output_weight(l, h, 1);
-      std::vector<FidelitySample> samples(windows.size());
       std::vector<Matrix<float>> queries(windows.size());
       parallel_for(static_cast<int64_t>(windows.size()), [&](int64_t i) {
-        const EvalWindow& w = windows[static_cast<size_t>(i)];
-        HeadRows& r = layer.at(static_cast<int>(i), h);
-        queries[static_cast<size_t>(i)] = rows.queries(l, h, w);
-        FidelitySample& s = samples[static_cast<size_t>(i)];
-        s.layer = rows.scope().layers[static_cast<size_t>(l)];
-        s.kv_head = rows.scope().heads[static_cast<size_t>(h)];
-        s.document = w.window.document;
-        s.k = r.k;
-        s.k_hat = r.k_hat;
-        s.v = r.v;
-        s.v_hat = r.v_hat;
-        s.coded_last_k = r.coded_k;
-        s.coded_last_v = r.coded_v;
-        s.q = queries[static_cast<size_t>(i)];
-        s.group = shape.group();
-        s.query_position = w.query_position;
-        s.sinks = std::min(policy.sinks, w.window.tokens);
-        s.dropped = policy.drops;
-        for (const int64_t p : w.query_position) {
-          s.coded_end_k.push_back(std::min({policy.coded_end(Role::kKey, p), p + 1, r.coded_k}));
-          s.coded_end_v.push_back(std::min({policy.coded_end(Role::kValue, p), p + 1, r.coded_v}));
-        }
-        s.score_scale = shape.score_scale;
-        s.w_o = w_o;
-        if (codecs && r.key_block) {
-          s.key_codes = &r.key_block->fields;
-          s.key_layout = &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kKey))].codec->layout();
-        }
-        if (codecs && r.value_block) {
-          s.value_codes = &r.value_block->fields;
-          s.value_layout =
-              &codecs->units()[static_cast<size_t>(codecs->unit_index(l, h, Role::kValue))].codec->layout();
-        }
-        s.build_rows();
+        queries[static_cast<size_t>(i)] = rows.queries(l, h, windows[static_cast<size_t>(i)]);
       });
-      const auto kinds = static_cast<int64_t>(sets[0].metrics.size());
-      parallel_for(2 * kinds, [&](int64_t i) {
-        const bool report = i >= kinds;
-        Metric& m = *sets[report ? 1 : 0].metrics[static_cast<size_t>(i % kinds)];
-        for (size_t w = 0; w < windows.size(); ++w)
-          if (windows[w].report == report) m.add(samples[w]);
-      });
-      for (size_t w = 0; w < windows.size(); ++w) {
-        if (!windows[w].report) continue;
-        for (size_t q = 0; q < samples[w].query_position.size(); ++q) {
-          attended += static_cast<double>(samples[w].query_position[q] + 1);
-          coded_k += static_cast<double>(std::max<int64_t>(0, samples[w].coded_end_k[q] - samples[w].sinks));
-          coded_v += static_cast<double>(std::max<int64_t>(0, samples[w].coded_end_v[q] - samples[w].sinks));
+      for (const std::vector<Tile>& batch : batches) {
+        std::vector<FidelitySample> samples(batch.size());
+        parallel_for(static_cast<int64_t>(batch.size()), [&](int64_t i) {
+          const Tile& tile = batch[static_cast<size_t>(i)];
+          FidelitySample& s = samples[static_cast<size_t>(i)];
+          s = sample_of(rows, codecs, l, h, tile, layer.at(static_cast<int>(tile.window), h), queries[tile.window],
+                        w_o);
+          s.build_rows();
+        });
+        const auto kinds = static_cast<int64_t>(sets[0].metrics.size());
+        parallel_for(2 * kinds, [&](int64_t i) {
+          const bool report = i >= kinds;
+          Metric& m = *sets[report ? 1 : 0].metrics[static_cast<size_t>(i % kinds)];
+          for (size_t b = 0; b < batch.size(); ++b)
+            if (windows[batch[b].window].report == report) m.add(samples[b]);
+        });
+        for (size_t b = 0; b < batch.size(); ++b) {
+          if (!windows[batch[b].window].report) continue;
+          for (size_t q = 0; q < samples[b].query_position.size(); ++q) {
+            attended += static_cast<double>(samples[b].query_position[q] + 1);
+            coded_k += static_cast<double>(std::max<int64_t>(0, samples[b].coded_end_k[q] - samples[b].sinks));
+            coded_v += static_cast<double>(std::max<int64_t>(0, samples[b].coded_end_v[q] - samples[b].sinks));
+          }
         }
       }
     }
@@ -199,6 +248,16 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
 }
 
 }  // namespace
+
+int64_t ScoreLimits::peak(const std::vector<EvalWindow>& windows, int group) const {
+  int64_t most = 0;
+  for (const auto& batch : batches_of(windows, group, *this)) {
+    int64_t held = 0;
+    for (const Tile& t : batch) held += t.queries * group * windows[t.window].window.tokens;
+    most = std::max(most, held);
+  }
+  return most;
+}
 
 HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w) {
   HeadRows r;
@@ -268,8 +327,8 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   return t;
 }
 
-FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
-                                const std::function<void(int)>& progress) {
+FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, const std::function<void(int)>& progress,
+                                const ScoreLimits& limits) {
   const auto& windows = rows.windows();
   std::vector<CodingTotals> by_unit(codecs.units().size());  // over the report windows
   FidelityResult result = measure(
@@ -293,7 +352,7 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
         }
         return t;
       },
-      progress);
+      progress, limits);
   const double reported =
       static_cast<double>(std::count_if(windows.begin(), windows.end(), [](const EvalWindow& w) { return w.report; }));
   const auto mean = [&](int64_t sum) { return reported > 0 ? std::llround(static_cast<double>(sum) / reported) : 0; };
@@ -329,7 +388,7 @@ FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& sour
         t.values = 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim};
         return t;
       },
-      progress);
+      progress, {});
 }
 
 }  // namespace vqkv

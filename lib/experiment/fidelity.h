@@ -40,10 +40,19 @@ struct CodingTotals {
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
                        std::span<HeadRows> heads, CodeBlock& block);
 
-// Layer by layer: at most one layer's rows of the select and report documents are in memory. Keys and values are
-// rounded to exact_dtype in the codec's domain first, as a cache does. `progress(layers done)` may throw to stop.
-FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs,
-                                const std::function<void(int)>& progress);
+// What bounds memory where contexts grow: attention rows (query head x query, tokens) are held in tiles of queries.
+struct ScoreLimits {
+  int64_t tile = int64_t{1} << 22;  // scores of a tile, one query's at least; a window within it is one tile
+  int64_t held = int64_t{1} << 24;  // scores of the tiles in memory at once, one tile's at least
+  // The most scores that measuring `windows` holds at once.
+  int64_t peak(const std::vector<EvalWindow>& windows, int group) const;
+};
+
+// Layer by layer: at most one layer's rows of the select and report documents are in memory, and of their attention
+// what `limits` allow. Keys and values are rounded to exact_dtype in the codec's domain first, as a cache does.
+// `progress(layers done)` may throw to stop.
+FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, const std::function<void(int)>& progress,
+                                const ScoreLimits& limits = {});
 
 // The same through rows that another program decoded (`judge`): k_hat before RoPE and v_hat of a scope's head and
 // window.

@@ -134,6 +134,36 @@ TEST_CASE("plan, run, status, merge, best, export, report", "[cli][sweep]") {
   has(slurp(at.dir / "r.html"), "<svg");
 }
 
+TEST_CASE("the peak memory that a dry run states is what the run takes, and contexts don't multiply it",
+          "[cli][sweep]") {
+  const TestFolder dir;
+  double taken = 0;
+  for (const int64_t tokens : {4096, 12288}) {
+    const std::string trace = dir / fmt::format("{}.trace.h5", tokens), plan = dir / fmt::format("{}.jsonl", tokens),
+                      sweep = dir / "s.yaml", out = dir / fmt::format("out-{}", tokens);
+    write_sweep_trace(trace, 2, tokens, 1, 1, 64);
+    write_file(sweep,
+               fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn, bits: 4}}\n", trace));
+    const auto run = [&](std::vector<std::string> args) {
+      const Ran ran = finish(dir.path.string(), start(dir.path.string(), args));
+      INFO(ran.err);
+      REQUIRE(ran.code == 0);
+      return ran.out;
+    };
+    double stated = 0;
+    for (const Json& row : Json::parse(run({"plan", sweep, "--dry-run", "--json", "--threads", "2"})))
+      if (row["quantity"] == "peak memory") stated = row["value"];
+    run({"plan", sweep, "-o", plan});
+    run({"run", plan, "-o", out, "--threads", "2"});
+    const double peak = load_results(out).cells[0].record.at("prov").at("peak_rss_bytes").get<double>();
+    INFO(tokens << " tokens: " << stated << " bytes stated, " << peak << " taken");
+    CHECK(stated > 0.8 * peak);
+    CHECK(stated < 1.4 * peak);
+    if (taken > 0) CHECK(peak < 3.2 * taken);  // queries x tokens are 9 times as many
+    taken = peak;
+  }
+}
+
 TEST_CASE("killed in the middle, the same command finishes with the same numbers", "[cli][sweep]") {
   const Workplace at;
   REQUIRE(at({"plan", at.sweep, "-o", at.plan}).code == 0);
