@@ -18,7 +18,8 @@ namespace vqkv {
 // train_id: over what decides the trained parameters alone; it names the random streams, and cells that share it share
 // their codecs.
 struct Plan {
-  Json header;  // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...]}
+  // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...], content_xxh3: of the cells' lines}
+  Json header;
   std::vector<Json> cells;
   std::string hash() const { return header.at("plan").get<std::string>(); }
 };
@@ -33,7 +34,8 @@ Json make_cell(const Config& config);
 
 std::string plan_text(const Plan& plan);
 void write_plan(const Plan& plan, const std::string& path);
-// Checks every line's identity against its configuration: an edited plan is refused (kBadData).
+// Checks every line's identity against its configuration: an edited plan is refused (kBadData). A plan that this build
+// wrote and nobody touched is known by the hash of its lines.
 Plan read_plan(const std::string& path);
 
 // The typed configuration of a cell line.

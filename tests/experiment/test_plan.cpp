@@ -175,6 +175,11 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   const std::string trace = dir / "a.trace.h5", path = dir / "plan.jsonl";
   write_sweep_trace(trace);
   const Plan plan = make_plan(sweep_config(trace));
+  // Each line is held against its configuration whether the hash of all lines was forgotten or left behind.
+  Plan unhashed = plan;
+  unhashed.header.erase("content_xxh3");
+  write_plan(unhashed, path);
+  CHECK(read_plan(path).cells == plan.cells);
   const std::string good = plan_text(plan);
   const auto refuse = [&](std::string text) {
     write_file(path, text);
