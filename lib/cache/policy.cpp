@@ -3,13 +3,14 @@
 #include <fmt/format.h>
 
 #include <bit>
-#include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cache/policies/kinds.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "core/whole_number.h"
 
 namespace vqkv {
 namespace {
@@ -31,14 +32,11 @@ void check_keys(const Json& object, const std::string& path, const std::vector<s
 int64_t integer(const Json& object, const std::string& path, const char* key, int64_t fallback, int64_t low) {
   const auto it = object.find(key);
   if (it == object.end()) return fallback;
-  // 4 and 4.0 are one value everywhere in a configuration.
-  const bool integral =
-      it->is_number_integer() || (it->is_number_float() && it->get<double>() == std::floor(it->get<double>()));
-  const double value = it->is_number() ? it->get<double>() : -1;
-  if (!integral || value < static_cast<double>(low) || value > static_cast<double>(kMaxTokens))
+  const std::optional<int64_t> value = whole_number(*it);
+  if (!value || *value < low || *value > kMaxTokens)
     fail_usage(fmt::format("{}.{}: {} is not allowed; an integer from {} to {} tokens", path, key, it->dump(), low,
                            kMaxTokens));
-  return static_cast<int64_t>(value);
+  return *value;
 }
 
 std::string text(const Json& object, const std::string& path, const char* key, const std::string& fallback,

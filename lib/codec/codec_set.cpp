@@ -8,6 +8,7 @@
 
 #include "codec/transform/transform.h"
 #include "core/error.h"
+#include "core/whole_number.h"
 
 namespace vqkv {
 namespace {
@@ -178,12 +179,11 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
   if (role == Role::kKey) out["rope"] = choice_of(raw, "rope", {"post", "pre"}, path);
   out["share"] = choice_of(raw, "share", {"none", "heads", "layers"}, path);
   const Json heads = raw.contains("heads") ? raw["heads"] : Json(1);
-  const bool whole = heads.is_number() && heads.get<double>() >= 1 && heads.get<double>() <= 65536 &&
-                     heads.get<double>() == static_cast<int>(heads.get<double>());
-  if (!(heads.is_string() && heads == "all") && !whole)
+  const std::optional<int64_t> whole = whole_number(heads);
+  if (!(heads.is_string() && heads == "all") && !(whole && *whole >= 1 && *whole <= 65536))
     fail_usage(
         fmt::format("{}.heads: {} is not allowed; it takes 1, 2, ... or all: the heads of a unit", path, heads.dump()));
-  out["heads"] = whole ? Json(static_cast<int>(heads.get<double>())) : heads;
+  out["heads"] = whole ? Json(*whole) : heads;
   out["transform"] = transforms;
   return out;
 }
@@ -194,10 +194,11 @@ Json canonical_selection(const Json& value, const std::string& path) {
   const Json list = value.is_array() ? value : Json::array({value});
   std::set<int> numbers;
   for (const Json& v : list) {
-    if (!v.is_number_integer() || v < 0 || v > 65535)
+    const std::optional<int64_t> number = whole_number(v);
+    if (!number || *number < 0 || *number > 65535)
       fail_usage(
           fmt::format("{}: {} is not allowed; it takes all, a number or a list of numbers from 0", path, v.dump()));
-    numbers.insert(v.get<int>());
+    numbers.insert(static_cast<int>(*number));
   }
   if (numbers.empty()) fail_usage(path + ": an empty list selects nothing; write all or name some");
   return Json(numbers);

@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/whole_number.h"
 
 namespace vqkv {
 namespace {
@@ -27,12 +27,9 @@ KnobTable& KnobTable::integer(std::string name, int* value, int low, int high, s
   const std::string range = fmt::format("{}..{}", low, high);
   knobs_.push_back({name, std::move(help), "int", range, [value] { return Json(*value); },
                     [name, value, low, high, range](const Json& v) {
-                      // 4 and 4.0 are one value (one identity); 4.5, "4" and true are not integers.
-                      if (!v.is_number()) wrong_value(name, v, "a whole number in " + range);
-                      const double d = v.get<double>();
-                      if (!(d >= low && d <= high) || d != std::floor(d))
-                        wrong_value(name, v, "a whole number in " + range);
-                      *value = static_cast<int>(d);
+                      const std::optional<int64_t> whole = whole_number(v);
+                      if (!whole || *whole < low || *whole > high) wrong_value(name, v, "a whole number in " + range);
+                      *value = static_cast<int>(*whole);
                     }});
   return *this;
 }

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "core/error.h"
+#include "core/whole_number.h"
 
 namespace vqkv {
 namespace {
@@ -137,6 +138,21 @@ void merge_config(Config& base, const Config& over) {
   for (const auto& [path, mark] : over.marks) base.marks[path] = mark;
 }
 
+void refuse_dotted_keys(const Config& config, const std::string& path) {
+  const Json* map = path.empty() ? &config.tree : find_path(config.tree, path);
+  if (!map || !map->is_object()) return;
+  for (const auto& [key, value] : map->items()) {
+    const std::string here = join(path, key);
+    const size_t dot = key.find('.');
+    if (dot != std::string::npos)
+      fail_usage(
+          fmt::format("{}: '{}' is one key with a dot in it; in a file a path is nested maps, {}: {{{}: ...}}. Dots "
+                      "belong to overrides on the command line, to sweep axes and to `set`",
+                      config.where(here), here, key.substr(0, dot), key.substr(dot + 1)));
+    refuse_dotted_keys(config, here);
+  }
+}
+
 std::vector<std::string> split_path(const std::string& path) {
   std::vector<std::string> parts;
   for (size_t at = 0;;) {
@@ -181,7 +197,10 @@ void apply_override(Config& config, const std::string& assignment) {
   if (equals == std::string::npos || equals == 0)
     fail_usage(fmt::format("'{}' is not an override; write path=value, for example codec.bits=4", assignment));
   const std::string path = assignment.substr(0, equals);
-  Json value = parse_yaml_value(assignment.substr(equals + 1), "command line: " + path);
+  // A file may be named "a #1: [x].h5" or 2024, and a group too: these are texts, not YAML.
+  const bool verbatim = path == "trace.path" || path == "group";
+  const std::string text = assignment.substr(equals + 1);
+  Json value = verbatim ? Json(text) : parse_yaml_value(text, "command line: " + path);
   bool done = false;
   for (const std::string prefix : {"sweep.grid.", "sweep.repeat."}) {
     if (!path.starts_with(prefix) || path.size() == prefix.size()) continue;
@@ -246,7 +265,7 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
     for (const auto& x : r) {
       numbers = numbers && x.is_number();
       if (!numbers) break;
-      integers = integers && x.is_number_integer();
+      integers = integers && whole_number(x);
       numbers = numbers && std::fabs(x.get<double>()) <= 1e15;  // steps stay exact and can't overflow
     }
   if (!numbers)
@@ -261,7 +280,7 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
     fail_usage(fmt::format("{}.range: more than {} values", what, kMaxRangeValues));
   for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
     if (integers)
-      out.push_back(r[0].get<int64_t>() + i * (r.size() == 3 ? r[2].get<int64_t>() : 1));
+      out.push_back(*whole_number(r[0]) + i * (r.size() == 3 ? *whole_number(r[2]) : 1));
     else
       out.push_back(first + static_cast<double>(i) * step);
   }
@@ -299,11 +318,10 @@ std::string ConfigReader::text(const std::string& key, const std::string& fallba
 int64_t ConfigReader::integer(const std::string& key, int64_t fallback, int64_t low, int64_t high) {
   const Json* v = find(key);
   if (!v) return fallback;
-  if (!v->is_number_integer())
-    fail(key, fmt::format("an integer in [{}, {}] is expected, found {}", low, high, v->dump()));
-  const int64_t i = v->get<int64_t>();
-  if (i < low || i > high) fail(key, fmt::format("{} is outside [{}, {}]", i, low, high));
-  return i;
+  const std::optional<int64_t> i = whole_number(*v);
+  if (!i) fail(key, fmt::format("an integer in [{}, {}] is expected, found {}", low, high, v->dump()));
+  if (*i < low || *i > high) fail(key, fmt::format("{} is outside [{}, {}]", *i, low, high));
+  return *i;
 }
 
 bool ConfigReader::boolean(const std::string& key, bool fallback) {
@@ -317,7 +335,7 @@ std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t low,
   const Json* v = find(key);
   if (!v || (may_be_all && v->is_string() && v->get<std::string>() == "all")) return {};
   std::vector<Json> values;
-  if (v->is_number_integer())
+  if (v->is_number())
     values.push_back(*v);
   else if (v->is_string())
     fail(key, fmt::format("{}a list of integers or {{range: [first, last, step]}} is expected, found {}",
@@ -326,11 +344,11 @@ std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t low,
     values = range_or_list(*v, config_.where(join(path_, key)) + ": " + join(path_, key));
   std::vector<int64_t> out;
   for (const auto& x : values) {
-    if (!x.is_number_integer()) fail(key, fmt::format("integers are expected, found {}", x.dump()));
-    const int64_t i = x.get<int64_t>();
-    if (i < low || i > high) fail(key, fmt::format("{} is outside [{}, {}]", i, low, high));
-    if (std::find(out.begin(), out.end(), i) != out.end()) fail(key, fmt::format("{} stands twice", i));
-    out.push_back(i);
+    const std::optional<int64_t> i = whole_number(x);
+    if (!i) fail(key, fmt::format("integers are expected, found {}", x.dump()));
+    if (*i < low || *i > high) fail(key, fmt::format("{} is outside [{}, {}]", *i, low, high));
+    if (std::find(out.begin(), out.end(), *i) != out.end()) fail(key, fmt::format("{} stands twice", *i));
+    out.push_back(*i);
   }
   return out;
 }

@@ -49,11 +49,15 @@ Config load_config(const std::string& path);
 // Maps merge key by key, anything else in `over` replaces what stands in `base`.
 void merge_config(Config& base, const Config& over);
 
-// "a.b=value". Below sweep.grid and sweep.repeat the rest of the path is one key, as in the file.
+// "a.b=value". The value is YAML (a scalar or flow collection), but for trace.path and group, which are texts and keep
+// every character. Below sweep.grid and sweep.repeat the rest of the path is one key, as in the file.
 void apply_override(Config& config, const std::string& assignment);
 
 // `groups: {test: {...}}` are named sets of values; `group: test` merges one over the rest. Both keys disappear.
 void apply_group(Config& config);
+
+// "codec.bits" as one key of a map, at any depth below `path` (not inside lists): kUsage that says how to nest it.
+void refuse_dotted_keys(const Config& config, const std::string& path = "");
 
 // "codec.k.bits" -> {"codec", "k", "bits"}; kUsage for an empty part.
 std::vector<std::string> split_path(const std::string& path);

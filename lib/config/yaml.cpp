@@ -6,6 +6,7 @@
 #include <yaml-cpp/mark.h>
 #include <yaml-cpp/parser.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <sstream>
@@ -247,6 +248,13 @@ class Builder final : public YAML::EventHandler {
   size_t mark_bytes_ = 0;
 };
 
+// Column of a tab in the leading white space of line `number` (both from 0), or -1.
+int tab_in_indentation(std::string_view text, int number) {
+  for (; number > 0 && !text.empty(); --number) text.remove_prefix(std::min(text.find('\n'), text.size() - 1) + 1);
+  const size_t end = std::min(text.find_first_not_of(" \t"), text.size()), tab = text.substr(0, end).find('\t');
+  return tab == std::string_view::npos ? -1 : static_cast<int>(tab);
+}
+
 void parse_into(Builder& builder, std::string_view text, const std::string& file) {
   if (static_cast<int64_t>(text.size()) > kMaxConfigBytes)
     fail_usage(fmt::format("{}: {} bytes; a configuration has at most {}", file, text.size(), kMaxConfigBytes));
@@ -260,6 +268,9 @@ void parse_into(Builder& builder, std::string_view text, const std::string& file
     Builder second(file);
     if (parser.HandleNextDocument(second)) fail_usage(fmt::format("{}: more than one YAML document", file));
   } catch (const YAML::Exception& e) {
+    if (const int tab = tab_in_indentation(text, e.mark.line); tab >= 0)
+      fail_usage(fmt::format("{}:{}:{}: a tab in front of the line; YAML is indented with spaces", file,
+                             e.mark.line + 1, tab + 1));
     fail_usage(fmt::format("{}:{}:{}: not valid YAML: {}", file, e.mark.line + 1, e.mark.column + 1, e.msg));
   }
 }

@@ -39,6 +39,7 @@ void refuse_overlap(const Config& config, const char* a, const std::vector<int64
 
 CellConfig read_cell_config(const Config& config, bool measured) {
   CellConfig c;
+  refuse_dotted_keys(config);
   ConfigReader top(config, "");
   for (const char* section : {"trace", "codec", "cache", "train"}) top.raw(section);
   ConfigReader trace(config, "trace");

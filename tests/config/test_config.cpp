@@ -6,6 +6,7 @@
 #include "config/config.h"
 #include "config/sweep.h"
 #include "core/error.h"
+#include "core/whole_number.h"
 #include "support/catch.h"
 
 using namespace vqkv;
@@ -151,6 +152,61 @@ TEST_CASE("overrides", "[config]") {
   has(message_of([&] { apply_override(c, "a..b=1"); }), "empty part");
   has(message_of([&] { apply_override(c, "codec.bits.low=1"); }), "codec.bits is 6, not a map");
   has(message_of([&] { apply_override(c, "x=[1"); }), "command line: x");
+}
+
+TEST_CASE("an override that is a path keeps every character", "[config]") {
+  Config c;
+  for (const std::string text :
+       {"a #1.h5", "dir: x.h5", "[x].h5", "{a}", "2024",      "4.0",  "true", "null", "~",   "'q'.h5", "\"q\"", "- x",
+        "&a",      "*a",        "!a",     "| x", " lead.h5 ", "a\tb", "a=b",  "",     "%20", "@",      "`"}) {
+    apply_override(c, "trace.path=" + text);
+    CHECK(c.tree["trace"]["path"] == text);
+    apply_override(c, "group=" + text);
+    CHECK(c.tree["group"] == text);
+  }
+  // Everything else is YAML.
+  apply_override(c, "codec.bits=4 # four");
+  CHECK(c.tree["codec"]["bits"] == 4);
+  apply_override(c, "sweep.grid.trace.path=['a #1.h5', b.h5]");
+  CHECK(c.tree["sweep"]["grid"] == Json::parse(R"({"trace.path":["a #1.h5","b.h5"]})"));
+}
+
+TEST_CASE("a tab in front of a line is named", "[config]") {
+  for (const auto& [text, place] :
+       std::vector<std::pair<std::string, std::string>>{{"codec:\n\tname: rtn\n", "f.yaml:2:1"},
+                                                        {"\tcodec: 1\n", "f.yaml:1:1"},
+                                                        {"codec:\n  name: rtn\n\tbits: 4\n", "f.yaml:3:1"},
+                                                        {"a: 1\n\t\nb: 2\n", "f.yaml:2:1"},
+                                                        {"codec:\n  k:\n  \tbits: 4\n", "f.yaml:3:3"},
+                                                        {"l:\n  - 1\n\t- 2\n", "f.yaml:3:1"}})
+    has(yaml_error(text), place + ": a tab in front of the line; YAML is indented with spaces");
+  CHECK(parse_yaml("a:\t4\nb: {c: 1,\n\td: 2}\n", "f").tree == Json::parse(R"({"a":4,"b":{"c":1,"d":2}})"));
+}
+
+TEST_CASE("a dotted key in a file is refused with the spelling that is meant", "[config]") {
+  const auto refusal = [](const std::string& text) {
+    return message_of([&] { refuse_dotted_keys(parse_yaml(text, "f.yaml")); });
+  };
+  has(refusal("a: 1\ncodec.k.bits: 4\n"), "f.yaml:2:1: 'codec.k.bits' is one key with a dot in it");
+  has(refusal("codec.k.bits: 4\n"), "nested maps, codec: {k.bits: ...}");
+  has(refusal("codec: {k.bits: 4}\n"), "f.yaml:1:9: 'codec.k.bits' is one key");
+  CHECK(refusal("codec: {overrides: [{layers: [0], set: {k.bits: 8}}]}\n") == "no error");
+}
+
+TEST_CASE("a whole number is one however it is spelled", "[config]") {
+  const Config c = parse_yaml(
+      "a: [4, 4.0, 4e0, 0x4, 40e-1]\nseed: 1e3\nbig: 1e16\nhalf: 4.5\nl: [1.0, 2e0, {x: 1}]\nr: {range: [1.0, 3e0]}\n"
+      "one: 2.0\n",
+      "f.yaml");
+  for (const Json& v : c.tree["a"]) CHECK(whole_number(v) == 4);
+  ConfigReader r(c, "");
+  CHECK(r.integer("seed", 0, 0, INT64_MAX) == 1000);
+  CHECK(r.integers("r", 0, 9, false) == std::vector<int64_t>{1, 2, 3});
+  CHECK(r.integers("one", 0, 9, false) == std::vector<int64_t>{2});
+  has(message_of([&] { r.integer("big", 0, 0, INT64_MAX); }), "an integer in");  // beyond 2^53: no longer one integer
+  has(message_of([&] { r.integer("half", 0, 0, 9); }), "found 4.5");
+  has(message_of([&] { r.integers("half", 0, 9, false); }), "integers are expected, found 4.5");
+  has(message_of([&] { r.integers("l", 0, 9, false); }), "integers are expected, found {\"x\":1}");
 }
 
 TEST_CASE("a group merges over the rest", "[config]") {
