@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "codec/transform/symmetric.h"
 #include "common/tool.h"
 #include "core/error.h"
 #include "core/log.h"
@@ -17,11 +18,23 @@ namespace vqkv::dump {
 namespace {
 
 constexpr int64_t kRows = 4096;  // rows held at once by a task
+constexpr double kEnergy = 0.9;  // of a head's rows, that the directions of its rank hold
+
+// Directions that hold kEnergy of the energy in `moment` (n, n), the mean outer product of rows.
+int energy_rank(const std::vector<double>& moment, int n) {
+  const SymmetricEigen e = symmetric_eigen(moment, n);
+  double total = 0, held = 0;
+  for (const double v : e.values) total += std::max(v, 0.0);
+  int rank = 0;
+  while (rank < n && held < kEnergy * total) held += std::max(e.values[static_cast<size_t>(rank++)], 0.0);
+  return rank;
+}
 
 // Sums of one head's rows, enough for every number below; two passes, since the fourth moment is around the mean.
 class HeadStatistics {
  public:
-  explicit HeadStatistics(int64_t channels) : sum_(static_cast<size_t>(channels)), square_(sum_), top_(sum_) {}
+  explicit HeadStatistics(int64_t channels)
+      : sum_(static_cast<size_t>(channels)), top_(sum_), moment_(sum_.size() * sum_.size()) {}
 
   void first_pass(ConstMatrix x) {
     rows_ += x.rows;
@@ -30,7 +43,8 @@ class HeadStatistics {
       for (int64_t c = 0; c < x.cols; ++c) {
         const double v = static_cast<double>(x(r, c));
         sum_[static_cast<size_t>(c)] += v;
-        square_[static_cast<size_t>(c)] += v * v;
+        double* moment = moment_.data() + static_cast<size_t>(c) * sum_.size();
+        for (int64_t b = 0; b <= c; ++b) moment[b] += v * static_cast<double>(x(r, b));
         top_[static_cast<size_t>(c)] = std::max(top_[static_cast<size_t>(c)], std::fabs(v));
         norm += v * v;
       }
@@ -49,12 +63,17 @@ class HeadStatistics {
   }
   Json to_json() const {
     const double n = static_cast<double>(rows_), values = n * static_cast<double>(sum_.size());
-    std::vector<double> rms;
+    const size_t d = sum_.size();
+    std::vector<double> rms, moment = moment_, centred(moment.size());
     double mean2 = 0, all2 = 0;
-    for (size_t c = 0; c < sum_.size(); ++c) {
-      rms.push_back(std::sqrt(square_[c] / n));
+    for (size_t c = 0; c < d; ++c) {
+      rms.push_back(std::sqrt(moment_[c * d + c] / n));
       mean2 += sum_[c] / n * sum_[c] / n;
-      all2 += square_[c] / n;
+      all2 += moment_[c * d + c] / n;
+      for (size_t b = 0; b <= c; ++b) {
+        moment[b * d + c] = moment[c * d + b] /= n;
+        centred[b * d + c] = centred[c * d + b] = moment[c * d + b] - sum_[b] / n * sum_[c] / n;
+      }
     }
     std::vector<double> sorted = rms;
     std::sort(sorted.begin(), sorted.end());
@@ -70,6 +89,8 @@ class HeadStatistics {
     return {{"norm", mean_norm},
             {"norm_cv", mean_norm > 0 ? std::sqrt(std::max(0.0, norm2_ / n - mean_norm * mean_norm)) / mean_norm : 0.0},
             {"mean_share", all2 > 0 ? mean2 / all2 : 0.0},
+            {"rank90", energy_rank(moment, static_cast<int>(d))},
+            {"rank90_centred", energy_rank(centred, static_cast<int>(d))},
             {"kurtosis", variance > 0 ? centred4_ / values / (variance * variance) : 0.0},
             {"max_abs", *std::max_element(top_.begin(), top_.end())},
             {"outlier_channels", outliers.size()},
@@ -81,7 +102,8 @@ class HeadStatistics {
  private:
   int64_t rows_ = 0;
   double norm_ = 0, norm2_ = 0, centred2_ = 0, centred4_ = 0;
-  std::vector<double> sum_, square_, top_;
+  std::vector<double> sum_, top_;
+  std::vector<double> moment_;  // (channels, channels), lower half: sums of products
 };
 
 // One (layer, KV head): keys before and after RoPE, and values.
@@ -176,6 +198,8 @@ int run_inspect(const InspectVerb& v) {
                    {"norm", "mean norm", "{:.4g}"},
                    {"norm_cv", "cv of norm", "{:.3f}"},
                    {"mean_share", "share of mean", "{:.3f}"},
+                   {"rank90", "rank"},
+                   {"rank90_centred", "rank, centred"},
                    {"kurtosis", "kurtosis", "{:.2f}"},
                    {"max_abs", "max abs", "{:.4g}"},
                    {"outlier_channels", "outlier channels"},
@@ -218,7 +242,8 @@ int run_inspect(const InspectVerb& v) {
     print(summary, v.format);
     std::puts(
         "\nAn outlier channel has an RMS above 3 times the median channel's. Kurtosis is around each channel's mean; a "
-        "Gaussian has 3.\n");
+        "Gaussian has 3. Rank: directions that hold 90 % of the rows' energy, as they are and without each channel's "
+        "mean; few directions of rows with a large share of the mean are mostly that mean.\n");
   }
   print(table, v.format);
   return kExitOk;

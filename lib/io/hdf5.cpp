@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 
@@ -446,6 +447,35 @@ Hdf5Dataset Hdf5File::create_dataset(const std::string& name, Hdf5Type type, con
   return out;
 }
 
+namespace {
+// What a number type is that is none of ours. 2 untyped bytes are what h5py makes of a NumPy bfloat16 array, silently.
+std::string foreign_type(int64_t type) {
+  const size_t size = H5Tget_size(type);
+  switch (H5Tget_class(type)) {
+    case H5T_OPAQUE:
+      return size == 2 ? std::string(
+                             "2 untyped (opaque) bytes a value, as h5py stores ml_dtypes' bfloat16: write its bits as "
+                             "the bf16 type of docs/formats.md (TraceWriter in scripts/dump_hf.py does), or float32")
+                       : fmt::format("{} untyped (opaque) bytes a value", size);
+    case H5T_FLOAT:
+      return fmt::format("another float of {} bits", 8 * size);
+    case H5T_INTEGER:
+      return fmt::format("another integer of {} bits", 8 * size);
+    default:
+      return "no number type";
+  }
+}
+
+// Filters that h5py, PyTables and hdf5plugin offer, by their registered numbers.
+std::string filter_text(int id) {
+  const std::map<int, const char*> names = {
+      {4, "szip"},      {5, "nbit"},    {6, "scale-offset"},   {305, "lzo"},   {307, "bzip2"},  {32000, "lzf"},
+      {32001, "blosc"}, {32004, "lz4"}, {32008, "bitshuffle"}, {32013, "zfp"}, {32015, "zstd"}, {32026, "blosc2"}};
+  const auto it = names.find(id);
+  return it == names.end() ? std::to_string(id) : fmt::format("{} ({})", it->second, id);
+}
+}  // namespace
+
 Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
   const Guard guard;
   {
@@ -466,8 +496,8 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
   const auto known = std::find_if(std::begin(kAllTypes), std::end(kAllTypes),
                                   [&](Hdf5Type t) { return H5Tequal(type.get(), library_type(t)) > 0; });
   if (known == std::end(kAllTypes))
-    fail_data(
-        fmt::format("{}: {}: number type is none of bf16, f16, f32, f64, i32, i64 (little-endian)", shown_, name));
+    fail_data(fmt::format("{}: {}: {}; allowed: bf16, f16, f32, f64, i32, i64 (little-endian)", shown_, name,
+                          foreign_type(type.get())));
   out.type_ = *known;
 
   hsize_t dims[H5S_MAX_RANK];
@@ -491,7 +521,7 @@ Hdf5Dataset Hdf5File::open_dataset(const std::string& name) const {
                                            sizeof filter_name, filter_name, &config);
     if (id != H5Z_FILTER_DEFLATE && id != H5Z_FILTER_SHUFFLE && id != H5Z_FILTER_FLETCHER32)
       fail_data(fmt::format("{}: {}: filter {} is not supported; allowed: none, shuffle, deflate, fletcher32", shown_,
-                            name, static_cast<int>(id)));
+                            name, filter_text(id)));
     deflated |= id == H5Z_FILTER_DEFLATE;
   }
   // deflate can't shrink below 1:1032, so no honest file claims more.

@@ -5,8 +5,10 @@
 #include <vector>
 
 #include "support/catch.h"
+#include "support/nearest_even.h"
 
 using namespace vqkv;
+using vqkv::test::nearest_even_bf16;
 
 TEST_CASE("every half survives the round trip through float, scalar and bulk") {
   std::vector<f16> all(65536), back(65536);
@@ -40,6 +42,23 @@ TEST_CASE("rounding to half and bfloat is to nearest even") {
   for (uint32_t i = 0; i < 65536; ++i) {
     const bf16 b{static_cast<uint16_t>(i)};
     if (!std::isnan(to_float(b))) REQUIRE(to_bf16(to_float(b)).bits == i);
+  }
+}
+
+TEST_CASE("every half becomes the nearest bfloat, ties to even, scalar and bulk") {
+  std::vector<float> wide(65536);
+  std::vector<bf16> bulk(65536);
+  for (uint32_t i = 0; i < 65536; ++i) wide[i] = to_float(f16{static_cast<uint16_t>(i)});
+  to_bf16(wide.data(), bulk.data(), 65536);
+  for (uint32_t i = 0; i < 65536; ++i) {
+    const bf16 one = to_bf16(wide[i]);
+    if (std::isnan(wide[i])) {
+      REQUIRE(std::isnan(to_float(one)));
+      REQUIRE(std::isnan(to_float(bulk[i])));
+      continue;
+    }
+    REQUIRE(bulk[i].bits == one.bits);
+    REQUIRE(one.bits == nearest_even_bf16(wide[i]));
   }
 }
 

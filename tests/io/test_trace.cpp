@@ -4,9 +4,11 @@
 #include "io/atomic_file.h"
 #include "io/hdf5.h"
 #include "support/catch.h"
+#include "support/nearest_even.h"
 #include "trace_fixture.h"
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <thread>
 
@@ -108,6 +110,29 @@ TEST_CASE("a trace reads back bit for bit in bf16, f16 and f32", "[trace]") {
       }
     }
     REQUIRE(out.verify().empty());
+  }
+}
+
+TEST_CASE("bf16 in a trace is the nearest to every half, ties to even", "[trace]") {
+  // HDF5 itself would round ties away from zero: it must never convert.
+  const TempDir dir("trace-bf16");
+  std::vector<float> halves;
+  for (uint32_t i = 0; i < 65536; ++i)
+    if (const float v = to_float(f16{static_cast<uint16_t>(i)}); std::isfinite(v)) halves.push_back(v);
+  REQUIRE(halves.size() == 63488);
+  const TraceInfo info = trace_info(DType::kBF16, 0, 1, 1, 1, 8);
+  const int64_t tokens = 63488 / 8;
+  TraceWindowData window = trace_window(info, 0, tokens, {0}, 1);
+  window.key[0].storage.assign(halves.begin(), halves.end());
+  window.value[0].storage.assign(halves.begin(), halves.end());
+  TraceWriter writer(dir / "t.h5", info, {"a"}, tokens, 1);
+  writer.add(window);
+  writer.finish();
+  std::vector<uint16_t> raw(halves.size());
+  const Hdf5File file = Hdf5File::open(dir / "t.h5");
+  for (const char* name : {"/key", "/value"}) {
+    file.open_dataset(name).read_all(raw.data());
+    for (size_t i = 0; i < raw.size(); ++i) REQUIRE(raw[i] == test::nearest_even_bf16(halves[i]));
   }
 }
 

@@ -64,7 +64,7 @@ class Attention:
 
     def __init__(self, rng, norm):
         def linear(heads):
-            w, b = rng.normal(size=(HIDDEN, heads * D)), rng.normal(size=heads * D)
+            w, b = rng.normal(size=(HIDDEN, heads * D)), 20 * rng.normal(size=heads * D)  # keys have large means
             return Module(lambda x: Tensor(x.a @ w + b))
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = linear(Q), linear(K), linear(K), Module(lambda x: x)
         self.o_proj.weight = Tensor(rng.normal(size=(HIDDEN, Q * D)))
@@ -102,6 +102,14 @@ every = (np.arange(65536, dtype="<u4") << 16).view("<f4")
 finite = np.isfinite(every)
 assert np.array_equal(dump_hf.to_bf16_bits(every)[finite], np.arange(65536)[finite])
 assert list(dump_hf.to_bf16_bits(np.array([0x3F808000, 0x3F818000, 0x3F808001], "<u4").view("<f4"))) == [0x3F80, 0x3F82, 0x3F81]
+# Every finite float16 becomes the nearest bf16, of two as near the one whose last bit is 0; distances in float64 are exact.
+half = np.arange(65536, dtype="<u2").view("<f2").astype("<f4")
+half = half[np.isfinite(half)]
+bits = dump_hf.to_bf16_bits(half)
+for step in (-1, 1):
+    other = (bits + np.array(step, "i4")).astype("<u2").astype("<u4") << 16
+    near, far = (np.abs(b.view("<f4").astype("f8") - half) for b in (bits.astype("<u4") << 16, other))
+    assert np.all((near < far) | np.isnan(far) | ((near == far) & (bits % 2 == 0)))
 # XXH3-128 of nothing, in canonical order.
 assert dump_hf.new_hash().hexdigest() == "99aa06d3014798d86001c324468d497f"
 
@@ -149,6 +157,7 @@ for config, context, modules, bad in (
 
 rng = np.random.default_rng(0)
 texts = [rng.integers(0, 50, 45).tolist(), rng.integers(0, 50, 9).tolist()]
+ranks = set()
 with tempfile.TemporaryDirectory() as folder:
     for dtype in ("bf16", "f16", "f32"):
         for norm in (False, True):
@@ -198,7 +207,13 @@ with tempfile.TemporaryDirectory() as folder:
                 facts = json.loads(r.stdout)
                 assert facts["tokens"] == 58 and facts["documents"][1]["name"] == "b"
                 row = next(x for x in facts["heads"] if (x["layer"], x["head"], x["rows"]) == (1, 0, "k pre-RoPE"))
-                assert np.isclose(row["norm"], np.linalg.norm(want[:, 0].astype("f8"), axis=1).mean(), rtol=1e-6)
+                rows = want[:, 0].astype("f8")
+                assert np.isclose(row["norm"], np.linalg.norm(rows, axis=1).mean(), rtol=1e-6)
+                for name, x in (("rank90", rows), ("rank90_centred", rows - rows.mean(0))):
+                    energy = np.cumsum(np.linalg.svd(x, compute_uv=False) ** 2)
+                    assert row[name] == 1 + np.sum(energy < 0.9 * energy[-1]), (name, row[name])
+                ranks.add((row["rank90"], row["rank90_centred"]))
+    assert not vqkv_dump or all(plain < centred for plain, centred in ranks), ranks
     # NaN and an unfinished writer leave nothing behind.
     path = os.path.join(folder, "bad.trace.h5")
     try:

@@ -1,4 +1,5 @@
-"""A trace as h5py, xarray and h5ls see it: axes have names, values are right."""
+"""A trace as h5py, xarray and h5ls see it: axes have names, values are right. And a trace that h5py changed: what the
+tools can't read is refused by its name."""
 import os
 import shutil
 import subprocess
@@ -17,6 +18,19 @@ except ImportError as e:
     sys.exit(1 if os.environ.get("VQKV_NO_SKIP") else 77)
 
 make_trace = sys.argv[1]
+vqkv_dump = sys.argv[2] if len(sys.argv) > 2 else None
+
+
+def refusal(path, name, **how):
+    """What `vqkv-dump verify` says of a copy of `path` whose dataset `name` was stored anew."""
+    copy = path.replace(".trace.h5", ".copy.h5")
+    shutil.copy(path, copy)
+    with h5py.File(copy, "r+") as f:
+        del f[name]
+        f.create_dataset(name, **how)
+    done = subprocess.run([vqkv_dump, "verify", copy], capture_output=True, text=True)
+    assert done.returncode == 3, done
+    return done.stderr
 
 
 def expected(what, layers, heads, tokens):
@@ -53,6 +67,17 @@ with tempfile.TemporaryDirectory() as folder:
             moment = np.arange(2 * 8 * 8).reshape(2, 8, 8) / 3.0
             assert np.array_equal(ds["query_moment"].sel(document=1, layer=2).values, moment + 2)
             assert list(ds["moment_count"].values) == [2200, 100]
+        if dtype != "f16":  # some versions of netCDF4, which xarray prefers where it is installed, know no f16
+            with xr.open_dataset(path) as ds:
+                assert ds["key"].dims == ("layer", "kv_head", "token", "channel") and ds["key"].dtype == "float32"
+                assert np.array_equal(ds["key"].values, expected(0, 3, 2, range(1150)))
+        if vqkv_dump and dtype == "bf16":
+            opaque = refusal(path, "key", data=np.zeros((3, 2, 1150, 8), "V2"))
+            assert "/key: 2 untyped (opaque) bytes a value, as h5py stores ml_dtypes' bfloat16" in opaque, opaque
+            swapped = refusal(path, "key", data=np.zeros((3, 2, 1150, 8), ">f4"))
+            assert "/key: another float of 32 bits; allowed: bf16" in swapped, swapped
+            lzf = refusal(path, "key", data=np.zeros((3, 2, 1150, 8), "f4"), compression="lzf")
+            assert "/key: filter lzf (32000) is not supported; allowed: none" in lzf, lzf
     listing = subprocess.run(["h5ls", "-r", path], check=True, capture_output=True, text=True).stdout
     for line in ("/key                     Dataset {3, 2, 1150, 8}", "/query                   Dataset {3, 4, 6, 8}",
                  "/query_moment            Dataset {2, 3, 2, 8, 8}", "/position                Dataset {1150}"):
