@@ -63,6 +63,8 @@ int main(int argc, char** argv) {
   r->add_option("--time-budget", run.time_budget, "take no new cell after this long: 90s, 55m, 2h");
   r->add_flag("--retry-failed", run.retry_failed, "run failed cells again");
   r->add_flag("--fail-fast", run.fail_fast, "stop at the first failed cell");
+  r->add_flag("--trust-trace", run.trust_trace,
+              "don't verify traces; by default each is read once to hold its values against its content hash");
   r->add_flag(
       "--keep-codecs", run.keep_codecs,
       "keep trained codecs in the folder: export need not train again, and shards that share a training train once");

@@ -119,6 +119,7 @@ int run_run(const RunVerb& verb, const Common& common) {
   o.retry_failed = verb.retry_failed;
   o.fail_fast = verb.fail_fast;
   o.keep_codecs = verb.keep_codecs;
+  o.trust_trace = verb.trust_trace;
   o.command = common.command;
   o.stop = [] { return interrupted(); };
   const Stopwatch clock;

@@ -22,7 +22,7 @@ struct PlanVerb {
 struct RunVerb {
   std::string plan, out, shard, writer, time_budget;
   int jobs = 1;
-  bool retry_failed = false, fail_fast = false, keep_codecs = false;
+  bool retry_failed = false, fail_fast = false, keep_codecs = false, trust_trace = false;
 };
 
 struct BestVerb {

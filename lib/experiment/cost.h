@@ -8,6 +8,9 @@
 
 namespace vqkv {
 
+// Rises when the same codec and policy count other bytes: part of a cell's identity.
+inline constexpr int kLedgerVersion = 1;
+
 // Measurements of role "cost", as JSON:
 //   bits_per_value.codes              codes, side data and exact exceptions of a coded value, K and V together
 //   bytes, bits_per_value             resident bytes of one sequence at `context`, all kinds of the ledger

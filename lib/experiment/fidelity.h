@@ -10,6 +10,10 @@
 
 namespace vqkv {
 
+// The sweep's attention: which tokens a query sees coded, and how rows are scored. Rises when that changes a number:
+// part of a cell's identity.
+inline constexpr int kAttentionVersion = 1;
+
 struct FidelityResult {
   std::vector<Measurement> select, report;
   double encode_seconds = 0, decode_seconds = 0, measure_seconds = 0;  // summed over threads for the first two

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "experiment/fidelity.h"
 #include "io/recon.h"
+#include "io/trace_check.h"
 
 namespace vqkv {
 namespace {
@@ -31,7 +32,8 @@ class ReconSource final : public DecodedSource {
 }  // namespace
 
 Json judge(const JudgeOptions& options) {
-  const TraceReader trace(options.trace);
+  const auto reader = open_verified_trace(options.trace);
+  const TraceReader& trace = *reader;
   const ReconReader recon(options.recon, trace);
   Config config;
   std::vector<int32_t> all;

@@ -12,10 +12,13 @@
 #include "core/hash.h"
 #include "core/log.h"
 #include "core/version.h"
+#include "experiment/cost.h"
+#include "experiment/fidelity.h"
 #include "io/atomic_file.h"
 #include "io/result_index.h"
 #include "io/store.h"
 #include "io/trace.h"
+#include "metric/metric.h"
 
 namespace vqkv {
 namespace {
@@ -108,7 +111,15 @@ std::string group_identity(const Json& cell) {
   return identity(config, cell);
 }
 
+bool is_measuring(const std::string& versioned) {
+  return versioned == "ledger" || versioned == "attention" || versioned.starts_with("metric.");
+}
+
 std::string train_identity(const CellConfig& c, const Json& cell) {
+  Json versions = Json::object();
+  for (const auto& [name, version] : cell.at("versions").items())
+    if (!is_measuring(name)) versions[name] = version;
+
   return config_hash({{"codec", c.codec},
                       {"train", c.train},
                       {"train_tokens", c.train_tokens},
@@ -119,12 +130,12 @@ std::string train_identity(const CellConfig& c, const Json& cell) {
                       {"sinks", c.cache.at("sinks")},
                       {"trace", cell.at("trace")},
                       {"model", cell.at("model")},
-                      {"versions", cell.at("versions")}});
+                      {"versions", versions}});
 }
 
-Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes,
-                   const Json& repeat) {
-  Json versions = Json::object();
+// The versions of everything that a cell's numbers come from.
+Json versions_of(const CellConfig& c, const CodecPlan& codec) {
+  Json versions = {{"ledger", kLedgerVersion}, {"attention", kAttentionVersion}};
   for (const auto& u : codec.units) {
     versions[u.method] = find_method(u.method).describe().version;
     for (const Json& t : u.transforms) {
@@ -132,6 +143,13 @@ Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan
       versions["transform." + name] = find_transform(name).describe().version;
     }
   }
+  for (const auto& name : c.metrics) versions["metric." + name] = find_metric(name).describe().version;
+  return versions;
+}
+
+Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes,
+                   const Json& repeat) {
+  const Json versions = versions_of(c, codec);
   Json cell = {{"config", c.canonical()},
                {"axes", axes},
                {"repeat", repeat},
@@ -300,6 +318,34 @@ Plan read_plan(const std::string& path) {
     fail_data(fmt::format("{}: a field of the plan is missing or mistyped: {}", path, e.what()));
   }
   return plan;
+}
+
+void require_versions(const Plan& plan) {
+  std::map<std::string, int> current = {{"ledger", kLedgerVersion}, {"attention", kAttentionVersion}};
+  const auto now = [&](const std::string& name) {
+    const auto it = current.find(name);
+    if (it != current.end()) return it->second;
+    const auto named = [&](std::string_view kind) { return name.substr(kind.size()); };
+    return current[name] = name.starts_with("metric.")      ? find_metric(named("metric.")).describe().version
+                           : name.starts_with("transform.") ? find_transform(named("transform.")).describe().version
+                                                            : find_method(name).describe().version;
+  };
+  std::map<std::string, std::string> others;
+  for (const Json& cell : plan.cells) {
+    if (cell.contains("skip")) continue;
+    const Json& planned = cell.at("versions");
+    for (const auto& [name, version] : planned.items())
+      if (version != now(name)) others[name] = fmt::format("{} in the plan, {} here", version.dump(), now(name));
+    std::vector<std::string> wanted = {"ledger", "attention"};
+    for (const auto& metric : cell.at("config").at("metrics")) wanted.push_back("metric." + metric.get<std::string>());
+    for (const auto& name : wanted)
+      if (!planned.contains(name)) others[name] = fmt::format("absent in the plan, {} here", now(name));
+  }
+  if (others.empty()) return;
+  std::string list;
+  for (const auto& [name, difference] : others)
+    list += fmt::format("{}{}: {}", list.empty() ? "" : "; ", name, difference);
+  fail_usage(fmt::format("the plan was made by versions whose numbers differ ({}); plan again", list));
 }
 
 CellConfig config_of(const Json& cell) {

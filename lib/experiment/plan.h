@@ -12,11 +12,11 @@ namespace vqkv {
 
 // One line of plan.jsonl:
 //   {cell, id, index, config, axes, repeat, group, train_id, trace, model, versions, skip?}
-// cell: SHA-256 over (configuration without trace.path, content hash of the trace, model hash, method versions): what
-// decides the numbers, and nothing else, so that a moved trace keeps its results.
-// group: the same without the repeated paths; cells of one group are one point with a spread.
-// train_id: over what decides the trained parameters alone; it names the random streams, and cells that share it share
-// their codecs.
+// cell: SHA-256 over (configuration without trace.path, content hash of the trace, model hash, versions): what decides
+// the numbers, and nothing else, so that a moved trace keeps its results. versions: of methods, transforms, metrics,
+// the ledger and the sweep's attention. group: the same without the repeated paths; cells of one group are one point
+// with a spread. train_id: over what decides the trained parameters alone; it names the random streams, and cells that
+// share it share their codecs.
 struct Plan {
   // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...], content_xxh3: of the cells' lines}
   Json header;
@@ -37,6 +37,9 @@ void write_plan(const Plan& plan, const std::string& path);
 // Checks every line's identity against its configuration: an edited plan is refused (kBadData). A plan that this build
 // wrote and nobody touched is known by the hash of its lines.
 Plan read_plan(const std::string& path);
+
+// kUsage, naming them, when versions that a cell was planned for are not those of this build.
+void require_versions(const Plan& plan);
 
 // The typed configuration of a cell line.
 CellConfig config_of(const Json& cell);

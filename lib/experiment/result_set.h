@@ -18,7 +18,7 @@ struct CellResult {
   std::string id() const;      // short id
   std::string status() const;  // ok | failed | skipped | pending
   std::string reason() const;
-  bool flagged(const std::string& flag) const;  // "extrapolated", "undertrained", "subsampled"
+  bool flagged(const std::string& flag) const;  // "extrapolated", "undertrained", …: docs/footguns.md
   // The measurement, or null. context and sequences 0: any (the first).
   const Json* find(const std::string& role, const std::string& tag, int64_t context = 0, int64_t sequences = 0) const;
   // NaN when absent.

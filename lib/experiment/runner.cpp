@@ -28,6 +28,7 @@
 #include "experiment/result_set.h"
 #include "experiment/store_folder.h"
 #include "io/store.h"
+#include "io/trace_check.h"
 
 namespace vqkv {
 namespace {
@@ -39,14 +40,21 @@ constexpr double kUndertrained = 0.05;                     // the last doubling 
 // Ends a cell that the user no longer waits for; never recorded.
 struct Stopped {};
 
-// Traces are opened once a run. The cell's content hash must still be the file's.
+std::string trace_path(const Json& cell) { return cell.at("config").at("trace").at("path").get<std::string>(); }
+
+// Traces are opened once a run, verified unless the user trusts them. The cell's content hash must still be the file's.
 class Traces {
  public:
-  std::shared_ptr<const TraceReader> open(const Json& cell) {
-    const std::string path = cell.at("config").at("trace").at("path").get<std::string>();
+  explicit Traces(bool trusted) : trusted_(trusted) {}
+  std::shared_ptr<const TraceReader> reader(const std::string& path) {
     const std::lock_guard lock(mutex_);
     auto& slot = open_[path];
-    if (!slot) slot = std::make_shared<TraceReader>(path);
+    if (!slot) slot = trusted_ ? std::make_shared<const TraceReader>(path) : open_verified_trace(path);
+    return slot;
+  }
+  std::shared_ptr<const TraceReader> open(const Json& cell) {
+    const std::string path = trace_path(cell);
+    const auto slot = reader(path);
     if (slot->info().content_hash != cell.at("trace").get<std::string>())
       fail_data(fmt::format("{}: its content hash is {}, the plan was made for {}; plan again for the new trace", path,
                             slot->info().content_hash, cell.at("trace").get<std::string>()));
@@ -54,6 +62,7 @@ class Traces {
   }
 
  private:
+  bool trusted_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const TraceReader>> open_;
 };
@@ -243,6 +252,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   Json flags = Json::array();
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
   if (rows.scope().subsampled) flags.push_back("subsampled");
+  if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {
     const Json curve = training_curve(reader, config, plan, *codecs, cell, check);
     r["train"]["curve"] = curve;
@@ -302,7 +312,7 @@ Json comparable(Json record) {
 std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop,
                                                const std::string& folder) {
   if (auto kept = load_kept(folder, cell.at("train_id").get<std::string>())) return kept;
-  Traces traces;
+  Traces traces(false);
   const auto reader = traces.open(cell);
   const CellConfig config = config_of(cell);
   const TraceRows rows(*reader, config);
@@ -332,6 +342,7 @@ void run_first_layer(const Json& cell, const TraceReader& reader, const std::fun
 RunSummary run_plan(const Plan& plan, const RunOptions& options) {
   namespace fs = std::filesystem;
   VQKV_CHECK(options.shards >= 1 && options.shard >= 0 && options.shard < options.shards && options.jobs >= 1);
+  require_versions(plan);
   open_store(options.folder, plan);
   JsonlWriter writer((fs::path(options.folder) / "results" / (options.writer + ".jsonl")).string());
   const ResultSet before = load_results(options.folder);
@@ -355,7 +366,9 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
            first.at(plan.cells[b].at("train_id").get<std::string>());
   });
   const Stopwatch clock;
-  Traces traces;
+  Traces traces(options.trust_trace);
+  for (const size_t i : todo)  // a trace that is gone or was edited is no fault of its cells: nothing is recorded
+    if (!plan.cells[i].contains("skip")) traces.reader(trace_path(plan.cells[i]));
   Trained trained(std::max<size_t>(4, static_cast<size_t>(options.jobs)));
   std::mutex mutex;  // writer, summary, progress
   std::atomic<size_t> next{0};
@@ -376,9 +389,7 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
       else
         r = measure_cell(cell, *traces.open(cell), trained, options, check);
     } catch (const Stopped&) { return; } catch (const Error& e) {
-      // A trace that is gone or changed is no fault of one cell.
-      if (e.kind() == ErrorKind::kBadData && !fs::exists(cell.at("config").at("trace").at("path").get<std::string>()))
-        throw;
+      if (e.kind() == ErrorKind::kBadData && !fs::exists(trace_path(cell))) throw;  // gone meanwhile
       r = {{"status", "failed"}, {"reason", e.what()}, {"kind", static_cast<int>(e.kind())}};
     } catch (const std::exception& e) {
       const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;

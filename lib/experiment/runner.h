@@ -18,6 +18,7 @@ struct RunOptions {
   bool retry_failed = false;
   bool fail_fast = false;    // the first failed cell ends the run
   bool keep_codecs = false;  // FOLDER/codecs/<train_id>.codec.h5, which export and a later run read instead of training
+  bool trust_trace = false;  // skip open_verified_trace; rows are flagged "trusted-trace"
   std::string command;       // for provenance
   std::function<bool()> stop;  // asked between layers and codecs: drop what is unfinished and return
 };
@@ -29,7 +30,8 @@ struct RunSummary {
   bool out_of_time = false;
 };
 
-// FOLDER gets plan.jsonl (a store of another plan is refused, kUsage, with the difference), results/.
+// FOLDER gets plan.jsonl (a store of another plan is refused, kUsage, with the difference), results/. A trace whose
+// values are no longer those it was written with is refused (kBadData) before any cell runs.
 RunSummary run_plan(const Plan& plan, const RunOptions& options);
 
 // "2/8", or "auto": SLURM_ARRAY_TASK_ID and _COUNT (counted from _MIN), else SLURM_PROCID and SLURM_NTASKS, else

@@ -227,6 +227,37 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
 }
 
+TEST_CASE("a trace whose name YAML would misread is planned and run under that name", "[cli][sweep]") {
+  const Workplace at;
+  const std::string odd = at.dir / "a #1: [x] {y} '2024.trace.h5";
+  std::filesystem::rename(at.trace, odd);
+  const Ran planned = at({"plan", at.sweep, "trace.path=" + odd, "sweep.grid.codec.codebooks=[1]", "-o", at.plan});
+  INFO(planned.err);
+  REQUIRE(planned.code == 0);
+  CHECK(at({"run", at.plan, "-o", at.dir / "out", "-q"}).code == 0);
+}
+
+TEST_CASE("a trace edited in place ends the run with exit code 3", "[cli][sweep]") {
+  const Workplace at;
+  REQUIRE(at({"plan", at.sweep, "sweep.grid.codec.codebooks=[1]", "-o", at.plan}).code == 0);
+  REQUIRE(at({"run", at.plan, "-o", at.dir / "out", "-q"}).code == 0);
+  {
+    std::fstream file(at.trace, std::ios::in | std::ios::out | std::ios::binary);
+    const auto middle = static_cast<std::streamoff>(std::filesystem::file_size(at.trace) / 2);
+    file.seekg(middle);
+    const int old = file.get();
+    file.seekp(middle);
+    file.put(static_cast<char>(old ^ 1));
+  }
+  const Ran refused = at({"run", at.plan, "-o", at.dir / "fresh"});
+  CHECK(refused.code == 3);
+  has(refused.err, "its values were changed");
+  const Ran trusted = at({"run", at.plan, "-o", at.dir / "fresh", "--trust-trace"});
+  INFO(trusted.err);
+  CHECK(trusted.code == 0);
+  has(at({"status", at.dir / "fresh", "--cells"}).out, "trusted-trace");
+}
+
 TEST_CASE("failed cells give exit code 5", "[cli][sweep]") {
   const Workplace at;
   REQUIRE(at({"plan", at.sweep, "-o", at.plan}).code == 0);

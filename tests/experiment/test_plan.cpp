@@ -75,6 +75,38 @@ TEST_CASE("a plan freezes cells whose identity is what decides the numbers", "[p
   CHECK(plan_text(read_plan(path)) == plan_text(plan));
 }
 
+TEST_CASE("versions of all that makes a number are in a cell's identity, and another build's plan is refused",
+          "[plan]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto one = [&](const std::string& more) {
+    return make_plan(sweep_config(trace, more + "sweep: {grid: {codec.bits: [4], codec.transform: [[center]]}}\n"));
+  };
+  const Plan plan = one("metrics: [softmax_kl, top_k]\n");
+  const Json& versions = plan.cells[0]["versions"];
+  for (const char* name : {"rtn", "transform.center", "metric.softmax_kl", "metric.top_k", "ledger", "attention"})
+    CHECK(versions.contains(name));
+  CHECK(versions.size() == 6);
+  CHECK_NOTHROW(require_versions(plan));
+  for (const auto& [name, version] : versions.items()) {
+    INFO(name);
+    Plan old = plan;
+    old.cells[0]["versions"][name] = version.get<int>() - 1;
+    has(error_of([&] { require_versions(old); }),
+        fmt::format("{}: {} in the plan, {} here", name, version.get<int>() - 1, version.get<int>()));
+    // A plan file that says so is another cell: its hash no longer fits.
+    write_plan(old, dir / "plan.jsonl");
+    has(error_of([&] { read_plan(dir / "plan.jsonl"); }, ErrorKind::kBadData), "plan again");
+    if (name == "ledger" || name == "attention" || name.starts_with("metric.")) {
+      old.cells[0]["versions"].erase(name);  // as earlier releases planned
+      has(error_of([&] { require_versions(old); }), name + ": absent in the plan");
+    }
+  }
+  // Metrics are measured, not trained.
+  CHECK(one("metrics: [top_k]\n").cells[0]["train_id"] == plan.cells[0]["train_id"]);
+}
+
 TEST_CASE("without a cache section all codecs of a plan stand under one policy; a named preset brings its own",
           "[plan]") {
   const TestFolder dir;

@@ -178,14 +178,19 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   has(error_of([&] { run_plan(plan, options); }), "a.trace.h5");
 }
 
-// Puts a NaN into a stored row, which no writer of ours would do: the 16-bit floats of a row stand in the file as they
-// are.
-void poison(const std::string& file, const Matrix<float>& row) {
-  std::string pattern;
+// The 16-bit floats of a row stand in the file as they are.
+std::string stored_bytes(const Matrix<float>& row) {
+  std::string bytes;
   for (int64_t c = 0; c < row.cols; ++c) {
     const uint32_t bits = std::bit_cast<uint32_t>(row(0, c));
-    pattern += {static_cast<char>(bits >> 16), static_cast<char>(bits >> 24)};
+    bytes += {static_cast<char>(bits >> 16), static_cast<char>(bits >> 24)};
   }
+  return bytes;
+}
+
+// Puts a NaN into a stored row, which no writer of ours would do.
+void poison(const std::string& file, const Matrix<float>& row) {
+  const std::string pattern = stored_bytes(row);
   std::string bytes = read_file(file);
   const size_t at = bytes.find(pattern);
   REQUIRE(at != std::string::npos);
@@ -216,9 +221,48 @@ TEST_CASE("a value that is not finite ends the cells that read it, by name and p
     poison(trace, row);
     RunOptions options;
     options.folder = dir / std::to_string(c.row);
+    has(error_of([&] { run_plan(plan, options); }), "content hash is");
+    options.trust_trace = true;
     CHECK(run_plan(plan, options).failed == 1);
     has(load_results(options.folder).cells[0].reason(), trace + ": " + c.what);
   }
+}
+
+TEST_CASE("a trace that was edited in place is refused, unless it is trusted and the rows say so", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan =
+      small_plan(trace, "codec: {name: rtn, bits: 4, group: 16}\n", "cache: {sinks: 4, window: 16, flush: 16}\n");
+  RunOptions options;
+  options.folder = dir / "sound";
+  CHECK(run_plan(plan, options).ok == 1);
+  CHECK_FALSE(load_results(options.folder).cells[0].flagged("trusted-trace"));
+  CHECK(std::filesystem::exists(trace + ".verified"));
+
+  // One bit of one key, the size and the time of modification as they were.
+  Matrix<float> row(1, 16);
+  TraceReader(trace).key(1, 1, 600, 1, row);
+  const auto modified = std::filesystem::last_write_time(trace);
+  const std::string pattern = stored_bytes(row);
+  const size_t at = read_file(trace).find(pattern);
+  REQUIRE(at != std::string::npos);
+  {
+    std::fstream file(trace, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(at));
+    file.put(static_cast<char>(pattern[0] ^ 1));
+  }
+  std::filesystem::last_write_time(trace, modified);
+  options.folder = dir / "edited";
+  const std::string refusal = error_of([&] { run_plan(plan, options); });
+  has(refusal, trace);
+  has(refusal, "its values were changed");
+  CHECK(load_results(options.folder).count("pending") == 1);
+  has(error_of([&] { codecs_of_cell(plan.cells[0], nullptr); }), "its values were changed");
+
+  options.trust_trace = true;
+  CHECK(run_plan(plan, options).ok == 1);
+  CHECK(load_results(options.folder).cells[0].flagged("trusted-trace"));
 }
 
 TEST_CASE("stopping drops what is unfinished, failures are kept until asked", "[runner]") {

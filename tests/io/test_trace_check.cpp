@@ -1,0 +1,79 @@
+#include "io/trace_check.h"
+
+#include <sys/stat.h>
+
+#include <fstream>
+
+#include "core/error.h"
+#include "io/atomic_file.h"
+#include "support/catch.h"
+#include "trace_fixture.h"
+
+using namespace vqkv;
+
+namespace {
+
+std::string refusal(const std::string& path) {
+  try {
+    open_verified_trace(path);
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kBadData);
+    return e.what();
+  }
+  return "";
+}
+
+// Changes a byte far behind the header: some value.
+void edit(const std::string& path) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(0, std::ios::end);
+  const auto at = static_cast<std::streamoff>(file.tellg()) / 2;
+  file.seekg(at);
+  const int old = file.get();
+  file.seekp(at);
+  file.put(static_cast<char>(old ^ 1));
+}
+
+}  // namespace
+
+TEST_CASE("a trace is verified once a state of its file", "[trace][verified]") {
+  const TempDir dir("verified");
+  const std::string path = dir / "t.trace.h5", record = path + ".verified";
+  write_trace(path, DType::kBF16, 10, 0);
+  CHECK(refusal(path).empty());
+  const std::string first = read_file(record);
+  CHECK(first.find(TraceReader(path).info().content_hash) != std::string::npos);
+
+  // A remembered state is believed: with the record of the edited file forged, nothing is read.
+  edit(path);
+  CHECK_THAT(refusal(path), Catch::Contains(path) && Catch::Contains("its values were changed"));
+  CHECK(read_file(record) == first);
+  edit(path);  // back
+  CHECK(refusal(path).empty());
+  CHECK(read_file(record) != first);  // another time of modification
+  const std::string second = read_file(record);
+  CHECK(refusal(path).empty());
+  CHECK(read_file(record) == second);
+
+  // A copy under the same name is another file; a torn record says nothing.
+  std::filesystem::copy_file(path, dir / "copy.h5");
+  std::filesystem::rename(dir / "copy.h5", path);
+  CHECK(refusal(path).empty());
+  CHECK(read_file(record) != second);
+  std::ofstream(record) << "{\"size\":";
+  CHECK(refusal(path).empty());
+  CHECK(Json::parse(read_file(record)).contains("inode"));
+}
+
+TEST_CASE("what is no trace leaves no record, and one that can't be kept is no error", "[trace][verified]") {
+  const TempDir dir("unverified");
+  std::ofstream(dir / "text.h5") << "no trace";
+  CHECK_THAT(refusal(dir / "text.h5"), Catch::Contains("can't be opened as HDF5"));
+  CHECK_FALSE(std::filesystem::exists(dir / "text.h5.verified"));
+  const std::string path = dir / "t.trace.h5";
+  write_trace(path, DType::kBF16, 10, 0);
+  std::filesystem::create_directory(path + ".verified");  // stands in for a folder that can't be written
+  CHECK(refusal(path).empty());
+  edit(path);
+  CHECK_THAT(refusal(path), Catch::Contains("its values were changed"));
+}
