@@ -5,9 +5,11 @@
 
 #include "cache/view.h"
 #include "codec/build.h"
+#include "core/thread_pool.h"
 #include "experiment/fidelity.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
+#include "support/memory_parameters.h"
 #include "support/method_configs.h"
 #include "support/sweep_trace.h"
 
@@ -130,6 +132,32 @@ TEST_CASE("a sweep measures the rows that a replay holds: every method", "[confo
     CHECK(ran["transforms"] > 0);
     CHECK(ran["plain"] > 0);
   }
+}
+
+TEST_CASE("a codec set has the same parameters at one, two and four threads: every method", "[conformance]") {
+  const Recorded in;
+  const int before = thread_count();
+  for (const Method* method : all_methods()) {
+    const std::string name = method->describe().name;
+    for (const char* share : {"none", "heads"}) {
+      Json config = test_config(name);
+      config["share"] = share;
+      config["transform"] = Json::array({"center", "query_metric", "rotation"});
+      const CodecPlan plan = plan_in_scope(resolve_codec(config, in.reader->info().shape), in.rows->scope());
+      if (!plan.skip.empty()) continue;
+      CAPTURE(name, share);
+      std::vector<MemoryParameters> one;
+      for (const int threads : {1, 2, 4}) {
+        set_thread_count(threads);
+        const auto set = train_codec_set(plan, in.rows->scope().shape, *in.rows, {});
+        std::vector<MemoryParameters> saved;
+        for (const TrainedUnit& u : set->units()) u.codec->save(saved.emplace_back());
+        if (threads == 1) one = saved;
+        CHECK(saved == one);
+      }
+    }
+  }
+  set_thread_count(before);
 }
 
 TEST_CASE("a sweep measures the rows that a replay holds: exceptions, fitted parameters", "[conformance][coder]") {
