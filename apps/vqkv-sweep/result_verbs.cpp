@@ -89,7 +89,7 @@ int run_best(const BestVerb& verb, const Common& common) {
 }
 
 int run_export(const ExportVerb& verb, const Common& common) {
-  const ResultSet r = load_results(verb.folder);
+  const ResultSet r = load_results(verb.folder, Records::kStatus);
   const CellResult& c = find_cell(r, verb.cell);
   if (c.flagged("subsampled") || c.cell.at("config").at("layers") != "all" || c.cell.at("config").at("heads") != "all")
     fail_usage(fmt::format("cell {} was trained on some layers or heads only; a codec file holds all of them", c.id()));

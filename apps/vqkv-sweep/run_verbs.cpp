@@ -137,12 +137,12 @@ int run_run(const RunVerb& verb, const Common& common) {
     log_warning("interrupted; the same command continues");
   else if (s.out_of_time)
     log_warning(fmt::format("the time budget is spent with {} cells left; the same command continues", s.left));
-  const ResultSet r = load_results(verb.out);
+  const ResultSet r = load_results(verb.out, plan, Records::kStatus);
   return r.count("failed") > 0 ? kExitSomeFailed : kExitOk;
 }
 
 int run_status(const std::string& folder, bool cells, const Common& common) {
-  const ResultSet r = load_results(folder);
+  const ResultSet r = load_results(folder, Records::kStatus);
   for (const auto& p : r.problems) log_warning(p);
   Table t;
   if (cells) {
@@ -173,18 +173,21 @@ int run_status(const std::string& folder, bool cells, const Common& common) {
 }
 
 int run_merge(const std::string& folder, const Common& common) {
-  const ResultSet r = load_results(folder);
+  const ResultSet r = load_results(folder, Records::kStatus);
   for (const auto& p : r.problems) log_warning(p);
-  std::vector<Json> records;
+  std::vector<const Json*> done;
   for (const auto& c : r.cells)
-    if (!c.record.is_null()) records.push_back(c.record);
+    if (!c.record.is_null()) done.push_back(&c.cell);
+  const RecordSource records = [&](const auto& body) {
+    for_each_record(r, [&](size_t, Json&& record) { body(record); });
+  };
   const std::filesystem::path at(folder);
-  write_result_csv((at / "results.csv").string(), records);
+  write_result_csv((at / "results.csv").string(), done, records);
   write_result_sqlite((at / "results.sqlite").string(), records, r.plan);
   Table t;
   t.columns = {{"file", "", "", false}, {"cells", ""}, {"pending", ""}};
   for (const char* f : {"results.csv", "results.sqlite"})
-    t.rows.push_back({{"file", (at / f).string()}, {"cells", records.size()}, {"pending", r.count("pending")}});
+    t.rows.push_back({{"file", (at / f).string()}, {"cells", done.size()}, {"pending", r.count("pending")}});
   print(t, common.format);
   return kExitOk;
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 #include <set>
 
 #include "codec/codec_set.h"
@@ -346,6 +347,15 @@ void require_versions(const Plan& plan) {
   for (const auto& [name, difference] : others)
     list += fmt::format("{}{}: {}", list.empty() ? "" : "; ", name, difference);
   fail_usage(fmt::format("the plan was made by versions whose numbers differ ({}); plan again", list));
+}
+
+std::string planned_hash(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::string line;
+  std::getline(in, line);
+  const JsonlRead read = parse_jsonl(line, path);
+  const Json hash = read.records.empty() ? Json() : read.records[0].value("plan", Json());
+  return hash.is_string() ? hash.get<std::string>() : "";
 }
 
 CellConfig config_of(const Json& cell) {

@@ -41,6 +41,9 @@ Plan read_plan(const std::string& path);
 // kUsage, naming them, when versions that a cell was planned for are not those of this build.
 void require_versions(const Plan& plan);
 
+// The plan hash that a plan file claims in its first line, of which the rest is not read; "" when it isn't there.
+std::string planned_hash(const std::string& path);
+
 // The typed configuration of a cell line.
 CellConfig config_of(const Json& cell);
 

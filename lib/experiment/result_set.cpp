@@ -9,8 +9,7 @@
 #include <map>
 
 #include "core/error.h"
-#include "experiment/plan.h"
-#include "io/store.h"
+#include "io/record_index.h"
 
 namespace vqkv {
 
@@ -48,14 +47,19 @@ int64_t ResultSet::count(const std::string& status) const {
   return std::count_if(cells.begin(), cells.end(), [&](const CellResult& c) { return c.status() == status; });
 }
 
-ResultSet load_results(const std::string& folder) {
+ResultSet load_results(const std::string& folder, Records records) {
   namespace fs = std::filesystem;
   std::error_code ec;
   if (!fs::exists(fs::path(folder) / "plan.jsonl", ec))
     fail_usage(
         fmt::format("{} is not a result folder: it has no plan.jsonl; `vqkv-sweep run plan.jsonl -o {}` makes one",
                     folder, folder));
-  const Plan plan = read_plan((fs::path(folder) / "plan.jsonl").string());
+  return load_results(folder, read_plan((fs::path(folder) / "plan.jsonl").string()), records);
+}
+
+ResultSet load_results(const std::string& folder, const Plan& plan, Records records) {
+  namespace fs = std::filesystem;
+  std::error_code ec;
   ResultSet out;
   out.folder = folder;
   out.plan = plan.header;
@@ -64,35 +68,50 @@ ResultSet load_results(const std::string& folder) {
     index[c.at("cell").get<std::string>()] = out.cells.size();
     out.cells.push_back({c, Json()});
   }
-  std::vector<std::string> files;
   if (fs::is_directory(fs::path(folder) / "results", ec))
     for (const auto& f : fs::directory_iterator(fs::path(folder) / "results"))
-      if (f.path().extension() == ".jsonl") files.push_back(f.path().string());
-  std::sort(files.begin(), files.end());
+      if (f.path().extension() == ".jsonl") out.files.push_back(f.path().string());
+  std::sort(out.files.begin(), out.files.end());
   int64_t strangers = 0;
-  for (const auto& file : files) {
-    JsonlRead read = read_jsonl(file);
+  for (size_t file = 0; file < out.files.size(); ++file) {
+    RecordIndex read = read_record_index(out.files[file]);
     if (!read.torn.empty()) out.problems.push_back(read.torn + " was left out; that cell runs again");
-    for (auto& r : read.records) {
+    for (RecordEntry& e : read.entries) {
+      const Json& r = e.facts;
       const auto it =
           r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
       if (it == index.end() || !r.contains("status") || !r["status"].is_string()) {
         ++strangers;
         continue;
       }
-      Json& have = out.cells[it->second].record;
       const auto rank = [](const Json& x) { return x.value("status", std::string()) == "ok" ? 1 : 0; };
       const auto attempt = [](const Json& x) {
         return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0;
       };
-      const bool newer =
-          have.is_null() || rank(r) > rank(have) || (rank(r) == rank(have) && attempt(r) > attempt(have));
-      if (newer) have = std::move(r);
+      CellResult& have = out.cells[it->second];
+      const bool newer = have.record.is_null() || rank(r) > rank(have.record) ||
+                         (rank(r) == rank(have.record) && attempt(r) > attempt(have.record));
+      if (!newer) continue;
+      have.record = std::move(e.facts);
+      have.file = file;
+      have.at = e.at;
+      have.bytes = e.bytes;
     }
   }
+  if (records == Records::kWhole)
+    for_each_record(out, [&](size_t cell, Json&& record) { out.cells[cell].record = std::move(record); });
   if (strangers > 0)
     out.problems.push_back(fmt::format("{} records belong to no cell of the plan and were left out", strangers));
   return out;
+}
+
+void for_each_record(const ResultSet& results, const std::function<void(size_t cell, Json&& record)>& body) {
+  std::vector<RecordReader> readers;
+  for (const auto& f : results.files) readers.emplace_back(f);
+  for (size_t i = 0; i < results.cells.size(); ++i) {
+    const CellResult& c = results.cells[i];
+    if (!c.record.is_null()) body(i, readers[c.file].read(c.at, c.bytes));
+  }
 }
 
 }  // namespace vqkv

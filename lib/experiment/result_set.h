@@ -1,9 +1,11 @@
 // What a store holds, in plan order: the input of status, merge, best and report.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "core/json.h"
+#include "experiment/plan.h"
 #include "metric/measurement.h"
 
 namespace vqkv {
@@ -13,8 +15,10 @@ namespace vqkv {
 //   "cost"                 bytes and bits from the ledger; `context` and, where constants are shared, `sequences`
 //   "time"                 seconds; never part of a comparison of two stores
 struct CellResult {
-  Json cell;                   // line of the plan
-  Json record;                 // null while the cell is pending
+  Json cell;        // line of the plan
+  Json record;      // null while the cell is pending
+  size_t file = 0;  // of ResultSet::files, where the whole record stands:
+  int64_t at = 0, bytes = 0;
   std::string id() const;      // short id
   std::string status() const;  // ok | failed | skipped | pending
   std::string reason() const;
@@ -29,12 +33,20 @@ struct ResultSet {
   std::string folder;
   Json plan;                          // header line of the plan
   std::vector<CellResult> cells;      // in plan order
+  std::vector<std::string> files;     // of records
   std::vector<std::string> problems;  // unfinished lines, records of cells that the plan does not have
   int64_t count(const std::string& status) const;
 };
 
+// kStatus: each record holds only its status, attempt, reason and flags, which the index of the records gives.
+enum class Records { kWhole, kStatus };
+
 // Reads FOLDER/plan.jsonl and FOLDER/results/*.jsonl. Of several records of a cell an ok one wins, else the last
-// attempt.
-ResultSet load_results(const std::string& folder);
+// attempt; the others are not read.
+ResultSet load_results(const std::string& folder, Records records = Records::kWhole);
+// The same for who holds the store's plan already.
+ResultSet load_results(const std::string& folder, const Plan& plan, Records records);
+// The whole records of the cells that have one, in plan order, one at a time in memory.
+void for_each_record(const ResultSet& results, const std::function<void(size_t cell, Json&& record)>& body);
 
 }  // namespace vqkv

@@ -27,7 +27,7 @@
 #include "experiment/fidelity.h"
 #include "experiment/result_set.h"
 #include "experiment/store_folder.h"
-#include "io/store.h"
+#include "io/record_index.h"
 #include "io/trace_check.h"
 
 namespace vqkv {
@@ -344,8 +344,8 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
   VQKV_CHECK(options.shards >= 1 && options.shard >= 0 && options.shard < options.shards && options.jobs >= 1);
   require_versions(plan);
   open_store(options.folder, plan);
-  JsonlWriter writer((fs::path(options.folder) / "results" / (options.writer + ".jsonl")).string());
-  const ResultSet before = load_results(options.folder);
+  RecordWriter writer((fs::path(options.folder) / "results" / (options.writer + ".jsonl")).string());
+  const ResultSet before = load_results(options.folder, plan, Records::kStatus);
   for (const auto& p : before.problems) log_warning(p);
 
   RunSummary summary;

@@ -22,6 +22,7 @@ void open_store(const std::string& folder, const Plan& plan) {
     write_plan(plan, path);
     return;
   }
+  if (planned_hash(path) == plan.hash()) return;
   const Plan have = read_plan(path);
   if (have.hash() != plan.hash())
     fail_usage(fmt::format(

@@ -67,9 +67,9 @@ constexpr const char* kMeasurementKeys[] = {"role", "tag",    "context", "sequen
 struct Database {
   sqlite3* db = nullptr;
   std::string path;
-  // In memory: AtomicFile holds a lock on the file that SQLite would not share.
-  explicit Database(const std::string& p) : path(p) {
-    if (sqlite3_open_v2(":memory:", &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) {
+  // Without SQLite's own locks: AtomicFile holds one on the file. Messages call it `p`.
+  Database(const std::string& p, const std::string& on_disk) : path(p) {
+    if (sqlite3_open_v2(on_disk.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, "unix-none") != SQLITE_OK) {
       const std::string why = db ? sqlite3_errmsg(db) : "out of memory";
       sqlite3_close(db);
       fail_data(fmt::format("{}: SQLite: {}", p, why));
@@ -130,17 +130,19 @@ Json flatten_paths(const Json& tree) {
   return out;
 }
 
-void write_result_csv(const std::string& path, const std::vector<Json>& records) {
+void write_result_csv(const std::string& path, const std::vector<const Json*>& cells, const RecordSource& records) {
   std::set<std::string> config_columns;
-  for (const auto& r : records) {
-    const Json flat = columns_of(r);
+  for (const Json* c : cells) {
+    const Json flat = columns_of(*c);
     for (const auto& [key, unused] : flat.items()) config_columns.insert(key);
   }
+  AtomicFile file(path);
   std::string out = "id,status,reason,flags";
   for (const char* k : kMeasurementKeys) out += fmt::format(",{}", k);
   for (const auto& c : config_columns) out += "," + csv(c);
-  out += "\n";
-  for (const auto& r : records) {
+  file.write(out + "\n");
+  records([&](const Json& r) {
+    out.clear();
     const Json flat = columns_of(r);
     std::string tail;
     for (const auto& c : config_columns) tail += "," + csv(plain(get(flat, c.c_str())));
@@ -154,15 +156,17 @@ void write_result_csv(const std::string& path, const std::vector<Json>& records)
       for (const char* k : kMeasurementKeys) out += "," + csv(plain(get(m, k)));
       out += tail + "\n";
     }
-  }
-  write_file(path, out);
+    file.write(out);
+  });
+  file.commit();
 }
 
-void write_result_sqlite(const std::string& path, const std::vector<Json>& records, const Json& plan_header) {
-  const Database db(path);
-  {  // statements end before the copy
+void write_result_sqlite(const std::string& path, const RecordSource& records, const Json& plan_header) {
+  AtomicFile file(path);
+  {  // the database is closed before it gets its name
+    const Database db(path, file.partial_path());
     db.exec(
-        "BEGIN;"
+        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;"
         "CREATE TABLE plan(key TEXT PRIMARY KEY, value TEXT);"
         "CREATE TABLE cell(cell TEXT PRIMARY KEY, id TEXT, status TEXT, reason TEXT, attempt INTEGER, flags TEXT, "
         "record TEXT);"
@@ -175,7 +179,7 @@ void write_result_sqlite(const std::string& path, const std::vector<Json>& recor
     Insert cell(db, "INSERT INTO cell VALUES(?,?,?,?,?,?,?)");
     Insert config(db, "INSERT INTO config VALUES(?,?,?)");
     Insert measurement(db, "INSERT INTO measurement VALUES(?,?,?,?,?,?,?,?,?,?,?)");
-    for (const auto& r : records) {
+    records([&](const Json& r) {
       const Json id = get(r, "cell");
       cell({id, get(r, "id"), get(r, "status"), get(r, "reason"), get(r, "attempt"), flags_of(r), r.dump()});
       const Json flat = columns_of(r);
@@ -185,13 +189,10 @@ void write_result_sqlite(const std::string& path, const std::vector<Json>& recor
         for (const char* k : kMeasurementKeys) row.push_back(get(m, k));
         measurement(row);
       }
-    }
+    });
     db.exec("CREATE INDEX by_tag ON measurement(tag, role); CREATE INDEX by_path ON config(path, value); COMMIT;");
   }
-  sqlite3_int64 size = 0;
-  const std::unique_ptr<unsigned char, void (*)(void*)> bytes(sqlite3_serialize(db.db, "main", &size, 0), sqlite3_free);
-  if (!bytes) fail_data(fmt::format("{}: SQLite: out of memory", path));
-  write_file(path, std::string_view(reinterpret_cast<const char*>(bytes.get()), static_cast<size_t>(size)));
+  file.commit();
 }
 
 }  // namespace vqkv

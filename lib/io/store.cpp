@@ -128,9 +128,15 @@ JsonlWriter::~JsonlWriter() {
   if (fd_ >= 0) ::close(fd_);
 }
 
+int64_t JsonlWriter::size() const {
+  const off_t end = ::lseek(fd_, 0, SEEK_END);
+  if (end < 0) fail_data(fmt::format("{}: {}", path_, std::strerror(errno)));
+  return static_cast<int64_t>(end);
+}
+
 void JsonlWriter::append(const Json& record) {
   const std::string line = record.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-  const off_t before = ::lseek(fd_, 0, SEEK_END);
+  const off_t before = static_cast<off_t>(size());
   try {
     write_all(fd_, line, path_);
     if (::fsync(fd_) != 0) fail_data(fmt::format("{}: can't be synced: {}", path_, std::strerror(errno)));

@@ -31,6 +31,7 @@ class JsonlWriter {
   JsonlWriter& operator=(const JsonlWriter&) = delete;
   // One write, then fsync. When it fails (a full disk) the file ends where it did before, and kBadData says so.
   void append(const Json& record);
+  int64_t size() const;  // bytes of the file
 
  private:
   std::string path_;

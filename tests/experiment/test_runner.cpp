@@ -162,6 +162,16 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   CHECK(contents(options.folder) == expected);
   CHECK(load_results(options.folder).problems.empty());
 
+  // Resuming asks the index for what is done; the records themselves are read by who shows them.
+  const std::string sound = read_file(file);
+  std::string damaged = sound;
+  damaged.replace(damaged.find("\"measurements\"") + 20, 3, "\"\"\"");
+  write_file(file, damaged);
+  CHECK(run_plan(plan, options).before == 7);
+  CHECK(load_results(options.folder, Records::kStatus).count("ok") == 6);
+  has(error_of([&] { load_results(options.folder); }), file + " at byte");
+  write_file(file, sound);
+
   const std::string refusal = error_of([&] { run_plan(small_plan(trace, kSweep, "seed: 9\n"), options); });
   has(refusal, "holds the results of another plan");
   has(refusal, "seed: 0 in the store, 9 in the new plan");

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 
@@ -103,15 +104,16 @@ TEST_CASE("the result index in long form", "[store]") {
                                       {"role":"cost","tag":"bytes","context":4096,"sequences":64,"value":10}]})"),
       Json::parse(
           R"({"cell":"bb","id":"b","status":"skipped","reason":"3 does not divide 16","config":{"codec":{"k":{"bits":3}}}})")};
-  write_result_csv(dir / "r.csv", records);
+  const RecordSource source = [&](const auto& body) { std::for_each(records.begin(), records.end(), body); };
+  write_result_csv(dir / "r.csv", {&records[0], &records[1]}, source);
   CHECK(read_file(dir / "r.csv") ==
         "id,status,reason,flags,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec.k.bits,"
         "codec.name,list\n"
         "a,ok,,extrapolated,report,key.nmse,,,0.5,1,0.1,3,lower,false,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
         "a,ok,,extrapolated,cost,bytes,4096,64,10,,,,,,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
         "b,skipped,3 does not divide 16,,,,,,,,,,,,,3,,\n");
-  write_result_sqlite(dir / "r.sqlite", records, {{"plan", "p"}});
-  write_result_sqlite(dir / "r.sqlite", records, {{"plan", "p"}});  // rebuilt in place
+  write_result_sqlite(dir / "r.sqlite", source, {{"plan", "p"}});
+  write_result_sqlite(dir / "r.sqlite", source, {{"plan", "p"}});  // rebuilt in place
   CHECK(std::filesystem::file_size(dir / "r.sqlite") > 4096);
   CHECK_FALSE(std::filesystem::exists(dir / "r.sqlite.partial"));
 }
