@@ -182,7 +182,7 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
     add_exact(b, policy.sinks, tokens, held, chunks, row, shape.layers);
     b.index += shape.layers * BlockTable::capacity_for(chunks) * kAddress;
   }
-  const bool any_coded = coded_of(Role::kKey) + coded_of(Role::kValue) > 0;
+  const bool any_coded = policy.keeps_codes() && past_window(Role::kKey) + past_window(Role::kValue) > 0;
   bool any_fitted = false;
   for (size_t i = 0; i < codecs.units().size(); ++i) {
     const TrainedUnit& u = codecs.units()[i];
