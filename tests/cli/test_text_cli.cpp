@@ -46,7 +46,7 @@ struct TinyModel {
 
 }  // namespace
 
-TEST_CASE("--special: special tokens in texts become ids in every verb that reads texts", "[cli][text]") {
+TEST_CASE("texts with --special: special tokens in texts become ids in every verb that reads texts", "[cli][text]") {
   const TinyModel m;
   const std::string text = m.dir / "special.txt";
   const auto ids = [&](std::vector<std::string> more) {
@@ -96,7 +96,7 @@ TEST_CASE("--special: special tokens in texts become ids in every verb that read
   CHECK_THAT(chat.err, Contains("with --special in place of --chat"));
 }
 
-TEST_CASE("--token-ids that start with BOS are used as they are, with a notice", "[cli][text]") {
+TEST_CASE("ids of --token-ids that start with BOS are used as they are, with a notice", "[cli][text]") {
   const TinyModel m;
   const auto capture = [&](const std::string& ids, bool notice) {
     write_file(m.dir / "x.ids", ids);
@@ -113,7 +113,7 @@ TEST_CASE("--token-ids that start with BOS are used as they are, with a notice",
   CHECK(capture("3 0 1 2 3 1 1 1", true) == std::pair(2, 8));  // cut in windows already
 }
 
-TEST_CASE("--token-ids need no tokenizer", "[cli][text]") {
+TEST_CASE("ids of --token-ids need no tokenizer", "[cli][text]") {
   const TinyModel m;
   std::string numbers = "0";
   for (int i = 1; i < 128; ++i) numbers += " " + std::to_string(i * 7 % 96);
