@@ -36,15 +36,14 @@ double measuring_bytes(const TraceRows& rows, double unit_width, const ScoreLimi
   return kept + std::max(coding, attention);
 }
 
-// Training: of each unit at work the rows and the other role's where one learns from it, and a copy where a transform or
-// a codec makes one; a head's queries on the way.
+// Training: of each unit at work the rows and the other role's where one learns from it, and a copy where a transform
+// or a codec makes one; a head's queries on the way.
 double training_bytes(const TraceRows& rows, const CodecPlan& plan, double unit_width) {
   TrainNeeds needs;
   for (const UnitSpec& u : plan.units) needs |= needs_of(u);
   if (!needs.rows) return 0;
   const double units = plan.units.size() >= static_cast<size_t>(thread_count()) ? thread_count() : 1;
-  const double queries =
-      needs.queries ? static_cast<double>(rows.reader().queries()) * rows.scope().shape.head_dim : 0;
+  const double queries = needs.queries ? static_cast<double>(rows.reader().queries()) * rows.scope().shape.head_dim : 0;
   return units * ((needs.other_role ? 4 : 2) * static_cast<double>(rows.train_rows()) * unit_width + queries) * kFloat;
 }
 

@@ -367,28 +367,27 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, c
 FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& source,
                                 const std::function<void(int)>& progress) {
   const auto& windows = rows.windows();
-  return measure(
-      rows, nullptr,
-      [&](int l, Layer& layer) {
-        const int64_t sinks = rows.config().policy().sinks;
-        parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
-          const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
-          const EvalWindow& window = windows[static_cast<size_t>(w)];
-          HeadRows& r = layer.at(w, h);
-          const int64_t n = window.window.tokens, first = std::min(sinks, n);
-          r.k_hat = Matrix<float>(n, r.k.cols);
-          r.v_hat = Matrix<float>(n, r.v.cols);
-          source.decoded(l, h, window, r.k_hat, r.v_hat);
-          rope_apply(rows.rope(), window.position.data(), r.k_hat);
-          std::copy_n(r.k.data(), first * r.k.cols, r.k_hat.data());
-          std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
-          r.coded_k = r.coded_v = n;
-        });
-        CodingTotals t;
-        t.values = 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim};
-        return t;
-      },
-      progress, {});
+  return measure(rows, nullptr,
+                 [&](int l, Layer& layer) {
+                   const int64_t sinks = rows.config().policy().sinks;
+                   parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
+                     const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
+                     const EvalWindow& window = windows[static_cast<size_t>(w)];
+                     HeadRows& r = layer.at(w, h);
+                     const int64_t n = window.window.tokens, first = std::min(sinks, n);
+                     r.k_hat = Matrix<float>(n, r.k.cols);
+                     r.v_hat = Matrix<float>(n, r.v.cols);
+                     source.decoded(l, h, window, r.k_hat, r.v_hat);
+                     rope_apply(rows.rope(), window.position.data(), r.k_hat);
+                     std::copy_n(r.k.data(), first * r.k.cols, r.k_hat.data());
+                     std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
+                     r.coded_k = r.coded_v = n;
+                   });
+                   CodingTotals t;
+                   t.values = 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim};
+                   return t;
+                 },
+                 progress, {});
 }
 
 }  // namespace vqkv

@@ -63,7 +63,7 @@ struct MetricInfo {
   std::string name, title, unit, formula, source, caveat;
   Better better = Better::kLower;
   bool of_dropped = false;  // also means something where tokens are dropped instead of coded
-  int version = 1;  // rises when the same rows give another number: part of a cell's identity
+  int version = 1;          // rises when the same rows give another number: part of a cell's identity
 };
 
 class MetricKind {
