@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 #include "core/error.h"
 #include "core/whole_number.h"
@@ -220,6 +221,7 @@ void apply_override(Config& config, const std::string& assignment) {
     it = inside ? config.marks.erase(it) : std::next(it);
   }
   config.marks[path] = {"command line: " + path, 0, 0};
+  config.overrides.push_back(assignment);
 }
 
 void apply_group(Config& config) {
@@ -251,6 +253,10 @@ void apply_group(Config& config) {
   for (const auto& [path, mark] : config.marks)
     if (path.starts_with(prefix)) over.marks[path.substr(prefix.size())] = mark;
   merge_config(config, over);
+  for (const std::string& assignment : std::exchange(config.overrides, {})) {
+    const std::string path = assignment.substr(0, assignment.find('='));
+    if (path != "group" && path != "groups" && !path.starts_with("groups.")) apply_override(config, assignment);
+  }
 }
 
 std::vector<Json> range_or_list(const Json& value, const std::string& what) {

@@ -21,6 +21,7 @@ struct ConfigMark {
 struct Config {
   Json tree = Json::object();
   std::map<std::string, ConfigMark> marks;  // by path: "codec.k.bits", "sweep.skip[0].codec.name"
+  std::vector<std::string> overrides;       // applied so far, in order: they hold over a group chosen later, too
 
   // "file:line:column" of `path`, or of its nearest enclosing path.
   std::string where(const std::string& path) const;
@@ -53,7 +54,8 @@ void merge_config(Config& base, const Config& over);
 // every character. Below sweep.grid and sweep.repeat the rest of the path is one key, as in the file.
 void apply_override(Config& config, const std::string& assignment);
 
-// `groups: {test: {...}}` are named sets of values; `group: test` merges one over the rest. Both keys disappear.
+// `groups: {test: {...}}` are named sets of values; `group: test` merges one over the rest, overrides apart. Both keys
+// disappear.
 void apply_group(Config& config);
 
 // "codec.bits" as one key of a map, at any depth below `path` (not inside lists): kUsage that says how to nest it.

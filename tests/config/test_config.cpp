@@ -218,6 +218,18 @@ TEST_CASE("a group merges over the rest", "[config]") {
   apply_group(c);
   CHECK(c.tree == Json::parse(R"({"codec":{"name":"rvq","iterations":1}})"));
   CHECK(c.where("codec.iterations") == "f.yaml:2:25");
+  // What the command line says holds over the group, on whichever side of it it stands.
+  for (const bool first : {true, false}) {
+    Config over =
+        parse_yaml("codec: {name: rvq, iterations: 25}\ngroups: {test: {codec: {iterations: 1, beam: 2}}}\n", "f.yaml");
+    if (first) apply_override(over, "codec.iterations=7");
+    apply_override(over, "group=test");
+    if (!first) apply_override(over, "codec.iterations=7");
+    apply_override(over, "groups.test.codec.beam=4");
+    apply_group(over);
+    CHECK(over.tree == Json::parse(R"({"codec":{"name":"rvq","iterations":7,"beam":4}})"));
+    CHECK(over.where("codec.iterations") == "command line: codec.iterations");
+  }
   Config wrong = parse_yaml("group: tst\ngroups: {test: {}}\n", "f.yaml");
   has(message_of([&] { apply_group(wrong); }), "no group is named 'tst'");
 }
