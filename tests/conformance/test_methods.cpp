@@ -93,7 +93,7 @@ const std::vector<Case>& cases() {
       for (const char* rope : {"post", "pre"})
         for (const int heads : {1, 2}) {
           Json config = test_config(name);
-          config["rope"] = rope;
+          set_rope(config, rope);
           config["heads"] = heads;
           for (const UnitSpec& spec : resolve_codec(config, shape_of(2, 64)).units) {
             if (spec.unit.first_head != 0 || (spec.unit.role == Role::kValue && std::string(rope) == "pre")) continue;

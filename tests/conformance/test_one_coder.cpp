@@ -117,7 +117,7 @@ TEST_CASE("a sweep measures the rows that a replay holds: every method", "[confo
       for (const int heads : {1, 2})
         for (const bool transforms : {false, true}) {
           Json config = test_config(name);
-          config["rope"] = rope;
+          set_rope(config, rope);
           config["heads"] = heads;
           if (transforms) config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
           const CodecPlan plan = plan_in_scope(resolve_codec(config, in.reader->info().shape), in.rows->scope());

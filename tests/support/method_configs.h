@@ -16,4 +16,7 @@ inline Json test_config(const std::string& method) {
   return config.tree["codec"];
 }
 
+// Where keys are coded: in the role's own group, which wins over what the file says.
+inline void set_rope(Json& config, const std::string& rope) { config["k"]["rope"] = rope; }
+
 }  // namespace vqkv::test

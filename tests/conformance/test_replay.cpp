@@ -1,0 +1,154 @@
+// Every registered method end to end on a tiny committed model: captured, trained on the trace, then replayed through
+// every attention path, in blocks and in steps.
+#include "generation/replay.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "codec/build.h"
+#include "experiment/trace_rows.h"
+#include "generation/capture.h"
+#include "support/catch.h"
+#include "support/method_configs.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+// Random weights, two layers, head_dim 32, 4 query heads over 2 KV heads.
+constexpr const char* kModel = VQKV_SOURCE_DIR "/tests/golden/tiny/qwen3.gguf";
+constexpr int64_t kContext = 200;
+
+struct Captured {
+  std::unique_ptr<ModelRuntime> model = load_model(kModel);
+  TestFolder folder;
+  std::unique_ptr<TraceReader> reader;
+  std::unique_ptr<TraceRows> rows;
+
+  std::vector<int32_t> ids(uint64_t seed, int64_t n) const {
+    Rng rng(seed);
+    std::vector<int32_t> out;
+    for (int64_t i = 0; i < n; ++i)
+      out.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(model->facts().vocab))));
+    return out;
+  }
+
+  Captured() {
+    const std::string path = folder / "t.trace.h5";
+    const std::vector<TextDocument> documents = {{"a", ids(1, 512)}, {"b", ids(2, 512)}};
+    const CaptureOptions options{.context = 512};
+    const CapturePlan plan = plan_capture(documents, options, model->facts(), {});
+    TraceInfo info = capture_info(model->facts(), options);
+    info.provenance = {{"tool", "test"}};
+    TraceWriter writer(path, info, plan.names, plan.tokens, plan.queries);
+    REQUIRE(capture_trace(*model, plan, writer));
+    CellConfig config;
+    config.trace = path;
+    config.train = {0, 1};
+    config.cache = canonical_cache_config(Json::object());
+    reader = std::make_unique<TraceReader>(path);
+    rows = std::make_unique<TraceRows>(*reader, config);
+  }
+
+  // Null: the method says that it can't code this.
+  std::shared_ptr<const CodecSet> codecs(const Json& config) const {
+    const CodecPlan plan = plan_in_scope(resolve_codec(config, model->facts().cache_shape()), rows->scope());
+    return plan.skip.empty() ? train_codec_set(plan, rows->scope().shape, *rows, {}) : nullptr;
+  }
+};
+
+double mean(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::abs(a[i] - b[i]);
+  return sum / static_cast<double>(a.size());
+}
+
+double largest(const std::vector<double>& a, const std::vector<double>& b) {
+  REQUIRE(a.size() == b.size());
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
+  return worst;
+}
+
+// KIVI's per-channel keys go 32 tokens a block.
+const Json kCache = {{"sinks", 4}, {"window", 8}, {"flush", 32}};
+
+}  // namespace
+
+TEST_CASE("every method replays a tiny model through every attention path, in blocks as in steps",
+          "[conformance][replay]") {
+  const Captured in;
+  const ReplayText text{"text", in.ids(3, kContext)};
+  for (const Method* method : all_methods()) {
+    const std::string name = method->describe().name;
+    std::map<std::string, int> ran;
+    for (const std::string& rope : method->describe().rope)
+      for (const int heads : {1, 2})
+        for (const bool transforms : {false, true}) {
+          Json config = test_config(name);
+          set_rope(config, rope);
+          config["heads"] = heads;
+          if (transforms) config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
+          const auto codecs = in.codecs(config);
+          if (!codecs) continue;
+          std::vector<ReplayCandidate> candidates;
+          std::vector<std::string> paths = attention_backend_names();
+          paths.push_back("auto");
+          for (const std::string& path : paths) {
+            // Table paths take what they can take, and no other path runs instead.
+            const auto backend = make_attention_backend(path);
+            if (std::ranges::any_of(codecs->units(), [&](const TrainedUnit& u) {
+                  return backend->can(u.codec->plan(), u.spec.unit.role).has_value();
+                }))
+              continue;
+            ReplayCandidate c{.label = path,
+                              .codecs = codecs,
+                              .policy = CachePolicy::from_json(canonical_cache_config(kCache)),
+                              .attention = path,
+                              .block = 77};
+            candidates.push_back(c);
+            c.label += " in steps";
+            c.mode = ReplayMode::kStepwise;
+            candidates.push_back(c);
+          }
+          CAPTURE(name, rope, heads, transforms);
+          const ReplayResult r =
+              replay(*in.model, std::span(&text, 1), candidates, {.context = kContext, .attention = "reference"});
+          REQUIRE(r.tracks.size() >= 4);
+          const ReplayTrack& reference = r.tracks[0];
+          REQUIRE(reference.path == "reference");
+          for (size_t i = 0; i < r.tracks.size(); i += 2) {
+            const ReplayTrack &blocks = r.tracks[i], &steps = r.tracks[i + 1];
+            CAPTURE(blocks.label, blocks.path, steps.path);
+            if (blocks.label != "auto") {
+              CHECK(blocks.path.starts_with(blocks.label));
+              CHECK(steps.path == blocks.path);
+              CHECK(blocks.nll == steps.nll);
+              CHECK(blocks.kld == steps.kld);
+            }
+            // Logits of coded keys err by at most 2^-10 by table, 2^-3 with 8-bit tables (attention.h), and two layers
+            // carry that on.
+            for (const ReplayTrack* t : {&blocks, &steps})
+              if (blocks.label == "cpu-table8")
+                CHECK(mean(t->nll, reference.nll) < 0.0625);
+              else
+                CHECK(largest(t->nll, reference.nll) < 4e-3);
+            CHECK(blocks.coded_mass > 0);
+            CHECK(blocks.bytes.to_json() == reference.bytes.to_json());
+            ++ran[blocks.label];
+          }
+          if (name == "exact" && !transforms)
+            CHECK(largest(reference.kld, std::vector<double>(reference.kld.size())) < 1e-5);
+          else if (name != "exact")
+            CHECK(*std::ranges::max_element(reference.kld) > 1e-6);
+          ++ran[transforms ? "transforms" : "plain"];
+        }
+    CAPTURE(name);
+    std::vector<std::string> must = {"transforms", "plain", "reference", "cpu-reconstruct", "auto"};
+    if (method->describe().family == "table") must.insert(must.end(), {"cpu-table", "cpu-table8"});
+    for (const std::string& what : must) CHECK(ran[what] > 0);
+  }
+}
