@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 
 #include "attention/attention.h"
-#include "attention/backends.h"
+#include "attention/backends_cpu.h"
 #include "core/error.h"
 
 namespace vqkv {

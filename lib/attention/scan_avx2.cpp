@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "attention/scan.h"
+#include "attention/scan_cpu.h"
 
 namespace vqkv::scan {
 namespace {

@@ -3,7 +3,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include "attention/scan.h"
+#include "attention/scan_cpu.h"
 
 namespace vqkv::scan {
 namespace {

@@ -2,9 +2,9 @@
 #include <limits>
 #include <set>
 
-#include "attention/backends.h"
+#include "attention/backends_cpu.h"
 #include "attention/plan_codec.h"
-#include "attention/scan.h"
+#include "attention/scan_cpu.h"
 #include "cache/kernels.h"
 #include "cache/policies/keep_policy.h"
 #include "core/cpu.h"

@@ -9,7 +9,7 @@
 
 #include <ctime>
 
-#include "attention/backends.h"
+#include "attention/backends_cpu.h"
 #include "attention/plan_codec.h"
 #include "core/thread_pool.h"
 

@@ -2,7 +2,7 @@
 // all attention runs on; adding up probabilities by code. Lookups (and adds) are (row, token, slot).
 #include <benchmark/benchmark.h>
 
-#include "attention/scan.h"
+#include "attention/scan_cpu.h"
 #include "cache/kernels.h"
 #include "core/cpu.h"
 #include "core/rng.h"

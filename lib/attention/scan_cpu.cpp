@@ -1,4 +1,4 @@
-#include "attention/scan.h"
+#include "attention/scan_cpu.h"
 
 #include <algorithm>
 #include <cmath>

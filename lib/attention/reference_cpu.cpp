@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "attention/backends.h"
+#include "attention/backends_cpu.h"
 #include "core/error.h"
 
 namespace vqkv {

@@ -1,11 +1,11 @@
 // Parts of the tiled backends: keys are scored and values summed apart, each in the mode that it is given; the loop
-// over tiles (tiled_backend.cpp) joins them.
+// over tiles (tiled_backend_cpu.cpp) joins them.
 #pragma once
 #include <cstdint>
 #include <vector>
 
-#include "attention/code_sums.h"
-#include "attention/tiled.h"
+#include "attention/code_sums_cpu.h"
+#include "attention/tiled_cpu.h"
 
 namespace vqkv {
 
@@ -37,7 +37,7 @@ struct TileForms {
   bool table = false;  // logits of coded keys lie in TileScratch::table_scores
 };
 
-// ---- Keys (tile_keys.cpp) ------------------------------------------------------------------------------------------
+// ---- Keys (tile_keys_cpu.cpp) --------------------------------------------------------------------------------------
 
 // Logits of the coded tokens of tiles [tile_begin, tile_end), by rows of chunk length, into s.table_scores.
 void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begin, int64_t tile_end, TileScratch& s);
@@ -48,7 +48,7 @@ TileForms load_key_tile(const TiledCall& call, int head, KeyScan mode, int64_t b
 void score_tile(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row,
                 int64_t batch, int64_t row_begin, TileScratch& s);
 
-// ---- Values (tile_values.cpp) --------------------------------------------------------------------------------------
+// ---- Values (tile_values_cpu.cpp) ----------------------------------------------------------------------------------
 
 // The V tile of one head. by_code: the codes of what is coded, to be summed.
 TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t begin, int64_t count, TileScratch& s);

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "attention/attention.h"
-#include "attention/backends.h"
-#include "attention/scan.h"
+#include "attention/backends_cpu.h"
+#include "attention/scan_cpu.h"
 #include "cache/kernels.h"
 
 namespace vqkv {

@@ -1,6 +1,6 @@
-#include "attention/tiled.h"
+#include "attention/tiled_cpu.h"
 
-#include "attention/code_sums.h"
+#include "attention/code_sums_cpu.h"
 
 #include <algorithm>
 #include <cmath>

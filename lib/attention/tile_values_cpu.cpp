@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "attention/tile_parts.h"
+#include "attention/tile_parts_cpu.h"
 #include "cache/kernels.h"
 
 namespace vqkv {

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "attention/scan.h"
-#include "attention/tile_parts.h"
+#include "attention/scan_cpu.h"
+#include "attention/tile_parts_cpu.h"
 #include "cache/kernels.h"
 
 namespace vqkv {

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "attention/backends.h"
+#include "attention/backends_cpu.h"
 #include "cache/tile_decoder.h"
 #include "core/view.h"
 

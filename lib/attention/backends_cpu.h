@@ -6,10 +6,10 @@
 
 namespace vqkv {
 
-// How logits of coded keys are found: from decoded keys, or from tables in the forms that scan.h names.
+// How logits of coded keys are found: from decoded keys, or from tables in the forms that scan_cpu.h names.
 enum class KeyScan { kNone, kFixed, kBytes };
-// Whether values are summed by code (code_sums.h) instead of decoded. kAlways is for tests and timings: from the first
-// coded token on, in short segments.
+// Whether values are summed by code (code_sums_cpu.h) instead of decoded. kAlways is for tests and timings: from the
+// first coded token on, in short segments.
 enum class ValueSums { kNever, kWherePays, kAlways };
 
 std::unique_ptr<AttentionBackend> make_reference_backend();

@@ -1,9 +1,9 @@
-#include "attention/code_sums.h"
+#include "attention/code_sums_cpu.h"
 
 #include <algorithm>
 #include <bit>
 
-#include "attention/tiled.h"
+#include "attention/tiled_cpu.h"
 #include "cache/kernels.h"
 
 namespace vqkv {

@@ -7,9 +7,9 @@
 // token order (cache/kernels.h). So an identity codec gives the bits of the exact cache, a block of queries those of
 // single steps, and the thread count changes nothing.
 //
-// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan.h) and no key is
-// decoded. Values are summed by code (code_sums.h) in the segments where that is cheaper, and decoded elsewhere; what
-// summed any by code calls itself cpu-table-sums.
+// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan_cpu.h) and no key is
+// decoded. Values are summed by code (code_sums_cpu.h) in the segments where that is cheaper, and decoded elsewhere;
+// what summed any by code calls itself cpu-table-sums.
 //
 // cpu-table8: cpu-table with 8-bit tables for the rows whose error bound stays below scan::kByteScanLimit; the others
 // are scanned as cpu-table scans them. Never chosen by auto.
@@ -18,10 +18,10 @@
 
 #include <set>
 
-#include "attention/backends.h"
-#include "attention/code_sums.h"
-#include "attention/scan.h"
-#include "attention/tile_parts.h"
+#include "attention/backends_cpu.h"
+#include "attention/code_sums_cpu.h"
+#include "attention/scan_cpu.h"
+#include "attention/tile_parts_cpu.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 
