@@ -3,6 +3,7 @@
 #pragma once
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,14 @@ struct AttentionTap {
   virtual ~AttentionTap() = default;
   // p: (queries, tokens) softmax probabilities, causal zeros included.
   virtual void on_probabilities(int layer, int q_head, int64_t first_position, ConstMatrix p) = 0;
+};
+
+// What a policy of which tokens stay asks for: the mass that each token received from the queries at positions
+// [from, to), summed over them in order and over the query heads of the group. It costs a second pass over their keys,
+// and no more memory than a tile of scores a thread.
+struct MassRequest {
+  int64_t from = 0, to = 0;
+  std::vector<std::span<double>> received;  // by KV head: an element a token, added to
 };
 
 class KeepPolicy;
@@ -38,7 +47,7 @@ class AttentionBackend {
   // q: (n, q_heads * head_dim) POST-RoPE queries of the block just appended to `layer`, the first at position
   // cache.length(). out: same shape as q.
   virtual void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,
-                      AttentionTap* tap = nullptr) = 0;
+                      AttentionTap* tap = nullptr, MassRequest* mass = nullptr) = 0;
 };
 
 // "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10;
@@ -53,7 +62,6 @@ std::vector<std::string> attention_backend_names();
 class KvSession {
  public:
   KvSession(CompressedCache& cache, AttentionBackend& backend);
-  ~KvSession();
   void begin_block(int64_t tokens, Visibility visibility = Visibility::kReplay);
   // q (n, q_heads*d), k, v (n, kv_heads*d), all PRE-RoPE; out (n, q_heads*d).
   void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out);
@@ -62,7 +70,7 @@ class KvSession {
   CompressedCache& cache() { return cache_; }
   AttendStats& stats() { return stats_; }
   void set_tap(AttentionTap* tap) { tap_ = tap; }
-  // Set between blocks; null for none. Slow, as taps are: every probability is written out.
+  // Set between blocks; null for none.
   void set_keep_policy(KeepPolicy* policy);
   double attend_seconds() const { return attend_seconds_; }
 
@@ -71,8 +79,8 @@ class KvSession {
   AttentionBackend& backend_;
   AttendStats stats_;
   AttentionTap* tap_ = nullptr;
-  class MassTap;
-  std::unique_ptr<MassTap> mass_;  // with a keep policy
+  KeepPolicy* policy_ = nullptr;
+  std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens) of the open block, with a keep policy
   double attend_seconds_ = 0;
   std::vector<float> rotated_;
 };

@@ -15,21 +15,22 @@ class ReferenceBackend final : public AttentionBackend {
   std::string name() const override { return "reference"; }
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
 
-  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
-              AttentionTap* tap) override {
+  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap,
+              MassRequest* mass) override {
     const CacheShape& shape = cache.shape();
     const int64_t d = shape.head_dim, tokens = cache.length() + q.rows;
     for (int h = 0; h < shape.kv_heads; ++h) {
       Forms forms;
       load(cache, layer, h, Role::kKey, tokens, forms.exact_k, forms.coded_k);
       load(cache, layer, h, Role::kValue, tokens, forms.exact_v, forms.coded_v);
-      for (int g = 0; g < shape.group(); ++g) {
-        const int head = h * shape.group() + g;
-        Matrix<float> probabilities(tap ? q.rows : 0, tokens);
-        for (int64_t i = 0; i < q.rows; ++i) {
-          const std::vector<double> p = softmax(cache, layer, h, cache.length() + i, q.row(i) + head * d, forms);
-          const int64_t k_end = cache.coded_end(Role::kKey, cache.length() + i),
-                        v_end = cache.coded_end(Role::kValue, cache.length() + i);
+      std::vector<Matrix<float>> probabilities(static_cast<size_t>(shape.group()),
+                                               Matrix<float>(tap ? q.rows : 0, tokens));
+      for (int64_t i = 0; i < q.rows; ++i) {
+        const int64_t position = cache.length() + i;
+        const int64_t k_end = cache.coded_end(Role::kKey, position), v_end = cache.coded_end(Role::kValue, position);
+        for (int g = 0; g < shape.group(); ++g) {
+          const int head = h * shape.group() + g;
+          const std::vector<double> p = softmax(cache, layer, h, position, q.row(i) + head * d, forms);
           std::vector<double> sum(static_cast<size_t>(d), 0.0);
           double coded = 0;
           for (size_t t = 0; t < p.size(); ++t) {
@@ -38,7 +39,9 @@ class ReferenceBackend final : public AttentionBackend {
             if (p[t] != 0)  // an evicted token may have no form left
               for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += p[t] * v(token, c);
             if (token >= cache.policy().sinks && token < k_end) coded += p[t];
-            if (tap) probabilities(i, token) = static_cast<float>(p[t]);
+            if (tap) probabilities[static_cast<size_t>(g)](i, token) = static_cast<float>(p[t]);
+            if (mass && position >= mass->from && position < mass->to)
+              mass->received[static_cast<size_t>(h)][t] += p[t];
           }
           for (int64_t c = 0; c < d; ++c) out(i, head * d + c) = static_cast<float>(sum[static_cast<size_t>(c)]);
           if (stats) {
@@ -46,8 +49,9 @@ class ReferenceBackend final : public AttentionBackend {
             stats->total_mass += 1.0;
           }
         }
-        if (tap) tap->on_probabilities(layer, head, cache.length(), probabilities);
       }
+      for (int g = 0; tap && g < shape.group(); ++g)
+        tap->on_probabilities(layer, h * shape.group() + g, cache.length(), probabilities[static_cast<size_t>(g)]);
     }
   }
 
@@ -107,8 +111,8 @@ class ReferenceBackend final : public AttentionBackend {
       map_scores(cache.plan(layer, head, Role::kKey).score, sinks, end, s);
     const double top = *std::max_element(s.begin(), s.end());
     double sum = 0;
-    for (double& v : s) sum += v = std::isinf(v) ? 0.0 : std::exp(v - top);
-    for (double& v : s) v = sum > 0 ? v / sum : 0.0;
+    for (double& v : s) sum += v = std::exp(v - top);  // exp(-inf) of what is not seen is 0; a NaN stays one
+    for (double& v : s) v /= sum;
     return s;
   }
 

@@ -8,51 +8,17 @@
 
 namespace vqkv {
 
-// Sums the columns of every block's probabilities by KV head, and hands them on to the tap of the caller.
-class KvSession::MassTap final : public AttentionTap {
- public:
-  MassTap(KeepPolicy& policy, const CacheShape& shape)
-      : policy_(policy), layers_(shape.layers), heads_(shape.kv_heads), group_(shape.group()) {}
-
-  void begin(int64_t first, int64_t tokens) {
-    first_ = first;
-    mass_.assign(static_cast<size_t>(layers_ * heads_), std::vector<double>(static_cast<size_t>(tokens), 0.0));
-  }
-  void on_probabilities(int layer, int q_head, int64_t first_position, ConstMatrix p) override {
-    std::vector<double>& mass = mass_[static_cast<size_t>(layer * heads_ + q_head / group_)];
-    for (int64_t i = 0; i < p.rows; ++i)
-      for (int64_t t = 0; t < p.cols; ++t) mass[static_cast<size_t>(t)] += p(i, t);
-    if (next) next->on_probabilities(layer, q_head, first_position, p);
-  }
-  void finish(CompressedCache& cache) {
-    for (int layer = 0; layer < layers_; ++layer)
-      for (int head = 0; head < heads_; ++head) {
-        const std::vector<double>& mass = mass_[static_cast<size_t>(layer * heads_ + head)];
-        policy_.observe(layer, head, first_, std::vector<float>(mass.begin(), mass.end()));
-      }
-    apply_keep_policy(policy_, cache);
-  }
-
-  AttentionTap* next = nullptr;
-
- private:
-  KeepPolicy& policy_;
-  int layers_, heads_, group_;
-  int64_t first_ = 0;
-  std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens)
-};
-
 KvSession::KvSession(CompressedCache& cache, AttentionBackend& backend) : cache_(cache), backend_(backend) {}
-KvSession::~KvSession() = default;
 
 void KvSession::begin_block(int64_t tokens, Visibility visibility) {
   cache_.begin_block(tokens, visibility);
-  if (mass_) mass_->begin(cache_.length(), cache_.length() + tokens);
+  mass_.clear();
+  if (policy_)
+    mass_.assign(static_cast<size_t>(cache_.shape().layers * cache_.shape().kv_heads),
+                 std::vector<double>(static_cast<size_t>(cache_.length() + tokens), 0.0));
 }
 
-void KvSession::set_keep_policy(KeepPolicy* policy) {
-  mass_ = policy ? std::make_unique<MassTap>(*policy, cache_.shape()) : nullptr;
-}
+void KvSession::set_keep_policy(KeepPolicy* policy) { policy_ = policy; }
 
 void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) {
   const CacheView view(cache_);
@@ -72,14 +38,22 @@ void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, M
     }
     rope_apply(view.rope(), positions.data(), rotated.slice_rows(first, rows));
   });
-  if (mass_) mass_->next = tap_;
-  backend_.attend(view, layer, rotated, out, &stats_, mass_ ? mass_.get() : tap_);
+  MassRequest mass{cache_.length(), cache_.length() + q.rows, {}};
+  if (policy_)
+    for (int h = 0; h < shape.kv_heads; ++h)
+      mass.received.emplace_back(mass_[static_cast<size_t>(layer * shape.kv_heads + h)]);
+  backend_.attend(view, layer, rotated, out, &stats_, tap_, policy_ ? &mass : nullptr);
   attend_seconds_ += watch.seconds();
 }
 
 void KvSession::end_block() {
+  const int64_t first = cache_.length();
   cache_.end_block();
-  if (mass_) mass_->finish(cache_);
+  if (!policy_) return;
+  const int heads = cache_.shape().kv_heads;
+  for (size_t i = 0; i < mass_.size(); ++i)
+    policy_->observe(static_cast<int>(i) / heads, static_cast<int>(i) % heads, first, mass_[i]);
+  apply_keep_policy(*policy_, cache_);
 }
 
 }  // namespace vqkv

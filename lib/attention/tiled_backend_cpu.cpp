@@ -15,7 +15,6 @@
 // are scanned as cpu-table scans them. Never chosen by auto.
 #include <algorithm>
 #include <cmath>
-
 #include <set>
 
 #include "attention/backends_cpu.h"
@@ -46,7 +45,7 @@ class TiledEngine {
   }
   // Returns the path that ran.
   std::string attend(KeyScan scan, ValueSums sums, const CacheView& cache, int layer, ConstMatrix q, MutMatrix out,
-                     AttendStats* stats, AttentionTap* tap) {
+                     AttendStats* stats, AttentionTap* tap, MassRequest* mass) {
     scan_ = scan;
     when_ = sums;
     summed_ = false;
@@ -64,14 +63,15 @@ class TiledEngine {
     }
     for (int64_t first = 0; first < q.rows; first += step) {
       const int64_t n = std::min(step, q.rows - first);
-      attend_block(cache, layer, cache.length() + first, q.slice_rows(first, n), out.slice_rows(first, n), stats, tap);
+      attend_block(cache, layer, cache.length() + first, q.slice_rows(first, n), out.slice_rows(first, n), stats, tap,
+                   mass);
     }
     return path(scan, summed_);
   }
 
  private:
   void attend_block(const CacheView& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out, AttendStats* stats,
-                    AttentionTap* tap) {
+                    AttentionTap* tap, MassRequest* mass) {
     TiledCall call(cache, layer, first, q.rows, rotation_);
     const int64_t heads = cache.shape().kv_heads;
     const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
@@ -81,7 +81,6 @@ class TiledEngine {
       queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q,
                                                call.cache.policy().keeps_codes() ? scan_ : KeyScan::kNone);
     });
-    if (tap) logits_.assign(static_cast<size_t>(heads * call.rows * call.tokens), kNegativeInfinity);
     // A score map needs the extremes of the whole coded segment before any probability.
     bool mapped = false;
     for (int h = 0; h < heads; ++h) mapped = mapped || call.score_map(h).kind != ScoreMap::Kind::kNone;
@@ -98,10 +97,63 @@ class TiledEngine {
     const std::vector<Piece> pieces = cut(call, tiles);
     if (partials_.size() < pieces.size()) partials_.resize(pieces.size());
     parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
-      run_piece(call, pieces[static_cast<size_t>(i)], partials_[static_cast<size_t>(i)], tap != nullptr);
+      run_piece(call, pieces[static_cast<size_t>(i)], partials_[static_cast<size_t>(i)]);
     });
-    merge_partials(call, partials_, pieces.size(), out, stats);
+    merge_partials(call, partials_, pieces.size(), out, stats, tap || mass ? &states_ : nullptr);
+    if (mass) observe(call, chunks, *mass);
     if (tap) report(call, layer, *tap);
+  }
+
+  // The mass of each token, by a second pass over the keys: no more than a tile of scores a thread. Rows come in
+  // order, so blocks give the bits of steps.
+  void observe(const TiledCall& call, int64_t chunks, MassRequest& mass) {
+    const int64_t from = std::max(mass.from, call.first), to = std::min(mass.to, call.tokens);
+    if (from >= to) return;
+    const int64_t heads = call.cache.shape().kv_heads, tiles = (call.tokens + kTile - 1) / kTile;
+    parallel_for(chunks * heads, [&](int64_t item) {
+      const int64_t tile = item / heads * kChunkTiles;
+      const Piece piece{static_cast<int>(item % heads), tile, std::min(tiles, tile + kChunkTiles),
+                        (from - call.first) * call.group, (to - call.first) * call.group};
+      visit_scores(call, piece, [&](int64_t row, int64_t begin, int64_t count, float* line) {
+        const RowState& state = states_[static_cast<size_t>(piece.head * call.rows + row)];
+        const double share = 1.0 / static_cast<double>(state.sum);
+        kernels::exp_row(line, padded(count), state.top);
+        double* received = mass.received[static_cast<size_t>(piece.head)].data() + begin;
+        for (int64_t t = 0; t < count; ++t) received[t] += share * static_cast<double>(line[t]);
+      });
+    });
+  }
+
+  // visit(row, begin, count, logits) for each row of the piece and each tile that it sees something of, tile by tile,
+  // rows in order: logits of tokens [begin, begin + count), padded with -inf, the visitor's to change.
+  template <class Visit>
+  void visit_scores(const TiledCall& call, const Piece& piece, Visit&& visit) const {
+    TileScratch& s = scratch();
+    ensure_floats(s.scores, kRowBatch * kTile);
+    for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
+      if (scan_ != KeyScan::kNone && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
+        scan_key_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
+      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
+      const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
+      if (first_row >= piece.row_end || all_dropped(call, begin, count)) continue;
+      const TileForms k = load_key_tile(call, piece.head, scan_, begin, count, s);
+      for (int64_t row = first_row; row < piece.row_end; row += kRowBatch) {
+        const int64_t batch = std::min(kRowBatch, piece.row_end - row);
+        const int64_t seen = call.seen(row + batch - 1, begin, count);
+        score_tile(call, piece.head, k, begin, seen, row, batch, piece.row_begin, s);
+        for (int64_t r = 0; r < batch; ++r) {
+          const auto [coded, end] = call.coded_keys(row + r, begin, seen);
+          float* line = s.scores.data() + r * kTile;
+          call.heads[piece.head].map_scores(row + r, coded, end, line);
+          visit(row + r, begin, seen, line);
+        }
+      }
+    }
+  }
+
+  static bool all_dropped(const TiledCall& call, int64_t begin, int64_t count) {
+    const RoleExtent e = call.extent(Role::kKey, begin, count);
+    return e.dropped && e.all_coded_end - e.coded_begin == count;
   }
 
   // Segments whose later rows sum by code, then chunks for all other rows: the long pieces first, to end together.
@@ -133,7 +185,7 @@ class TiledEngine {
     return pieces;
   }
 
-  void run_piece(const TiledCall& call, const Piece& piece, Partial& p, bool keep_logits) {
+  void run_piece(const TiledCall& call, const Piece& piece, Partial& p) {
     const int head = piece.head;
     const HeadQueries& q = call.heads[head];
     TileScratch& s = scratch();
@@ -147,10 +199,7 @@ class TiledEngine {
       const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
       // Queries before the tile see nothing of it.
       const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
-      if (first_row >= piece.row_end) continue;
-      if (const RoleExtent e = call.extent(Role::kKey, begin, count);
-          e.dropped && e.all_coded_end - e.coded_begin == count)
-        continue;
+      if (first_row >= piece.row_end || all_dropped(call, begin, count)) continue;
       const TileForms k = load_key_tile(call, head, scan_, begin, count, s);
       const TileForms v = load_value_tile(call, head, piece.by_code, begin, count, s);
       for (int64_t row = first_row; row < piece.row_end;) {
@@ -158,12 +207,9 @@ class TiledEngine {
         const int64_t seen = call.seen(row + batch - 1, begin, count), columns = padded(seen);
         score_tile(call, head, k, begin, seen, row, batch, piece.row_begin, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const int64_t end =
-              std::clamp<int64_t>(call.k_end[static_cast<size_t>((row + r) / call.group)] - begin, 0, seen);
-          const int64_t coded = std::clamp<int64_t>(call.sinks - begin, 0, end);
+          const auto [coded, end] = call.coded_keys(row + r, begin, seen);
           float* line = s.scores.data() + r * kTile;
           q.map_scores(row + r, coded, end, line);
-          if (keep_logits) std::copy_n(line, seen, logits_.data() + (head * call.rows + row + r) * call.tokens + begin);
           p.absorb(row + r, line, columns, coded, end);
         }
         sum_tile(call, v, p, begin, seen, row, batch, s);
@@ -176,38 +222,25 @@ class TiledEngine {
   void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) const {
     range.low.assign(static_cast<size_t>(call.rows), -kNegativeInfinity);
     range.high.assign(static_cast<size_t>(call.rows), kNegativeInfinity);
-    TileScratch& s = scratch();
-    ensure_floats(s.scores, kRowBatch * kTile);
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
-      if (!call.extent(Role::kKey, begin, count).any_coded()) continue;
-      const TileForms k = load_key_tile(call, head, scan_, begin, count, s);
-      for (int64_t row = std::max<int64_t>(0, begin - call.first) * call.group; row < call.rows; row += kRowBatch) {
-        const int64_t batch = std::min(kRowBatch, call.rows - row);
-        const int64_t seen = call.seen(row + batch - 1, begin, count);
-        score_tile(call, head, k, begin, seen, row, batch, 0, s);
-        for (int64_t r = 0; r < batch; ++r) {
-          const int64_t end = std::min(seen, call.k_end[static_cast<size_t>((row + r) / call.group)] - begin);
-          range.add(row + r, s.scores.data() + r * kTile, std::max<int64_t>(0, call.sinks - begin), end);
-        }
-      }
-    }
+    visit_scores(call, {head, tile_begin, tile_end, 0, call.rows},
+                 [&](int64_t row, int64_t begin, int64_t count, const float* line) {
+                   const auto [coded, end] = call.coded_keys(row, begin, count);
+                   range.add(row, line, coded, end);
+                 });
   }
 
   void report(const TiledCall& call, int layer, AttentionTap& tap) const {
-    Matrix<float> p(call.queries, call.tokens);
-    for (int64_t h = 0; h < call.cache.shape().kv_heads; ++h) {
-      for (int64_t g = 0; g < call.group; ++g) {
-        for (int64_t i = 0; i < call.queries; ++i) {
-          const float* line = logits_.data() + (h * call.rows + i * call.group + g) * call.tokens;
-          const float top = *std::max_element(line, line + call.tokens);
-          double sum = 0;
-          for (int64_t t = 0; t < call.tokens; ++t)
-            sum += p(i, t) = top == kNegativeInfinity ? 0.0f : std::exp(line[t] - top);
-          for (int64_t t = 0; t < call.tokens; ++t) p(i, t) = sum > 0 ? static_cast<float>(p(i, t) / sum) : 0.0f;
-        }
-        tap.on_probabilities(layer, static_cast<int>(h * call.group + g), call.first, p);
-      }
+    const int64_t heads = call.cache.shape().kv_heads, tiles = (call.tokens + kTile - 1) / kTile;
+    for (int head = 0; head < heads; ++head) {
+      std::vector<Matrix<float>> p(static_cast<size_t>(call.group), Matrix<float>(call.queries, call.tokens));
+      visit_scores(call, {head, 0, tiles, 0, call.rows}, [&](int64_t row, int64_t begin, int64_t count, float* line) {
+        const RowState& state = states_[static_cast<size_t>(head * call.rows + row)];
+        kernels::exp_row(line, padded(count), state.top);
+        float* to = p[static_cast<size_t>(row % call.group)].row(row / call.group) + begin;
+        for (int64_t t = 0; t < count; ++t) to[t] = line[t] / state.sum;
+      });
+      for (int64_t g = 0; g < call.group; ++g)
+        tap.on_probabilities(layer, static_cast<int>(head * call.group + g), call.first, p[static_cast<size_t>(g)]);
     }
   }
 
@@ -218,7 +251,7 @@ class TiledEngine {
   std::vector<HeadQueries> queries_;
   std::vector<Partial> partials_;
   std::vector<ScoreRange> ranges_;
-  AlignedVector<float> logits_;
+  RowStates states_;
 };
 
 class TiledBackend final : public AttentionBackend {
@@ -231,9 +264,9 @@ class TiledBackend final : public AttentionBackend {
   std::optional<std::string> can(const DecodePlan& plan, Role role) const override {
     return scan_ != KeyScan::kNone && role == Role::kKey ? table_scan_reason(plan) : std::nullopt;
   }
-  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
-              AttentionTap* tap) override {
-    ran_.insert(engine_.attend(scan_, sums_, cache, layer, q, out, stats, tap));
+  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap,
+              MassRequest* mass) override {
+    ran_.insert(engine_.attend(scan_, sums_, cache, layer, q, out, stats, tap, mass));
   }
 
  private:
@@ -252,12 +285,12 @@ class AutoBackend final : public AttentionBackend {
   std::string name() const override { return "auto"; }
   std::vector<std::string> paths() const override { return {ran_.begin(), ran_.end()}; }
   std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
-  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats,
-              AttentionTap* tap) override {
+  void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats, AttentionTap* tap,
+              MassRequest* mass) override {
     const bool table = q.rows == 1 && table_pays(cache, layer);
     ran_.insert(engine_.attend(table ? KeyScan::kFixed : KeyScan::kNone,
                                q.rows == 1 ? ValueSums::kWherePays : ValueSums::kNever, cache, layer, q, out, stats,
-                               tap));
+                               tap, mass));
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -181,6 +182,12 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
     if (kind == KeyScan::kBytes) bytes.resize(at(call.rows));
     for (int64_t r = 0; r < call.rows; ++r) {
       const float* row = lut.data() + r * slots * lut_stride;
+      if (!all_finite(y.data() + r * y_stride, y_width)) {  // integers would make numbers of it
+        fixed[at(r)].bound = std::numeric_limits<float>::infinity();
+        if (kind == KeyScan::kBytes) bytes[at(r)].bound = std::numeric_limits<float>::infinity();
+        wide = true;
+        continue;
+      }
       if (kind == KeyScan::kBytes) scan::quantize(row, slots, entries, lut_stride, bytes[at(r)]);
       // 16 bits are for rows that bytes may not serve; only a token scale can still change that.
       const bool served = kind == KeyScan::kBytes && !token_scale && bytes[at(r)].bound <= scan::kByteScanLimit;
@@ -257,6 +264,12 @@ void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums
 void Partial::absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end) {
   const size_t r = at(row);
   const float found = kernels::row_max(line, columns);
+  if (std::isnan(found)) {  // stays: the row must not pass for one that sees nothing here
+    sum[r] = found;
+    if (top[r] == kNegativeInfinity) top[r] = 0.0f;
+    std::fill(line, line + columns, 0.0f);
+    return;
+  }
   // Sums by code are thousands of numbers a row: they follow a new maximum only where it is e^16 higher. fp32 holds
   // such sums with the same relative error, and far from its largest number.
   const float slack = sums && top[r] != kNegativeInfinity ? 16.0f : 0.0f;
@@ -314,7 +327,8 @@ void Partial::unfold(const TiledCall& call) {
 }
 
 void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, size_t pieces, MutMatrix out,
-                    AttendStats* stats) {
+                    AttendStats* stats, RowStates* states) {
+  if (states) states->resize(at(call.cache.shape().kv_heads * call.rows));
   const int64_t heads = call.cache.shape().kv_heads;
   std::vector<std::vector<const Partial*>> of_head(static_cast<size_t>(heads));
   for (size_t i = 0; i < pieces; ++i) of_head[static_cast<size_t>(partials[i].piece.head)].push_back(&partials[i]);
@@ -332,7 +346,7 @@ void merge_partials(const TiledCall& call, const std::vector<Partial>& partials,
       each([&](const Partial& p) { top = std::max(top, p.top[p.at(row)]); });
       float* to = out.row(row / call.group) + (h * call.group + row % call.group) * call.d;
       std::fill(to, to + call.d, 0.0f);
-      if (top == kNegativeInfinity) continue;  // every token evicted: nothing to attend to
+      // Without a score there is no softmax: 0/0, as by the definition.
       float sum = 0, coded = 0;
       each([&](const Partial& p) {
         const size_t r = p.at(row);
@@ -343,6 +357,7 @@ void merge_partials(const TiledCall& call, const std::vector<Partial>& partials,
       });
       kernels::scale_row(to, call.d, 1.0f / sum);
       share[at(h * call.rows + row)] = coded / sum;
+      if (states) (*states)[at(h * call.rows + row)] = {top, sum};
     }
   });
   if (!stats) return;

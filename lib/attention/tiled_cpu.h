@@ -53,6 +53,11 @@ struct TiledCall {
   int64_t seen(int64_t row, int64_t begin, int64_t count) const {
     return std::min(count, first + row / group + 1 - begin);
   }
+  // Columns [first, end) of a tile that a row sees through its codes (gone, of a policy that drops).
+  std::pair<int64_t, int64_t> coded_keys(int64_t row, int64_t begin, int64_t count) const {
+    const int64_t end = std::clamp<int64_t>(k_end[static_cast<size_t>(row / group)] - begin, 0, count);
+    return {std::clamp<int64_t>(sinks - begin, 0, end), end};
+  }
   // Tokens of [begin, end) whose coded values a row sees.
   int64_t coded_values(int64_t row, int64_t begin, int64_t end) const {
     const int64_t last = std::min(v_end[static_cast<size_t>(row / group)], first + row / group + 1);
@@ -147,8 +152,15 @@ struct Partial {
   CodeSums* sums = nullptr;
 };
 
-// out = softmax-weighted sums over all pieces, in their order.
+// What turns a row's logits into probabilities: exp(logit - top) / sum. (kv_heads * rows)
+struct RowState {
+  float top = 0, sum = 0;
+};
+using RowStates = std::vector<RowState>;
+
+// out = softmax-weighted sums over all pieces, in their order; NaN for a row with a logit that is NaN, or without any.
+// stats and states may be null.
 void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, size_t pieces, MutMatrix out,
-                    AttendStats* stats);
+                    AttendStats* stats, RowStates* states);
 
 }  // namespace vqkv

@@ -38,7 +38,7 @@ void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
   for (const PlanTerm& term : plan.terms) std::visit(check, term);
 }
 
-// Attention may take a NaN for a score that is too small to count: it must not get that far.
+// One of them would make every row that attends to its token NaN: it is named where it arises.
 void check_values(const CodeLayout& layout, const CodeBlock& codes, int64_t first) {
   for (size_t s = 0; s < codes.sides.size(); ++s) {
     const std::vector<float>& side = codes.sides[s];

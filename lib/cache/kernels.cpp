@@ -206,9 +206,13 @@ void SumByCode(const float* words, int64_t words_stride, int64_t lanes, const ui
 
 float RowMax(const float* s, int64_t n) {
   const D d;
-  V top = hn::Set(d, -std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < n; i += static_cast<int64_t>(hn::Lanes(d))) top = hn::Max(top, hn::LoadU(d, s + i));
-  return hn::GetLane(hn::MaxOfLanes(d, top));
+  V top = hn::Set(d, -std::numeric_limits<float>::infinity()), sum = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += static_cast<int64_t>(hn::Lanes(d))) {
+    top = hn::Max(top, hn::LoadU(d, s + i));
+    sum = hn::Add(sum, hn::LoadU(d, s + i));  // a maximum may lose a NaN, a sum never
+  }
+  const float all = hn::GetLane(hn::SumOfLanes(d, sum));
+  return all != all ? all : hn::GetLane(hn::MaxOfLanes(d, top));
 }
 
 float ExpRow(float* s, int64_t n, float top) {
@@ -438,11 +442,9 @@ void decode_levels(const uint16_t* codes, int64_t count, const float* levels, fl
   HWY_DYNAMIC_DISPATCH(DecodeLevels)(codes, count, levels, offset, scale, zero, out, add);
 }
 
-namespace {
-
 // One 8 x 8 block in registers; `add` sums into what is there.
-__attribute__((target("avx2"))) void transpose_8x8(const float* in, int64_t in_stride, float* out, int64_t out_stride,
-                                                   bool add) {
+__attribute__((target("avx2"))) static void transpose_8x8(const float* in, int64_t in_stride, float* out,
+                                                          int64_t out_stride, bool add) {
   __m256 r[8], s[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
   for (int i = 0; i < 8; i += 2) {
@@ -464,8 +466,6 @@ __attribute__((target("avx2"))) void transpose_8x8(const float* in, int64_t in_s
     _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), s[i]) : s[i]);
   }
 }
-
-}  // namespace
 
 void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride,
                bool add) {

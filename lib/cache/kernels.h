@@ -29,7 +29,7 @@ void add_by_code(const float* weights, int64_t lanes, const uint16_t* codes, int
 void sum_by_code(const float* words, int64_t words_stride, int64_t lanes, const uint16_t* codes, int64_t code_stride,
                  int64_t slots, int64_t count, float* out);
 
-// Largest of s[0, n); n a multiple of kLane.
+// Largest of s[0, n), n a multiple of kLane; NaN where one is NaN or +inf stands beside -inf.
 float row_max(const float* s, int64_t n);
 // s = exp(s - top) in place; -inf gives 0. Returns the sum.
 float exp_row(float* s, int64_t n, float top);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <set>
 
 #include "attention/backends_cpu.h"
@@ -652,7 +653,7 @@ class HeavyHitters final : public KeepPolicy {
  public:
   HeavyHitters(int heads, int64_t budget, int64_t recent)
       : sums(static_cast<size_t>(heads)), gone(sums.size()), budget_(budget), recent_(recent) {}
-  void observe(int, int kv_head, int64_t first_position, std::span<const float> mass) override {
+  void observe(int, int kv_head, int64_t first_position, std::span<const double> mass) override {
     auto& sum = sums[static_cast<size_t>(kv_head)];
     CHECK(static_cast<int64_t>(sum.size()) == first_position);
     sum.resize(mass.size());
@@ -689,6 +690,77 @@ class HeavyHitters final : public KeepPolicy {
 };
 
 }  // namespace
+
+TEST_CASE("The mass of tokens: what a tap's probabilities sum to, alike in steps and blocks", "[evict]") {
+  const CacheShape shape = make_shape(1, 3, 2, 64);
+  const Tokens x(shape, 420, 171);
+  struct Way {
+    std::string name;
+    KeyScan scan;
+    ValueSums sums;
+  };
+  for (const Way& way :
+       {Way{"reference", {}, {}}, Way{"cpu-reconstruct", KeyScan::kNone, ValueSums::kNever},
+        Way{"cpu-table", KeyScan::kFixed, ValueSums::kWherePays},
+        Way{"cpu-table8", KeyScan::kBytes, ValueSums::kWherePays}, Way{"sums", KeyScan::kFixed, ValueSums::kAlways}})
+    for (const bool drops : {false, true}) {
+      CAPTURE(way.name, drops);
+      const auto make = [&] {
+        return way.name == "reference" ? make_attention_backend("reference") : make_tiled_backend(way.scan, way.sums);
+      };
+      CachePolicy policy = policy_of(4, {32, 16}, {32, 16});
+      policy.drops = drops;
+      // Queries [from, to) alone count, whatever blocks they come in.
+      constexpr int64_t kFrom = 130, kTo = 391;
+      const auto run = [&](int64_t block, AttentionTap* tap) {
+        std::vector<std::vector<double>> received(2, std::vector<double>(420, 0.0));
+        const auto backend = make();
+        CompressedCache cache(set_of(cases()[0], shape, 2), policy);
+        KvSession rotates(cache, *backend);
+        Matrix<float> q = x.q, out(420, x.q.cols);
+        std::vector<int32_t> positions(420);
+        std::iota(positions.begin(), positions.end(), 0);
+        rope_apply(RopeTable(shape.rope), positions.data(), q);
+        for (int64_t t = 0; t < 420; t += block) {
+          const int64_t n = std::min(block, 420 - t);
+          cache.begin_block(n);
+          cache.append(0, x.k.view().slice_rows(t, n), x.v.view().slice_rows(t, n));
+          MassRequest mass{kFrom, kTo, {received[0], received[1]}};
+          backend->attend(cache, 0, q.view().slice_rows(t, n), MutMatrix(out).slice_rows(t, n), nullptr, tap, &mass);
+          cache.end_block();
+        }
+        return received;
+      };
+      Recorder tap;
+      const auto whole = run(420, &tap);
+      REQUIRE(tap.seen.size() == 6);
+      for (size_t h = 0; h < 2; ++h)
+        for (int64_t t = 0; t < 420; ++t) {
+          double sum = 0;
+          for (size_t g = 0; g < 3; ++g)
+            for (int64_t i = kFrom; i < kTo; ++i) sum += tap.seen[3 * h + g](i, t);
+          REQUIRE(whole[h][static_cast<size_t>(t)] == Approx(sum).margin(1e-4));
+        }
+      for (const int64_t block : {1, 37, 256}) CHECK(run(block, nullptr) == whole);
+    }
+}
+
+TEST_CASE("A row that is not finite stays so on every path", "[backends]") {
+  const CacheShape shape = make_shape(1, 3, 2, 64);
+  for (const float bad : {NAN, INFINITY})
+    for (const char* name : {"reference", "cpu-reconstruct", "cpu-table", "cpu-table8", "auto"})
+      for (const int64_t block : {1, 40}) {
+        CAPTURE(bad, name, block);
+        Tokens x(shape, 400, 181);
+        x.q(320, 2 * 64 + 5) = bad;  // query head 2 at position 320
+        const auto backend = make_attention_backend(name);
+        const Replay r = replay(set_of(cases()[0], shape, 1), policy_of(4, {32, 16}, {32, 16}), *backend, x, block);
+        for (int64_t t = 0; t < 400; ++t)
+          for (int h = 0; h < 6; ++h)
+            for (int c = 0; c < 64; ++c) REQUIRE(std::isfinite(r.out(t, h * 64 + c)) == (t != 320 || h != 2));
+        CHECK(std::isnan(r.stats.coded_mass));
+      }
+}
 
 TEST_CASE("A keep policy sees what tokens receive, and what it drops stays dropped", "[evict]") {
   const CacheShape shape = make_shape(1, 3, 2, 64);

@@ -355,7 +355,7 @@ namespace {
 // Keeps the tokens that received most so far.
 class TopMass final : public KeepPolicy {
  public:
-  void observe(int, int kv_head, int64_t, std::span<const float> mass) override {
+  void observe(int, int kv_head, int64_t, std::span<const double> mass) override {
     auto& sum = mass_[static_cast<size_t>(kv_head)];
     sum.resize(std::max(sum.size(), mass.size()));
     for (size_t t = 0; t < mass.size(); ++t) sum[t] += mass[t];
@@ -369,7 +369,7 @@ class TopMass final : public KeepPolicy {
   }
 
  private:
-  std::vector<float> mass_[2];
+  std::vector<double> mass_[2];
 };
 
 }  // namespace
@@ -391,7 +391,7 @@ TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]
   CHECK(memory.live() < before - 64 * (8 + 32));
   CHECK(cache.bytes().total_sequence() == memory.live());
   TopMass policy;
-  for (int h = 0; h < 2; ++h) policy.observe(0, h, 0, std::vector<float>(300, 0.1f));
+  for (int h = 0; h < 2; ++h) policy.observe(0, h, 0, std::vector<double>(300, 0.1));
   apply_keep_policy(policy, cache);
   CHECK(CacheView(cache).evicted(0, 1, 100));
   CHECK_FALSE(CacheView(cache).evicted(0, 1, 290));

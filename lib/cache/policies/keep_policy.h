@@ -25,7 +25,7 @@ class KeepPolicy {
   virtual ~KeepPolicy() = default;
   // After each block: mass[t] is the softmax probability that token t received, summed over the queries of the block
   // (the first at `first_position`) and the query heads of the group.
-  virtual void observe(int layer, int kv_head, int64_t first_position, std::span<const float> mass) = 0;
+  virtual void observe(int layer, int kv_head, int64_t first_position, std::span<const double> mass) = 0;
   // Between blocks, for a cache of `length` tokens. Positions not named are kept.
   virtual std::vector<KeepDecision> decide(int layer, int kv_head, int64_t length) = 0;
 };
