@@ -1,4 +1,4 @@
-// The verbs of vqkv-dump. main.cpp parses; each verb prints its result to stdout and returns an exit code.
+// The verbs of vqkv-dump. command_line.cpp parses; each verb prints its result to stdout and returns an exit code.
 #pragma once
 #include <cstdint>
 #include <string>

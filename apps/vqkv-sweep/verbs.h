@@ -1,4 +1,4 @@
-// The verbs of vqkv-sweep; main.cpp parses, these do.
+// The verbs of vqkv-sweep; command_line.cpp parses, these do.
 #pragma once
 #include <string>
 #include <vector>

@@ -72,27 +72,50 @@ float round_scale(DType type, float value) {
   return round_side(type, std::fmax(value, floor_value));
 }
 
-const std::vector<const Method*>& all_methods() {
-  static const std::vector<const Method*> methods = {
+namespace {
+
+// Names beside methods: describing every entry anew would dominate the resolution of plans.
+struct Registry {
+  std::vector<const Method*> methods = {
 #define VQKV_METHOD(name) &vqkv_method_##name(),
 #include "codec/methods/methods.inc"
 #undef VQKV_METHOD
   };
-  return methods;
+  std::vector<std::string> names;
+  Registry() {
+    for (const Method* m : methods) names.push_back(m->describe().name);
+  }
+};
+
+Registry& registry() {
+  static Registry all;
+  return all;
 }
 
+}  // namespace
+
+const std::vector<const Method*>& all_methods() { return registry().methods; }
+
 const Method& find_method(const std::string& name) {
-  static const std::vector<std::string> names =
-      [] {  // describing every entry anew would dominate the resolution of plans
-        std::vector<std::string> all;
-        for (const Method* m : all_methods()) all.push_back(m->describe().name);
-        return all;
-      }();
+  const auto& [methods, names] = registry();
   const auto it = std::find(names.begin(), names.end(), name);
-  if (it != names.end()) return *all_methods()[static_cast<size_t>(it - names.begin())];
+  if (it != names.end()) return *methods[static_cast<size_t>(it - names.begin())];
   const std::string near = nearest_name(name, names);
   fail_usage(fmt::format("codec '{}' is not known{}; allowed: {}", name,
                          near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+}
+
+void register_method(const Method& method) {
+  auto& [methods, names] = registry();
+  const std::string name = method.describe().name;
+  if (name.empty() || !(name[0] >= 'a' && name[0] <= 'z') ||
+      name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") != std::string::npos)
+    fail_usage(fmt::format(
+        "a method can't be called '{}': lower-case letters, digits and underscores are allowed, after a letter", name));
+  if (std::find(names.begin(), names.end(), name) != names.end())
+    fail_usage(fmt::format("a method called '{}' is registered already; give yours another name", name));
+  methods.push_back(&method);
+  names.push_back(name);
 }
 
 }  // namespace vqkv

@@ -1,7 +1,10 @@
-// Lists the codecs of the installed library and codes a few vectors with one of them.
+// Lists the codecs of the installed library and codes a few vectors with one of them; a method that takes the name of
+// another is refused.
 #include <cstdio>
+#include <cstring>
 
 #include "codec/codec.h"
+#include "core/error.h"
 #include "core/json.h"
 
 int main() {
@@ -23,5 +26,11 @@ int main() {
     energy += x.storage[i] * x.storage[i];
   }
   std::printf("4-bit RTN, relative error %.4f\n", error / energy);
+  try {
+    vqkv::register_method(vqkv::find_method("rtn"));
+    return 1;
+  } catch (const vqkv::Error& e) {
+    if (e.kind() != vqkv::ErrorKind::kUsage || !std::strstr(e.what(), "'rtn'")) return 1;
+  }
   return error < 0.02 * energy ? 0 : 1;
 }

@@ -3,12 +3,13 @@
 
 #include "common/flags.h"
 #include "common/tool.h"
+#include "common/tools.h"
 #include "verbs.h"
 
 using namespace vqkv;
 using namespace vqkv::sweep;
 
-int main(int argc, char** argv) {
+int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   install_signal_handlers();
   CLI::App app(
       "vqkv-sweep: trains KV-cache codecs on some documents of a trace and measures them on others, at counted bytes.",
@@ -129,6 +130,7 @@ int main(int argc, char** argv) {
 
   if (const auto code = parse_arguments(app, argc, argv)) return *code;
   return run_tool([&] {
+    for (const Method* method : methods) register_method(*method);
     const Common c{flags.apply(), command_line(argc, argv)};
     if (*ls) return run_ls(what, c);
     if (*explain) return run_explain(name, c);

@@ -3,12 +3,13 @@
 
 #include "common/flags.h"
 #include "common/tool.h"
+#include "common/tools.h"
 #include "verbs.h"
 
 using namespace vqkv;
 using namespace vqkv::dump;
 
-int main(int argc, char** argv) {
+int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
   install_signal_handlers();
   CLI::App app("vqkv-dump: records keys, values and queries of a transformer, and looks at the record.", "vqkv-dump");
   app.footer(kExitCodeHelp);
@@ -91,6 +92,7 @@ int main(int argc, char** argv) {
 
   if (const auto code = parse_arguments(app, argc, argv)) return *code;
   return run_tool([&] {
+    for (const Method* method : methods) register_method(*method);
     const TableFormat format = flags.apply();
     capture.format = inspect.format = tokens.format = format;
     capture.command = command_line(argc, argv);

@@ -3,6 +3,7 @@
 
 #include "common/flags.h"
 #include "common/tool.h"
+#include "common/tools.h"
 #include "verbs.h"
 
 using namespace vqkv;
@@ -31,7 +32,7 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   install_signal_handlers();
   CLI::App app("vqkv-eval: replays generation with a compressed KV cache and says what it cost.", "vqkv-eval");
   app.footer(kExitCodeHelp);
@@ -136,6 +137,7 @@ int main(int argc, char** argv) {
 
   if (const auto code = parse_arguments(app, argc, argv)) return *code;
   return run_tool([&] {
+    for (const Method* method : methods) register_method(*method);
     const TableFormat format = flags.apply();
     const std::string command = command_line(argc, argv);
     for (CommonOptions* o : {&replay.common, &generate.common, &memory.common, &speed.common}) {

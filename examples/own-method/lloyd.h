@@ -1,0 +1,6 @@
+#pragma once
+#include "codec/codec.h"
+
+namespace lloyd {
+const vqkv::Method& vqkv_method_lloyd();
+}
