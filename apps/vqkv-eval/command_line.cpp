@@ -14,7 +14,8 @@ namespace {
 void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_codec) {
   verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
   auto* codec = verb.add_option("--codec", o.codecs,
-                                "exact, a frozen FILE.codec.h5, or a cell.yaml that is trained first; repeatable")
+                                "exact, a frozen FILE.codec.h5, a cell.yaml that is trained first, or exec:COMMAND, a "
+                                "codec in another program (replay and generate; docs/exec.md); repeatable")
                     ->allow_extra_args(false);
   if (needs_codec) codec->required();
   verb.add_option("overrides", o.overrides, "key=value, e.g. cache.window=64; applied to every codec but exact");
@@ -28,6 +29,12 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   f.add_to(verb);
+}
+
+void add_exec(CLI::App& verb, CommonOptions& o) {
+  verb.add_option("--exec-timeout", o.exec_seconds, "seconds that an answer of exec:COMMAND may take")
+      ->capture_default_str()
+      ->check(CLI::Range(0.1, 86400.0));
 }
 
 }  // namespace
@@ -49,6 +56,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   replay.common.attention = generate.common.attention = kReplayAttention;
   auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
   add_common(*r, replay.common, flags, true);
+  add_exec(*r, replay.common);
   add_text_flags(*r, replay.text);
   r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant")->capture_default_str();
   r->add_option("--context", replay.context, "tokens a window; windows don't overlap")
@@ -80,6 +88,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
 
   auto* g = app.add_subcommand("generate", "exact and compressed side by side, with the first divergence");
   add_common(*g, generate.common, flags, true);
+  add_exec(*g, generate.common);
   auto* prompt = g->add_option("--prompt", generate.prompt, "prompt text");
   g->add_option("--prompt-file", generate.prompt_file, "prompt from a UTF-8 file")
       ->check(CLI::ExistingFile)

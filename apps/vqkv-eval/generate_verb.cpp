@@ -24,8 +24,9 @@ struct Continuation {
   Generated generated;
   std::string path;
   ByteLedger bytes;
-  int64_t length = 0;      // tokens held at the end
-  double coded_share = 0;  // of the attention mass
+  std::optional<int64_t> claimed_bytes;  // by a codec in another program
+  int64_t length = 0;                    // tokens held at the end
+  double coded_share = 0;                // of the attention mass
   double encode_seconds = 0, attend_seconds = 0;
   int64_t divergence = -1;  // index of the first new token that differs from the exact cache's; -1: none
 };
@@ -164,6 +165,7 @@ int run_generate(const GenerateVerb& v) {
     }
     run.path = fmt::format("{}", fmt::join(backend->paths(), "+"));
     run.bytes = cache.bytes();
+    if (run.codec.exec) run.claimed_bytes = run.codec.exec->claimed_bytes();
     run.length = cache.length();
     run.coded_share = session.stats().total_mass > 0 ? session.stats().coded_mass / session.stats().total_mass : 0;
     run.encode_seconds = cache.encode_seconds();
@@ -198,15 +200,13 @@ int run_generate(const GenerateVerb& v) {
                 {"text", printable(tokenizer.decode(g.tokens, true))},
                 {"bytes", run.bytes.to_json()},
                 {"cache", run.codec.cache},
-                {"bits_per_value", bits_per_value(run.bytes, shape, run.length, 0)},
-                {"bits_per_value_1", bits_per_value(run.bytes, shape, run.length, 1)},
-                {"bits_per_value_64", bits_per_value(run.bytes, shape, run.length, 64)},
                 {"prefill", static_cast<double>(prompt.size()) / g.prefill_seconds},
                 {"seconds",
                  {{"prefill", g.prefill_seconds},
                   {"decode", g.decode_seconds},
                   {"encode", run.encode_seconds},
                   {"attend", run.attend_seconds}}}};
+    add_bits(row, run.bytes, shape, run.length, run.codec.codecs->config(), run.claimed_bytes);
     row["decode"] = g.decode_steps > 0 ? Json(static_cast<double>(g.decode_steps) / g.decode_seconds) : Json();
     row["stopped"] = g.stop_token >= 0 ? printable(tokenizer.piece(g.stop_token)) : "length";
     row["first_divergence"] = nullptr;

@@ -130,6 +130,7 @@ int run_child(const MemoryVerb& v) {
 
 int run_memory(const MemoryVerb& v) {
   if (v.child_context >= 0) return run_child(v);
+  refuse_exec(v.common, "what another program keeps can't be counted; replay shows what it claims");
   make_attention_backend(v.common.attention);
   const auto contexts = parse_counts(v.contexts);
   for (const int64_t context : contexts)

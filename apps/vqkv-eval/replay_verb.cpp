@@ -62,9 +62,7 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
     row[m.tag] = std::isfinite(m.value) ? Json(m.value) : Json();
     if (m.stderr_ > 0) row[m.tag + ".error"] = m.stderr_;
   }
-  row["bits_per_value"] = bits_per_value(t.bytes, shape, v.context, 0);
-  row["bits_per_value_1"] = bits_per_value(t.bytes, shape, v.context, 1);
-  row["bits_per_value_64"] = bits_per_value(t.bytes, shape, v.context, 64);
+  add_bits(row, t.bytes, shape, v.context, c.codecs->config(), t.claimed_bytes);
   row["bytes"] = t.bytes.to_json();
   row["peak_cache_bytes"] = t.peak_cache_bytes;
   row["seconds"] = {{"total", t.model_seconds},
@@ -159,26 +157,29 @@ int run_replay(const ReplayVerb& v) {
                               dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
     const Learned from = what_it_learned(codec, texts);
     if (!from.known)
-      log_warning(
-          fmt::format("{}: its trace is gone, so nobody can say whether it was trained on these texts", codec.label));
+      log_warning(fmt::format("{}: {}, so nobody can say whether it was trained on these texts", codec.label,
+                              codec.exec ? "it is another program" : "its trace is gone"));
     if (from.seen > 0)
       log_warning(fmt::format("{}: {:.0f} % of these texts stand in its train documents; its rows say so", codec.label,
                               100 * from.seen));
     if (from.positions > 0 && from.positions < v.context)
       log_warning(fmt::format("{}: trained on positions below {}, replayed up to {}; its rows say extrapolated",
                               codec.label, from.positions, v.context));
-    const auto add = [&](const std::string& label, const CachePolicy& policy) {
+    const auto add = [&](const std::string& label, const CachePolicy& policy, std::shared_ptr<const ExecCodec> exec) {
       learned.push_back(from);
       candidates.push_back({.label = label,
-                            .codecs = codec.codecs,
+                            .codecs = exec ? exec->codecs() : codec.codecs,
                             .policy = policy,
                             .attention = v.common.attention,
                             .mode = mode,
                             .block = block});
+      if (exec) candidates.back().claimed_bytes = [exec] { return exec->claimed_bytes(); };
     };
-    add(codec.label, codec.policy);
-    if (v.no_window_rows && codec.policy.keeps_codes() && mode != ReplayMode::kFakeQuant)
-      add(codec.label + kNoWindow, without_window(codec));
+    add(codec.label, codec.policy, codec.exec);
+    if (v.no_window_rows && codec.policy.keeps_codes() && mode != ReplayMode::kFakeQuant) {
+      const CachePolicy policy = without_window(codec);
+      add(codec.label + kNoWindow, policy, codec.exec ? codec.exec->under(policy) : nullptr);
+    }
   }
 
   // What a window does alone, once a protocol: a codec's row says little where this one is near it.

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <numeric>
 #include <set>
 #include <unordered_set>
@@ -18,6 +19,8 @@
 
 namespace vqkv::eval {
 namespace {
+
+const std::string kExec = "exec:";
 
 bool ends_with(const std::string& s, const std::string& end) {
   return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0;
@@ -128,6 +131,22 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   return out;
 }
 
+LoadedCodec start_program(const std::string& command, const CommonOptions& common, const ModelFacts& model) {
+  LoadedCodec out;
+  out.cache = canonical_cache_config(Json::object());
+  for (const auto& o : common.overrides) {
+    if (!o.starts_with("cache."))
+      fail_usage(fmt::format("'{}': a codec in another program takes only cache.* overrides", o));
+    override_cache(out.cache, o);
+  }
+  out.exec = std::make_shared<const ExecCodec>(
+      model.cache_shape(), CachePolicy::from_json(out.cache),
+      ExecOptions{.command = command, .seconds = common.exec_seconds, .stop = [] { return interrupted(); }});
+  out.codecs = out.exec->codecs();
+  out.label = kExec + out.exec->name();
+  return out;
+}
+
 // Hashes of every run of kRun tokens; a text of its own rarely shares one with another.
 constexpr size_t kRun = 32;
 template <class Use>
@@ -144,6 +163,7 @@ void for_runs(std::span<const int32_t> ids, size_t step, Use&& use) {
 
 Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>& texts) {
   Learned out;
+  if (codec.exec) return out;
   const auto& units = codec.codecs->units();
   if (std::none_of(units.begin(), units.end(), [](const TrainedUnit& u) { return u.report.vectors > 0; })) {
     out.known = true;
@@ -183,12 +203,14 @@ LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, con
   if (spec == "exact")
     return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}, nullptr};
   LoadedCodec out;
-  if (ends_with(spec, ".h5"))
+  if (ends_with(spec, ".h5") && !spec.starts_with(kExec))
     out = load_archive(spec, common, model);
-  else if (ends_with(spec, ".yaml") || ends_with(spec, ".yml"))
+  else if ((ends_with(spec, ".yaml") || ends_with(spec, ".yml")) && !spec.starts_with(kExec))
     out = train_cell_file(spec, common, model);
+  else if (spec.starts_with(kExec))
+    out = start_program(spec.substr(kExec.size()), common, model);
   else
-    fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml", spec));
+    fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml nor exec:COMMAND", spec));
   if (!out.codecs) return out;
   out.policy = CachePolicy::from_json(out.cache);
   require_backend(common.attention, out);
@@ -202,13 +224,15 @@ std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFac
     if (!out.back().codecs) return {};
   }
   // Rows are told apart by their labels.
-  for (size_t i = 0; i < out.size(); ++i) {
-    int same = 0;
-    for (size_t j = 0; j < i; ++j)
-      same += std::filesystem::path(common.codecs[j]).filename() == std::filesystem::path(common.codecs[i]).filename();
-    if (same > 0) out[i].label += fmt::format(" #{}", same + 1);
-  }
+  std::map<std::string, int> same;
+  for (LoadedCodec& codec : out)
+    if (const int n = ++same[codec.label]; n > 1) codec.label += fmt::format(" #{}", n);
   return out;
+}
+
+void refuse_exec(const CommonOptions& common, const std::string& reason) {
+  for (const auto& spec : common.codecs)
+    if (spec.starts_with(kExec)) fail_usage(fmt::format("--codec {}: {}", spec, reason));
 }
 
 std::string printable(const std::string& bytes) {
@@ -233,6 +257,24 @@ CachePolicy without_window(const LoadedCodec& codec) {
   policy.k = {1, block[0]};
   policy.v = {1, block[1]};
   return policy;
+}
+
+void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, const Json& codec_config,
+              const std::optional<int64_t>& claimed) {
+  if (claimed) {
+    ByteLedger with_claim;
+    with_claim.codes = *claimed;
+    with_claim.sinks = ledger.sinks;
+    with_claim.window = ledger.window;
+    row["bits_per_value"] =
+        fmt::format("{:.3f} claimed by {}{}, not held", bits_per_value(with_claim, shape, tokens, 0), kExec,
+                    codec_config.at("program").get<std::string>());
+    row["claimed_bytes"] = *claimed;
+    return;
+  }
+  row["bits_per_value"] = bits_per_value(ledger, shape, tokens, 0);
+  row["bits_per_value_1"] = bits_per_value(ledger, shape, tokens, 1);
+  row["bits_per_value_64"] = bits_per_value(ledger, shape, tokens, 64);
 }
 
 double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences) {

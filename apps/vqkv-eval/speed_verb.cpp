@@ -52,6 +52,7 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
 }  // namespace
 
 int run_speed(const SpeedVerb& v) {
+  refuse_exec(v.common, "speed would time pipes and another program, not a cache");
   const auto model = open_model(v.common);
   const ModelFacts& facts = model->facts();
   facts.require_context(v.prompt_tokens + v.new_tokens);

@@ -1,10 +1,12 @@
-// The verbs of vqkv-eval. main.cpp parses; each verb prints its result to stdout.
+// The verbs of vqkv-eval. command_line.cpp parses; each verb prints its result to stdout.
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "cache/exec_codec.h"
 #include "cache/policy.h"
 #include "codec/codec_set.h"
 #include "common/table.h"
@@ -17,10 +19,11 @@ namespace vqkv::eval {
 
 struct CommonOptions {
   std::string model;
-  std::vector<std::string> codecs;     // exact | FILE.codec.h5 | cell.yaml
+  std::vector<std::string> codecs;     // exact | FILE.codec.h5 | cell.yaml | exec:COMMAND
   std::vector<std::string> overrides;  // key=value, applied to every codec but exact
   std::string attention = "auto";
   std::string weights = "f32";
+  double exec_seconds = 60;  // that an answer of exec:COMMAND may take
   TableFormat format = TableFormat::kMarkdown;
   std::string command;  // for provenance
 };
@@ -73,6 +76,7 @@ struct LoadedCodec {
   CachePolicy policy;
   Json cache;   // the policy's canonical section
   Json origin;  // {path, hash, train} of the trace that it learned from, null where not told
+  std::shared_ptr<const ExecCodec> exec = nullptr;  // of exec:COMMAND
 };
 // What a codec learned from, as far as its trace is still where it was.
 struct Learned {
@@ -92,6 +96,12 @@ std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& 
 CachePolicy without_window(const LoadedCodec& codec);
 // UTF-8 for a table or JSON: bytes of a token that are only part of a character become U+FFFD.
 std::string printable(const std::string& bytes);
+// Refuses (kUsage) exec:COMMAND for a verb that has no use for it.
+void refuse_exec(const CommonOptions& common, const std::string& reason);
+// The columns bits_per_value, _1 and _64 of a row. Bytes that another program claims are no ledger's: the first then
+// says whose they are, beside exact sinks and window, and the others stay empty.
+void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, const Json& codec_config,
+              const std::optional<int64_t>& claimed);
 // Bits per cached value that `ledger` holds at `tokens` tokens of context.
 double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
 

@@ -248,6 +248,7 @@ void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& tr
   track.model_seconds += one.model_seconds;
   track.encode_seconds += runner.cache->encode_seconds();
   track.attend_seconds += runner.session->attend_seconds();
+  if (runner.candidate->claimed_bytes) track.claimed_bytes = runner.candidate->claimed_bytes();
   track.bytes = runner.cache->bytes();
   track.peak_cache_bytes = std::max(track.peak_cache_bytes, runner.memory->peak());
 }
@@ -312,7 +313,10 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
       try {
         if (!replay_stretch(model, ids, at, end, stretches, base, runners, base_logits, test_logits, stop, one))
           return result;
-      } catch (const Error& e) { throw Error(e.kind(), fmt::format("window {}: {}", w, e.what())); }
+      } catch (const Error& e) {
+        if (stop && stop()) return result;  // another program's answer was awaited no longer
+        throw Error(e.kind(), fmt::format("window {}: {}", w, e.what()));
+      }
       if (at == 0 && end < options.context && std::any_of(runners.begin(), runners.end(), fitted_to_part)) {
         stretches.grid = 0;
         make_room();

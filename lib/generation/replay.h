@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,6 +34,8 @@ struct ReplayCandidate {
   // Queries a block (1 in kStepwise). Any length gives the same bits, except under "auto", which may take another path
   // for a block of one.
   int64_t block = 256;
+  // What a codec in another program says it keeps of the sequence at hand (ExecCodec); unset: the ledger counts it.
+  std::function<int64_t()> claimed_bytes = {};
 };
 
 struct ReplayOptions {
@@ -59,6 +62,7 @@ struct ReplayTrack {
   double model_seconds = 0, encode_seconds = 0, attend_seconds = 0;
   ByteLedger bytes;  // of the last window, at its end
   int64_t peak_cache_bytes = 0;
+  std::optional<int64_t> claimed_bytes;  // likewise, where the candidate has any
 };
 
 struct ReplayResult {

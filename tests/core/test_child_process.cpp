@@ -1,0 +1,82 @@
+// A program beside this one: words of a command, large exchanges, and every way to end.
+#include "core/child_process.h"
+
+#include <algorithm>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "support/catch.h"
+
+using namespace vqkv;
+using Catch::Contains;
+
+namespace {
+
+std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
+std::span<std::byte> room_of(std::string& text) { return std::as_writable_bytes(std::span(text)); }
+
+}  // namespace
+
+TEST_CASE("a command is split as documented, without a shell", "[child]") {
+  using Words = std::vector<std::string>;
+  CHECK(split_command("python3 a.py --bits 4") == Words{"python3", "a.py", "--bits", "4"});
+  CHECK(split_command("  a\t b\n") == Words{"a", "b"});
+  CHECK(split_command("'a b' \"c d\"e f\\ g") == Words{"a b", "c de", "f g"});
+  CHECK(split_command(R"(sh -c 'echo "$HOME" | cat')") == Words{"sh", "-c", "echo \"$HOME\" | cat"});
+  CHECK(split_command(R"(a "say \"hi\" \n" '\' *.txt ~ $X)") == Words{"a", "say \"hi\" \\n", "\\", "*.txt", "~", "$X"});
+  CHECK(split_command("a ''") == Words{"a", ""});
+  for (const char* bad : {"", "  ", "''", "a 'b", "a \"b\\\""}) CHECK_THROWS_AS(split_command(bad), Error);
+}
+
+TEST_CASE("megabytes go to a child and come back at once", "[child]") {
+  ChildProcess cat({"cat"});
+  std::string sent(8 << 20, 'x'), got(sent.size(), ' ');
+  for (size_t i = 0; i < sent.size(); i += 4099) sent[i] = static_cast<char>(i);
+  size_t looks = 0;
+  const auto done = cat.exchange(bytes_of(sent), room_of(got), 60, {}, [&](std::span<const std::byte>) { ++looks; });
+  CHECK(done.end == ChildProcess::End::kDone);
+  CHECK(done.received == sent.size());
+  CHECK((got == sent));
+  CHECK(looks > 1);
+  CHECK(cat.state() == "still running");
+}
+
+TEST_CASE("a child that ends, hangs or can't be started", "[child]") {
+  std::string room(64, ' ');
+  {
+    ChildProcess gone({"sh", "-c", "printf abc; echo why >&2; exit 3"});
+    const auto done = gone.exchange({}, room_of(room), 60);
+    CHECK(done.end == ChildProcess::End::kClosed);
+    CHECK(done.received == 3);
+    CHECK(gone.state() == "exit code 3");
+    CHECK(gone.stderr_tail() == "why\n");
+    // Writing to it is no signal to this process.
+    const std::string much(1 << 20, 'x');
+    CHECK(gone.exchange(bytes_of(much), room_of(room), 60).end == ChildProcess::End::kClosed);
+  }
+  {
+    ChildProcess killed({"sh", "-c", "kill -9 $$"});
+    CHECK(killed.exchange({}, room_of(room), 60).end == ChildProcess::End::kClosed);
+    CHECK_THAT(killed.state(), Contains("killed by signal 9"));
+  }
+  {
+    ChildProcess loud({"sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' e >&2; printf 0123"});
+    CHECK(loud.exchange({}, room_of(room).first(4), 60).end == ChildProcess::End::kDone);
+    CHECK(loud.stderr_tail() == std::string(2048, 'e'));
+  }
+  const Stopwatch time;
+  {
+    ChildProcess late({"sleep", "60"});
+    CHECK(late.exchange({}, room_of(room), 0.2).end == ChildProcess::End::kTimeout);
+    int asked = 0;
+    CHECK(late.exchange({}, room_of(room), 60, [&] { return ++asked > 2; }).end == ChildProcess::End::kStopped);
+  }
+  CHECK(time.seconds() < 30);  // it doesn't wait for the minute
+  try {
+    ChildProcess({"/no/such/program"});
+    FAIL("started");
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kUsage);
+    CHECK_THAT(e.what(), Contains("'/no/such/program' can't be started: No such file"));
+  }
+}
