@@ -1,6 +1,7 @@
 # vqkv_layer(NAME PUBLIC layers... PRIVATE libraries...): one static library per folder of lib/.
 #   Sources are the folder's own *.cpp, found by glob (methods and metrics register by one line in a .inc).
-#   A file named *_avx2.cpp is compiled for x86-64-v3, *_avx512.cpp for x86-64-v4, *_vbmi.cpp adds VBMI, *_bf16.cpp adds AVX512-BF16;
+#   A file named *_avx2.cpp is compiled for x86-64-v3, *_avx512.cpp for x86-64-v4, *_vbmi.cpp adds VBMI, *_bf16.cpp adds AVX512-BF16,
+#   *_amx.cpp AMX's tiles of bf16;
 #   callers must ask core/cpu.h before they call into one.
 function(vqkv_layer name)
   cmake_parse_arguments(A "" "" "PUBLIC;PRIVATE" ${ARGN})
@@ -36,6 +37,8 @@ function(vqkv_layer name)
       # clang 16, which builds the fuzz targets, crashes when it optimizes these.
       set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS
         "-march=x86-64-v4;-mavx512bf16;$<$<AND:$<CXX_COMPILER_ID:Clang>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,17>>:-O0>")
+    elseif(s MATCHES "_amx\\.cpp$")
+      set_source_files_properties(${s} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v4;-mamx-tile;-mamx-bf16")
     endif()
   endforeach()
   set_property(GLOBAL APPEND PROPERTY VQKV_LAYERS vqkv_${name})

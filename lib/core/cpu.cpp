@@ -3,6 +3,8 @@
 #include <hwy/targets.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #include <cstdlib>
 #include <fstream>
@@ -18,6 +20,19 @@ bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+// Tiles of bf16 products beside AVX512-BF16, which narrows their inputs. The system hands the state of tiles out on
+// demand alone (arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), once a process.
+bool may_use_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTile) == 0) return false;
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 CpuFeatures detect() {
@@ -32,6 +47,7 @@ CpuFeatures detect() {
   f.avx512_vbmi = f.avx512 && __builtin_cpu_supports("avx512vbmi");
   avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
   f.bf16_products = avx512_bf16 && !__builtin_cpu_is("intel");
+  f.amx = avx512_bf16 && may_use_amx();
 #endif
   if (const char* cap = std::getenv("VQKV_CPU")) {
     const std::string c = cap;
@@ -40,9 +56,9 @@ CpuFeatures detect() {
     else if (c == "avx2")
       f = CpuFeatures{.avx2 = f.avx2};
     else if (c == "avx512")
-      f.avx512_vbmi = f.bf16_products = false;
+      f.avx512_vbmi = f.bf16_products = f.amx = false;
     else if (c == "avx512_bf16")
-      f.bf16_products = avx512_bf16;
+      f.bf16_products = avx512_bf16, f.amx = false;
     else
       fail_usage("VQKV_CPU is '" + c + "'; allowed: baseline, avx2, avx512, avx512_bf16");
   }
@@ -69,7 +85,7 @@ const CpuFeatures& cpu_features() {
 
 std::string cpu_arithmetic() {
   const CpuFeatures& f = cpu_features();
-  return f.bf16_products ? "avx512+bf16" : f.avx512 ? "avx512" : f.avx2 ? "avx2" : "baseline";
+  return f.amx ? "avx512+amx" : f.bf16_products ? "avx512+bf16" : f.avx512 ? "avx512" : f.avx2 ? "avx2" : "baseline";
 }
 
 std::string cpu_model_name() {

@@ -10,13 +10,15 @@ struct CpuFeatures {
   bool avx512_vbmi = false;
   // By AVX512-BF16, where they outrun those of fp32: AMD's do, Intel's run at half the rate (docs/benchmarks.md).
   bool bf16_products = false;
+  bool amx = false;  // tiles of bf16 products, and the system lets this process use them
 };
 
 // Detected once. VQKV_CPU=baseline|avx2|avx512 lowers it and avx512_bf16 takes bf16_products even where they are slow,
 // so that every path can be tested on one machine.
 const CpuFeatures& cpu_features();
 std::string cpu_model_name();
-// The widest arithmetic in use: "avx512+bf16", "avx512", "avx2" or "baseline". What a row of results names.
+// The widest arithmetic in use: "avx512+amx", "avx512+bf16", "avx512", "avx2" or "baseline". What a row of results
+// names.
 std::string cpu_arithmetic();
 
 }  // namespace vqkv

@@ -263,10 +263,12 @@ HWY_EXPORT(score_tile_any);
 namespace assign {
 
 Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
-  if (!cpu_features().bf16_products || channels < kScreenedChannels || channels > kScreenedChannelsMost ||
+  tiles_ = cpu_features().amx;
+  if ((!tiles_ && !cpu_features().bf16_products) || channels < kScreenedChannels || channels > kScreenedChannelsMost ||
       blocks < kScreenedBlocks)
     return;
-  const int64_t pairs = (channels + 1) / 2;
+  const int64_t pairs = (channels + 1) / 2, steps = (pairs + 15) / 16;
+  pairs_.assign(static_cast<size_t>(tiles_ ? (blocks + 1) / 2 * steps * 256 : blocks * pairs * kBlock), 0);
   const float rounding = 4.0f * static_cast<float>(channels + 4) * 0x1p-24f;
   for (int64_t b = 0; b < blocks; ++b) {
     const float* from = packed + b * channels * kBlock;
@@ -294,12 +296,16 @@ Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
     for (int64_t p = 0; p < pairs; ++p)
       for (int64_t i = 0; i < kBlock; ++i) {
         const float high = 2 * p + 1 < channels ? -from[(2 * p + 1) * kBlock + i] : 0.0f;
-        pairs_.push_back(bf16_pair(-from[2 * p * kBlock + i], high));
+        const int64_t at =
+            tiles_ ? ((b / 2 * steps + p / 16) * 16 + b % 2 * kBlock + i) * 16 + p % 16 : (b * pairs + p) * kBlock + i;
+        pairs_[static_cast<size_t>(at)] = bf16_pair(-from[2 * p * kBlock + i], high);
       }
   }
 }
 
-bool Bf16Screen::nearest(const TileJob& job) const { return nearest_bf16({&job, pairs_.data(), bound_.data()}); }
+bool Bf16Screen::nearest(const TileJob& job) const {
+  return nearest_bf16({&job, pairs_.data(), bound_.data(), tiles_});
+}
 
 }  // namespace assign
 

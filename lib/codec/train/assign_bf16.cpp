@@ -3,6 +3,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "codec/train/assign_tile.h"
@@ -144,21 +145,18 @@ bool nearest_bf16(const Bf16Job& job) {
   const TileJob& exact = *job.exact;
   thread_local AlignedVector<uint32_t> pairs;
   thread_local AlignedVector<float> low, line;
-  pairs.resize(static_cast<size_t>((exact.channels + 1) / 2 * kTile));
+  const int64_t own = (exact.channels + 1) / 2, padded = job.tiles ? (own + 15) / 16 * 16 : own;
+  pairs.resize(static_cast<size_t>(padded * kTile));
+  std::fill(pairs.begin() + own * kTile, pairs.end(), 0u);
   low.resize(static_cast<size_t>(exact.blocks * kTile));
   line.resize(static_cast<size_t>(kPending * exact.channels));
   alignas(64) float length[kTile], lost[kTile], upper[kTile];
   if (!narrow_tile(exact.tile, exact.channels, pairs.data(), length, lost)) return false;
-  switch (exact.channels) {
-    case 8:
-      screen<4>(job, pairs.data(), length, lost, low.data(), upper);
-      break;
-    case 16:
-      screen<8>(job, pairs.data(), length, lost, low.data(), upper);
-      break;
-    default:
-      screen<0>(job, pairs.data(), length, lost, low.data(), upper);
-  }
+  const auto how = job.tiles              ? screen_amx
+                   : exact.channels == 8  ? screen<4>
+                   : exact.channels == 16 ? screen<8>
+                                          : screen<0>;
+  how(job, pairs.data(), length, lost, low.data(), upper);
 
   for (int64_t r = 0; r < kTile; ++r) {
     exact.best[r] = std::numeric_limits<float>::infinity();

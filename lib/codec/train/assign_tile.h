@@ -42,10 +42,13 @@ struct Bf16Bound {
 // is mostly under half of what it might take. Sums of d terms in fp32, on both sides, add 4 (d + 4) 2^-24 (|x| |c| +
 // |c|^2/2). 2^-110 covers denormals, which the instruction takes for zero, and 2^-69 |c| squares that vanish in the
 // lengths.
+//
+// AMX multiplies 16 codewords by 16 rows over 32 channels in one instruction; the sums come in another order, which the
+// bound covers.
 class Bf16Screen {
  public:
   // packed (blocks, channels, kBlock), half_norm (blocks * kBlock), infinite for padding. Empty where the processor
-  // lacks the instruction, or the shape gains nothing.
+  // lacks both instructions, or the shape gains nothing.
   Bf16Screen() = default;
   Bf16Screen(const float* packed, int64_t blocks, int64_t channels);
   bool empty() const { return pairs_.empty(); }
@@ -55,17 +58,27 @@ class Bf16Screen {
   bool nearest(const TileJob& job) const;
 
  private:
-  AlignedVector<uint32_t> pairs_;  // (blocks, channels / 2 rounded up, kBlock): two channels of -c
-  std::vector<Bf16Bound> bound_;   // (blocks)
+  // Two channels of -c each: (blocks, channels / 2 rounded up, kBlock); for AMX (blocks / 2, channels / 32, 16
+  // codewords, 16 pairs), both rounded up, zeros beyond.
+  AlignedVector<uint32_t> pairs_;
+  std::vector<Bf16Bound> bound_;  // (blocks)
+  bool tiles_ = false;            // pairs_ as AMX takes them
 };
 
-// assign_bf16.cpp; only where cpu_features().bf16_products.
+// assign_bf16.cpp; only where cpu_features().bf16_products or amx.
 struct Bf16Job {
   const TileJob* exact = nullptr;
   const uint32_t* pairs = nullptr;
   const Bf16Bound* bound = nullptr;
+  bool tiles = false;  // Bf16Screen::tiles_
 };
 uint32_t bf16_pair(float low, float high);
 bool nearest_bf16(const Bf16Job& job);
+
+// assign_amx.cpp; only where cpu_features().amx. rows: (pairs of channels rounded up to 16, kTile) bf16 pairs, zeros
+// beyond the channels; length, lost: (kTile) of the rows and of what rounding took. low: (blocks, kTile) lower bounds
+// of every block's best score; upper: (kTile) upper bound of each row's best.
+void screen_amx(const Bf16Job& job, const uint32_t* rows, const float* length, const float* lost, float* low,
+                float* upper);
 
 }  // namespace vqkv::assign
