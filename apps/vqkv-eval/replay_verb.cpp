@@ -269,6 +269,11 @@ int run_replay(const ReplayVerb& v) {
       clusters.name, clusters.count == 1 ? "" : "s");
   if (clusters.count < 2)
     notes += "One window gives no errors and no intervals; take more with --windows or longer or more texts.\n";
+  if (std::any_of(result.tracks.begin(), result.tracks.end(), [](const auto& t) { return t.claimed_bytes; }))
+    notes +=
+        "Claimed: exact sinks and window as held, and what another program says its codes take; the cache held its "
+        "rows "
+        "in f32 (docs/exec.md).\n";
   if (!comparisons.empty())
     notes += fmt::format(
         "Paired differences, with the 95 % interval of each alone; verdicts by exact sign flips over {}s, Holm's "

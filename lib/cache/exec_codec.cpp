@@ -225,6 +225,8 @@ class ExecCodec::Talk {
       check_answer(asked, answer, where);
       checked = true;
     });
+    if (const size_t more = child_.unread(); more > 0)
+      fail(where, fmt::format("{} bytes came beyond the {} of the answer", more, size));
     std::memcpy(out, received_.data() + sizeof answer, values * sizeof(float));
     const int64_t bad = first_not_finite(out, static_cast<int64_t>(values));
     if (bad >= 0)

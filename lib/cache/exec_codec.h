@@ -12,9 +12,9 @@
 namespace vqkv {
 
 struct ExecOptions {
-  std::string command;         // words as split_command takes them
-  double seconds = 60;         // that an answer may take
-  std::function<bool()> stop;  // asked while an answer is awaited; true ends the wait in an error
+  std::string command;              // words as split_command takes them
+  double seconds = 60;              // that an answer may take
+  std::function<bool()> stop = {};  // asked while an answer is awaited; true ends the wait in an error
 };
 
 // One child, for one sequence at a time under one policy: tokens are handed over once and in order, in blocks of the

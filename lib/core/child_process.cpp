@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -226,6 +227,11 @@ ChildProcess::Exchange ChildProcess::exchange(std::span<const std::byte> send, s
     }
   }
   return done;
+}
+
+size_t ChildProcess::unread() const {
+  int n = 0;
+  return ::ioctl(parts_->out.fd, FIONREAD, &n) == 0 ? static_cast<size_t>(n) : 0;
 }
 
 std::string ChildProcess::state() {

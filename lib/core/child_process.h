@@ -36,6 +36,9 @@ class ChildProcess {
                     const std::function<bool()>& stop = {},
                     const std::function<void(std::span<const std::byte>)>& look = {});
 
+  // Bytes that it has written and nobody has read.
+  size_t unread() const;
+
   // What became of it, for messages: "exit code 3", "killed by signal 9 (Killed)", "still running". Waits a moment for
   // one that is about to end.
   std::string state();

@@ -60,9 +60,11 @@ TEST_CASE("a child that ends, hangs or can't be started", "[child]") {
     CHECK_THAT(killed.state(), Contains("killed by signal 9"));
   }
   {
-    ChildProcess loud({"sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' e >&2; printf 0123"});
+    ChildProcess loud({"sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' e >&2; printf 0123; printf 45; sleep 60"});
     CHECK(loud.exchange({}, room_of(room).first(4), 60).end == ChildProcess::End::kDone);
     CHECK(loud.stderr_tail() == std::string(2048, 'e'));
+    while (loud.unread() == 0) {}  // it writes once more
+    CHECK(loud.unread() == 2);
   }
   const Stopwatch time;
   {
