@@ -152,10 +152,10 @@ int run_generate(const GenerateVerb& v) {
     Continuation& run = runs[r];
     CompressedCache cache(run.codec.codecs, run.codec.policy);
     const auto backend = make_attention_backend(v.common.attention);
-    KvSession session(cache, *backend);
+    const auto session = make_kv_session(cache, *backend);
     GenerateOptions mine = options;
     if (!v.ignore_stop) mine.stop = tokenizer.special().stop;
-    run.generated = generate(*model, session, prompt, mine, [&](int32_t) {
+    run.generated = generate(*model, *session, prompt, mine, [&](int32_t) {
       progress.update(++drawn, run.codec.label);
       return !interrupted();
     });
@@ -167,9 +167,9 @@ int run_generate(const GenerateVerb& v) {
     run.bytes = cache.bytes();
     if (run.codec.exec) run.claimed_bytes = run.codec.exec->claimed_bytes();
     run.length = cache.length();
-    run.coded_share = session.stats().total_mass > 0 ? session.stats().coded_mass / session.stats().total_mass : 0;
+    run.coded_share = session->stats().total_mass > 0 ? session->stats().coded_mass / session->stats().total_mass : 0;
     run.encode_seconds = cache.encode_seconds();
-    run.attend_seconds = session.attend_seconds();
+    run.attend_seconds = session->attend_seconds();
     run.divergence = first_divergence(runs[0].generated, run.generated);
   }
   if (runs.empty()) return kExitOk;

@@ -104,14 +104,14 @@ int run_child(const MemoryVerb& v) {
   CountingResource memory;
   CompressedCache cache(codec.codecs, codec.policy, &memory);
   const auto backend = make_attention_backend(v.common.attention);
-  KvSession session(cache, *backend);
+  const auto session = make_kv_session(cache, *backend);
   Rng rng(1);
   std::vector<int32_t> tokens(static_cast<size_t>(v.child_context));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(model->facts().vocab)));
   constexpr int64_t kBlock = 128;
   for (int64_t at = 0; at < v.child_context && !interrupted(); at += kBlock) {
     const int64_t n = std::min(kBlock, v.child_context - at);
-    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session,
+    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), *session,
                    LogitRows::kNone, {});
   }
   if (interrupted()) return kExitOk;

@@ -25,13 +25,13 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
              Times& out) {
   CompressedCache cache(codec.codecs, codec.policy);
   const auto backend = make_attention_backend(v.common.attention);
-  KvSession session(cache, *backend);
+  const auto session = make_kv_session(cache, *backend);
   Matrix<float> logits(1, model.facts().vocab);
   Stopwatch time;
   constexpr int64_t kBlock = 512;
   for (int64_t at = 0; at < v.prompt_tokens; at += kBlock) {
     const int64_t n = std::min(kBlock, v.prompt_tokens - at);
-    model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), session,
+    model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), *session,
                   at + n == v.prompt_tokens ? LogitRows::kLast : LogitRows::kNone,
                   at + n == v.prompt_tokens ? logits.view() : MutMatrix());
     if (interrupted()) return;
@@ -40,12 +40,12 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
   const double prefill = static_cast<double>(v.prompt_tokens) / time.seconds();
   time.restart();
   for (int64_t i = 0; i < v.new_tokens && !interrupted(); ++i)
-    model.forward(tokens.subspan(static_cast<size_t>(v.prompt_tokens + i), 1), session, LogitRows::kLast, logits);
+    model.forward(tokens.subspan(static_cast<size_t>(v.prompt_tokens + i), 1), *session, LogitRows::kLast, logits);
   if (interrupted()) return;
   out.prefill.push_back(prefill);
   if (v.new_tokens > 0) out.decode.push_back(static_cast<double>(v.new_tokens) / time.seconds());
   out.encode.push_back(cache.encode_seconds());
-  out.attend.push_back(session.attend_seconds());
+  out.attend.push_back(session->attend_seconds());
   out.path = fmt::format("{}", fmt::join(backend->paths(), "+"));
 }
 

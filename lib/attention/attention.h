@@ -26,8 +26,6 @@ struct MassRequest {
   std::vector<std::span<double>> received;  // by KV head: an element a token, added to
 };
 
-class KeepPolicy;
-
 struct AttendStats {
   // Sum over (layer, query head, query) of the attention mass on tokens coded for that query and role K, and their
   // count.
@@ -57,32 +55,5 @@ class AttentionBackend {
 // cpu-reconstruct; paths() tells which ran). Unknown names: kUsage; names of absent devices: kUnavailable.
 std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name);
 std::vector<std::string> attention_backend_names();
-
-// Joins a cache and a backend: what a model calls. Applies RoPE to queries, appends, attends.
-class KvSession {
- public:
-  KvSession(CompressedCache& cache, AttentionBackend& backend);
-  void begin_block(int64_t tokens, Visibility visibility = Visibility::kReplay);
-  // q (n, q_heads*d), k, v (n, kv_heads*d), all PRE-RoPE; out (n, q_heads*d).
-  void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out);
-  // Closes the block; a keep policy then sees what each token received, and its decisions are carried out.
-  void end_block();
-  CompressedCache& cache() { return cache_; }
-  AttendStats& stats() { return stats_; }
-  void set_tap(AttentionTap* tap) { tap_ = tap; }
-  // Set between blocks; null for none.
-  void set_keep_policy(KeepPolicy* policy);
-  double attend_seconds() const { return attend_seconds_; }
-
- private:
-  CompressedCache& cache_;
-  AttentionBackend& backend_;
-  AttendStats stats_;
-  AttentionTap* tap_ = nullptr;
-  KeepPolicy* policy_ = nullptr;
-  std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens) of the open block, with a keep policy
-  double attend_seconds_ = 0;
-  std::vector<float> rotated_;
-};
 
 }  // namespace vqkv

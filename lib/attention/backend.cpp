@@ -2,6 +2,7 @@
 
 #include "attention/attention.h"
 #include "attention/backends_cpu.h"
+#include "attention/session_cpu.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -22,6 +23,10 @@ std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name
   const std::string near = nearest_name(name, known);
   fail_usage(fmt::format("unknown attention backend '{}'{}; allowed: {}, auto", name,
                          near.empty() ? "" : ", did you mean '" + near + "'", fmt::join(known, ", ")));
+}
+
+std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend) {
+  return std::make_unique<KvSessionCpu>(cache, backend);
 }
 
 }  // namespace vqkv

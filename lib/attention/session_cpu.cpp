@@ -1,16 +1,16 @@
 #include <algorithm>
 #include <array>
 
-#include "attention/attention.h"
+#include "attention/session_cpu.h"
 #include "cache/policies/keep_policy.h"
 #include "core/clock.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 
-KvSession::KvSession(CompressedCache& cache, AttentionBackend& backend) : cache_(cache), backend_(backend) {}
+KvSessionCpu::KvSessionCpu(CompressedCache& cache, AttentionBackend& backend) : cache_(cache), backend_(backend) {}
 
-void KvSession::begin_block(int64_t tokens, Visibility visibility) {
+void KvSessionCpu::begin_block(int64_t tokens, Visibility visibility) {
   cache_.begin_block(tokens, visibility);
   mass_.clear();
   if (policy_)
@@ -18,9 +18,7 @@ void KvSession::begin_block(int64_t tokens, Visibility visibility) {
                  std::vector<double>(static_cast<size_t>(cache_.length() + tokens), 0.0));
 }
 
-void KvSession::set_keep_policy(KeepPolicy* policy) { policy_ = policy; }
-
-void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) {
+void KvSessionCpu::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) {
   const CacheView view(cache_);
   const CacheShape& shape = view.shape();
   VQKV_CHECK(q.cols == int64_t{shape.q_heads} * shape.head_dim && out.rows == q.rows && out.cols == q.cols);
@@ -46,7 +44,7 @@ void KvSession::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, M
   attend_seconds_ += watch.seconds();
 }
 
-void KvSession::end_block() {
+void KvSessionCpu::end_block() {
   const int64_t first = cache_.length();
   cache_.end_block();
   if (!policy_) return;

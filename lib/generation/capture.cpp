@@ -158,9 +158,9 @@ bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& wr
   for (const CapturePlan::Window& w : plan.windows) {
     // f32 rows: what a trace holds is the model's, not yet some cache's.
     CompressedCache cache(shape, CachePolicy::exact(DType::kF32));
-    KvSession session(cache, *backend);
+    const auto session = make_kv_session(cache, *backend);
     CaptureTap tap(shape, w);
-    model.forward(w.tokens, session, LogitRows::kNone, {}, Visibility::kReplay, &tap);
+    model.forward(w.tokens, *session, LogitRows::kNone, {}, Visibility::kReplay, &tap);
     writer.add(tap.finish());
     done += static_cast<int64_t>(w.tokens.size());
     if (progress && !progress(done)) return false;

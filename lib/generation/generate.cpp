@@ -21,7 +21,7 @@ Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> 
   Stopwatch watch;
   model.forward(prompt, kv, LogitRows::kLast, logits,
                 options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay);
-  if (options.exact_prefill) kv.cache().end_exact_prefill();
+  if (options.exact_prefill) kv.end_exact_prefill();
   result.prefill_seconds = watch.seconds();
 
   const double first_step = watch.seconds();

@@ -44,7 +44,7 @@ struct Runner {
     cache.reset();
     memory = std::make_unique<CountingResource>();
     cache = std::make_unique<CompressedCache>(model, c.policy, memory.get());
-    session = std::make_unique<KvSession>(*cache, *backend);
+    session = make_kv_session(*cache, *backend);
   }
 
   // Feeds tokens in the candidate's own manner; logits gets a row a token. A fake-quant stretch is one block, since its

@@ -178,6 +178,9 @@ void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, cons
 void LlamaCpu::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
                        Visibility visibility, ModelTap* tap) {
   if (tokens.empty()) return;
+  if (kv.device() != "cpu")
+    fail_unavailable(
+        fmt::format("this model runs on the cpu and the cache's session on {}; open both on one device", kv.device()));
   const CacheShape& shape = kv.cache().shape();
   VQKV_CHECK(shape.layers == facts_.layers && shape.q_heads == facts_.q_heads && shape.kv_heads == facts_.kv_heads &&
              shape.head_dim == facts_.head_dim);

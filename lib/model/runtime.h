@@ -5,7 +5,7 @@
 #include <span>
 #include <string>
 
-#include "attention/attention.h"
+#include "attention/session.h"
 #include "core/json_fwd.h"
 #include "model/tokenizer.h"
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <functional>
 
-#include "attention/attention.h"
+#include "attention/session_cpu.h"
 #include "codec/codec_set.h"
 #include "core/rng.h"
 
@@ -222,7 +222,7 @@ Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& policy, At
   const CacheShape shape = set->shape();
   r.out = Matrix<float>(x.q.rows, x.q.cols);
   CompressedCache cache(set, policy, &memory);
-  KvSession session(cache, backend);
+  KvSessionCpu session(cache, backend);
   for (int64_t t = 0; t < x.q.rows; t += block) {
     const int64_t m = std::min(block, x.q.rows - t);
     session.begin_block(m, visibility);

@@ -6,6 +6,7 @@
 #include "attention/backends_cpu.h"
 #include "attention/plan_codec.h"
 #include "attention/scan_cpu.h"
+#include "attention/session_cpu.h"
 #include "cache/kernels.h"
 #include "cache/policies/keep_policy.h"
 #include "core/cpu.h"
@@ -565,7 +566,7 @@ TEST_CASE("auto names what ran, and its choice depends on the plan alone", "[tab
   });
   const auto mixed = make_attention_backend("auto"), reference = make_attention_backend("reference");
   CompressedCache fast(coarse, policy), slow(coarse, policy);
-  KvSession fast_session(fast, *mixed), slow_session(slow, *reference);
+  KvSessionCpu fast_session(fast, *mixed), slow_session(slow, *reference);
   for (int64_t t = 0; t < 2100; t += t < 2096 ? 2096 : 1) {
     const int64_t n = t == 0 ? 2096 : 1;
     Matrix<float> a(n, many.q.cols), b(n, many.q.cols);
@@ -612,7 +613,7 @@ TEST_CASE("Evicted tokens get no mass, and a tap sees the probabilities", "[evic
     const auto backend = name == std::string("sums") ? make_tiled_backend(KeyScan::kFixed, ValueSums::kAlways)
                                                      : make_attention_backend(name);
     CompressedCache cache(set, policy_of(4, {16, 16}, {16, 16}));
-    KvSession session(cache, *backend);
+    KvSessionCpu session(cache, *backend);
     Matrix<float> out(300, shape.q_heads * 64), last(30, shape.q_heads * 64);
     session.begin_block(300);
     session.attend(0, x.q.view().slice_rows(0, 300), x.k.view().slice_rows(0, 300), x.v.view().slice_rows(0, 300), out);
@@ -716,7 +717,7 @@ TEST_CASE("The mass of tokens: what a tap's probabilities sum to, alike in steps
         std::vector<std::vector<double>> received(2, std::vector<double>(420, 0.0));
         const auto backend = make();
         CompressedCache cache(set_of(cases()[0], shape, 2), policy);
-        KvSession rotates(cache, *backend);
+        KvSessionCpu rotates(cache, *backend);
         Matrix<float> q = x.q, out(420, x.q.cols);
         std::vector<int32_t> positions(420);
         std::iota(positions.begin(), positions.end(), 0);
@@ -771,7 +772,7 @@ TEST_CASE("A keep policy sees what tokens receive, and what it drops stays dropp
   for (const char* name : {"reference", "cpu-reconstruct", "cpu-table"}) {
     const auto backend = make_attention_backend(name);
     CompressedCache cache(set, policy_of(4, {16, 16}, {16, 16}));
-    KvSession session(cache, *backend);
+    KvSessionCpu session(cache, *backend);
     HeavyHitters policy(shape.kv_heads, 60, 20);
     Recorder tap;  // a caller's tap still sees everything
     session.set_tap(&tap);
@@ -808,12 +809,12 @@ TEST_CASE("Sequences do not see each other", "[backends]") {
   for (const char* name : {"cpu-reconstruct", "cpu-table", "auto"}) {
     const auto shared = make_attention_backend(name);
     std::vector<std::unique_ptr<CompressedCache>> caches;
-    std::vector<std::unique_ptr<KvSession>> sessions;
+    std::vector<std::unique_ptr<KvSessionCpu>> sessions;
     std::vector<Tokens> tokens;
     std::vector<Matrix<float>> outs;
     for (uint64_t i = 0; i < 3; ++i) {
       caches.push_back(std::make_unique<CompressedCache>(set, policy));
-      sessions.push_back(std::make_unique<KvSession>(*caches.back(), *shared));
+      sessions.push_back(std::make_unique<KvSessionCpu>(*caches.back(), *shared));
       tokens.emplace_back(shape, 120, 121 + 10 * i);
       outs.emplace_back(120, shape.q_heads * 64);
     }
@@ -838,7 +839,7 @@ TEST_CASE("Attention after a rollback equals attention without it", "[backends]"
   const auto backend = make_attention_backend("cpu-reconstruct");
   const auto run = [&](bool draft) {
     CompressedCache cache(set, policy_of(4, {64, 32}, {64, 32}));
-    KvSession session(cache, *backend);
+    KvSessionCpu session(cache, *backend);
     Matrix<float> out(20, shape.q_heads * 64), first(200, shape.q_heads * 64);
     const auto block = [&](int64_t from, int64_t n, Matrix<float>& to) {
       session.begin_block(n);

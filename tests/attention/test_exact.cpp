@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "attention/plan_codec.h"
+#include "attention/session_cpu.h"
 #include "support/catch.h"
 
 using namespace vqkv;
@@ -16,7 +17,7 @@ TEST_CASE("Attention over the exact cache equals a plain softmax in double", "[e
                       v = random_matrix(n, shape.kv_heads * d, 3);
   CompressedCache cache(shape, CachePolicy::exact(DType::kF32));
   const auto backend = make_attention_backend("cpu-reconstruct");
-  KvSession session(cache, *backend);
+  KvSessionCpu session(cache, *backend);
   Matrix<float> out(n, shape.q_heads * d);
   session.begin_block(n);
   session.attend(0, q, k, v, out);
@@ -62,7 +63,7 @@ TEST_CASE("Blocks of any size give the bits of single steps", "[exact]") {
     {
       CompressedCache cache(shape, CachePolicy::exact(), &memory);
       const auto backend = make_attention_backend("cpu-reconstruct");
-      KvSession session(cache, *backend);
+      KvSessionCpu session(cache, *backend);
       for (int64_t t = 0; t < n; t += block) {
         const int64_t m = std::min(block, n - t);
         session.begin_block(m);

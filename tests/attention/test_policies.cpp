@@ -1,5 +1,6 @@
 // Policies of which tokens stay, as attention sees them.
 #include "attention/plan_codec.h"
+#include "attention/session_cpu.h"
 #include "core/json.h"
 #include "support/catch.h"
 
@@ -38,7 +39,7 @@ TEST_CASE("streaming: sinks and the window, nothing between, as if the rest were
   {
     const auto reference = make_attention_backend("reference");
     CompressedCache cache(shape, CachePolicy::exact());
-    KvSession session(cache, *reference);
+    KvSessionCpu session(cache, *reference);
     for (int64_t t = 0; t < 500; ++t) {
       std::vector<int64_t> gone;
       for (int64_t p = 4; p < policy.coded_end(Role::kKey, t); ++p) gone.push_back(p);

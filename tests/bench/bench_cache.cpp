@@ -7,8 +7,8 @@
 #include <benchmark/benchmark.h>
 #include <malloc.h>
 
-#include "attention/attention.h"
 #include "attention/plan_codec.h"
+#include "attention/session_cpu.h"
 #include "cache/model.h"
 
 namespace {
@@ -48,13 +48,13 @@ void start(benchmark::State& state, Kind kind, bool shared) {
   };
   for (auto _ : state) {
     const auto cache = make();
-    const KvSession session(*cache, *backend);
+    const KvSessionCpu session(*cache, *backend);
     benchmark::DoNotOptimize(cache->length());
   }
   state.SetItemsProcessed(state.iterations());
   const int64_t before = process_bytes();
   const auto cache = make();
-  const KvSession session(*cache, *backend);
+  const KvSessionCpu session(*cache, *backend);
   const double bytes = static_cast<double>(process_bytes() - before);
   state.counters["bytes"] = bytes;
   state.counters["caches/MB"] = 1e6 / bytes;

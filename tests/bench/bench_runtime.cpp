@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <ctime>
 
+#include "attention/session_cpu.h"
 #include "core/gemm.h"
 #include "core/rng.h"
 #include "model/runtime.h"
@@ -39,7 +40,7 @@ struct Session {
       : cache(exact_codec_set(model.facts().cache_shape()), CachePolicy::exact(DType::kF32)) {}
   CompressedCache cache;
   std::unique_ptr<AttentionBackend> backend = make_attention_backend("cpu-reconstruct");
-  KvSession kv{cache, *backend};
+  KvSessionCpu kv{cache, *backend};
 };
 
 template <DType weights>

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <iostream>
 
+#include "attention/session_cpu.h"
 #include "core/json.h"
 #include "generation/logits.h"
 #include "io/atomic_file.h"
@@ -21,12 +22,12 @@ struct Side {
     kv.reset();
     cache = std::make_unique<CompressedCache>(exact_codec_set(model->facts().cache_shape()),
                                               CachePolicy::exact(DType::kF32));
-    kv = std::make_unique<KvSession>(*cache, *backend);
+    kv = std::make_unique<KvSessionCpu>(*cache, *backend);
   }
   std::unique_ptr<ModelRuntime> model;
   std::unique_ptr<AttentionBackend> backend = make_attention_backend("cpu-reconstruct");
   std::unique_ptr<CompressedCache> cache;
-  std::unique_ptr<KvSession> kv;
+  std::unique_ptr<KvSessionCpu> kv;
 };
 
 void compare(const std::string& path, const std::string& text, int64_t most, int64_t context) {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/attention.h"
+#include "attention/session_cpu.h"
 #include "io/atomic_file.h"
 #include "model/runtime.h"
 #include "support/catch.h"
@@ -37,7 +37,7 @@ inline Matrix<float> logits_of(ModelRuntime& model, const std::vector<int32_t>& 
                                ModelTap* tap = nullptr) {
   CompressedCache cache(exact_codec_set(model.facts().cache_shape()), CachePolicy::exact(DType::kF32));
   const auto backend = make_attention_backend("cpu-reconstruct");
-  KvSession kv(cache, *backend);
+  KvSessionCpu kv(cache, *backend);
   Matrix<float> out(static_cast<int64_t>(ids.size()), model.facts().vocab);
   for (int64_t first = 0; first < out.rows; first += block) {
     const int64_t n = std::min(block, out.rows - first);

@@ -1,6 +1,7 @@
 // Folders as users have them, against transformers: tests/golden/make_hf_models.py made them.
 #include <filesystem>
 
+#include "attention/session_cpu.h"
 #include "core/json.h"
 #include "generation/capture.h"
 #include "generation/generate.h"
@@ -65,7 +66,7 @@ TEST_CASE("a sliding window: contexts up to it run, longer ones are refused befo
 
   CompressedCache cache(exact_codec_set(model->facts().cache_shape()), CachePolicy::exact(DType::kF32));
   const auto backend = make_attention_backend("cpu-reconstruct");
-  KvSession kv(cache, *backend);
+  KvSessionCpu kv(cache, *backend);
   GenerateOptions generation;
   generation.new_tokens = 8;
   CHECK_THROWS_WITH(generate(*model, kv, std::span(golden.ids).first(41), generation, {}), says);

@@ -1,3 +1,4 @@
+#include "attention/session_cpu.h"
 #include "generation/generate.h"
 
 #include "core/json.h"
@@ -22,7 +23,7 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   const std::vector<int32_t> start(expected.begin(), expected.begin() + 12);
   for (const bool exact_prefill : {false, true}) {
     CompressedCache cache = fresh();
-    KvSession kv(cache, *backend);
+    KvSessionCpu kv(cache, *backend);
     const Generated g = generate(*model, kv, prompt, options({}, exact_prefill));
     CHECK(g.tokens == start);
     CHECK(g.stop_token == -1);
@@ -31,7 +32,7 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   }
   {  // a stop token is not part of the text; the callback ends it as well
     CompressedCache cache = fresh();
-    KvSession kv(cache, *backend);
+    KvSessionCpu kv(cache, *backend);
     const Generated g = generate(*model, kv, prompt, options({expected[5]}));
     const size_t first =
         static_cast<size_t>(std::find(expected.begin(), expected.end(), expected[5]) - expected.begin());
@@ -40,7 +41,7 @@ TEST_CASE("generation over SmolLM2: greedy as llama.cpp, stop tokens, callback, 
   }
   {
     CompressedCache cache = fresh();
-    KvSession kv(cache, *backend);
+    KvSessionCpu kv(cache, *backend);
     int seen = 0;
     const Generated g = generate(*model, kv, prompt, options(), [&](int32_t) { return ++seen < 3; });
     CHECK(g.tokens.size() == 3);

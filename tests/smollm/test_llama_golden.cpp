@@ -2,6 +2,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "attention/session_cpu.h"
 #include "core/json.h"
 #include "io/atomic_file.h"
 #include "model/runtime.h"
@@ -22,7 +23,7 @@ ModelRuntime& model() {
 struct Session {
   CompressedCache cache{exact_codec_set(model().facts().cache_shape()), CachePolicy::exact(DType::kF32)};
   std::unique_ptr<AttentionBackend> backend = make_attention_backend("cpu-reconstruct");
-  KvSession kv{cache, *backend};
+  KvSessionCpu kv{cache, *backend};
 };
 
 struct Positions {

@@ -1,4 +1,5 @@
 // Replay over the real model, rung by rung: exact equals exact, blocks equal steps, then what the modes mean.
+#include "attention/session_cpu.h"
 #include "generation/replay.h"
 
 #include <algorithm>
@@ -71,7 +72,7 @@ struct Bench {
                        Visibility visibility = Visibility::kReplay) const {
     CompressedCache cache(c.codecs, c.policy);
     const auto backend = make_attention_backend("auto");
-    KvSession session(cache, *backend);
+    KvSessionCpu session(cache, *backend);
     Matrix<float> out(tokens, facts.vocab);
     for (int64_t at = 0; at < tokens; at += block) {
       const int64_t n = std::min(block, tokens - at);

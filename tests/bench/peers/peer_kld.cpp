@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "attention/session_cpu.h"
 #include "core/json.h"
 #include "model/runtime.h"
 
@@ -43,7 +44,7 @@ int compare(const std::string& model_path, const std::string& ids_path, const st
   int64_t same_top = 0;
   for (int64_t start = 0; start < tokens; start += context) {
     CompressedCache cache(exact_codec_set(model->facts().cache_shape()), CachePolicy::exact(DType::kF32));
-    KvSession kv(cache, *backend);
+    KvSessionCpu kv(cache, *backend);
     const int64_t end = std::min(tokens, start + context);
     for (int64_t first = start; first < end; first += block) {
       const int64_t n = std::min(block, end - first);

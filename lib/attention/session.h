@@ -1,0 +1,39 @@
+// KvSession: what a model calls to attend over one sequence's cache, whatever device that lies on.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "attention/attention.h"
+
+namespace vqkv {
+
+class KeepPolicy;
+
+class KvSession {
+ public:
+  virtual ~KvSession() = default;
+  // Where the matrices of attend() lie: "cpu". A runtime refuses sessions of another device than its own.
+  virtual std::string device() const = 0;
+  virtual const CompressedCache& cache() const = 0;
+
+  // One block of new tokens at positions [cache().length(), ...): attend once for every layer, then end_block.
+  virtual void begin_block(int64_t tokens, Visibility visibility) = 0;
+  void begin_block(int64_t tokens) { begin_block(tokens, Visibility::kReplay); }
+  // Applies RoPE to the queries, appends, attends. q (n, q_heads*d), k, v (n, kv_heads*d), all PRE-RoPE;
+  // out (n, q_heads*d).
+  virtual void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) = 0;
+  // Closes the block; a keep policy then sees what each token received, and its decisions are carried out.
+  virtual void end_block() = 0;
+  virtual void end_exact_prefill() = 0;  // CompressedCache::end_exact_prefill
+
+  virtual const AttendStats& stats() const = 0;
+  virtual double attend_seconds() const = 0;
+  virtual void set_tap(AttentionTap* tap) = 0;  // null for none
+  // Set between blocks; null for none.
+  virtual void set_keep_policy(KeepPolicy* policy) = 0;
+};
+
+// The form of `backend`'s device. Both outlive the session.
+std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend);
+
+}  // namespace vqkv

@@ -1,0 +1,35 @@
+// The session over a cache in host memory.
+#pragma once
+#include <vector>
+
+#include "attention/session.h"
+
+namespace vqkv {
+
+class KvSessionCpu final : public KvSession {
+ public:
+  KvSessionCpu(CompressedCache& cache, AttentionBackend& backend);
+  std::string device() const override { return "cpu"; }
+  const CompressedCache& cache() const override { return cache_; }
+  using KvSession::begin_block;
+  void begin_block(int64_t tokens, Visibility visibility) override;
+  void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) override;
+  void end_block() override;
+  void end_exact_prefill() override { cache_.end_exact_prefill(); }
+  const AttendStats& stats() const override { return stats_; }
+  double attend_seconds() const override { return attend_seconds_; }
+  void set_tap(AttentionTap* tap) override { tap_ = tap; }
+  void set_keep_policy(KeepPolicy* policy) override { policy_ = policy; }
+
+ private:
+  CompressedCache& cache_;
+  AttentionBackend& backend_;
+  AttendStats stats_;
+  AttentionTap* tap_ = nullptr;
+  KeepPolicy* policy_ = nullptr;
+  std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens) of the open block, with a keep policy
+  double attend_seconds_ = 0;
+  std::vector<float> rotated_;
+};
+
+}  // namespace vqkv
