@@ -1,4 +1,4 @@
-// HDF5 behind RAII and our own errors. No HDF5 header leaves hdf5.cpp: identifiers are int64_t, as hid_t is.
+// HDF5 behind RAII and our own errors. No HDF5 header leaves hdf5*.cpp: identifiers are int64_t, as hid_t is.
 // libhdf5 serialises its calls anyway; one global lock of ours makes every function here thread-safe, also where the
 // library was built without thread safety. Errors are kBadData and name file and object; the library prints nothing.
 #pragma once

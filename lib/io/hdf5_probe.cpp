@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "io/hdf5.h"
+#include "io/hdf5_library.h"
 
 #if defined(__has_feature)  // clang
 #define VQKV_HAS(feature) __has_feature(feature)
@@ -26,8 +26,6 @@
 #endif
 
 namespace vqkv {
-
-void with_library_lock(const std::function<void()>& body);  // hdf5.cpp
 
 namespace {
 
@@ -92,13 +90,14 @@ void probe_in_child(const std::string& path, const std::function<void()>& inspec
   if (::pipe(pipe_fds) != 0) fail_internal(fmt::format("pipe: {}", std::strerror(errno)));
   const rlim_t mapped = mapped_bytes();
   pid_t child = -1;
-  with_library_lock([&] {
+  {
+    const h5::Guard guard;  // the child inherits a library at rest
     child = ::fork();
     if (child == 0) {
       ::close(pipe_fds[0]);
       child_main(pipe_fds[1], mapped, inspect);
     }
-  });
+  }
   ::close(pipe_fds[1]);
   if (child < 0) {
     ::close(pipe_fds[0]);
