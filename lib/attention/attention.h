@@ -23,7 +23,7 @@ struct AttentionTap {
 // and no more memory than a tile of scores a thread.
 struct MassRequest {
   int64_t from = 0, to = 0;
-  std::vector<std::span<double>> received;  // by KV head: an element a token, added to
+  std::vector<std::span<double>> received;  // by KV head: an element a token of CacheView::seen, added to
 };
 
 struct AttendStats {

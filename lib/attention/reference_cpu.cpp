@@ -20,6 +20,7 @@ class ReferenceBackend final : public AttentionBackend {
     const CacheShape& shape = cache.shape();
     const int64_t d = shape.head_dim, tokens = cache.length() + q.rows;
     for (int h = 0; h < shape.kv_heads; ++h) {
+      const std::vector<int32_t> seen = mass ? cache.seen(layer, h) : std::vector<int32_t>();
       Forms forms;
       load(cache, layer, h, Role::kKey, tokens, forms.exact_k, forms.coded_k);
       load(cache, layer, h, Role::kValue, tokens, forms.exact_v, forms.coded_v);
@@ -40,9 +41,10 @@ class ReferenceBackend final : public AttentionBackend {
               for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += p[t] * v(token, c);
             if (token >= cache.policy().sinks && token < k_end) coded += p[t];
             if (tap) probabilities[static_cast<size_t>(g)](i, token) = static_cast<float>(p[t]);
-            if (mass && position >= mass->from && position < mass->to)
-              mass->received[static_cast<size_t>(h)][t] += p[t];
           }
+          if (mass && position >= mass->from && position < mass->to)
+            for (size_t c = 0; c < seen.size() && seen[c] <= position; ++c)
+              mass->received[static_cast<size_t>(h)][c] += p[static_cast<size_t>(seen[c])];
           for (int64_t c = 0; c < d; ++c) out(i, head * d + c) = static_cast<float>(sum[static_cast<size_t>(c)]);
           if (stats) {
             stats->coded_mass += coded;
@@ -82,10 +84,13 @@ class ReferenceBackend final : public AttentionBackend {
     const int unit = cache.unit_of(layer, head, role);
     if (unit >= 0 && cache.policy().keeps_codes() && coded_end > cache.policy().sinks) {
       const UnitShape& u = cache.unit_shape(static_cast<size_t>(unit));
-      Matrix<float> x(coded_end - cache.policy().sinks, u.channels());
-      decode_plan(cache.plan(layer, head, role), cache.fetch_codes(static_cast<size_t>(unit)), x);
-      for (int64_t t = 0; t < x.rows; ++t)
-        std::copy_n(x.row(t) + (head - u.first_head) * d, d, coded.row(cache.policy().sinks + t));
+      const CodeBlock codes = cache.fetch_codes(static_cast<size_t>(unit));
+      Matrix<float> x(codes.blocks * cache.plan(layer, head, role).layout.block_tokens, u.channels());
+      decode_plan(cache.plan(layer, head, role), codes, x);
+      const std::span<const int32_t> listed = cache.slot_positions(static_cast<size_t>(unit));
+      for (int64_t s = 0; s < x.rows; ++s)
+        std::copy_n(x.row(s) + (head - u.first_head) * d, d,
+                    coded.row(listed.empty() ? cache.policy().sinks + s : listed[static_cast<size_t>(s)]));
     }
     if (role == Role::kValue || cache.keys_post_rope(layer, head)) return;
     for (Matrix<float>* m : {&exact, &coded})

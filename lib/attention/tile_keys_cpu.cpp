@@ -10,8 +10,9 @@ namespace vqkv {
 void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begin, int64_t tile_end, TileScratch& s) {
   const int head = piece.head;
   const int64_t origin = tile_begin * kTile, span = kChunkTiles * kTile;
-  const int64_t low = std::max(origin, call.sinks) - call.sinks;
-  const int64_t high = std::min(call.k_end.back(), tile_end * kTile) - call.sinks;
+  const HeadColumns& columns = call.columns(head);
+  const int64_t low = std::max(origin, columns.sinks) - columns.sinks;
+  const int64_t high = std::min(columns.k_end.back(), tile_end * kTile) - columns.sinks;
   if (high <= low) return;
   ensure_floats(s.table_scores, piece.rows() * span);
   const HeadQueries& q = call.heads[head];
@@ -20,7 +21,8 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   const PageLayout& pages = decoder.pages();
   // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
   const auto& slots = decoder.slots();
-  bool direct = pages.tokens() == scan::kRun && pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
+  bool direct = columns.whole && pages.tokens() == scan::kRun &&
+                pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
   for (size_t i = 0; i < slots.size(); ++i)
     direct = direct && slots[i].field == slots[0].field && slots[i].slot == slots[0].slot + static_cast<int>(i);
   const int64_t first_run = low / scan::kRun, runs = (high + scan::kRun - 1) / scan::kRun - first_run;
@@ -34,7 +36,7 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   // of the block see.
   if (q.token_scale) {
     float* scale = s.run_scale.data() + low - base;
-    decoder.token_scale(body, low, high - low, scale);
+    call.token_scale(head, Role::kKey, low, high - low, scale);
     s.loudest.resize(static_cast<size_t>(high - low));
     float top = 0;
     for (int64_t t = 0; t < high - low; ++t)
@@ -42,8 +44,8 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   }
   const auto loudest = [&](int64_t r) {
     if (!q.token_scale) return 1.0f;
-    const int64_t query = r / call.group;
-    const int64_t end = std::min(call.k_end[static_cast<size_t>(query)], call.first + query + 1) - call.sinks;
+    const auto query = static_cast<size_t>(r / call.group);
+    const int64_t end = std::min(columns.k_end[query], columns.seen[query]) - columns.sinks;
     return end > low ? s.loudest[static_cast<size_t>(std::min(end, high) - low - 1)] : 0.0f;
   };
   const auto by_bytes = [&](int64_t r) {
@@ -57,21 +59,22 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   std::vector<const uint8_t*> codes(static_cast<size_t>(runs));
   for (int64_t n = 0; n < runs; ++n) {
     const int64_t first = (first_run + n) * scan::kRun, within = first % pages.tokens();
-    const std::byte* bytes = body.page(first / pages.tokens());
     uint16_t* wide = s.wide_codes.data() + static_cast<size_t>(n) * matrix;
     uint8_t* narrow = s.codes.data() + static_cast<size_t>(n) * matrix;
     codes[static_cast<size_t>(n)] = narrow;
-    if (bytes == nullptr) {  // lost to eviction: any code does, the tokens are masked later
+    if (columns.whole) {
+      const std::byte* bytes = body.page(first / pages.tokens());
+      if (direct)
+        codes[static_cast<size_t>(n)] =
+            reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot));
+      if (direct && !need_wide) continue;
+      for (size_t i = 0; i < slots.size(); ++i)
+        pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
+    } else {  // the codes of these columns alone; any code does for the others
+      const int64_t from = std::max(low, first), to = std::min(high, first + scan::kRun);
       std::fill_n(wide, matrix, uint16_t{0});
-      std::fill_n(narrow, matrix, uint8_t{0});
-      continue;
+      call.codes(head, Role::kKey, from, to - from, wide + (from - first), scan::kRun);
     }
-    if (direct)
-      codes[static_cast<size_t>(n)] =
-          reinterpret_cast<const uint8_t*>(bytes + pages.field_offset(slots[0].field, slots[0].slot));
-    if (direct && !need_wide) continue;
-    for (size_t i = 0; i < slots.size(); ++i)
-      pages.codes(bytes, slots[i].field, slots[i].slot, within, scan::kRun, wide + i * scan::kRun);
     for (size_t i = 0; !direct && i < matrix; ++i) narrow[i] = static_cast<uint8_t>(wide[i]);
   }
   int64_t wide_group = -1;  // whose fp32 sums lie in s.wide_scores
@@ -98,7 +101,7 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
     }
     q.unfold_scores(r, s.run_scale.data(), low - base, high - base, line);
     std::copy(line + (low - base), line + (high - base),
-              s.table_scores.data() + (r - piece.row_begin) * span + call.sinks + low - origin);
+              s.table_scores.data() + (r - piece.row_begin) * span + columns.sinks + low - origin);
   }
 }
 
@@ -109,8 +112,8 @@ void load_scale(const TiledCall& call, int head, const TileForms& k, int64_t beg
   const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
   if (!decoder.has_token_scale()) return;
   ensure_floats(s.scale, 2 * kTile);
-  decoder.token_scale(call.cache.body(call.layer, head, Role::kKey), begin - call.sinks + k.other_begin,
-                      k.other_end - k.other_begin, s.scale.data() + k.other_begin);
+  call.token_scale(head, Role::kKey, begin - call.columns(head).sinks + k.other_begin, k.other_end - k.other_begin,
+                   s.scale.data() + k.other_begin);
 }
 
 }  // namespace
@@ -118,32 +121,32 @@ void load_scale(const TiledCall& call, int head, const TileForms& k, int64_t beg
 TileForms load_key_tile(const TiledCall& call, int head, KeyScan mode, int64_t begin, int64_t count, TileScratch& s) {
   TileForms f;
   const int64_t d = call.d;
-  const RoleExtent e = call.extent(Role::kKey, begin, count);
+  const RoleExtent e = call.extent(head, Role::kKey, begin, count);
   f.main = ensure_floats(s.keys, d * kTile);
   f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kKey).folded();
   f.table = e.any_coded() && mode != KeyScan::kNone;
   const int64_t shared_end =
       f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
-  if (e.coded_begin > 0) call.cache.load_keys(call.layer, head, begin, e.coded_begin, f.main, kTile);
+  if (e.coded_begin > 0) call.load_exact(head, Role::kKey, begin, e.coded_begin, f.main, kTile);
   if (e.all_coded_end < count)
-    call.cache.load_keys(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
-                         kTile);
+    call.load_exact(head, Role::kKey, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
+                    kTile);
   f.other_begin = shared_end;
   f.other_end = e.any_coded_end;
   if (e.any_coded() && !f.table) {
     const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
-    const CodedBody body = call.cache.body(call.layer, head, Role::kKey);
-    const int64_t origin = begin - call.sinks;
+    const int64_t origin = begin - call.columns(head).sinks;
     if (shared_end > e.coded_begin)
-      decoder.keys(body, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
+      call.decode(head, Role::kKey, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
     if (f.other_end > f.other_begin) {
       f.other = ensure_floats(s.other_keys, decoder.width() * kTile);
-      decoder.keys(body, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin, kTile);
+      call.decode(head, Role::kKey, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin,
+                  kTile);
     }
   }
   if (!call.cache.keys_post_rope(call.layer, head)) {
-    call.rotate(f.main, begin, 0, count);
-    if (f.other) call.rotate(f.other, begin, f.other_begin, f.other_end);
+    call.rotate(head, f.main, begin, 0, count);
+    if (f.other) call.rotate(head, f.other, begin, f.other_begin, f.other_end);
   }
   load_scale(call, head, f, begin, s);
   return f;
@@ -152,9 +155,10 @@ TileForms load_key_tile(const TiledCall& call, int head, KeyScan mode, int64_t b
 void score_tile(const TiledCall& call, int head, const TileForms& k, int64_t begin, int64_t count, int64_t row,
                 int64_t batch, int64_t row_begin, TileScratch& s) {
   const HeadQueries& q = call.heads[head];
+  const HeadColumns& of_head = call.columns(head);
   const int64_t columns = padded(count);
   float* scores = s.scores.data();
-  const auto boundary = [&](int64_t r) { return call.k_end[static_cast<size_t>((row + r) / call.group)] - begin; };
+  const auto boundary = [&](int64_t r) { return of_head.k_end[static_cast<size_t>((row + r) / call.group)] - begin; };
   // Nothing exact in sight: all logits come from tables.
   const bool all_coded = k.table && k.other_begin == 0 && boundary(0) >= count;
   if (!all_coded)
@@ -184,13 +188,12 @@ void score_tile(const TiledCall& call, int head, const TileForms& k, int64_t beg
     }
   }
   for (int64_t r = 0; r < batch; ++r) {
-    const int64_t query = (row + r) / call.group;
     float* line = scores + r * kTile;
-    std::fill(line + std::min(count, call.first + query + 1 - begin), line + columns, kNegativeInfinity);
+    std::fill(line + call.seen(head, row + r, begin, count), line + columns, kNegativeInfinity);
     if (call.drops())
-      if (const int64_t low = std::max<int64_t>(0, call.sinks - begin), high = std::min(count, boundary(r)); high > low)
+      if (const int64_t low = std::max<int64_t>(0, of_head.sinks - begin), high = std::min(count, boundary(r));
+          high > low)
         std::fill(line + low, line + high, kNegativeInfinity);
-    call.mask_evicted(head, begin, count, line);
   }
 }
 

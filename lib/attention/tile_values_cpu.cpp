@@ -7,39 +7,39 @@ namespace vqkv {
 
 TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t begin, int64_t count, TileScratch& s) {
   TileForms f;
-  const RoleExtent e = call.extent(Role::kValue, begin, count);
+  const RoleExtent e = call.extent(head, Role::kValue, begin, count);
   f.main = ensure_floats(s.values, kTile * call.width);
   f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kValue).folded();
   f.table = e.any_coded() && by_code;
   const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;
-  if (e.coded_begin > 0) call.cache.load_values(call.layer, head, begin, e.coded_begin, f.main, call.width);
+  if (e.coded_begin > 0) call.load_exact(head, Role::kValue, begin, e.coded_begin, f.main, call.width);
   if (e.all_coded_end < count)
-    call.cache.load_values(call.layer, head, begin + e.all_coded_end, count - e.all_coded_end,
-                           f.main + e.all_coded_end * call.width, call.width);
+    call.load_exact(head, Role::kValue, begin + e.all_coded_end, count - e.all_coded_end,
+                    f.main + e.all_coded_end * call.width, call.width);
   f.other_begin = shared_end;
   f.other_end = e.any_coded_end;
   if (e.dropped)  // weights of zero still multiply them
     std::fill(f.main + e.coded_begin * call.width, f.main + e.all_coded_end * call.width, 0.0f);
   if (!e.any_coded()) return f;
   const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
-  const CodedBody body = call.cache.body(call.layer, head, Role::kValue);
-  const int64_t origin = begin - call.sinks;
+  const int64_t origin = begin - call.columns(head).sinks;
   if (shared_end > e.coded_begin)
-    decoder.values(body, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin * call.width,
-                   call.width);
+    call.decode(head, Role::kValue, origin + e.coded_begin, shared_end - e.coded_begin,
+                f.main + e.coded_begin * call.width, call.width);
   if (f.table) {
     s.value_codes.resize(decoder.slots().size() * kTile);
-    decoder.codes(body, origin + f.other_begin, f.other_end - f.other_begin, s.value_codes.data() + f.other_begin,
-                  kTile);
+    call.codes(head, Role::kValue, origin + f.other_begin, f.other_end - f.other_begin,
+               s.value_codes.data() + f.other_begin, kTile);
   } else if (f.other_end > f.other_begin) {
     const int64_t wide = padded(decoder.width());
     f.other = ensure_floats(s.other_values, kTile * wide);
-    decoder.values(body, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide, wide);
+    call.decode(head, Role::kValue, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide,
+                wide);
   }
   if ((f.folded || f.table) && f.other_end > f.other_begin && decoder.has_token_scale()) {
     ensure_floats(s.scale, 2 * kTile);
-    decoder.token_scale(body, origin + f.other_begin, f.other_end - f.other_begin,
-                        s.scale.data() + kTile + f.other_begin);
+    call.token_scale(head, Role::kValue, origin + f.other_begin, f.other_end - f.other_begin,
+                     s.scale.data() + kTile + f.other_begin);
   }
   return f;
 }
@@ -56,9 +56,10 @@ void sum_tile(const TiledCall& call, const TileForms& v, Partial& p, int64_t beg
     return;
   }
   const int64_t other_end = std::min(count, v.other_end);
+  const HeadColumns& columns = call.columns(p.piece.head);
   // Rows see ever later boundaries.
   const auto boundary = [&](int64_t i) {
-    return std::clamp(call.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, other_end);
+    return std::clamp(columns.v_end[static_cast<size_t>((row + i) / call.group)] - begin, v.other_begin, other_end);
   };
   add_main(0, batch, 0, v.other_begin);
   for (int64_t r = 0; r < batch;) {
@@ -69,8 +70,8 @@ void sum_tile(const TiledCall& call, const TileForms& v, Partial& p, int64_t beg
     if (end > v.other_begin) {
       if (v.folded || v.table)
         for (int64_t i = r; i < r + n; ++i)
-          p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin, std::min(end, call.seen(row + i, begin, end)),
-                  s.scale.data() + kTile);
+          p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin,
+                  std::min(end, call.seen(p.piece.head, row + i, begin, end)), s.scale.data() + kTile);
       if (v.folded && !v.table) {
         kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride,
                           p.y_stride, p.y_row(row + r), p.y_stride, n, end - v.other_begin, p.y_stride, true);

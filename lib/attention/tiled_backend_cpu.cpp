@@ -3,9 +3,9 @@
 // cpu-reconstruct: tiles of 128 tokens are brought to fp32 (from exact rows or codes), then attended by every query of
 // the block and every query head of the group; no more than a tile per thread is ever dequantized.
 //
-// Tiles and chunks of tiles are cut at absolute token positions, whatever form the tokens have, and every sum runs in
-// token order (cache/kernels.h). So an identity codec gives the bits of the exact cache, a block of queries those of
-// single steps, and the thread count changes nothing.
+// Tiles and chunks of tiles are cut at absolute token positions (of what a head has left, once a policy takes tokens
+// out), whatever form the tokens have, and every sum runs in token order (cache/kernels.h). So an identity codec gives
+// the bits of the exact cache, a block of queries those of single steps, and the thread count changes nothing.
 //
 // cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan_cpu.h) and no key is
 // decoded. Values are summed by code (code_sums_cpu.h) in the segments where that is cheaper, and decoded elsewhere;
@@ -74,7 +74,7 @@ class TiledEngine {
                     AttentionTap* tap, MassRequest* mass) {
     TiledCall call(cache, layer, first, q.rows, rotation_);
     const int64_t heads = cache.shape().kv_heads;
-    const int64_t tiles = (call.tokens + kTile - 1) / kTile, chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
+    const int64_t chunks = (call.tiles + kChunkTiles - 1) / kChunkTiles;
     queries_.resize(static_cast<size_t>(heads));
     call.heads = queries_.data();
     parallel_for(heads, [&](int64_t h) {
@@ -88,13 +88,12 @@ class TiledEngine {
       ranges_.resize(static_cast<size_t>(chunks * heads));
       parallel_for(chunks * heads, [&](int64_t item) {
         const int64_t chunk = item / heads;
-        find_range(call, static_cast<int>(item % heads), chunk * kChunkTiles,
-                   std::min(tiles, (chunk + 1) * kChunkTiles), ranges_[static_cast<size_t>(item)]);
+        find_range(call, static_cast<int>(item % heads), chunk * kChunkTiles, ranges_[static_cast<size_t>(item)]);
       });
       for (int h = 0; h < heads; ++h)
         queries_[static_cast<size_t>(h)].set_score_map(call, call.score_map(h), ranges_, chunks, heads, h);
     }
-    const std::vector<Piece> pieces = cut(call, tiles);
+    const std::vector<Piece> pieces = cut(call);
     if (partials_.size() < pieces.size()) partials_.resize(pieces.size());
     parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
       run_piece(call, pieces[static_cast<size_t>(i)], partials_[static_cast<size_t>(i)]);
@@ -107,12 +106,11 @@ class TiledEngine {
   // The mass of each token, by a second pass over the keys: no more than a tile of scores a thread. Rows come in
   // order, so blocks give the bits of steps.
   void observe(const TiledCall& call, int64_t chunks, MassRequest& mass) {
-    const int64_t from = std::max(mass.from, call.first), to = std::min(mass.to, call.tokens);
+    const int64_t from = std::max(mass.from, call.first), to = std::min(mass.to, call.first + call.queries);
     if (from >= to) return;
-    const int64_t heads = call.cache.shape().kv_heads, tiles = (call.tokens + kTile - 1) / kTile;
+    const int64_t heads = call.cache.shape().kv_heads;
     parallel_for(chunks * heads, [&](int64_t item) {
-      const int64_t tile = item / heads * kChunkTiles;
-      const Piece piece{static_cast<int>(item % heads), tile, std::min(tiles, tile + kChunkTiles),
+      const Piece piece{static_cast<int>(item % heads), item / heads * kChunkTiles, (item / heads + 1) * kChunkTiles,
                         (from - call.first) * call.group, (to - call.first) * call.group};
       visit_scores(call, piece, [&](int64_t row, int64_t begin, int64_t count, float* line) {
         const RowState& state = states_[static_cast<size_t>(piece.head * call.rows + row)];
@@ -125,24 +123,25 @@ class TiledEngine {
   }
 
   // visit(row, begin, count, logits) for each row of the piece and each tile that it sees something of, tile by tile,
-  // rows in order: logits of tokens [begin, begin + count), padded with -inf, the visitor's to change.
+  // rows in order: logits of columns [begin, begin + count), padded with -inf, the visitor's to change.
   template <class Visit>
   void visit_scores(const TiledCall& call, const Piece& piece, Visit&& visit) const {
     TileScratch& s = scratch();
     ensure_floats(s.scores, kRowBatch * kTile);
-    for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
+    const int64_t tiles = std::min(piece.tile_end, call.columns(piece.head).tiles());
+    for (int64_t tile = piece.tile_begin; tile < tiles; ++tile) {
       if (scan_ != KeyScan::kNone && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
-        scan_key_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
-      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
-      const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
-      if (first_row >= piece.row_end || all_dropped(call, begin, count)) continue;
+        scan_key_chunk(call, piece, tile, std::min(tiles, tile + kChunkTiles), s);
+      const int64_t begin = tile * kTile, count = std::min(kTile, call.columns(piece.head).tokens - begin);
+      const int64_t first_row = std::max(piece.row_begin, call.first_row(piece.head, begin));
+      if (first_row >= piece.row_end || all_dropped(call, piece.head, begin, count)) continue;
       const TileForms k = load_key_tile(call, piece.head, scan_, begin, count, s);
       for (int64_t row = first_row; row < piece.row_end; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, piece.row_end - row);
-        const int64_t seen = call.seen(row + batch - 1, begin, count);
+        const int64_t seen = call.seen(piece.head, row + batch - 1, begin, count);
         score_tile(call, piece.head, k, begin, seen, row, batch, piece.row_begin, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const auto [coded, end] = call.coded_keys(row + r, begin, seen);
+          const auto [coded, end] = call.coded_keys(piece.head, row + r, begin, seen);
           float* line = s.scores.data() + r * kTile;
           call.heads[piece.head].map_scores(row + r, coded, end, line);
           visit(row + r, begin, seen, line);
@@ -151,15 +150,16 @@ class TiledEngine {
     }
   }
 
-  static bool all_dropped(const TiledCall& call, int64_t begin, int64_t count) {
-    const RoleExtent e = call.extent(Role::kKey, begin, count);
+  static bool all_dropped(const TiledCall& call, int head, int64_t begin, int64_t count) {
+    const RoleExtent e = call.extent(head, Role::kKey, begin, count);
     return e.dropped && e.all_coded_end - e.coded_begin == count;
   }
 
   // Segments whose later rows sum by code, then chunks for all other rows: the long pieces first, to end together.
-  std::vector<Piece> cut(const TiledCall& call, int64_t tiles) {
+  std::vector<Piece> cut(const TiledCall& call) {
     std::vector<Piece> pieces, chunks;
     for (int head = 0; head < call.cache.shape().kv_heads; ++head) {
+      const int64_t tiles = call.columns(head).tiles();
       ValueRule rule;
       int64_t rows_at_once = call.rows;
       if (const int unit = call.coded_unit(head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
@@ -171,7 +171,8 @@ class TiledEngine {
       for (int64_t begin = 0; begin < tiles; begin += span) {
         const int64_t end = std::min(tiles, begin + span);
         int64_t split = call.rows;  // the first row that sums by code
-        while (rule.segment > 0 && split > 0 && call.coded_values(split - 1, begin * kTile, end * kTile) >= rule.least)
+        while (rule.segment > 0 && split > 0 &&
+               call.coded_values(head, split - 1, begin * kTile, end * kTile) >= rule.least)
           split -= call.group;
         for (int64_t row = split; row < call.rows; row += rows_at_once)
           pieces.push_back({head, begin, end, row, std::min(call.rows, row + rows_at_once), true});
@@ -196,18 +197,18 @@ class TiledEngine {
     for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
       if (scan_ != KeyScan::kNone && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
         scan_key_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
-      const int64_t begin = tile * kTile, count = std::min(kTile, call.tokens - begin);
+      const int64_t begin = tile * kTile, count = std::min(kTile, call.columns(head).tokens - begin);
       // Queries before the tile see nothing of it.
-      const int64_t first_row = std::max(piece.row_begin, (begin - call.first) * call.group);
-      if (first_row >= piece.row_end || all_dropped(call, begin, count)) continue;
+      const int64_t first_row = std::max(piece.row_begin, call.first_row(head, begin));
+      if (first_row >= piece.row_end || all_dropped(call, head, begin, count)) continue;
       const TileForms k = load_key_tile(call, head, scan_, begin, count, s);
       const TileForms v = load_value_tile(call, head, piece.by_code, begin, count, s);
       for (int64_t row = first_row; row < piece.row_end;) {
         const int64_t batch = std::min(together - (row - piece.row_begin) % together, piece.row_end - row);
-        const int64_t seen = call.seen(row + batch - 1, begin, count), columns = padded(seen);
+        const int64_t seen = call.seen(head, row + batch - 1, begin, count), columns = padded(seen);
         score_tile(call, head, k, begin, seen, row, batch, piece.row_begin, s);
         for (int64_t r = 0; r < batch; ++r) {
-          const auto [coded, end] = call.coded_keys(row + r, begin, seen);
+          const auto [coded, end] = call.coded_keys(piece.head, row + r, begin, seen);
           float* line = s.scores.data() + r * kTile;
           q.map_scores(row + r, coded, end, line);
           p.absorb(row + r, line, columns, coded, end);
@@ -219,26 +220,29 @@ class TiledEngine {
     p.unfold(call);
   }
 
-  void find_range(const TiledCall& call, int head, int64_t tile_begin, int64_t tile_end, ScoreRange& range) const {
+  void find_range(const TiledCall& call, int head, int64_t tile, ScoreRange& range) const {
     range.low.assign(static_cast<size_t>(call.rows), -kNegativeInfinity);
     range.high.assign(static_cast<size_t>(call.rows), kNegativeInfinity);
-    visit_scores(call, {head, tile_begin, tile_end, 0, call.rows},
+    visit_scores(call, {head, tile, tile + kChunkTiles, 0, call.rows},
                  [&](int64_t row, int64_t begin, int64_t count, const float* line) {
-                   const auto [coded, end] = call.coded_keys(row, begin, count);
+                   const auto [coded, end] = call.coded_keys(head, row, begin, count);
                    range.add(row, line, coded, end);
                  });
   }
 
   void report(const TiledCall& call, int layer, AttentionTap& tap) const {
-    const int64_t heads = call.cache.shape().kv_heads, tiles = (call.tokens + kTile - 1) / kTile;
+    const int64_t heads = call.cache.shape().kv_heads;
     for (int head = 0; head < heads; ++head) {
-      std::vector<Matrix<float>> p(static_cast<size_t>(call.group), Matrix<float>(call.queries, call.tokens));
-      visit_scores(call, {head, 0, tiles, 0, call.rows}, [&](int64_t row, int64_t begin, int64_t count, float* line) {
-        const RowState& state = states_[static_cast<size_t>(head * call.rows + row)];
-        kernels::exp_row(line, padded(count), state.top);
-        float* to = p[static_cast<size_t>(row % call.group)].row(row / call.group) + begin;
-        for (int64_t t = 0; t < count; ++t) to[t] = line[t] / state.sum;
-      });
+      const HeadColumns& columns = call.columns(head);
+      std::vector<Matrix<float>> p(static_cast<size_t>(call.group), Matrix<float>(call.queries, call.all.tokens));
+      visit_scores(
+          call, {head, 0, columns.tiles(), 0, call.rows}, [&](int64_t row, int64_t begin, int64_t count, float* line) {
+            const RowState& state = states_[static_cast<size_t>(head * call.rows + row)];
+            kernels::exp_row(line, padded(count), state.top);
+            float* to = p[static_cast<size_t>(row % call.group)].row(row / call.group);
+            for (int64_t t = 0; t < count; ++t)
+              to[columns.whole ? begin + t : columns.position[static_cast<size_t>(begin + t)]] = line[t] / state.sum;
+          });
       for (int64_t g = 0; g < call.group; ++g)
         tap.on_probabilities(layer, static_cast<int>(head * call.group + g), call.first, p[static_cast<size_t>(g)]);
     }

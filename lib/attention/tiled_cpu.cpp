@@ -12,6 +12,42 @@
 namespace vqkv {
 namespace {
 size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+// Columns of a head, `all` being those of one that has lost nothing.
+HeadColumns columns_of(const CacheView& cache, int layer, int head, const HeadColumns& all) {
+  if (!cache.any_evicted(layer, head)) return all;
+  HeadColumns c;
+  c.whole = false;
+  c.position = cache.seen(layer, head);
+  c.position.resize(at(std::lower_bound(c.position.begin(), c.position.end(), all.tokens) - c.position.begin()));
+  c.tokens = static_cast<int64_t>(c.position.size());
+  const auto before = [&](int64_t position) {
+    return std::lower_bound(c.position.begin(), c.position.end(), position) - c.position.begin();
+  };
+  c.sinks = before(all.sinks);
+  const auto ends = [&](const std::vector<int64_t>& from, std::vector<int64_t>& to) {
+    for (const int64_t position : from) to.push_back(before(position));
+  };
+  ends(all.seen, c.seen);
+  ends(all.k_end, c.k_end);
+  ends(all.v_end, c.v_end);
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const int unit = cache.policy().keeps_codes() ? cache.unit_of(layer, head, role) : -1;
+    if (unit < 0) continue;
+    std::vector<int32_t>& slot = role == Role::kKey ? c.k_slot : c.v_slot;
+    const std::span<const int32_t> listed = cache.slot_positions(static_cast<size_t>(unit));
+    const bool whole = !cache.lists_slots(static_cast<size_t>(unit));
+    const int64_t end = before(cache.coded_end(layer, role));
+    for (int64_t i = c.sinks; i < end; ++i) {
+      const int32_t position = c.position[at(i)];
+      slot.push_back(
+          whole ? position - static_cast<int32_t>(all.sinks)
+                : static_cast<int32_t>(std::lower_bound(listed.begin(), listed.end(), position) - listed.begin()));
+    }
+  }
+  return c;
+}
+
 }  // namespace
 
 void RotationTiles::grow(const RopeTable& rope, int64_t tiles) {
@@ -48,6 +84,19 @@ void RotationTiles::rotate(float* keys, int64_t tile, int64_t from, int64_t to) 
   }
 }
 
+void RotationTiles::rotate(float* keys, const int32_t* positions, int64_t from, int64_t to) const {
+  for (int64_t p = 0; p < half_; ++p) {
+    float* low = keys + p * kTile;
+    float* high = keys + (p + half_) * kTile;
+    for (int64_t t = from; t < to; ++t) {
+      const float* tile = tiles_[at(positions[t] / kTile)].data() + p * kTile + positions[t] % kTile;
+      const float a = low[t], b = high[t], c = tile[0], s = tile[half_ * kTile];
+      low[t] = a * c - b * s;
+      high[t] = a * s + b * c;
+    }
+  }
+}
+
 TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int64_t queries_in,
                      RotationTiles& rotation_in)
     : cache(view),
@@ -55,35 +104,55 @@ TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int6
       layer(layer_in),
       first(first_in),
       queries(queries_in),
-      tokens(first_in + queries_in),
-      sinks(view.policy().sinks),
       d(view.shape().head_dim),
       width(padded(d)),
       group(view.shape().group()),
       rows(queries_in * group) {
+  const int64_t tokens = first + queries;
   VQKV_CHECK(tokens <= cache.tokens(layer));
+  all.sinks = cache.policy().sinks;
+  all.tokens = tokens;
   for (int64_t i = 0; i < queries; ++i) {
-    k_end.push_back(cache.coded_end(Role::kKey, first + i));
-    v_end.push_back(cache.coded_end(Role::kValue, first + i));
+    all.seen.push_back(first + i + 1);
+    all.k_end.push_back(cache.coded_end(Role::kKey, first + i));
+    all.v_end.push_back(cache.coded_end(Role::kValue, first + i));
   }
   // A query that sees nothing exact past its boundary takes the next query's: rows with one boundary go together.
-  for (std::vector<int64_t>* end : {&k_end, &v_end})
+  for (std::vector<int64_t>* end : {&all.k_end, &all.v_end})
     for (int64_t i = queries - 2; i >= 0; --i)
       if ((*end)[at(i)] == first + i + 1) (*end)[at(i)] = (*end)[at(i + 1)];
-  bool pre = false;
-  for (int h = 0; h < cache.shape().kv_heads; ++h) pre = pre || !cache.keys_post_rope(layer, h);
-  if (pre) rotation_in.grow(cache.rope(), (tokens + kTile - 1) / kTile);
+  tiles = all.tiles();
+  bool pre = false, lost = false;
+  const int kv_heads = cache.shape().kv_heads;
+  for (int h = 0; h < kv_heads; ++h) {
+    pre = pre || !cache.keys_post_rope(layer, h);
+    lost = lost || cache.any_evicted(layer, h);
+  }
+  if (pre) rotation_in.grow(cache.rope(), tiles);
+  if (!lost) return;
+  tiles = 0;
+  for (int h = 0; h < kv_heads; ++h) {
+    own.push_back(columns_of(cache, layer, h, all));
+    tiles = std::max(tiles, own.back().tiles());
+  }
 }
 
-RoleExtent TiledCall::extent(Role role, int64_t begin, int64_t count) const {
-  const std::vector<int64_t>& ends = role == Role::kKey ? k_end : v_end;
+RoleExtent TiledCall::extent(int head, Role role, int64_t begin, int64_t count) const {
+  const HeadColumns& c = columns(head);
+  const std::vector<int64_t>& ends = c.end(role);
   RoleExtent e;
   e.dropped = drops();
-  e.coded_begin = std::clamp<int64_t>(sinks - begin, 0, count);
+  e.coded_begin = std::clamp<int64_t>(c.sinks - begin, 0, count);
   e.all_coded_end =
-      std::clamp(ends[at(std::clamp<int64_t>(begin - first, 0, queries - 1))] - begin, e.coded_begin, count);
+      std::clamp(ends[at(std::min(first_row(head, begin) / group, queries - 1))] - begin, e.coded_begin, count);
   e.any_coded_end = std::clamp(ends.back() - begin, e.coded_begin, count);
   return e;
+}
+
+int64_t TiledCall::first_row(int head, int64_t begin) const {
+  const HeadColumns& c = columns(head);
+  if (c.whole) return std::max<int64_t>(0, begin - first) * group;
+  return (std::upper_bound(c.seen.begin(), c.seen.end(), begin) - c.seen.begin()) * group;
 }
 
 const ScoreMap& TiledCall::score_map(int head) const {
@@ -91,10 +160,62 @@ const ScoreMap& TiledCall::score_map(int head) const {
   return coded_unit(head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey).score;
 }
 
-void TiledCall::mask_evicted(int head, int64_t begin, int64_t count, float* line) const {
-  if (!cache.any_evicted(layer, head)) return;
-  for (int64_t t = 0; t < count; ++t)
-    if (cache.evicted(layer, head, begin + t)) line[t] = kNegativeInfinity;
+template <class Body>
+void TiledCall::for_runs(int head, Role role, int64_t first_column, int64_t count, Body&& body) const {
+  const HeadColumns& c = columns(head);
+  if (c.whole) {
+    body(first_column, count, 0);
+    return;
+  }
+  const int32_t* slot = (role == Role::kKey ? c.k_slot : c.v_slot).data() + first_column;
+  for (int64_t i = 0, n = 0; i < count; i += n) {
+    n = 1;
+    while (i + n < count && slot[i + n] == slot[i] + n) ++n;
+    body(slot[i], n, i);
+  }
+}
+
+void TiledCall::load_exact(int head, Role role, int64_t first_column, int64_t count, float* out, int64_t stride) const {
+  const HeadColumns& c = columns(head);
+  for (int64_t i = 0, n = 0; i < count; i += n) {
+    int64_t position = first_column + i;
+    n = count;
+    if (!c.whole) {
+      const int32_t* from = c.position.data() + position;
+      position = *from;
+      n = 1;
+      while (i + n < count && from[n] == position + n) ++n;
+    }
+    if (role == Role::kKey)
+      cache.load_keys(layer, head, position, n, out + i, stride);
+    else
+      cache.load_values(layer, head, position, n, out + i * stride, stride);
+  }
+}
+
+void TiledCall::decode(int head, Role role, int64_t first_column, int64_t count, float* out, int64_t stride) const {
+  const TileDecoder& decoder = cache.decoder(layer, head, role);
+  const CodedBody body = cache.body(layer, head, role);
+  for_runs(head, role, first_column, count, [&](int64_t slot, int64_t n, int64_t i) {
+    if (role == Role::kKey)
+      decoder.keys(body, slot, n, out + i, stride);
+    else
+      decoder.values(body, slot, n, out + i * stride, stride);
+  });
+}
+
+void TiledCall::token_scale(int head, Role role, int64_t first_column, int64_t count, float* out) const {
+  const TileDecoder& decoder = cache.decoder(layer, head, role);
+  const CodedBody body = cache.body(layer, head, role);
+  for_runs(head, role, first_column, count,
+           [&](int64_t slot, int64_t n, int64_t i) { decoder.token_scale(body, slot, n, out + i); });
+}
+
+void TiledCall::codes(int head, Role role, int64_t first_column, int64_t count, uint16_t* out, int64_t stride) const {
+  const TileDecoder& decoder = cache.decoder(layer, head, role);
+  const CodedBody body = cache.body(layer, head, role);
+  for_runs(head, role, first_column, count,
+           [&](int64_t slot, int64_t n, int64_t i) { decoder.codes(body, slot, n, out + i, stride); });
 }
 
 void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end) {

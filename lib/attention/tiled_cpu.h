@@ -25,6 +25,8 @@ class RotationTiles {
   void grow(const RopeTable& rope, int64_t tiles);  // not thread-safe
   // Rotates columns [from, to) of a K^T tile (channels x kTile) whose first column is position tile * kTile.
   void rotate(float* keys, int64_t tile, int64_t from, int64_t to) const;
+  // The same where column t is at positions[t].
+  void rotate(float* keys, const int32_t* positions, int64_t from, int64_t to) const;
 
  private:
   int64_t half_ = 0;
@@ -45,43 +47,76 @@ struct RoleExtent {
 class HeadQueries;
 class CodeSums;
 
+// The tokens that a head sees, in columns: token t is column t until a policy takes tokens out; then the others move
+// together, and tiles are cut of what is left. Ends are by query, and exclusive.
+struct HeadColumns {
+  bool whole = true;                        // column = position
+  int64_t sinks = 0, tokens = 0;            // columns
+  std::vector<int64_t> seen, k_end, v_end;  // (queries): columns that the query sees; that are coded for it
+  std::vector<int32_t> position;            // (tokens), unless whole
+  std::vector<int32_t> k_slot, v_slot;      // of columns from sinks on, as far as the cache holds codes; unless whole
+  const std::vector<int64_t>& end(Role role) const { return role == Role::kKey ? k_end : v_end; }
+  int64_t tiles() const { return (tokens + kTile - 1) / kTile; }
+};
+
 // One attend call on at most a block of queries. Row = query * group + query head within the group.
 struct TiledCall {
   TiledCall(const CacheView& view, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
-  RoleExtent extent(Role role, int64_t begin, int64_t count) const;
+  TiledCall(const TiledCall&) = delete;
+  TiledCall& operator=(const TiledCall&) = delete;
+  const HeadColumns& columns(int head) const { return own.empty() ? all : own[static_cast<size_t>(head)]; }
+  RoleExtent extent(int head, Role role, int64_t begin, int64_t count) const;
   // Columns of a tile that a row's query sees.
-  int64_t seen(int64_t row, int64_t begin, int64_t count) const {
-    return std::min(count, first + row / group + 1 - begin);
+  int64_t seen(int head, int64_t row, int64_t begin, int64_t count) const {
+    return std::min(count, columns(head).seen[static_cast<size_t>(row / group)] - begin);
   }
+  // The first row that sees column `begin`.
+  int64_t first_row(int head, int64_t begin) const;
   // Columns [first, end) of a tile that a row sees through its codes (gone, of a policy that drops).
-  std::pair<int64_t, int64_t> coded_keys(int64_t row, int64_t begin, int64_t count) const {
-    const int64_t end = std::clamp<int64_t>(k_end[static_cast<size_t>(row / group)] - begin, 0, count);
-    return {std::clamp<int64_t>(sinks - begin, 0, end), end};
+  std::pair<int64_t, int64_t> coded_keys(int head, int64_t row, int64_t begin, int64_t count) const {
+    const HeadColumns& c = columns(head);
+    const int64_t end = std::clamp<int64_t>(c.k_end[static_cast<size_t>(row / group)] - begin, 0, count);
+    return {std::clamp<int64_t>(c.sinks - begin, 0, end), end};
   }
-  // Tokens of [begin, end) whose coded values a row sees.
-  int64_t coded_values(int64_t row, int64_t begin, int64_t end) const {
-    const int64_t last = std::min(v_end[static_cast<size_t>(row / group)], first + row / group + 1);
-    return std::min(last, end) - std::max(sinks, begin);
+  // Columns of [begin, end) whose coded values a row sees.
+  int64_t coded_values(int head, int64_t row, int64_t begin, int64_t end) const {
+    const HeadColumns& c = columns(head);
+    const auto query = static_cast<size_t>(row / group);
+    return std::min({c.v_end[query], c.seen[query], end}) - std::max(c.sinks, begin);
   }
   bool drops() const { return cache.policy().drops; }
   // Unit of a head whose codes are attended to, or -1.
   int coded_unit(int head, Role role) const { return drops() ? -1 : cache.unit_of(layer, head, role); }
   const ScoreMap& score_map(int head) const;
-  void rotate(float* keys, int64_t begin, int64_t from, int64_t to) const {
-    rotation->rotate(keys, begin / kTile, from, to);
+  // Columns of a tile, as the view and the decoder give tokens: exact rows; codes of the columns from `first` on,
+  // counted after the sinks.
+  void load_exact(int head, Role role, int64_t first, int64_t count, float* out, int64_t stride) const;
+  void decode(int head, Role role, int64_t first, int64_t count, float* out, int64_t stride) const;
+  void token_scale(int head, Role role, int64_t first, int64_t count, float* out) const;
+  void codes(int head, Role role, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
+  void rotate(int head, float* keys, int64_t begin, int64_t from, int64_t to) const {
+    const HeadColumns& c = columns(head);
+    if (c.whole)
+      rotation->rotate(keys, begin / kTile, from, to);
+    else
+      rotation->rotate(keys, c.position.data() + begin, from, to);
   }
-  // -inf for tokens that the head's policy evicted.
-  void mask_evicted(int head, int64_t begin, int64_t count, float* line) const;
 
   CacheView cache;
   const RotationTiles* rotation = nullptr;
   const HeadQueries* heads = nullptr;
   int layer = 0;
-  int64_t first = 0, queries = 0, tokens = 0;  // first position, queries, tokens that the last one sees
-  int64_t sinks = 0;
-  int64_t d = 0, width = 0;  // head_dim, and padded
+  int64_t first = 0, queries = 0;  // first position, queries
+  int64_t d = 0, width = 0;        // head_dim, and padded
   int64_t group = 0, rows = 0;
-  std::vector<int64_t> k_end, v_end;  // (queries): end of the coded body
+  int64_t tiles = 0;  // of the head that has most
+  HeadColumns all;    // of heads that see everything
+
+ private:
+  // body(slot, n, at): runs of columns whose codes lie in slots side by side.
+  template <class Body>
+  void for_runs(int head, Role role, int64_t first, int64_t count, Body&& body) const;
+  std::vector<HeadColumns> own;  // (heads) where one has lost tokens, else empty
 };
 
 // Lowest and highest coded logit of each row within one chunk.

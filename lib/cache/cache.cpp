@@ -54,9 +54,22 @@ struct CompressedCache::Parts {
   // Codes what `layers` hold exactly up to the ends of their roles, of `tokens` tokens.
   void code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end);
   void fit(std::span<const size_t> units, int64_t tokens);
+  // Tokens [from, to) go to `slot` and those after it.
+  struct Run {
+    int64_t from, to, slot;
+  };
   // Codes into pages that are there; exceptions are returned.
-  std::vector<OverlayEntry> encode(size_t unit, int64_t from, int64_t to);
-  void add_overlay(size_t unit, int64_t from, std::span<const OverlayEntry> entries);
+  std::vector<OverlayEntry> encode(size_t unit, const Run& run);
+  void add_overlay(size_t unit, int64_t slot, std::span<const OverlayEntry> entries);
+  // What of [from, to) some head of the unit still sees, in whole codec blocks.
+  std::vector<Run> survivors(size_t unit, int64_t from, int64_t to) const;
+  // Room for the slots of `runs`, the survivors of `tokens` tokens, and their positions.
+  void make_room(size_t unit, int64_t tokens, std::span<const Run> runs);
+  void resize_overlay(UnitMap& unit, int64_t capacity);
+  // Codec blocks from `first` on, into zeroed places.
+  void store_blocks(size_t unit, int64_t first, const CodeBlock& codes);
+  // Gives up the slots that no head of the unit sees any more: the others move together, pages behind them are freed.
+  void compact(size_t unit);
 
   std::shared_ptr<const CacheModel> model;
   SequenceMap map;
@@ -124,38 +137,133 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
   }
 }
 
-std::vector<OverlayEntry> CompressedCache::Parts::encode(size_t unit, int64_t from, int64_t to) {
+std::vector<OverlayEntry> CompressedCache::Parts::encode(size_t unit, const Run& run) {
   const CacheModel::Unit& u = model->units()[unit];
   const CodedForm& form = map.form(unit);
-  CodeBlock codes = encode_unit(*u.codec, form.plan, u.shape, LayerRows(map, u.shape.layer), from, to, map.state(unit));
-  const PageLayout& pages = *form.pages;
+  CodeBlock codes =
+      encode_unit(*u.codec, form.plan, u.shape, LayerRows(map, u.shape.layer), run.from, run.to, map.state(unit));
+  store_blocks(unit, run.slot / form.plan.layout.block_tokens, codes);
+  return std::move(codes.overlay);
+}
+
+void CompressedCache::Parts::store_blocks(size_t unit, int64_t first, const CodeBlock& codes) {
+  const PageLayout& pages = *map.form(unit).pages;
   for (int64_t done = 0; done < codes.blocks;) {
-    const int64_t at = (from - map.policy.sinks) / pages.layout().block_tokens + done;
-    const int64_t page = at / pages.blocks(), within = at % pages.blocks();
+    const int64_t page = (first + done) / pages.blocks(), within = (first + done) % pages.blocks();
     const int64_t count = std::min(codes.blocks - done, pages.blocks() - within);
     pages.store(HostStore::at(map.units[unit].pages.at(page)), within, codes, done, count);
     done += count;
   }
-  return std::move(codes.overlay);
 }
 
-void CompressedCache::Parts::add_overlay(size_t unit, int64_t from, std::span<const OverlayEntry> entries) {
+std::vector<CompressedCache::Parts::Run> CompressedCache::Parts::survivors(size_t unit, int64_t from,
+                                                                           int64_t to) const {
+  const int64_t block = map.form(unit).plan.layout.block_tokens;
+  std::vector<Run> runs;
+  int64_t slot = map.slots(unit);
+  for (int64_t t = from; t < to; t += block) {
+    if (!map.alive(unit, t, t + block)) continue;
+    if (runs.empty() || runs.back().to != t) runs.push_back({t, t, slot});
+    runs.back().to += block;
+    slot += block;
+  }
+  return runs;
+}
+
+void CompressedCache::Parts::make_room(size_t unit, int64_t tokens, std::span<const Run> runs) {
+  const int64_t held = map.slots(unit);
+  int64_t slots = held;
+  for (const Run& r : runs) slots += r.to - r.from;
+  BlockTable& table = map.units[unit].pages;
+  const PageLayout& pages = *map.form(unit).pages;
+  const int64_t live = (slots + pages.tokens() - 1) / pages.tokens();
+  map.resize(table, std::max<int64_t>(live, table.count));
+  while (table.count < live) table.blocks[table.count++] = store.allocate(pages.bytes());
+  if (!map.lists_slots(unit)) {
+    if (slots - held == tokens) return;
+    std::vector<int32_t> all(static_cast<size_t>(held));
+    std::iota(all.begin(), all.end(), static_cast<int32_t>(map.policy.sinks));
+    map.list_slots(unit, all);
+  }
+  SlotList& list = map.listed[unit];
+  map.reserve_slots(list, slots);
+  for (const Run& r : runs)
+    for (int64_t t = r.from; t < r.to; ++t) list.positions[list.count++] = static_cast<int32_t>(t);
+}
+
+void CompressedCache::Parts::compact(size_t unit) {
+  UnitMap& s = map.units[unit];
+  const PageLayout& pages = *map.form(unit).pages;
+  const int64_t block = pages.layout().block_tokens, slots = map.slots(unit), blocks = slots / block;
+  const std::span<const int32_t> listed = map.slot_positions(unit);
+  const auto position = [&](int64_t slot) {
+    return listed.empty() ? map.policy.sinks + slot : int64_t{listed[static_cast<size_t>(slot)]};
+  };
+  std::vector<int64_t> kept;  // blocks
+  for (int64_t b = 0; b < blocks; ++b)
+    if (const int64_t t = position(b * block); map.alive(unit, t, t + block)) kept.push_back(b);
+  if (static_cast<int64_t>(kept.size()) == blocks) return;
+  // Pages before the first gap stay as they are; the others are written anew.
+  int64_t first = 0;
+  while (first < static_cast<int64_t>(kept.size()) && kept[static_cast<size_t>(first)] == first) ++first;
+  first = first / pages.blocks() * pages.blocks();
+  CodeBlock codes;
+  codes.resize(pages.layout(), static_cast<int64_t>(kept.size()) - first);
+  for (int64_t i = 0; i < codes.blocks;) {
+    const int64_t b = kept[static_cast<size_t>(first + i)], within = b % pages.blocks();
+    int64_t n = 1;
+    while (i + n < codes.blocks && within + n < pages.blocks() && kept[static_cast<size_t>(first + i + n)] == b + n)
+      ++n;
+    pages.fetch(HostStore::at(s.pages.at(b / pages.blocks())), within, codes, i, n);
+    i += n;
+  }
+  const auto live = static_cast<int32_t>((static_cast<int64_t>(kept.size()) + pages.blocks() - 1) / pages.blocks());
+  while (s.pages.count > live) store.release(s.pages.blocks[--s.pages.count], pages.bytes());
+  map.resize(s.pages, live);
+  for (int64_t p = first / pages.blocks(); p < live; ++p)
+    std::fill_n(HostStore::at(s.pages.at(p)), pages.bytes(), std::byte{0});
+  store_blocks(unit, first, codes);
+
+  std::vector<int64_t> to(static_cast<size_t>(blocks), -1);
+  for (size_t i = 0; i < kept.size(); ++i) to[static_cast<size_t>(kept[i])] = static_cast<int64_t>(i);
+  auto* overlay = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
+  int64_t exceptions = 0;
+  for (int64_t i = 0; i < s.overlay_count; ++i) {
+    StoredOverlay o = overlay[i];
+    const int64_t b = to[static_cast<size_t>(o.token / block)];
+    if (b < 0) continue;
+    o.token = static_cast<int32_t>(b * block + o.token % block);
+    overlay[exceptions++] = o;
+  }
+  s.overlay_count = exceptions;
+  resize_overlay(s, exceptions);
+
+  std::vector<int32_t> positions;
+  for (const int64_t b : kept)
+    for (int64_t i = 0; i < block; ++i) positions.push_back(static_cast<int32_t>(position(b * block + i)));
+  map.list_slots(unit, positions);
+}
+
+void CompressedCache::Parts::resize_overlay(UnitMap& s, int64_t capacity) {
+  if (capacity == s.overlay_capacity) return;
+  const int64_t entry = sizeof(StoredOverlay);
+  const BlockAddress moved = capacity > 0 ? store.allocate(capacity * entry) : 0;
+  if (capacity > 0) std::copy_n(HostStore::at(s.overlay), s.overlay_count * entry, HostStore::at(moved));
+  store.release(s.overlay, s.overlay_capacity * entry);
+  s.overlay = moved;
+  s.overlay_capacity = capacity;
+}
+
+void CompressedCache::Parts::add_overlay(size_t unit, int64_t slot, std::span<const OverlayEntry> entries) {
   if (entries.empty()) return;
   const CodeLayout& layout = map.form(unit).plan.layout;
   VQKV_CHECK(layout.overlay && layout.overlay_value_bits == 16 && model->units()[unit].shape.channels() < (1 << 15));
   UnitMap& s = map.units[unit];
-  const int64_t entry = sizeof(StoredOverlay), needed = s.overlay_count + static_cast<int64_t>(entries.size());
-  if (needed > s.overlay_capacity) {
-    const int64_t capacity = std::max(needed, s.overlay_capacity * 3 / 2);
-    const BlockAddress grown = store.allocate(capacity * entry);
-    std::copy_n(HostStore::at(s.overlay), s.overlay_count * entry, HostStore::at(grown));
-    store.release(s.overlay, s.overlay_capacity * entry);
-    s.overlay = grown;
-    s.overlay_capacity = capacity;
-  }
+  const int64_t needed = s.overlay_count + static_cast<int64_t>(entries.size());
+  if (needed > s.overlay_capacity) resize_overlay(s, std::max(needed, s.overlay_capacity * 3 / 2));
   auto* to = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
   for (const OverlayEntry& e : entries)
-    to[s.overlay_count++] = {static_cast<int32_t>(from - map.policy.sinks) + e.token,
+    to[s.overlay_count++] = {static_cast<int32_t>(slot) + e.token,
                              static_cast<uint16_t>(e.channel | (e.add ? 0x8000 : 0)), to_f16(e.value)};
 }
 
@@ -171,7 +279,8 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
   struct Task {
     size_t unit;
     int64_t from, to;
-    std::vector<OverlayEntry> overlay;
+    std::vector<Run> runs;
+    std::vector<std::vector<OverlayEntry>> overlays;  // a run
   };
   std::vector<Task> tasks;
   // Parameters of the prompt: for both roles when the first of them codes, since a codec may look at either.
@@ -185,7 +294,7 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
     for (const size_t u : model->layer_units(layer)) {
       const Role role = model->units()[u].shape.role;
       const int64_t from = map.role(layer, role).coded_end, to = role == Role::kKey ? k_end : v_end;
-      if (to > from) tasks.push_back({u, from, to, {}});
+      if (to > from) tasks.push_back({u, from, to, survivors(u, from, to), {}});
       if (first) fits.push_back(u);
     }
   }
@@ -194,19 +303,16 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
   fit(fits, whole ? tokens : fit_tokens(map.policy, tokens));
   // Allocation alone and in order, before and after coding: the caller's resource is asked by the caller's thread, and
   // the order of blocks in memory does not depend on threads.
-  for (const Task& task : tasks) {
-    BlockTable& table = map.units[task.unit].pages;
-    const PageLayout& pages = *map.form(task.unit).pages;
-    const int64_t live = (task.to - map.policy.sinks + pages.tokens() - 1) / pages.tokens();
-    map.resize(table, std::max<int64_t>(live, table.count));
-    while (table.count < live) table.blocks[table.count++] = store.allocate(pages.bytes());
+  for (Task& task : tasks) {
+    make_room(task.unit, task.to - task.from, task.runs);
+    task.overlays.resize(task.runs.size());
   }
   parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     Task& task = tasks[static_cast<size_t>(i)];
-    task.overlay = encode(task.unit, task.from, task.to);
+    for (size_t r = 0; r < task.runs.size(); ++r) task.overlays[r] = encode(task.unit, task.runs[r]);
   });
   for (const Task& task : tasks) {
-    add_overlay(task.unit, task.from, task.overlay);
+    for (size_t r = 0; r < task.runs.size(); ++r) add_overlay(task.unit, task.runs[r].slot, task.overlays[r]);
     const UnitShape& u = model->units()[task.unit].shape;
     map.role(u.layer, u.role).coded_end = task.to;
   }
@@ -340,21 +446,8 @@ void CompressedCache::evict(int layer, int kv_head, std::span<const int64_t> pos
   VQKV_CHECK(!map.open && layer >= 0 && layer < shape().layers && kv_head >= 0 && kv_head < shape().kv_heads);
   if (positions.empty()) return;
   map.mark_evicted(layer, kv_head, positions);
-  for (const Role role : {Role::kKey, Role::kValue}) {
-    const int index = c.model->unit_of(layer, kv_head, role);
-    if (index < 0) continue;
-    const auto unit = static_cast<size_t>(index);
-    UnitMap& s = map.units[unit];
-    const PageLayout& pages = *map.form(unit).pages;
-    const int64_t full = map.body_tokens(unit) / pages.tokens();
-    for (int64_t page = 0; page < full; ++page) {
-      BlockAddress& at = s.pages.blocks[page];
-      if (at == 0 || !map.page_is_dead(unit, page)) continue;
-      c.store.release(at, pages.bytes());
-      at = 0;
-      ++s.dead_pages;
-    }
-  }
+  for (const Role role : {Role::kKey, Role::kValue})
+    if (const int unit = c.model->unit_of(layer, kv_head, role); unit >= 0) c.compact(static_cast<size_t>(unit));
 }
 
 }  // namespace vqkv

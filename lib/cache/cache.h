@@ -56,8 +56,9 @@ class CompressedCache {
   // Rolls back to n tokens; only into the exact window (kInternal otherwise). Speculative decoding.
   void truncate(int64_t n);
 
-  // Takes positions out of one head's sight, between blocks. Twice the same is fine. A full page of codes whose tokens
-  // all heads of its unit have lost is freed; exact rows are freed as the window moves on.
+  // Takes positions out of one head's sight, between blocks. Twice the same is fine. Codes that no head of their unit
+  // sees any more (whole blocks of codecs that group along tokens) are given up: the others move together, and the
+  // pages behind them are freed. What is lost while it is exact is never coded, and leaves with the window.
   void evict(int layer, int kv_head, std::span<const int64_t> positions);
 
   // First coded and last coded token for a query, honouring the block's visibility.

@@ -47,6 +47,7 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
       roles(resource),
       units(resource),
       evicted(resource),
+      listed(resource),
       fitted(resource) {
   model->check(policy);
   const CacheShape& shape = model->shape();
@@ -61,6 +62,7 @@ SequenceMap::~SequenceMap() {
   for (RoleMap& r : roles) release(memory, r.chunks.blocks, r.chunks.capacity);
   for (UnitMap& u : units) release(memory, u.pages.blocks, u.pages.capacity);
   for (EvictedSet& e : evicted) release(memory, e.words, e.count);
+  for (SlotList& l : listed) release(memory, l.positions, l.capacity);
 }
 
 int64_t SequenceMap::coded_end(Role r, int64_t position) const {
@@ -112,25 +114,48 @@ void SequenceMap::forget_evictions(int64_t from) {
       set.words[w] &= w > from / 64 ? 0 : (uint64_t{1} << (from % 64)) - 1;
 }
 
-int64_t SequenceMap::body_tokens(size_t unit) const {
+int64_t SequenceMap::slots(size_t unit) const {
+  if (lists_slots(unit)) return listed[unit].count;
   const UnitShape& u = model->units()[unit].shape;
   return policy.keeps_codes() ? std::max<int64_t>(0, role(u.layer, u.role).coded_end - policy.sinks) : 0;
 }
 
-bool SequenceMap::page_is_dead(size_t unit, int64_t page) const {
+void SequenceMap::reserve_slots(SlotList& list, int64_t count) {
+  const int64_t capacity = std::max<int64_t>(64, (count + 63) / 64 * 64);
+  if (capacity == list.capacity) return;
+  auto* grown = allocate<int32_t>(memory, capacity);
+  std::copy_n(list.positions, std::min<int64_t>(list.count, capacity), grown);
+  release(memory, list.positions, list.capacity);
+  list.positions = grown;
+  list.capacity = static_cast<int32_t>(capacity);
+}
+
+void SequenceMap::list_slots(size_t unit, std::span<const int32_t> positions) {
+  if (listed.empty()) listed.resize(units.size());
+  SlotList& list = listed[unit];
+  list.count = 0;
+  reserve_slots(list, static_cast<int64_t>(positions.size()));
+  std::copy(positions.begin(), positions.end(), list.positions);
+  list.count = static_cast<int32_t>(positions.size());
+}
+
+bool SequenceMap::alive(size_t unit, int64_t from, int64_t to) const {
   const UnitShape& u = model->units()[unit].shape;
-  const int64_t tokens = form(unit).pages->tokens();
-  for (int h = u.first_head; h < u.first_head + u.heads; ++h)
-    for (int64_t t = 0; t < tokens; ++t)
-      if (!evicted_set(u.layer, h).contains(policy.sinks + page * tokens + t)) return false;
-  return true;
+  for (int h = u.first_head; h < u.first_head + u.heads; ++h) {
+    const EvictedSet& set = evicted_set(u.layer, h);
+    for (int64_t t = from; t < to; ++t)
+      if (!set.contains(t)) return true;
+  }
+  return false;
 }
 
 ByteLedger SequenceMap::bytes() const {
   ByteLedger b;
   b.index = static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
-                                 evicted.capacity() * sizeof(EvictedSet) + fitted.capacity() * sizeof(fitted[0]));
+                                 evicted.capacity() * sizeof(EvictedSet) + listed.capacity() * sizeof(SlotList) +
+                                 fitted.capacity() * sizeof(fitted[0]));
   for (const EvictedSet& e : evicted) b.index += e.count * static_cast<int64_t>(sizeof(uint64_t));
+  for (const SlotList& l : listed) b.index += l.capacity * static_cast<int64_t>(sizeof(int32_t));
   for (const RoleMap& r : roles) {
     const int64_t held = std::max<int64_t>(0, total() - std::max(policy.sinks, r.exact_begin));
     add_exact(b, policy.sinks, r.sinks ? total() : 0, held, r.chunks.count, row_bytes(), 1);
@@ -139,11 +164,7 @@ ByteLedger SequenceMap::bytes() const {
   for (size_t u = 0; u < units.size(); ++u) {
     const UnitMap& s = units[u];
     const PageLayout& pages = *form(u).pages;
-    const int64_t coded = body_tokens(u);
-    add_codes(b, pages, coded, s.pages.count);
-    b.codes -= s.dead_pages * pages.code_bytes(pages.tokens());
-    b.side -= s.dead_pages * pages.side_bytes(pages.tokens());
-    b.padding -= s.dead_pages * (pages.bytes() - pages.code_bytes(pages.tokens()) - pages.side_bytes(pages.tokens()));
+    add_codes(b, pages, slots(u), s.pages.count);
     b.index += s.pages.capacity * kAddress;
     b.overlay += s.overlay_count * kOverlay;
     b.padding += (s.overlay_capacity - s.overlay_count) * kOverlay;

@@ -45,10 +45,16 @@ struct EvictedSet {
   }
 };
 
-// Coded tokens of one unit.
+// Positions of the slots of one body, ascending. Nobody lists them while slot s holds token sinks + s: while no slot
+// was given up.
+struct SlotList {
+  int32_t* positions = nullptr;  // null: not listed
+  int32_t count = 0, capacity = 0;
+};
+
+// Coded tokens of one unit: slots without gaps, in pages.
 struct UnitMap {
-  BlockTable pages;  // 0 where a page died of eviction
-  int64_t dead_pages = 0;
+  BlockTable pages;
   BlockAddress overlay = 0;  // StoredOverlay entries in the order of their tokens
   int64_t overlay_count = 0, overlay_capacity = 0;
 };
@@ -98,9 +104,18 @@ class SequenceMap {
   void resize(BlockTable& table, int64_t live);
   void mark_evicted(int layer, int head, std::span<const int64_t> positions);
   void forget_evictions(int64_t from);
-  int64_t body_tokens(size_t unit) const;  // that are there as codes
-  // All heads of the unit have lost all tokens of one of its pages.
-  bool page_is_dead(size_t unit, int64_t page) const;
+  int64_t slots(size_t unit) const;  // tokens that are there as codes
+  // Their positions, or nothing where slot s holds token sinks + s.
+  std::span<const int32_t> slot_positions(size_t unit) const {
+    if (listed.empty() || !listed[unit].positions) return {};
+    return {listed[unit].positions, static_cast<size_t>(listed[unit].count)};
+  }
+  bool lists_slots(size_t unit) const { return !listed.empty() && listed[unit].positions != nullptr; }
+  void list_slots(size_t unit, std::span<const int32_t> positions);
+  // Room for `count` positions; keeps those that are there.
+  void reserve_slots(SlotList& list, int64_t count);
+  // Some head of the unit still sees some token of [from, to).
+  bool alive(size_t unit, int64_t from, int64_t to) const;
 
   ByteLedger bytes() const;
 
@@ -110,6 +125,7 @@ class SequenceMap {
   std::pmr::vector<RoleMap> roles;                       // (layers * 2)
   std::pmr::vector<UnitMap> units;                       // (units)
   std::pmr::vector<EvictedSet> evicted;                  // (layers * kv_heads)
+  std::pmr::vector<SlotList> listed;                     // (units), empty before the first
   std::pmr::vector<std::unique_ptr<FittedForm>> fitted;  // (units), empty before the first
   int64_t length = 0;
   int64_t pending = 0;  // tokens of the open block

@@ -238,18 +238,11 @@ void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t c
   }
 }
 
-void TileDecoder::scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const {
-  if (page)
-    pages_->side(page, scale_side_, slot, first, count, out);
-  else
-    std::fill_n(out, count, 0.0f);
-}
-
 void TileDecoder::token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const {
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    scale_run(body.page(page), scale_slot_, within, n, out + t);
+    pages_->side(body.page(page), scale_side_, scale_slot_, within, n, out + t);
     t += n;
   }
 }
@@ -259,13 +252,8 @@ void TileDecoder::codes(const CodedBody& body, int64_t first, int64_t count, uin
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
     const std::byte* bytes = body.page(page);
-    for (size_t i = 0; i < slots_.size(); ++i) {
-      uint16_t* to = out + static_cast<int64_t>(i) * stride + t;
-      if (bytes)
-        pages_->codes(bytes, slots_[i].field, slots_[i].slot, within, n, to);
-      else
-        std::fill_n(to, n, uint16_t{0});
-    }
+    for (size_t i = 0; i < slots_.size(); ++i)
+      pages_->codes(bytes, slots_[i].field, slots_[i].slot, within, n, out + static_cast<int64_t>(i) * stride + t);
     t += n;
   }
 }
@@ -304,13 +292,9 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
   for (int64_t t = 0; t < count;) {
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
-    if (const std::byte* bytes = body.page(page)) {
-      if (tables) decode_tables(bytes, within, n, rows + t * row_stride, row_stride);
-      if (others) decode_columns(bytes, within, n, columns + t, column_stride);
-    } else {  // a page lost to eviction: nobody looks at it, but sums multiply it by zero
-      for (int64_t i = t; tables && i < t + n; ++i) std::fill_n(rows + i * row_stride, code_width_, 0.0f);
-      for (int64_t c = 0; others && c < code_width_; ++c) std::fill_n(columns + c * column_stride + t, n, 0.0f);
-    }
+    const std::byte* bytes = body.page(page);
+    if (tables) decode_tables(bytes, within, n, rows + t * row_stride, row_stride);
+    if (others) decode_columns(bytes, within, n, columns + t, column_stride);
     t += n;
   }
   if (want_rows && others) kernels::transpose(columns, column_stride, code_width_, count, rows, row_stride, tables);
@@ -340,7 +324,7 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
         for (int64_t t = 0; t < count;) {
           const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
           const int64_t n = std::min(count - t, pages_->tokens() - within);
-          scale_run(body.page(page), static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
+          pages_->side(body.page(page), scale_side_, static_cast<int>((low_ + c) / scale_width_), within, n, scale + t);
           t += n;
         }
       }

@@ -19,7 +19,7 @@ struct UnitMap;
 class CodedBody {
  public:
   explicit CodedBody(const UnitMap& unit) : unit_(&unit) {}
-  const std::byte* page(int64_t index) const;  // null: lost to eviction
+  const std::byte* page(int64_t index) const;
   std::span<const StoredOverlay> overlay() const;
 
  private:
@@ -45,13 +45,13 @@ class TileDecoder {
   const std::vector<float>& outer_bias() const { return outer_; }
   bool has_token_scale() const { return scale_side_ >= 0; }
 
-  // Tokens [first, first + count) of the coded body, count <= 128. Keys: out[channel * stride + i]; values:
+  // Slots [first, first + count) of the coded body, count <= 128. Keys: out[channel * stride + i]; values:
   // out[i * stride + channel], where columns up to the padded width may be written.
   void keys(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   void values(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   // The token scale of this head; one_scale() and has_token_scale() only.
   void token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const;
-  // out[i * stride + t]: the code of slots()[i]; 0 where a page was lost to eviction.
+  // out[i * stride + t]: the code of slots()[i] (table slots, not those of the body).
   void codes(const CodedBody& body, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
 
   // A table slot as this head sees it.
@@ -86,7 +86,6 @@ class TileDecoder {
   void decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
-  void scale_run(const std::byte* page, int slot, int64_t first, int64_t count, float* out) const;
   void apply_overlay(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,
                      int64_t stride) const;
 

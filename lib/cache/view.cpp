@@ -22,6 +22,9 @@ int64_t CacheView::exact_begin(int layer, Role role) const { return map_->role(l
 const CodedForm& CacheView::form(size_t unit) const { return map_->form(unit); }
 const SequenceState* CacheView::state(size_t unit) const { return map_->state(unit); }
 
+bool CacheView::lists_slots(size_t unit) const { return map_->lists_slots(unit); }
+std::span<const int32_t> CacheView::slot_positions(size_t unit) const { return map_->slot_positions(unit); }
+
 CodedBody CacheView::body(int layer, int head, Role role) const {
   return CodedBody(map_->units[unit(layer, head, role)]);
 }
@@ -36,12 +39,11 @@ void CacheView::load_values(int layer, int head, int64_t first, int64_t count, f
 CodeBlock CacheView::fetch_codes(size_t unit) const {
   const PageLayout& pages = *form(unit).pages;
   const CodedBody body(map_->units[unit]);
-  const int64_t blocks = map_->body_tokens(unit) / pages.layout().block_tokens;
+  const int64_t blocks = map_->slots(unit) / pages.layout().block_tokens;
   CodeBlock out;
   out.resize(pages.layout(), blocks);
   for (int64_t at = 0; at < blocks; at += pages.blocks())
-    if (const std::byte* page = body.page(at / pages.blocks()))
-      pages.fetch(page, 0, out, at, std::min(pages.blocks(), blocks - at));
+    pages.fetch(body.page(at / pages.blocks()), 0, out, at, std::min(pages.blocks(), blocks - at));
   for (const StoredOverlay& o : body.overlay())
     out.overlay.push_back({o.token, o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
   return out;
@@ -50,6 +52,14 @@ CodeBlock CacheView::fetch_codes(size_t unit) const {
 bool CacheView::any_evicted(int layer, int head) const { return map_->evicted_set(layer, head).words != nullptr; }
 bool CacheView::evicted(int layer, int head, int64_t position) const {
   return map_->evicted_set(layer, head).contains(position);
+}
+
+std::vector<int32_t> CacheView::seen(int layer, int head) const {
+  const EvictedSet& gone = map_->evicted_set(layer, head);
+  std::vector<int32_t> out;
+  for (int64_t t = 0; t < tokens(layer); ++t)
+    if (!gone.contains(t)) out.push_back(static_cast<int32_t>(t));
+  return out;
 }
 
 const std::byte* CodedBody::page(int64_t index) const { return HostStore::at(unit_->pages.at(index)); }

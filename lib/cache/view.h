@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "cache/cache.h"
 #include "cache/model.h"
@@ -41,17 +42,23 @@ class CacheView {
     return form(u).decoders[static_cast<size_t>(head - unit_shape(u).first_head)];
   }
   CodedBody body(int layer, int head, Role role) const;
+  // Positions of the tokens that the unit holds as codes, ascending; empty where they are [sinks, coded_end) whole.
+  bool lists_slots(size_t unit) const;
+  std::span<const int32_t> slot_positions(size_t unit) const;
 
   // Exact rows of a head, tokens [first, first + count), none of them coded away. Keys come transposed:
   // out[channel * stride + i]; values as rows: out[i * stride + channel]. fp32.
   void load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const;
   void load_values(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const;
 
-  // All coded tokens of a unit, unpacked: for the reference backend and for judging, never on a fast path.
+  // All coded tokens of a unit in the order of its slots, unpacked: for the reference backend and for judging, never on
+  // a fast path.
   CodeBlock fetch_codes(size_t unit) const;
 
   bool any_evicted(int layer, int head) const;
   bool evicted(int layer, int head, int64_t position) const;
+  // Positions of the tokens that the head still sees, those of the open block included.
+  std::vector<int32_t> seen(int layer, int head) const;
 
  private:
   size_t unit(int layer, int head, Role role) const { return static_cast<size_t>(unit_of(layer, head, role)); }

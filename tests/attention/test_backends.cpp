@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <set>
 
 #include "attention/backends_cpu.h"
@@ -691,6 +692,80 @@ class HeavyHitters final : public KeepPolicy {
 };
 
 }  // namespace
+
+TEST_CASE("Attention to what eviction left: every form of codes, every path, alike in steps and blocks", "[evict]") {
+  const CacheShape shape = make_shape(1, 3, 2, 64);
+  for (const Case& c : cases())
+    for (const int heads : {1, 2}) {
+      CAPTURE(c.name, heads);
+      const auto set = set_of(c, shape, heads);
+      const Tokens x(shape, 500, 191);
+      const CachePolicy policy = policy_of(4, {32, 32}, {64, 32});
+      std::optional<Matrix<float>> reference;
+      std::optional<std::vector<double>> reference_mass;
+      struct Way {
+        std::string name;
+        KeyScan scan;
+        ValueSums sums;
+      };
+      for (const Way& way : {Way{"reference", {}, {}}, Way{"cpu-reconstruct", KeyScan::kNone, ValueSums::kNever},
+                             Way{"cpu-table", KeyScan::kFixed, ValueSums::kWherePays},
+                             Way{"sums", KeyScan::kNone, ValueSums::kAlways}}) {
+        CAPTURE(way.name);
+        const DecodePlan& keys = set->units()[0].codec->plan();
+        const DecodePlan& values = set->units().back().codec->plan();
+        if (way.scan != KeyScan::kNone && table_scan_reason(keys)) continue;
+        if (way.sums == ValueSums::kAlways && value_sum_reason(values)) continue;
+        const auto run = [&](int64_t block, std::vector<double>& received) {
+          const auto backend =
+              way.name == "reference" ? make_attention_backend("reference") : make_tiled_backend(way.scan, way.sums);
+          CompressedCache cache(set, policy);
+          Matrix<float> q = x.q, out(500, x.q.cols);
+          std::vector<int32_t> positions(500);
+          std::iota(positions.begin(), positions.end(), 0);
+          rope_apply(RopeTable(shape.rope), positions.data(), q);
+          received.assign(500, 0.0);
+          for (int64_t t = 0; t < 500;) {
+            const int64_t n = std::min(block, 500 - t) <= 250 - t || t >= 250 ? std::min(block, 500 - t) : 250 - t;
+            cache.begin_block(n);
+            cache.append(0, x.k.view().slice_rows(t, n), x.v.view().slice_rows(t, n));
+            const std::vector<int32_t> seen[2] = {CacheView(cache).seen(0, 0), CacheView(cache).seen(0, 1)};
+            std::vector<double> columns[2] = {std::vector<double>(seen[0].size()), std::vector<double>(seen[1].size())};
+            MassRequest mass{0, 500, {columns[0], columns[1]}};
+            backend->attend(cache, 0, q.view().slice_rows(t, n), MutMatrix(out).slice_rows(t, n), nullptr, nullptr,
+                            &mass);
+            for (size_t i = 0; i < seen[0].size(); ++i) received[static_cast<size_t>(seen[0][i])] += columns[0][i];
+            cache.end_block();
+            t += n;
+            if (t != 250) continue;
+            // Sinks, codes, what spans the boundary, the exact window; both heads, then one of them.
+            std::vector<int64_t> both = {1, 247}, one = {0, 2, 248};
+            for (int64_t p = 5; p < 240; ++p) {
+              if (p % 64 > 20 && p % 64 < 60) both.push_back(p);
+              if (p % 7 == 3) one.push_back(p);
+            }
+            cache.evict(0, 0, both);
+            cache.evict(0, 1, both);
+            cache.evict(0, 0, one);
+          }
+          return out;
+        };
+        std::vector<double> mass, other;
+        const Matrix<float> whole = run(500, mass);
+        if (!reference) {
+          reference = whole;
+          reference_mass = mass;
+        }
+        const double bound = tolerance(8, 64) + (way.scan != KeyScan::kNone ? 12.0 * scan::kScanLimit : 0.0);
+        CHECK(worst_difference(*reference, whole) < bound);
+        for (size_t t = 0; t < 500; ++t) REQUIRE(mass[t] == Approx((*reference_mass)[t]).margin(500 * bound));
+        for (const int64_t block : {1, 33}) {
+          if (block == 1 && way.name == "reference") continue;
+          CHECK((run(block, other).storage == whole.storage));
+        }
+      }
+    }
+}
 
 TEST_CASE("The mass of tokens: what a tap's probabilities sum to, alike in steps and blocks", "[evict]") {
   const CacheShape shape = make_shape(1, 3, 2, 64);

@@ -3,6 +3,7 @@
 #include "cache/view.h"
 #include "codec/codec_set.h"
 #include "core/json.h"
+#include "core/rng.h"
 #include "support/catch.h"
 
 using namespace vqkv;
@@ -374,6 +375,87 @@ class TopMass final : public KeepPolicy {
 
 }  // namespace
 
+TEST_CASE("What stays of a body lies together, with the codes that it had", "[evict]") {
+  const CacheShape shape = make_shape(2, 1, 4, 16);
+  const Tokens x(shape, 700, 17);
+  for (const int heads : {1, 2, 4})
+    for (const int block : {1, 32})
+      for (const int overlay : {0, 3}) {
+        if (block > 1 && overlay > 0) continue;
+        CAPTURE(heads, block, overlay);
+        const auto set = pq_set(shape, heads, 5, block, overlay);
+        const CachePolicy policy = policy_of(4, {64, 64}, {128, 64});
+        CountingResource memory;
+        CompressedCache cache(set, policy, &memory), whole(set, policy);
+        Rng rng(23);
+        for (int64_t t = 0; t < 700; t += 70) {
+          feed(cache, x, t, 70);
+          feed(whole, x, t, 70);
+          // Coded and exact tokens, other ones by head, some of them again; runs as long as a block or not.
+          for (int layer = 0; layer < 2; ++layer)
+            for (int head = 0; head < 4; ++head) {
+              std::vector<int64_t> gone;
+              const auto first = static_cast<int64_t>(rng.below(static_cast<uint64_t>(cache.length() - 60)));
+              for (int64_t i = 0; i < 60; i += head == 3 ? 2 : 1) gone.push_back(first + i);
+              cache.evict(layer, head, gone);
+              if (head == 1)
+                for (int h = 0; h < 4; ++h) cache.evict(layer, h, gone);
+            }
+          REQUIRE(cache.bytes().total_sequence() == memory.live());
+          int64_t codes = 0, side = 0;
+          for (int layer = 0; layer < 2; ++layer)
+            for (const size_t u : CacheView(cache).layer_units(layer)) {
+              const CacheView view(cache), all(whole);
+              const UnitShape& unit = view.unit_shape(u);
+              // Blocks that some head sees something of.
+              std::vector<int64_t> kept;
+              for (int64_t b = 4; b < view.coded_end(layer, unit.role); b += block) {
+                bool seen = false;
+                for (int h = unit.first_head; h < unit.first_head + unit.heads; ++h)
+                  for (int64_t i = b; i < b + block; ++i) seen = seen || !view.evicted(layer, h, i);
+                for (int64_t i = b; seen && i < b + block; ++i) kept.push_back(i);
+              }
+              const auto listed = view.slot_positions(u);
+              REQUIRE(std::equal(listed.begin(), listed.end(), kept.begin(), kept.end()));
+              const CodeBlock held = view.fetch_codes(u), before = all.fetch_codes(u);
+              REQUIRE(held.blocks * block == static_cast<int64_t>(kept.size()));
+              const CodeLayout& layout = view.form(u).plan.layout;
+              const auto rows = [&](const auto& mine, const auto& theirs, int slots, bool per_token) {
+                const int64_t each = per_token ? 1 : block;
+                for (int64_t i = 0; i < static_cast<int64_t>(kept.size()); i += each)
+                  for (int s = 0; s < slots; ++s)
+                    REQUIRE(mine[static_cast<size_t>(i / each * slots + s)] ==
+                            theirs[static_cast<size_t>((kept[static_cast<size_t>(i)] - 4) / each * slots + s)]);
+              };
+              for (size_t f = 0; f < layout.fields.size(); ++f)
+                rows(held.fields[f], before.fields[f], layout.fields[f].slots, layout.fields[f].per_token);
+              for (size_t f = 0; f < layout.sides.size(); ++f)
+                rows(held.sides[f], before.sides[f], layout.sides[f].slots, layout.sides[f].per_token);
+              std::vector<OverlayEntry> expected;
+              for (const OverlayEntry& e : before.overlay)
+                if (const auto at = std::find(kept.begin(), kept.end(), e.token + 4); at != kept.end())
+                  expected.push_back({static_cast<int32_t>(at - kept.begin()), e.channel, e.value, e.add});
+              REQUIRE(held.overlay.size() == expected.size());
+              for (size_t i = 0; i < expected.size(); ++i) {
+                REQUIRE(held.overlay[i].token == expected[i].token);
+                REQUIRE(held.overlay[i].value == expected[i].value);
+              }
+              const PageLayout& pages = *view.form(u).pages;
+              codes += pages.code_bytes(static_cast<int64_t>(kept.size()));
+              side += pages.side_bytes(static_cast<int64_t>(kept.size()));
+            }
+          REQUIRE(cache.bytes().codes == codes);
+          REQUIRE(cache.bytes().side == side);
+          // Less than a page of each unit, and less than a chunk of each role, holds nothing.
+          int64_t room = 0;
+          for (int layer = 0; layer < 2; ++layer)
+            for (const size_t u : CacheView(cache).layer_units(layer)) room += CacheView(cache).form(u).pages->bytes();
+          REQUIRE(cache.bytes().padding < room + 4 * kChunkTokens * 4 * 16 * 2 + cache.bytes().overlay + 64 * 8);
+        }
+        REQUIRE(cache.bytes().codes < whole.bytes().codes);
+      }
+}
+
 TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]") {
   const CacheShape shape = make_shape(1, 1, 2, 16);
   const auto set = pq_set(shape, 2);
@@ -388,7 +470,8 @@ TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]
   CHECK(memory.live() > before);  // the other head still needs the page; the set itself costs
   CHECK(cache.bytes().total_sequence() == memory.live());
   cache.evict(0, 1, page);
-  CHECK(memory.live() < before - 64 * (8 + 32));
+  // A page of each role goes; the positions of the 192 slots that stay are listed.
+  CHECK(memory.live() < before - 64 * (4 * 2 + 16 * 2) + 2 * 192 * 4 + 2 * 64);
   CHECK(cache.bytes().total_sequence() == memory.live());
   TopMass policy;
   for (int h = 0; h < 2; ++h) policy.observe(0, h, 0, std::vector<double>(300, 0.1));
