@@ -10,6 +10,7 @@
 #include "common/tool.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/names.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -26,17 +27,7 @@ std::string suggestion(const CLI::App& app, const std::vector<std::string>& word
     known.push_back(sub->get_name());
     if (sub->get_name() == words[0]) verb = sub;
   }
-  const auto near = [&](const std::string& word) {
-    const std::string name = nearest_name(word, known);
-    return name.empty() ? "" : fmt::format("; did you mean '{}'?", name);
-  };
-  if (!verb) {
-    return words[0].starts_with('-')
-               ? ""
-               : fmt::format(
-                     "'{}' is not a verb{}", words[0],
-                     near(words[0]).empty() ? fmt::format("; there are {}", fmt::join(known, ", ")) : near(words[0]));
-  }
+  if (!verb) return words[0].starts_with('-') ? "" : unknown_name("verb", words[0], known);
   known.clear();
   for (const CLI::Option* option : verb->get_options())
     if (!option->get_group().empty())
@@ -44,7 +35,7 @@ std::string suggestion(const CLI::App& app, const std::vector<std::string>& word
   for (const std::string& word : words) {
     if (!word.starts_with("--") || word == "--" || std::find(known.begin(), known.end(), bare(word)) != known.end())
       continue;
-    return fmt::format("'{}' is not an option of {}{}", bare(word), verb->get_name(), near(bare(word)));
+    return unknown_name(fmt::format("option of {}:", verb->get_name()), bare(word), known);
   }
   return "";
 }

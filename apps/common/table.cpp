@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "core/error.h"
+#include "core/names.h"
 
 namespace vqkv {
 namespace {
@@ -49,7 +50,7 @@ TableFormat table_format_from_name(const std::string& name) {
   if (name == "csv") return TableFormat::kCsv;
   if (name == "json") return TableFormat::kJson;
   if (name == "jsonl") return TableFormat::kJsonl;
-  fail_usage(fmt::format("unknown format '{}'; allowed: md, csv, json, jsonl", name));
+  fail_unknown("format", name, {"md", "csv", "json", "jsonl"});
 }
 
 std::string render(const Table& table, TableFormat format) {

@@ -8,6 +8,7 @@
 #include "codec/transform/transform.h"
 #include "common/tool.h"
 #include "core/error.h"
+#include "core/names.h"
 #include "metric/metric.h"
 #include "verbs.h"
 
@@ -143,10 +144,7 @@ int run_ls(const std::string& what, const Common& common) {
     left({"name"});
     for (const auto& n : attention_backend_names()) t.rows.push_back({{"name", n}});
   } else {
-    const std::vector<std::string> known = {"codecs", "transforms", "policies", "metrics", "backends"};
-    const std::string near = nearest_name(what, known);
-    fail_usage(fmt::format("ls {}: there are {}{}", what, join_list(known),
-                           near.empty() ? "" : fmt::format("; did you mean {}?", near)));
+    fail_unknown("ls:", what, {"codecs", "transforms", "policies", "metrics", "backends"});
   }
   print(t, common.format);
   return kExitOk;
@@ -215,10 +213,7 @@ int run_explain(const std::string& full_name, const Common& common) {
     print_facts({{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}}, k->knobs(), common);
     return kExitOk;
   }
-  const std::string near = nearest_name(name, known);
-  fail_usage(fmt::format(
-      "explain {}: no codec, transform, metric or policy of that name{}; `vqkv-sweep ls codecs` lists codecs",
-      full_name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near)));
+  fail_unknown("explain: codec, transform, metric or policy", full_name, known);
 }
 
 }  // namespace vqkv::sweep

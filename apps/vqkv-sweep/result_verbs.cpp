@@ -6,6 +6,7 @@
 #include "common/tool.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/names.h"
 #include "core/version.h"
 #include "experiment/choose.h"
 #include "experiment/judge.h"
@@ -30,9 +31,8 @@ const CellResult& find_cell(const ResultSet& r, const std::string& id) {
     found = &c;
   }
   if (found) return *found;
-  const std::string near = nearest_name(id, ids);
-  fail_usage(fmt::format("--cell {}: {} has no such cell{}; `vqkv-sweep status {} --cells` lists them", id, r.folder,
-                         near.empty() ? "" : fmt::format(" (did you mean {}?)", near), r.folder));
+  fail_usage(fmt::format("--cell: cell '{}' is not known{}; `vqkv-sweep status {} --cells` lists them", id,
+                         did_you_mean(id, ids), r.folder));
 }
 
 }  // namespace

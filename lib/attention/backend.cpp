@@ -4,6 +4,7 @@
 #include "attention/backends_cpu.h"
 #include "attention/session_cpu.h"
 #include "core/error.h"
+#include "core/names.h"
 
 namespace vqkv {
 
@@ -19,10 +20,9 @@ std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name
   if (name == "auto") return make_auto_backend();
   if (name.rfind("cuda", 0) == 0)
     fail_unavailable(fmt::format("backend '{}' needs a CUDA device; this build has none", name));
-  const auto known = attention_backend_names();
-  const std::string near = nearest_name(name, known);
-  fail_usage(fmt::format("unknown attention backend '{}'{}; allowed: {}, auto", name,
-                         near.empty() ? "" : ", did you mean '" + near + "'", fmt::join(known, ", ")));
+  std::vector<std::string> known = attention_backend_names();
+  known.push_back("auto");
+  fail_unknown("attention backend", name, known);
 }
 
 std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend) {

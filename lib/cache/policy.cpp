@@ -3,65 +3,37 @@
 #include <fmt/format.h>
 
 #include <bit>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "cache/policies/kinds.h"
+#include "config/config.h"
 #include "core/error.h"
 #include "core/json.h"
-#include "core/whole_number.h"
 
 namespace vqkv {
 namespace {
 
 constexpr int64_t kMaxTokens = int64_t{1} << 24;  // beyond any context; keeps token arithmetic far from overflow
 
-void check_keys(const Json& object, const std::string& path, const std::vector<std::string>& allowed) {
-  if (!object.is_object()) fail_usage(fmt::format("{}: expected a mapping, found {}", path, object.dump()));
-  for (const auto& [key, value] : object.items()) {
-    bool known = false;
-    for (const auto& a : allowed) known = known || a == key;
-    if (known) continue;
-    const std::string near = nearest_name(key, allowed);
-    fail_usage(fmt::format("{}.{}: unknown key{}; allowed: {}", path, key,
-                           near.empty() ? "" : ", did you mean '" + near + "'", fmt::join(allowed, ", ")));
-  }
-}
-
-int64_t integer(const Json& object, const std::string& path, const char* key, int64_t fallback, int64_t low) {
-  const auto it = object.find(key);
-  if (it == object.end()) return fallback;
-  const std::optional<int64_t> value = whole_number(*it);
-  if (!value || *value < low || *value > kMaxTokens)
-    fail_usage(fmt::format("{}.{}: {} is not allowed; an integer from {} to {} tokens", path, key, it->dump(), low,
-                           kMaxTokens));
-  return *value;
-}
-
-std::string text(const Json& object, const std::string& path, const char* key, const std::string& fallback,
-                 const std::vector<std::string>& allowed) {
-  const auto it = object.find(key);
-  if (it == object.end()) return fallback;
-  const std::string value = it->is_string() ? it->get<std::string>() : it->dump();
-  for (const auto& a : allowed)
-    if (a == value && it->is_string()) return value;
-  const std::string near = nearest_name(value, allowed);
-  fail_usage(fmt::format("{}.{}: '{}' is not allowed{}; allowed: {}", path, key, value,
-                         near.empty() ? "" : ", did you mean '" + near + "'", fmt::join(allowed, ", ")));
-}
-
 // One role's rule with all defaults; `base` is what it inherits from.
 Json canonical_rule(const Json& given, const std::string& path, const Json& base) {
+  ConfigReader(given, path);  // a map
   Json merged = base;
-  for (const auto& [key, value] : given.items()) merged[key] = value;
-  const std::string rule = text(merged, path, "rule", "window", {"window", "kivi", "none"});
+  for (const auto& [key, value] : given.items())
+    if (!value.is_null() || !base.contains(key)) merged[key] = value;
+  ConfigReader reader(merged, path);
+  const std::string rule = reader.choice("rule", "window", {"window", "kivi", "none"});
+  const int64_t window = reader.integer("window", 128, 0, kMaxTokens),
+                flush = reader.integer("flush", 64, 1, kMaxTokens),
+                residual = reader.integer("residual", 128, 1, kMaxTokens);
+  reader.finish();
   Json out = {{"rule", rule}};
   if (rule == "window") {
-    out["window"] = integer(merged, path, "window", 128, 0);
-    out["flush"] = integer(merged, path, "flush", 64, 1);
+    out["window"] = window;
+    out["flush"] = flush;
   } else if (rule == "kivi") {
-    out["residual"] = integer(merged, path, "residual", 128, 1);
+    out["residual"] = residual;
   }
   return out;
 }
@@ -76,31 +48,26 @@ FlushRule rule_of(const Json& canonical, Role role) {
 }  // namespace
 
 Json canonical_cache_config(const Json& config) {
-  const Json given = config.is_null() ? Json::object() : config;
-  check_keys(given, "cache", {"sinks", "window", "flush", "rule", "residual", "exact_dtype", "k", "v", "policy"});
+  ConfigReader given(config, "cache");
+  Json out = {{"sinks", given.integer("sinks", 4, 0, kMaxTokens)},
+              {"exact_dtype", given.choice("exact_dtype", "f16", {"f16", "bf16", "f32"})}};
   Json base = Json::object();
   for (const char* key : {"window", "flush", "rule", "residual"})
-    if (given.contains(key)) base[key] = given.at(key);
-  const auto refined = [&](const char* role) {
-    const Json own = given.contains(role) ? given.at(role) : Json::object();
-    const std::string path = std::string("cache.") + role;
-    check_keys(own, path, {"window", "flush", "rule", "residual"});
-    return canonical_rule(own, path, base);
-  };
+    if (const Json& value = given.raw(key); !value.is_null()) base[key] = value;
   canonical_rule(Json::object(), "cache", base);  // a bad shared value is named where it was written
-  Json out = {{"sinks", integer(given, "cache", "sinks", 4, 0)},
-              {"exact_dtype", text(given, "cache", "exact_dtype", "f16", {"f16", "bf16", "f32"})},
-              {"k", refined("k")},
-              {"v", refined("v")}};
+  for (const char* role : {"k", "v"}) {
+    const Json& own = given.raw(role);
+    out[role] = canonical_rule(own.is_null() ? Json::object() : own, std::string("cache.") + role, base);
+  }
+  const Json& policy = given.raw("policy");
+  given.finish();
   if ((out["k"]["rule"] == "none") != (out["v"]["rule"] == "none"))
     fail_usage(
         "cache: rule none holds for both roles or for neither; to keep one role exact give it the codec 'exact'");
-  if (given.contains("policy")) {
-    const Json& policy = given["policy"];
+  if (!policy.is_null()) {
     Json knobs = policy.is_object() ? policy : Json::object();
     const Json name = policy.is_object() ? policy.value("name", Json()) : policy;
-    if (!name.is_string())
-      fail_usage(fmt::format("cache.policy: {} is not allowed; a name, or a mapping with `name`", policy.dump()));
+    if (!name.is_string()) fail_expected("cache.policy", "a name, or a map with `name`", policy);
     knobs.erase("name");
     const PolicyKind& kind = find_policy(name.get<std::string>(), "cache");
     Json canonical = kind.canonical(knobs, "cache.policy");

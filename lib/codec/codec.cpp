@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "core/names.h"
 
 namespace vqkv {
 
@@ -100,9 +101,7 @@ const Method& find_method(const std::string& name) {
   const auto& [methods, names] = registry();
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return *methods[static_cast<size_t>(it - names.begin())];
-  const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("codec '{}' is not known{}; allowed: {}", name,
-                         near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+  fail_unknown("codec", name, names);
 }
 
 void register_method(const Method& method) {

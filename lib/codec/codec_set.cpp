@@ -7,7 +7,9 @@
 #include <set>
 
 #include "codec/transform/transform.h"
+#include "config/config.h"
 #include "core/error.h"
+#include "core/names.h"
 #include "core/whole_number.h"
 
 namespace vqkv {
@@ -17,39 +19,23 @@ namespace {
 const std::set<std::string> kUnitKeys = {"rope", "heads", "share", "transform"};
 
 void require_object(const Json& value, const std::string& path) {
-  if (!value.is_object()) fail_usage(fmt::format("{}: expected `key: value` pairs, found {}", path, value.dump()));
+  if (!value.is_object()) fail_expected(path, "a map of `key: value` pairs", value);
 }
 
-std::string text_of(const Json& config, const std::string& key, const std::string& fallback, const std::string& path) {
-  const auto it = config.find(key);
-  if (it == config.end()) return fallback;
-  if (!it->is_string()) fail_usage(fmt::format("{}.{}: expected a name, found {}", path, key, it->dump()));
-  return it->get<std::string>();
-}
-
-std::string choice_of(const Json& config, const std::string& key, const std::vector<std::string>& allowed,
-                      const std::string& path) {
-  const std::string value = text_of(config, key, allowed[0], path);
-  if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-    const std::string near = nearest_name(value, allowed);
-    fail_usage(fmt::format("{}.{}: '{}' is not allowed{}; it takes one of {}", path, key, value,
-                           near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near), fmt::join(allowed, ", ")));
-  }
-  return value;
+std::string text_of(const Json& config, const std::string& key, const std::string& path) {
+  return ConfigReader(config, path).text(key, "");
 }
 
 // The preset that a configuration starts from; {} when the method has no default.
 Json preset_of(const std::string& method, const Json& config, const std::string& path) {
   const Json presets = find_method(method).describe().presets;
-  const std::string name = text_of(config, "preset", "", path);
+  const std::string name = text_of(config, "preset", path);
   if (name.empty()) return presets.is_object() && presets.contains("default") ? presets["default"] : Json::object();
   if (presets.is_object() && presets.contains(name)) return presets[name];
   std::vector<std::string> names;
   if (presets.is_object())
     for (const auto& [key, value] : presets.items()) names.push_back(key);
-  const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("{}.preset: '{}' has no preset '{}'{}; it has: {}", path, method, name,
-                         near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near), fmt::join(names, ", ")));
+  fail_unknown(fmt::format("{}.preset: of codec '{}':", path, method), name, names);
 }
 
 // `from`'s keys over `into`; naming another method drops the knobs gathered so far.
@@ -66,9 +52,8 @@ void merge_keys(Json& into, const Json& from) {
 // `given` (one role's keys, unchecked) over the preset that it names or the method's default.
 Json over_preset(Json given, Role role, const std::string& path) {
   const std::string r = role_name(role);
-  if (!given.contains("name"))
-    fail_usage(path + ": `name` is missing: which codec for role " + r + "? (vqkv-sweep ls codecs)");
-  const std::string method = text_of(given, "name", "", path);
+  ConfigReader(given, path).require("name", "which codec for role " + r + "? (vqkv-sweep ls codecs)");
+  const std::string method = text_of(given, "name", path);
   Json out = Json::object();
   out["name"] = method;
   const Json preset = preset_of(method, given, path);
@@ -101,7 +86,7 @@ Json role_config(const Json& config, Role role) {
 }
 
 Json canonical_transforms(const Json& list, const std::string& path) {
-  if (!list.is_array()) fail_usage(fmt::format("{}: expected a list of transforms, found {}", path, list.dump()));
+  if (!list.is_array()) fail_expected(path, "a list of transforms", list);
   Json out = Json::array();
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string here = fmt::format("{}[{}]", path, i);
@@ -111,8 +96,8 @@ Json canonical_transforms(const Json& list, const std::string& path) {
       name = list[i].get<std::string>();
     } else {
       require_object(list[i], here);
-      name = text_of(list[i], "name", "", here);
-      if (name.empty()) fail_usage(here + ": `name` is missing (vqkv-sweep ls transforms)");
+      name = text_of(list[i], "name", here);
+      ConfigReader(list[i], here).require("name", "which transform? (vqkv-sweep ls transforms)");
       knobs = list[i];
       knobs.erase("name");
     }
@@ -151,7 +136,7 @@ void forget_suited(Json& role, const Json& set) {
 
 // One role, checked and complete.
 Json canonical_role(const Json& raw, Role role, const std::string& path) {
-  const std::string method = text_of(raw, "name", "", path);
+  const std::string method = text_of(raw, "name", path);
   Json knobs = Json::object();
   for (const auto& [key, value] : raw.items())
     if (key != "name" && !kUnitKeys.contains(key)) knobs[key] = value;
@@ -165,9 +150,7 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
       known = known || k.name == key;
     }
     if (known) continue;
-    const std::string near = nearest_name(key, names);
-    fail_usage(fmt::format("{}: unknown key '{}' for '{}'{}; allowed: {}", path, key, method,
-                           near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+    fail_unknown_key(path, key, names);
   }
   const Json transforms =
       raw.contains("transform") ? canonical_transforms(raw["transform"], path + ".transform") : Json::array();
@@ -176,13 +159,13 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
     if (!knobs.contains(key)) knobs[key] = value;
   Json out = m.canonical(knobs, path);
   out["name"] = method;
-  if (role == Role::kKey) out["rope"] = choice_of(raw, "rope", {"post", "pre"}, path);
-  out["share"] = choice_of(raw, "share", {"none", "heads", "layers"}, path);
+  ConfigReader reader(raw, path);
+  if (role == Role::kKey) out["rope"] = reader.choice("rope", "post", {"post", "pre"});
+  out["share"] = reader.choice("share", "none", {"none", "heads", "layers"});
   const Json heads = raw.contains("heads") ? raw["heads"] : Json(1);
   const std::optional<int64_t> whole = whole_number(heads);
   if (!(heads.is_string() && heads == "all") && !(whole && *whole >= 1 && *whole <= 65536))
-    fail_usage(
-        fmt::format("{}.heads: {} is not allowed; it takes 1, 2, ... or all: the heads of a unit", path, heads.dump()));
+    fail_expected(path + ".heads", "1, 2, ... or all: the heads of a unit", heads);
   out["heads"] = whole ? Json(*whole) : heads;
   out["transform"] = transforms;
   return out;
@@ -195,9 +178,7 @@ Json canonical_selection(const Json& value, const std::string& path) {
   std::set<int> numbers;
   for (const Json& v : list) {
     const std::optional<int64_t> number = whole_number(v);
-    if (!number || *number < 0 || *number > 65535)
-      fail_usage(
-          fmt::format("{}: {} is not allowed; it takes all, a number or a list of numbers from 0", path, v.dump()));
+    if (!number || *number < 0 || *number > 65535) fail_expected(path, "all, a number or a list of numbers from 0", v);
     numbers.insert(static_cast<int>(*number));
   }
   if (numbers.empty()) fail_usage(path + ": an empty list selects nothing; write all or name some");
@@ -210,19 +191,14 @@ bool selects(const Json& selection, int index) {
 
 // {layers, heads, set: {k: {...}, v: {...}}}
 Json canonical_override(const Json& entry, const std::string& path) {
-  require_object(entry, path);
-  for (const auto& [key, value] : entry.items()) {
-    const std::vector<std::string> known = {"layers", "heads", "set"};
-    if (std::find(known.begin(), known.end(), key) == known.end()) {
-      const std::string near = nearest_name(key, known);
-      fail_usage(fmt::format("{}: unknown key '{}'{}; allowed: layers, heads, set", path, key,
-                             near.empty() ? "" : fmt::format(", did you mean '{}'?", near)));
-    }
-  }
+  ConfigReader reader(entry, path);
   Json out;
-  out["layers"] = canonical_selection(entry.contains("layers") ? entry["layers"] : Json("all"), path + ".layers");
-  out["heads"] = canonical_selection(entry.contains("heads") ? entry["heads"] : Json("all"), path + ".heads");
-  if (!entry.contains("set")) fail_usage(path + ": `set` is missing: what to change");
+  for (const char* selection : {"layers", "heads"}) {
+    const Json& given = reader.raw(selection);
+    out[selection] = canonical_selection(given.is_null() ? Json("all") : given, fmt::format("{}.{}", path, selection));
+  }
+  reader.require("set", "what to change");
+  reader.finish();
   require_object(entry["set"], path + ".set");
   Json k = Json::object(), v = Json::object();
   for (const auto& [key, value] : entry["set"].items()) {
@@ -378,7 +354,7 @@ Json canonical_codec_config(const Json& codec_config) {
   }
   if (codec_config.contains("overrides")) {
     const Json& list = codec_config["overrides"];
-    if (!list.is_array()) fail_usage(fmt::format("codec.overrides: expected a list, found {}", list.dump()));
+    if (!list.is_array()) fail_expected("codec.overrides", "a list", list);
     for (size_t i = 0; i < list.size(); ++i)
       out["overrides"].push_back(canonical_override(list[i], fmt::format("codec.overrides[{}]", i)));
   }
@@ -392,7 +368,7 @@ Json preset_cache_config(const Json& codec_config) {
     Json given = codec_config;
     for (const char* key : {"k", "v", "overrides"}) given.erase(key);
     if (codec_config.contains(role_name(role))) merge_keys(given, codec_config[role_name(role)]);
-    const std::string method = text_of(given, "name", "", "codec");
+    const std::string method = text_of(given, "name", "codec");
     if (method.empty()) continue;
     if (!given.contains("preset")) continue;
     const Json preset = preset_of(method, given, "codec");

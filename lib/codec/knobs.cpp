@@ -4,16 +4,14 @@
 
 #include <algorithm>
 
+#include "config/config.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "core/names.h"
 #include "core/whole_number.h"
 
 namespace vqkv {
 namespace {
-
-[[noreturn]] void wrong_value(const std::string& name, const Json& value, const std::string& allowed) {
-  fail_usage(fmt::format("{}: {} is not allowed; it takes {}", name, value.dump(), allowed));
-}
 
 std::string joined(const std::vector<std::string>& words) {
   std::string out;
@@ -28,7 +26,7 @@ KnobTable& KnobTable::integer(std::string name, int* value, int low, int high, s
   knobs_.push_back({name, std::move(help), "int", range, [value] { return Json(*value); },
                     [name, value, low, high, range](const Json& v) {
                       const std::optional<int64_t> whole = whole_number(v);
-                      if (!whole || *whole < low || *whole > high) wrong_value(name, v, "a whole number in " + range);
+                      if (!whole || *whole < low || *whole > high) fail_expected(name, "an integer in " + range, v);
                       *value = static_cast<int>(*whole);
                     }});
   return *this;
@@ -38,9 +36,9 @@ KnobTable& KnobTable::real(std::string name, double* value, double low, double h
   const std::string range = fmt::format("{}..{}", low, high);
   knobs_.push_back({name, std::move(help), "float", range, [value] { return Json(*value); },
                     [name, value, low, high, range](const Json& v) {
-                      if (!v.is_number()) wrong_value(name, v, "a number in " + range);
+                      if (!v.is_number()) fail_expected(name, "a number in " + range, v);
                       const double d = v.get<double>();
-                      if (!(d >= low && d <= high)) wrong_value(name, v, "a number in " + range);
+                      if (!(d >= low && d <= high)) fail_expected(name, "a number in " + range, v);
                       *value = d;
                     }});
   return *this;
@@ -49,7 +47,7 @@ KnobTable& KnobTable::real(std::string name, double* value, double low, double h
 KnobTable& KnobTable::boolean(std::string name, bool* value, std::string help) {
   knobs_.push_back({name, std::move(help), "bool", "true|false", [value] { return Json(*value); },
                     [name, value](const Json& v) {
-                      if (!v.is_boolean()) wrong_value(name, v, "true or false");
+                      if (!v.is_boolean()) fail_expected(name, "true or false", v);
                       *value = v.get<bool>();
                     }});
   return *this;
@@ -57,17 +55,13 @@ KnobTable& KnobTable::boolean(std::string name, bool* value, std::string help) {
 
 KnobTable& KnobTable::choice(std::string name, std::string* value, std::vector<std::string> allowed, std::string help) {
   const std::string range = joined(allowed);
-  knobs_.push_back(
-      {name, std::move(help), "choice", range, [value] { return Json(*value); },
-       [name, value, allowed, range](const Json& v) {
-         if (!v.is_string()) wrong_value(name, v, "one of " + range);
-         const auto text = v.get<std::string>();
-         if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
-           const std::string near = nearest_name(text, allowed);
-           wrong_value(name, v, "one of " + range + (near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near)));
-         }
-         *value = text;
-       }});
+  knobs_.push_back({name, std::move(help), "choice", range, [value] { return Json(*value); },
+                    [name, value, allowed](const Json& v) {
+                      const std::string text = v.is_string() ? v.get<std::string>() : v.dump();
+                      if (!v.is_string() || std::find(allowed.begin(), allowed.end(), text) == allowed.end())
+                        fail_unknown(name + ":", text, allowed);
+                      *value = text;
+                    }});
   return *this;
 }
 
@@ -79,16 +73,13 @@ KnobTable& KnobTable::effort() {
 
 void KnobTable::apply(const Json& values, const std::string& path) {
   if (values.is_null()) return;
-  if (!values.is_object())
-    fail_usage(fmt::format("{}: expected knobs as `name: value` pairs, found {}", path, values.dump()));
+  if (!values.is_object()) fail_expected(path, "a map of `key: value` pairs", values);
   for (const auto& [key, value] : values.items()) {
     const auto knob = std::find_if(knobs_.begin(), knobs_.end(), [&](const Knob& k) { return k.name == key; });
     if (knob == knobs_.end()) {
       std::vector<std::string> names;
       for (const Knob& k : knobs_) names.push_back(k.name);
-      const std::string near = nearest_name(key, names);
-      fail_usage(fmt::format("{}: unknown key '{}'{}; allowed: {}", path, key,
-                             near.empty() ? "" : fmt::format(", did you mean '{}'?", near), joined(names)));
+      fail_unknown_key(path, key, names);
     }
     try {
       knob->set(value);

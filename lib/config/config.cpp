@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/names.h"
 #include "core/whole_number.h"
 
 namespace vqkv {
@@ -73,11 +74,11 @@ struct Loader {
       names.push_back(list.get<std::string>());
     else if (list.is_array()) {
       for (const auto& n : list) {
-        if (!n.is_string()) fail_usage(fmt::format("{}: include: a file name is expected, found {}", where, n.dump()));
+        if (!n.is_string()) fail_expected(where + ": include", "a file name", n);
         names.push_back(n.get<std::string>());
       }
     } else {
-      fail_usage(fmt::format("{}: include: a file name or a list of them is expected, found {}", where, list.dump()));
+      fail_expected(where + ": include", "a file name or a list of them", list);
     }
     open.push_back(identity);
     Config out;
@@ -230,23 +231,17 @@ void apply_group(Config& config) {
   config.tree.erase("groups");
   config.tree.erase("group");
   if (!groups.is_null() && !groups.is_object())
-    fail_usage(fmt::format("{}: groups: a map of named sets of values is expected", config.where("groups")));
+    fail_expected(config.where("groups") + ": groups", "a map of named sets of values", groups);
   if (chosen.is_null()) return;
-  if (!chosen.is_string())
-    fail_usage(
-        fmt::format("{}: group: the name of a group is expected, found {}", config.where("group"), chosen.dump()));
+  if (!chosen.is_string()) fail_expected(config.where("group") + ": group", "the name of a group", chosen);
   const std::string name = chosen.get<std::string>();
   std::vector<std::string> known;
   if (groups.is_object())
     for (const auto& [k, v] : groups.items()) known.push_back(k);
-  if (std::find(known.begin(), known.end(), name) == known.end()) {
-    std::string list;
-    for (const auto& k : known) list += (list.empty() ? "" : ", ") + k;
-    fail_usage(fmt::format("{}: group: no group is named '{}'; there {}", config.where("group"), name,
-                           list.empty() ? "are none" : "is " + list));
-  }
+  if (std::find(known.begin(), known.end(), name) == known.end())
+    fail_unknown(config.where("group") + ": group:", name, known);
   if (!groups[name].is_object())
-    fail_usage(fmt::format("{}: groups.{}: a map is expected", config.where("groups." + name), name));
+    fail_expected(config.where("groups." + name) + ": groups." + name, "a map", groups[name]);
   Config over;
   over.tree = groups[name];
   const std::string prefix = "groups." + name + ".";
@@ -262,8 +257,7 @@ void apply_group(Config& config) {
 std::vector<Json> range_or_list(const Json& value, const std::string& what) {
   if (value.is_array()) return std::vector<Json>(value.begin(), value.end());
   if (!value.is_object() || value.size() != 1 || !value.contains("range"))
-    fail_usage(
-        fmt::format("{}: a list [a, b] or {{range: [first, last, step]}} is expected, found {}", what, value.dump()));
+    fail_expected(what, "a list [a, b] or {range: [first, last, step]}", value);
   const Json& r = value["range"];
   bool numbers = r.is_array() && (r.size() == 2 || r.size() == 3);
   bool integers = numbers;
@@ -274,9 +268,7 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
       integers = integers && whole_number(x);
       numbers = numbers && std::fabs(x.get<double>()) <= 1e15;  // steps stay exact and can't overflow
     }
-  if (!numbers)
-    fail_usage(fmt::format("{}.range: [first, last] or [first, last, step] of numbers up to 1e15 is expected, found {}",
-                           what, r.dump()));
+  if (!numbers) fail_expected(what + ".range", "[first, last] or [first, last, step] of numbers up to 1e15", r);
   std::vector<Json> out;
   const double first = r[0].get<double>(), last = r[1].get<double>(), step = r.size() == 3 ? r[2].get<double>() : 1.0;
   if (!(step != 0) || (last - first) / step < 0)
@@ -293,15 +285,29 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
   return out;
 }
 
-ConfigReader::ConfigReader(const Config& config, std::string path) : config_(config), path_(std::move(path)) {
+void fail_expected(const std::string& path, const std::string& what, const Json& found) {
+  fail_usage(fmt::format("{}: expected {}, found {}", path, what, found.dump()));
+}
+
+ConfigReader::ConfigReader(const Config& config, std::string path) : config_(&config), path_(std::move(path)) {
   map_ = path_.empty() ? &config.tree : find_path(config.tree, path_);
+  require_map();
+}
+
+ConfigReader::ConfigReader(const Json& map, std::string path) : path_(std::move(path)), map_(&map) { require_map(); }
+
+void ConfigReader::require_map() {
   if (map_ && map_->is_null()) map_ = nullptr;
-  if (map_ && !map_->is_object())
-    fail_usage(fmt::format("{}: {}: a map is expected, found {}", config_.where(path_), path_, map_->dump()));
+  if (map_ && !map_->is_object()) fail_expected("", "a map of `key: value` pairs", *map_);
+}
+
+std::string ConfigReader::place(const std::string& key) const {
+  const std::string path = key.empty() ? path_ : join(path_, key);
+  return config_ ? config_->where(path) + ": " + path : path;
 }
 
 const Json* ConfigReader::find(const std::string& key) {
-  known_.push_back(key);
+  if (std::find(known_.begin(), known_.end(), key) == known_.end()) known_.push_back(key);
   if (!map_) return nullptr;
   const auto it = map_->find(key);
   return it == map_->end() || it->is_null() ? nullptr : &*it;
@@ -310,30 +316,46 @@ const Json* ConfigReader::find(const std::string& key) {
 bool ConfigReader::has(const std::string& key) const { return map_ && map_->contains(key) && !(*map_)[key].is_null(); }
 
 void ConfigReader::fail(const std::string& key, const std::string& message) const {
-  const std::string path = join(path_, key);
-  fail_usage(fmt::format("{}: {}: {}", config_.where(path), path, message));
+  fail_usage(fmt::format("{}: {}", place(key), message));
+}
+
+void ConfigReader::fail_expected(const std::string& key, const std::string& what, const Json& found) const {
+  vqkv::fail_expected(place(key), what, found);
+}
+
+void ConfigReader::require(const std::string& key, const std::string& help) {
+  if (!find(key)) fail("", fmt::format("`{}` is missing: {}", key, help));
 }
 
 std::string ConfigReader::text(const std::string& key, const std::string& fallback) {
   const Json* v = find(key);
   if (!v) return fallback;
-  if (!v->is_string()) fail(key, fmt::format("a text is expected, found {}", v->dump()));
+  if (!v->is_string()) fail_expected(key, "a text", *v);
   return v->get<std::string>();
+}
+
+std::string ConfigReader::choice(const std::string& key, const std::string& fallback,
+                                 const std::vector<std::string>& allowed) {
+  const Json* v = find(key);
+  if (!v) return fallback;
+  const std::string value = v->is_string() ? v->get<std::string>() : v->dump();
+  if (!v->is_string() || std::find(allowed.begin(), allowed.end(), value) == allowed.end())
+    fail_unknown(place(key) + ":", value, allowed);
+  return value;
 }
 
 int64_t ConfigReader::integer(const std::string& key, int64_t fallback, int64_t low, int64_t high) {
   const Json* v = find(key);
   if (!v) return fallback;
   const std::optional<int64_t> i = whole_number(*v);
-  if (!i) fail(key, fmt::format("an integer in [{}, {}] is expected, found {}", low, high, v->dump()));
-  if (*i < low || *i > high) fail(key, fmt::format("{} is outside [{}, {}]", *i, low, high));
+  if (!i || *i < low || *i > high) fail_expected(key, fmt::format("an integer in [{}, {}]", low, high), *v);
   return *i;
 }
 
 bool ConfigReader::boolean(const std::string& key, bool fallback) {
   const Json* v = find(key);
   if (!v) return fallback;
-  if (!v->is_boolean()) fail(key, fmt::format("true or false is expected, found {}", v->dump()));
+  if (!v->is_boolean()) fail_expected(key, "true or false", *v);
   return v->get<bool>();
 }
 
@@ -344,15 +366,14 @@ std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t low,
   if (v->is_number())
     values.push_back(*v);
   else if (v->is_string())
-    fail(key, fmt::format("{}a list of integers or {{range: [first, last, step]}} is expected, found {}",
-                          may_be_all ? "all, " : "", v->dump()));
+    fail_expected(key, std::string(may_be_all ? "all, " : "") + "a list of integers or {range: [first, last, step]}",
+                  *v);
   else
-    values = range_or_list(*v, config_.where(join(path_, key)) + ": " + join(path_, key));
+    values = range_or_list(*v, place(key));
   std::vector<int64_t> out;
   for (const auto& x : values) {
     const std::optional<int64_t> i = whole_number(x);
-    if (!i) fail(key, fmt::format("integers are expected, found {}", x.dump()));
-    if (*i < low || *i > high) fail(key, fmt::format("{} is outside [{}, {}]", *i, low, high));
+    if (!i || *i < low || *i > high) fail_expected(key, fmt::format("integers in [{}, {}]", low, high), x);
     if (std::find(out.begin(), out.end(), *i) != out.end()) fail(key, fmt::format("{} stands twice", *i));
     out.push_back(*i);
   }
@@ -364,9 +385,9 @@ std::vector<std::string> ConfigReader::texts(const std::string& key) {
   if (!v) return {};
   std::vector<std::string> out;
   if (v->is_string()) return {v->get<std::string>()};
-  if (!v->is_array()) fail(key, fmt::format("a list of names is expected, found {}", v->dump()));
+  if (!v->is_array()) fail_expected(key, "a list of names", *v);
   for (const auto& x : *v) {
-    if (!x.is_string()) fail(key, fmt::format("a list of names is expected, found {} in it", x.dump()));
+    if (!x.is_string()) fail_expected(key, "a list of names", x);
     out.push_back(x.get<std::string>());
   }
   return out;
@@ -382,11 +403,8 @@ void ConfigReader::finish() const {
   if (!map_) return;
   for (const auto& [key, value] : map_->items()) {
     if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
-    const std::string near = nearest_name(key, known_);
-    std::string allowed;
-    for (const auto& k : known_) allowed += (allowed.empty() ? "" : ", ") + k;
-    fail_usage(fmt::format("{}: unknown key '{}'{}; known here: {}", config_.where(join(path_, key)), join(path_, key),
-                           near.empty() ? "" : fmt::format(" (did you mean '{}'?)", join(path_, near)), allowed));
+    const std::string where = config_ ? config_->where(join(path_, key)) : "";
+    fail_unknown_key(where + (where.empty() || path_.empty() ? "" : ": ") + path_, key, known_);
   }
 }
 

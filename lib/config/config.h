@@ -67,25 +67,37 @@ const Json* find_path(const Json& tree, const std::string& path);  // null when 
 // Creates the maps on the way; kUsage when something on the way is not a map.
 void set_path(Json& tree, const std::string& path, Json value);
 
-// Strict typed reading of one map. Every key must be asked for; finish() refuses the others with the nearest name.
+// kUsage: "`path`: expected `what`, found `found`".
+[[noreturn]] void fail_expected(const std::string& path, const std::string& what, const Json& found);
+
+// Strict typed reading of one map. Every key must be asked for; finish() refuses the others with the nearest name. A
+// key whose value is null counts as absent.
 class ConfigReader {
  public:
   ConfigReader(const Config& config, std::string path);  // the map at `path`; absent or null reads as empty
+  // A map whose file is not known here: messages carry the path alone, and Config::annotate finds the line.
+  ConfigReader(const Json& map, std::string path);
   bool has(const std::string& key) const;
   std::string text(const std::string& key, const std::string& fallback);
   int64_t integer(const std::string& key, int64_t fallback, int64_t low, int64_t high);
   bool boolean(const std::string& key, bool fallback);
+  std::string choice(const std::string& key, const std::string& fallback, const std::vector<std::string>& allowed);
   // A list of integers: [0, 3], {range: [0, 6]} or {range: [0, 6, 2]} (inclusive), or one integer. `all` where
   // `fallback_all`: empty result.
   std::vector<int64_t> integers(const std::string& key, int64_t low, int64_t high, bool may_be_all);
   std::vector<std::string> texts(const std::string& key);
   const Json& raw(const std::string& key);  // null when absent
+  // Refuses a map without `key`; `help` says what belongs there.
+  void require(const std::string& key, const std::string& help);
   void finish() const;
   [[noreturn]] void fail(const std::string& key, const std::string& message) const;
 
  private:
   const Json* find(const std::string& key);
-  const Config& config_;
+  std::string place(const std::string& key) const;  // "file:line:column: path.key"
+  [[noreturn]] void fail_expected(const std::string& key, const std::string& what, const Json& found) const;
+  void require_map();
+  const Config* config_ = nullptr;
   std::string path_;
   const Json* map_ = nullptr;
   std::vector<std::string> known_;

@@ -41,8 +41,7 @@ void flatten(const Config& c, const Json& map, const std::string& prefix, const 
 }
 
 void require_map(const Config& c, const Json& v, const std::string& path) {
-  if (!v.is_object())
-    fail_usage(fmt::format("{}: a map of paths to lists is expected, found {}", at(c, path), v.dump()));
+  if (!v.is_object()) fail_expected(at(c, path), "a map of paths to lists", v);
 }
 
 void add_product(const Config& c, const Json& map, const std::string& shown, bool repeat, std::vector<Axis>& axes) {
@@ -63,7 +62,7 @@ void add_product(const Config& c, const Json& map, const std::string& shown, boo
 void add_zip(const Config& c, const Json& list, std::vector<Axis>& axes) {
   if (list.is_null()) return;
   const Json entries = list.is_object() ? Json::array({list}) : list;
-  if (!entries.is_array()) fail_usage(fmt::format("{}: a list of maps is expected", at(c, "sweep.zip")));
+  if (!entries.is_array()) fail_expected(at(c, "sweep.zip"), "a list of maps", entries);
   for (size_t i = 0; i < entries.size(); ++i) {
     const std::string shown = fmt::format("sweep.zip[{}]", i);
     require_map(c, entries[i], shown);
@@ -108,8 +107,7 @@ Sweep expand_sweep(const Config& config) {
   add_product(config, reader.raw("repeat"), "sweep.repeat", true, axes);
   const Json skip = reader.raw("skip");
   reader.finish();
-  if (!skip.is_null() && !skip.is_array())
-    fail_usage(fmt::format("{}: a list of maps is expected", at(config, "sweep.skip")));
+  if (!skip.is_null() && !skip.is_array()) fail_expected(at(config, "sweep.skip"), "a list of maps", skip);
   for (size_t i = 0; i < skip.size(); ++i) {
     require_map(config, skip[i], fmt::format("sweep.skip[{}]", i));
     if (skip[i].empty())

@@ -9,6 +9,7 @@
 
 #include "core/cpu.h"
 #include "core/error.h"
+#include "core/names.h"
 
 namespace vqkv {
 namespace {
@@ -81,12 +82,12 @@ __attribute__((target("avx2"))) int64_t narrow_bf16_avx2(const float* in, bf16* 
 size_t dtype_size(DType t) { return row_of(t).size; }
 std::string_view dtype_name(DType t) { return row_of(t).name; }
 DType dtype_from_name(std::string_view name) {
-  std::string allowed;
+  std::vector<std::string> known;
   for (const auto& r : kTypes) {
     if (r.name == name) return r.type;
-    allowed += (allowed.empty() ? "" : ", ") + std::string(r.name);
+    known.emplace_back(r.name);
   }
-  fail_usage(fmt::format("unknown dtype '{}'; allowed: {}", name, allowed));
+  fail_unknown("dtype", std::string(name), known);
 }
 
 void to_float(const f16* in, float* out, int64_t n) {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "core/names.h"
 
 namespace vqkv {
 
@@ -63,11 +64,7 @@ std::vector<Choice> choose(const ResultSet& results, const ChooseOptions& option
   if (!any_ok) fail_usage(fmt::format("{} holds no finished cell yet", results.folder));
   if (tags.empty())
     fail_usage("nothing was measured on select documents (trace.select); report documents are never chosen on");
-  if (!tags.contains(options.by)) {
-    const std::string near = nearest_name(options.by, tags);
-    fail_usage(fmt::format("--by {}: not measured{}; there is {}", options.by,
-                           near.empty() ? "" : fmt::format(" (did you mean {}?)", near), fmt::join(tags, ", ")));
-  }
+  if (!tags.contains(options.by)) fail_unknown("--by: measure", options.by, {tags.begin(), tags.end()});
   if (!any_cost)
     fail_usage(fmt::format("no cell has byte columns for a context of {} tokens and {} sequences", context,
                            options.sequences));

@@ -9,6 +9,7 @@
 #include "cache/model.h"
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/names.h"
 #include "core/thread_pool.h"
 #include "generation/logits.h"
 #include "model/text_input.h"
@@ -256,9 +257,12 @@ void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& tr
 }  // namespace
 
 ReplayMode replay_mode_from_name(const std::string& name) {
-  for (const auto& m : kModes)
+  std::vector<std::string> known;
+  for (const auto& m : kModes) {
     if (name == m.name) return m.mode;
-  fail_usage(fmt::format("unknown mode '{}'; allowed: forced, stepwise, prefill-exact, fake-quant", name));
+    known.push_back(m.name);
+  }
+  fail_unknown("mode", name, known);
 }
 
 std::string replay_mode_name(ReplayMode mode) {

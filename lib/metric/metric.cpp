@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/finite.h"
 #include "core/gemm.h"
+#include "core/names.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -32,9 +33,7 @@ const MetricKind& find_metric(const std::string& name) {
     names.push_back(m->describe().name);
     if (names.back() == name) return *m;
   }
-  const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("unknown metric '{}'{}; allowed: {}", name,
-                         near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near), fmt::join(names, ", ")));
+  fail_unknown("metric", name, names);
 }
 
 namespace {

@@ -110,7 +110,8 @@ TEST_CASE("policies are configured, canonical, and refused where they don't fit"
     return std::string("accepted");
   };
   CHECK_THAT(message(R"({"policy": "steaming"})"), Catch::Contains("did you mean 'streaming'"));
-  CHECK_THAT(message(R"({"policy": 3})"), Catch::Contains("cache.policy: 3"));
+  CHECK_THAT(message(R"({"policy": 3})"),
+             Catch::Contains("cache.policy: expected a name, or a map with `name`, found 3"));
   CHECK_THAT(message(R"({"policy": {"nome": "streaming"}})"), Catch::Contains("cache.policy"));
   CHECK_THAT(message(R"({"policy": {"name": "streaming", "budget": 3}})"), Catch::Contains("cache.policy.budget"));
   CHECK_THAT(message(R"({"policy": "streaming", "rule": "none"})"), Catch::Contains("rule 'none'"));

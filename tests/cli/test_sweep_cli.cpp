@@ -194,7 +194,7 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
     has(ran.err, part);
   };
   check({}, 2, "subcommand");
-  check({"pln"}, 2, "error: 'pln' is not a verb; did you mean 'plan'?");
+  check({"pln"}, 2, "error: verb 'pln' is not known, did you mean 'plan'?; allowed: ");
   check({"plan", at.sweep, "--dry-rnu"}, 2, "did you mean '--dry-run'?");
   check({"plan", at.sweep}, 2, "-o plan.jsonl");
   check({"plan", at.dir / "gone.yaml", "-o", at.plan}, 2, "gone.yaml does not exist");
@@ -203,7 +203,7 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   check({"plan", at.sweep, "codec.transform=[hadamrd]", "-o", at.plan}, 2, "did you mean 'hadamard'?");
   check({"run", at.sweep, "-o", at.dir / "out"}, 3, "s.yaml");
   check({"status", at.dir / "out"}, 2, "not a result folder");
-  check({"explain", "rvqq"}, 2, "did you mean rvq?");
+  check({"explain", "rvqq"}, 2, "did you mean 'rvq'?");
   REQUIRE(at({"plan", at.sweep, "-o", at.plan}).code == 0);
   check({"run", at.plan, "-o", at.dir / "out", "--shard", "4/4"}, 2, "--shard 4/4");
   check({"run", at.plan, "-o", at.dir / "out", "--time-budget", "5 minutes"}, 2, "not a duration");
@@ -211,8 +211,8 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   REQUIRE(at({"run", at.plan, "-o", at.dir / "out", "--time-budget", "1s"}).code == 0);
   check({"best", at.dir / "out", "--budget", "lots"}, 2, "not a budget");
   check({"best", at.dir / "out", "--budget", "9bpv", "--by", "attention.softmax"}, 2,
-        "did you mean attention.softmax_kl?");
-  check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "c.h5"}, 2, "has no such cell");
+        "did you mean 'attention.softmax_kl'?");
+  check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "c.h5"}, 2, "cell 'zzzz' is not known");
   REQUIRE(at({"plan", at.sweep, "contexts=[256]", "-o", at.dir / "other.jsonl"}).code == 0);
   check({"run", at.dir / "other.jsonl", "-o", at.dir / "out"}, 2, "another plan");
   CHECK(at({"--version"}).out.find("vqkv-sweep 0.") == 0);

@@ -358,7 +358,7 @@ TEST_CASE("choosing looks at select documents and aggregates repeats", "[runner]
   c.column = "resident";
   CHECK(choose(r, c).size() == 0);  // 32768 tokens need more
   c.by = "attention.softmaxkl";
-  has(error_of([&] { choose(r, c); }), "did you mean attention.softmax_kl");
+  has(error_of([&] { choose(r, c); }), "did you mean 'attention.softmax_kl'?");
   for (const char* bad : {"", "2.5", "-1bpv", "2.5 bpv", "1MB", "nanbpv", "1e999bpv"})
     has(error_of([&] { parse_budget(bad); }), "is not a budget");
 }

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/names.h"
 
 namespace vqkv {
 
@@ -26,9 +27,7 @@ const PolicyKind& find_policy(const std::string& name, const std::string& path) 
     names.push_back(k->describe().name);
     if (names.back() == name) return *k;
   }
-  const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("{}policy '{}' is not known{}; allowed: {}", path.empty() ? "" : path + ": ", name,
-                         near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+  fail_unknown(path.empty() ? "policy" : path + ": policy", name, names);
 }
 
 Json PolicyKind::canonical(const Json& given, const std::string& path) const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "core/names.h"
 
 namespace vqkv {
 
@@ -30,9 +31,7 @@ const TransformKind& find_transform(const std::string& name, const std::string& 
       }();
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return *all_transforms()[static_cast<size_t>(it - names.begin())];
-  const std::string near = nearest_name(name, names);
-  fail_usage(fmt::format("{}{}transform '{}' is not known{}; allowed: {}", path, path.empty() ? "" : ": ", name,
-                         near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", ")));
+  fail_unknown(path.empty() ? "transform" : path + ": transform", name, names);
 }
 
 std::string check_chain(const Json& transforms, const UnitShape& unit) {
