@@ -10,6 +10,14 @@
 
 namespace vqkv::dump {
 
+std::string rope_text(const RopeFacts& r) {
+  std::string text =
+      fmt::format("theta {}, {} of {} channels rotate, scaling {}", r.theta, r.rotary_dim, r.head_dim, r.scaling);
+  if (r.attention_factor != 1)  // scores of rotated channels grow by its square
+    text += fmt::format(", queries and keys times {:.6g} (attention factor)", r.attention_factor);
+  return text;
+}
+
 int run_model(const std::string& model, TableFormat format) {
   const ModelFacts f = read_model_facts(model);
   Json facts = f.to_json();
@@ -57,8 +65,7 @@ int run_model(const std::string& model, TableFormat format) {
                            f.q_heads / f.kv_heads, f.head_dim));
   say("context length", f.context_length);
   if (f.sliding_window > 0) say("sliding window", fmt::format("{}; longer contexts are refused", f.sliding_window));
-  say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}; pair p is channels (p, p + {})",
-                          f.rope.theta, f.rope.rotary_dim, f.head_dim, f.rope.scaling, f.rope.rotary_dim / 2));
+  say("RoPE", fmt::format("{}; pair p is channels (p, p + {})", rope_text(f.rope), f.rope.rotary_dim / 2));
   say("QKV bias, output bias, q/k norm, tied head",
       fmt::format("{}, {}, {}, {}", f.qkv_bias ? "yes" : "no", f.o_bias ? "yes" : "no", f.qk_norm ? "yes" : "no",
                   f.tied_head ? "yes" : "no"));

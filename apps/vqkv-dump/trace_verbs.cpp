@@ -230,8 +230,7 @@ int run_inspect(const InspectVerb& v) {
         fmt::format("({}, {}, {}, {}), {}", s.layers, s.q_heads, trace.queries(), s.head_dim,
                     human_bytes(f["query_bytes"].get<double>())));
     say("keys stored", trace.info().keys_pre_rope ? "before RoPE" : "after RoPE");
-    say("RoPE", fmt::format("theta {}, {} of {} channels rotate, scaling {}", s.rope.theta, s.rope.rotary_dim,
-                            s.head_dim, s.rope.scaling));
+    say("RoPE", rope_text(s.rope));
     say("windows",
         fmt::format("{}, the longest of {} tokens", trace.windows().size(), f["longest_window"].get<int64_t>()));
     for (const TraceDocument& d : trace.documents())

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/table.h"
+#include "core/rope.h"
 #include "model/text_input.h"
 
 namespace vqkv::dump {
@@ -30,6 +31,8 @@ struct TokensVerb {
   bool ids = false;  // plain ids, one line a document
   TableFormat format = TableFormat::kMarkdown;
 };
+
+std::string rope_text(const RopeFacts& rope);  // in one line
 
 int run_capture(const CaptureVerb& v);
 int run_inspect(const InspectVerb& v);

@@ -44,11 +44,16 @@ int64_t first_divergence(const Generated& a, const Generated& b) {
   return i == x.end() && j == y.end() ? -1 : i - x.begin();
 }
 
+// One token as it prints; a padded row of the model's vocabulary has no text.
+std::string shown(const Tokenizer& tokenizer, int32_t id) {
+  return tokenizer.padded(id) ? fmt::format("<{}>", id) : printable(tokenizer.piece(id));
+}
+
 Json token_json(const Tokenizer& tokenizer, const Generated& g, int64_t at) {
   const auto ids = with_stop(g);
   if (at < 0 || at >= static_cast<int64_t>(ids.size())) return nullptr;
   const int32_t id = ids[static_cast<size_t>(at)];
-  return {{"id", id}, {"text", printable(tokenizer.piece(id))}};
+  return {{"id", id}, {"text", shown(tokenizer, id)}};
 }
 
 // Lines of at most `width` characters, broken at spaces where there are any. A character is a code point: close enough.
@@ -105,7 +110,8 @@ std::string marked(const Tokenizer& tokenizer, const Generated& g, int64_t diver
     return printable(tokenizer.decode(g.tokens, true));
   const auto cut = g.tokens.begin() + divergence;
   std::string before, after;
-  for (auto t = g.tokens.begin(); t != g.tokens.end(); ++t) (t < cut ? before : after) += tokenizer.piece(*t);
+  for (auto t = g.tokens.begin(); t != g.tokens.end(); ++t)
+    (t < cut ? before : after) += tokenizer.padded(*t) ? "" : tokenizer.piece(*t);
   return printable(before) + "»" + printable(after);
 }
 
@@ -208,7 +214,15 @@ int run_generate(const GenerateVerb& v) {
                   {"attend", run.attend_seconds}}}};
     add_bits(row, run.bytes, shape, run.length, run.codec.codecs->config(), run.claimed_bytes);
     row["decode"] = g.decode_steps > 0 ? Json(static_cast<double>(g.decode_steps) / g.decode_seconds) : Json();
-    row["stopped"] = g.stop_token >= 0 ? printable(tokenizer.piece(g.stop_token)) : "length";
+    row["stopped"] = g.stop_token >= 0 ? shown(tokenizer, g.stop_token) : "length";
+    const auto padded =
+        std::count_if(g.tokens.begin(), g.tokens.end(), [&](int32_t id) { return tokenizer.padded(id); });
+    row["padded_tokens"] = padded;
+    if (padded > 0)
+      log_warning(
+          fmt::format("{}: {} of {} new tokens are beyond the tokenizer's {} entries (the model has {} rows): "
+                      "they print as nothing, their ids stand in --json",
+                      run.codec.label, padded, g.tokens.size(), tokenizer.size(), facts.vocab));
     row["first_divergence"] = nullptr;
     if (run.divergence >= 0) {
       const Json a = token_json(tokenizer, runs[0].generated, run.divergence),

@@ -21,8 +21,11 @@ class Tokenizer {
   virtual int32_t size() const = 0;
   // Plain text; with parse_special, special tokens written in the text become their ids (chat templates).
   virtual std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const = 0;
+  // Models pad their embeddings to round numbers and may draw an id of a padded row: such ids give no bytes, as with
+  // transformers (whose decode leaves them out, too). Negative ids are refused.
   virtual std::string decode(const std::vector<int32_t>& ids, bool skip_special = false) const = 0;
-  virtual std::string piece(int32_t id) const = 0;  // the bytes of one token
+  virtual std::string piece(int32_t id) const = 0;  // the bytes of one token; kBadData for a padded id
+  bool padded(int32_t id) const { return id >= size(); }
   const SpecialTokens& special() const { return special_; }
   const std::string& chat_template() const { return chat_template_; }
 

@@ -93,6 +93,7 @@ class BpeTokenizer final : public Tokenizer {
   std::string decode(const std::vector<int32_t>& ids, bool skip_special) const override {
     std::string out;
     for (const int32_t id : ids) {
+      if (padded(id)) continue;
       const std::string text = piece(id);
       if (!skip_special || !control_[static_cast<size_t>(id)]) out += text;
     }

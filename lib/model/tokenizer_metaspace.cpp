@@ -52,6 +52,7 @@ class MetaspaceTokenizer final : public Tokenizer {
     std::string out;
     bool first = true;  // the space in front of the first piece is the one that encode put there
     for (const int32_t id : ids) {
+      if (padded(id)) continue;
       const std::string text = piece(id);
       if (types_[static_cast<size_t>(id)] == TokenType::kControl) {
         if (!skip_special) out += text;

@@ -57,6 +57,7 @@ class SpmTokenizer final : public Tokenizer {
     std::string out;
     bool first = true;  // the space in front of the first piece is the one that encode put there
     for (const int32_t id : ids) {
+      if (padded(id)) continue;
       const std::string text = piece(id);
       const TokenType type = types_[static_cast<size_t>(id)];
       if (type == TokenType::kControl) {

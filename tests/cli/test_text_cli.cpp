@@ -157,3 +157,42 @@ TEST_CASE("ids of --token-ids need no tokenizer", "[cli][text]") {
     CHECK_THAT(far.err, Contains("token id 96 is outside the vocabulary of 96"));
   }
 }
+
+TEST_CASE("ids of padded vocabulary rows: drawn, kept in --json, printed as nothing, and said", "[cli][text]") {
+  const TinyModel m;
+  Json json = Json::parse(read_file(m.model + "/tokenizer.json", 1 << 20));
+  for (int id = 6; id < 96; ++id) json["model"]["vocab"].erase("token" + std::to_string(id));
+  write_file(m.model + "/tokenizer.json", json.dump());  // six entries, and 96 rows in the model
+  const std::vector<std::string> verb{"generate", "--model",      m.model, "--prompt",      "abab", "--codec",
+                                      "exact",    "--new-tokens", "24",    "--temperature", "2",    "--seed",
+                                      "3"};
+  const Json full = m.json("vqkv-eval", verb);
+  for (const Json& row : full["rows"]) {
+    const auto ids = row["tokens"].get<std::vector<int32_t>>();
+    const std::vector<std::string> pieces{"a", "b", "ab", "", "", "s"};  // special ones are left out
+    std::string text;
+    int64_t padded = 0;
+    for (const int32_t id : ids) id < 6 ? void(text += pieces[static_cast<size_t>(id)]) : void(++padded);
+    CHECK(padded > 0);
+    CHECK(row["padded_tokens"] == padded);
+    CHECK(row["text"] == text);
+    CHECK(ids.size() == row["new_tokens"].get<size_t>());
+  }
+  const ToolRun run = m.run("vqkv-eval", verb);
+  INFO(run.err);
+  CHECK(run.code == 0);
+  CHECK_THAT(run.err, Contains("are beyond the tokenizer's 6 entries (the model has 96 rows)"));
+}
+
+TEST_CASE("RoPE's attention factor is said where it is not 1", "[cli][text]") {
+  const TinyModel m;
+  const std::string yarn = VQKV_SOURCE_DIR "/tests/golden/hf/yarn_attention_factor", trace = m.dir / "t.trace.h5";
+  write_file(m.dir / "x.ids", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16");
+  CHECK_THAT(m.run("vqkv-dump", {"model", yarn}).out, Contains("queries and keys times 0.7 (attention factor)"));
+  CHECK_THAT(m.run("vqkv-dump", {"model", m.model}).out, !Contains("attention factor"));
+  const ToolRun capture =
+      m.run("vqkv-dump", {"capture", "--model", yarn, "--token-ids", m.dir / "x.ids", "--context", "16", "-o", trace});
+  INFO(capture.err);
+  REQUIRE(capture.code == 0);
+  CHECK_THAT(m.run("vqkv-dump", {"inspect", trace}).out, Contains("queries and keys times 0.7 (attention factor)"));
+}

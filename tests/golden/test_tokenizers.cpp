@@ -70,6 +70,10 @@ TEST_CASE("tokenizer.model through libsentencepiece", "[tokens]") {
   for (int32_t id = 0; id < own->size(); ++id) CHECK(own->piece(id) == tokenizer->piece(id));
   CHECK(own->decode({1, 500, 600, 2}) == tokenizer->decode({1, 500, 600, 2}));
   CHECK(own->decode({1, 500, 600, 2}, true) == tokenizer->decode({1, 500, 600, 2}, true));
+  for (const Tokenizer* t : {own.get(), tokenizer.get()}) {  // padded rows of a model have no text
+    CHECK(t->decode({1, t->size(), 500, 600, t->size() + 99}) == t->decode({1, 500, 600}));
+    CHECK_THROWS_WITH(t->decode({1, -1}), Catch::Contains("token id -1"));
+  }
   CHECK(tokenizer->special().bos == 1);
   CHECK(tokenizer->special().eos == 2);
 }

@@ -323,6 +323,8 @@ TEST_CASE("words of a megabyte", "[tokenizer]") {
        {random, std::string(1'000'000, 'a'), std::string(1'000'000, ' '), newlines, std::string(1'000'000, '!')}) {
     CHECK(bpe->decode(bpe->encode(text)) == text);
   }
+  CHECK(bpe->decode({bpe->size(), 5, bpe->size() + 7}) == bpe->piece(5));  // padded rows of a model have no text
+  CHECK_THROWS_WITH(bpe->decode({-1}), Contains("token id -1"));
 }
 
 TEST_CASE("SentencePiece vocabularies: unused pieces, missing bytes, bad scores", "[tokenizer]") {
