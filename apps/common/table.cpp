@@ -106,6 +106,15 @@ void print(const Table& table, TableFormat format) {
   std::fwrite(text.data(), 1, text.size(), stdout);
 }
 
+bool print(const Table& table, TableFormat format, const Json& full) {
+  if (format != TableFormat::kJson) {
+    print(table, format);
+    return format == TableFormat::kMarkdown;
+  }
+  std::fputs((full.dump(2) + "\n").c_str(), stdout);
+  return false;
+}
+
 std::string human_bytes(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   int u = 0;

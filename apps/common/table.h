@@ -23,6 +23,9 @@ enum class TableFormat { kMarkdown, kCsv, kJson, kJsonl };
 TableFormat table_format_from_name(const std::string& name);  // md|csv|json|jsonl, else kUsage
 std::string render(const Table& table, TableFormat format);
 void print(const Table& table, TableFormat format);  // to stdout
+// A table whose --json is `full`, the rows with what holds for all of them. True where people read it: notes may
+// follow.
+bool print(const Table& table, TableFormat format, const Json& full);
 
 // 1536 -> "1.5 KiB"
 std::string human_bytes(double bytes);

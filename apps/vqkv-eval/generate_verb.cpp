@@ -234,29 +234,24 @@ int run_generate(const GenerateVerb& v) {
     }
     table.rows.push_back(std::move(row));
   }
-  if (v.common.format == TableFormat::kJson) {
-    const Json full = {
-        {"facts",
-         {{"model", facts.name},
-          {"model_hash", facts.hash},
-          {"weights", model->weights()},
-          {"threads", thread_count()},
-          {"prompt_tokens", prompt.size()},
-          {"chat", v.chat},
-          {"thinking", v.thinking},
-          {"exact_prefill", v.exact_prefill},
-          {"sampling", {{"temperature", v.temperature}, {"top_k", v.top_k}, {"top_p", v.top_p}, {"seed", v.seed}}},
-          {"bos", tokenizer.special().add_bos},
-          {"command", v.common.command},
-          {"time", utc_now()},
-          {"tool", version_facts()}}},
-        {"prompt", prompt},
-        {"rows", table.rows}};
-    std::fputs((full.dump(2) + "\n").c_str(), stdout);
-    return kExitOk;
-  }
-  print(table, v.common.format);
-  if (v.common.format != TableFormat::kMarkdown) return kExitOk;
+  const Json full = {
+      {"facts",
+       {{"model", facts.name},
+        {"model_hash", facts.hash},
+        {"weights", model->weights()},
+        {"threads", thread_count()},
+        {"prompt_tokens", prompt.size()},
+        {"chat", v.chat},
+        {"thinking", v.thinking},
+        {"exact_prefill", v.exact_prefill},
+        {"sampling", {{"temperature", v.temperature}, {"top_k", v.top_k}, {"top_p", v.top_p}, {"seed", v.seed}}},
+        {"bos", tokenizer.special().add_bos},
+        {"command", v.common.command},
+        {"time", utc_now()},
+        {"tool", version_facts()}}},
+      {"prompt", prompt},
+      {"rows", table.rows}};
+  if (!print(table, v.common.format, full)) return kExitOk;
   std::string out;
   if (runs.size() == 1) out = "\n" + printable(tokenizer.decode(runs[0].generated.tokens, true)) + "\n";
   for (size_t r = 1; r < runs.size(); ++r) {

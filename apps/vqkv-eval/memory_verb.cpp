@@ -142,27 +142,24 @@ int run_memory(const MemoryVerb& v) {
   for (auto& codec : load_codecs(v.common, model))
     if (codec.policy.codes || codec.label != "exact") codecs.push_back(std::move(codec));
   if (interrupted()) return kExitOk;
-  Table table{{{"codec", "codec", "", false},
-               {"protocol", "protocol", "", false},
-               {"context", "context", "{:.0f}"},
-               {"bits_per_value", "bits/value", "{:.3f}"},
-               {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
-               {"bits_per_value_64", "64 seq", "{:.3f}"},
-               {"total", "resident", "{:.0f}"},
-               {"codes", "codes", "{:.0f}"},
-               {"side", "side", "{:.0f}"},
-               {"overlay", "overlay", "{:.0f}"},
-               {"sinks", "sinks", "{:.0f}"},
-               {"window", "window", "{:.0f}"},
-               {"padding", "padding", "{:.0f}"},
-               {"index", "index", "{:.0f}"},
-               {"workspace", "workspace", "{:.0f}"},
-               {"codebooks", "books (model)", "{:.0f}"},
-               {"allocator", "allocator", "{:.0f}"},
-               {"allocator_peak", "allocator peak", "{:.0f}"},
-               {"process_peak", "process peak", "{:.0f}"},
-               {"path", "path", "", false}},
+  Table table{{{"codec", "codec", "", false}, {"protocol", "protocol", "", false}, {"context", "context", "{:.0f}"}},
               {}};
+  for (const Column& c : bits_columns()) table.columns.push_back(c);
+  for (const auto& [key, title] : {std::pair{"total", "resident"},
+                                   {"codes", "codes"},
+                                   {"side", "side"},
+                                   {"overlay", "overlay"},
+                                   {"sinks", "sinks"},
+                                   {"window", "window"},
+                                   {"padding", "padding"},
+                                   {"index", "index"},
+                                   {"workspace", "workspace"},
+                                   {"codebooks", "books (model)"},
+                                   {"allocator", "allocator"},
+                                   {"allocator_peak", "allocator peak"},
+                                   {"process_peak", "process peak"}})
+    table.columns.push_back({key, title, "{:.0f}"});
+  table.columns.push_back({"path", "path", "", false});
   for (const LoadedCodec& codec : codecs) {
     ChildCodec child;
     hand_over(codec, child);
@@ -174,9 +171,7 @@ int run_memory(const MemoryVerb& v) {
       row["protocol"] = protocol_text(codec.policy);
       row["context"] = context;
       row["total"] = ledger.total_sequence();
-      row["bits_per_value"] = bits_per_value(ledger, shape, context, 0);
-      row["bits_per_value_1"] = bits_per_value(ledger, shape, context, 1);
-      row["bits_per_value_64"] = bits_per_value(ledger, shape, context, 64);
+      add_bits(row, ledger, shape, context);
       if (context <= v.measured_up_to && context <= model.longest_context()) {
         log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
         const Json measured = measure_in_child(v, child.spec, context);

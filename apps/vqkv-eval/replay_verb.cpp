@@ -12,6 +12,7 @@
 #include "core/thread_pool.h"
 #include "core/version.h"
 #include "experiment/protocol.h"
+#include "experiment/replay_rows.h"
 #include "generation/replay_statistics.h"
 #include "io/atomic_file.h"
 #include "verbs.h"
@@ -21,46 +22,29 @@ namespace {
 
 constexpr char kNoWindow[] = " (no window)";
 
-std::vector<Column> columns(const ReplayVerb& v) {
+// Between what a row is and what it took: what its measurements say of themselves.
+std::vector<Column> columns(const ReplayVerb& v, const std::vector<MeasureColumn>& measured) {
   std::vector<Column> all{{"codec", "codec", "", false},
                           {"mode", "mode", "", false},
                           {"protocol", "protocol", "", false},
-                          {"path", "path", "", false},
-                          {"bits_per_value", "bits/value", "{:.3f}"},
-                          {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
-                          {"bits_per_value_64", "64 seq", "{:.3f}"},
-                          {"coded_mass.last_quarter", "coded mass", "{:.3f}"}};
-  const auto wants = [&](const char* group) {
-    return std::find(v.metrics.begin(), v.metrics.end(), group) != v.metrics.end();
-  };
-  if (wants("kld"))
-    for (const Column& c : {Column{"kld.last_quarter", "KLD last 1/4", "{:.3g}"},
-                            Column{"kld.last_quarter.error", "±", "{:.2g}"}, Column{"kld.mean", "KLD", "{:.3g}"},
-                            Column{"kld.median", "median", "{:.3g}"}, Column{"kld.p99", "p99", "{:.3g}"},
-                            Column{"same_top", "same top", "{:.4f}"}, Column{"delta_p.rms", "Δp rms", "{:.4f}"}})
-      all.push_back(c);
-  if (wants("ppl"))
-    for (const Column& c : {Column{"ppl", "PPL", "{:.6g}"}, Column{"ppl.ratio", "PPL ratio", "{:.5f}"},
-                            Column{"ppl.ratio.error", "±", "{:.2g}"}, Column{"bits_per_byte", "bits/byte", "{:.4f}"}})
-      all.push_back(c);
+                          {"path", "path", "", false}};
+  for (const Column& c : bits_columns()) all.push_back(c);
+  for (const MeasureColumn& c : measured) {
+    if (!c.group.empty() && std::find(v.metrics.begin(), v.metrics.end(), c.group) == v.metrics.end()) continue;
+    all.push_back({c.tag, c.title, fmt::format("{{:.{}g}}", c.digits)});
+    if (c.error) all.push_back({c.tag + ".error", "±", "{:.2g}"});
+  }
   all.push_back({"time_ratio", "time / exact", "{:.2f}"});
   return all;
 }
 
-// Of a row, in words.
-std::string protocol_of(const ReplayCandidate& c) {
-  if (!c.policy.codes) return protocol_text(c.policy);
-  if (c.mode == ReplayMode::kFakeQuant)  // no window at all: every key and value beyond the sinks is its code
-    return protocol_text({.sinks = c.policy.sinks, .k = {0, 1}, .v = {0, 1}});
-  return (c.mode == ReplayMode::kPrefillExact ? "exact prompt, then " : "") + protocol_text(c.policy);
-}
-
 Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& c, const ReplayVerb& v,
-            const CacheShape& shape) {
+            const CacheShape& shape, std::vector<MeasureColumn>& measured) {
   Json row = {{"codec", c.label}, {"mode", replay_mode_name(c.mode)}, {"protocol", protocol_of(c)}, {"path", t.path}};
   for (const Measurement& m : kld_block(r, t, v.context)) {
     row[m.tag] = std::isfinite(m.value) ? Json(m.value) : Json();
     if (m.stderr_ > 0) row[m.tag + ".error"] = m.stderr_;
+    add_column(measured, m);
   }
   add_bits(row, t.bytes, shape, v.context, c.codecs->config(), t.claimed_bytes);
   row["bytes"] = t.bytes.to_json();
@@ -86,14 +70,6 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
                   {"exact_dtype", dtype_name(c.policy.exact_dtype)}};
   row["config"] = c.codecs->config();
   return row;
-}
-
-// The same sinks and window with nothing between them, where one rule serves both roles.
-std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
-  const FlushRule &k = policy.k, &v = policy.v;
-  if (!policy.keeps_codes() || k.window != v.window || k.flush != v.flush || k.window < 1) return std::nullopt;
-  policy.drops = true;
-  return policy;
 }
 
 // Every pair of codecs under the same kind of policy (windowed with windowed); verdicts are corrected over all of them.
@@ -139,23 +115,14 @@ int run_replay(const ReplayVerb& v) {
   if (codecs.empty()) return kExitOk;  // interrupted
   const DType exact_dtype = codecs[0].policy.exact_dtype;
 
-  std::vector<ReplayCandidate> candidates;
-  // Exact against exact with rows of another type: what no codec can be told apart from. Other blocks alone would not
-  // do: the runtime gives the same bits for every block length.
-  const DType other = exact_dtype == DType::kF32 ? DType::kF16 : DType::kF32;
-  candidates.push_back({.label = fmt::format("self-noise (exact in {})", dtype_name(other)),
-                        .codecs = exact_codec_set(shape),
-                        .policy = CachePolicy::exact(other),
-                        .attention = v.common.attention,
-                        .mode = ReplayMode::kForced,
-                        .block = std::max<int64_t>(1, v.block / 2 - 3)});
+  std::vector<ReplayCandidate> candidates{self_noise(shape, exact_dtype, v.common.attention, v.block)};
   constexpr size_t kFirstCodec = 1;
   std::vector<Learned> learned{{.known = true}};  // a candidate
   for (const auto& codec : codecs) {
     if (codec.policy.exact_dtype != exact_dtype)
       log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
                               dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
-    const Learned from = what_it_learned(codec, texts);
+    const Learned from = codec.exec ? Learned{} : what_it_learned(*codec.codecs, codec.origin, texts);
     if (!from.known)
       log_warning(fmt::format("{}: {}, so nobody can say whether it was trained on these texts", codec.label,
                               codec.exec ? "it is another program" : "its trace is gone"));
@@ -177,7 +144,7 @@ int run_replay(const ReplayVerb& v) {
     };
     add(codec.label, codec.policy, codec.exec);
     if (v.no_window_rows && codec.policy.keeps_codes() && mode != ReplayMode::kFakeQuant) {
-      const CachePolicy policy = without_window(codec);
+      const CachePolicy policy = without_window(*codec.codecs, codec.policy);
       add(codec.label + kNoWindow, policy, codec.exec ? codec.exec->under(policy) : nullptr);
     }
   }
@@ -210,22 +177,20 @@ int run_replay(const ReplayVerb& v) {
   if (interrupted()) log_warning(fmt::format("interrupted; the numbers are of the first {} windows", result.windows));
   if (result.windows == 0) return kExitOk;
 
-  Table table{columns(v), {}};
+  Table table;
+  bool flagged = false;
+  std::vector<MeasureColumn> measured;
   for (size_t c = 0; c < candidates.size(); ++c) {
-    Json row = row_of(result, result.tracks[c], candidates[c], v, shape);
+    Json row = row_of(result, result.tracks[c], candidates[c], v, shape, measured);
     row["seen_in_training"] = learned[c].known ? Json(learned[c].seen) : Json();
-    Json flags = Json::array();
-    if (!learned[c].known) flags.push_back("training unknown");
-    if (learned[c].seen > 0) flags.push_back("trained on these texts");
-    if (learned[c].positions > 0 && learned[c].positions < v.context) flags.push_back("extrapolated");
+    const auto flags = learned[c].flags(v.context);
     row["flags"] = flags;
-    for (const auto& f : flags)
-      row["flag_text"] =
-          (row.contains("flag_text") ? row["flag_text"].get<std::string>() + ", " : "") + f.get<std::string>();
+    if (!flags.empty()) row["flag_text"] = fmt::format("{}", fmt::join(flags, ", "));
     table.rows.push_back(std::move(row));
-    if (!flags.empty() && table.columns.back().key != "flag_text")
-      table.columns.push_back({"flag_text", "flags", "", false});
+    flagged = flagged || !flags.empty();
   }
+  table.columns = columns(v, measured);
+  if (flagged) table.columns.push_back({"flag_text", "flags", "", false});
   const std::string scored = result.prompt > 0 ? fmt::format("every token after the prompt of {}", result.prompt)
                                                : "every token of a window but its first";
   const std::string bos = result.bos                ? "each window starts with BOS, as the model adds one"
@@ -253,12 +218,7 @@ int run_replay(const ReplayVerb& v) {
   const Json comparisons = comparisons_of(result, candidates, kFirstCodec, last_codec, v);
   const Json full = {{"facts", facts}, {"rows", table.rows}, {"comparisons", comparisons}};
   if (!v.out.empty()) write_file(v.out, full.dump(1) + "\n");
-  if (v.common.format == TableFormat::kJson) {
-    std::fputs((full.dump(2) + "\n").c_str(), stdout);
-    return kExitOk;
-  }
-  print(table, v.common.format);
-  if (v.common.format != TableFormat::kMarkdown) return kExitOk;
+  if (!print(table, v.common.format, full)) return kExitOk;
   const ReplayClusters clusters = replay_clusters(result);
   std::string notes = fmt::format(
       "\n{} window{} of {} tokens, {} scored positions ({}); {}. Errors (±) are over {} {}{}. Bits a value: all bytes "

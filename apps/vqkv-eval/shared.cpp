@@ -1,20 +1,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <filesystem>
 #include <map>
-#include <numeric>
 #include <set>
-#include <unordered_set>
 
 #include "codec/codec_archive.h"
 #include "common/tool.h"
 #include "config/config.h"
 #include "core/log.h"
+#include "experiment/cost.h"
 #include "experiment/runner.h"
-#include "io/trace.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
@@ -147,52 +144,7 @@ LoadedCodec start_program(const std::string& command, const CommonOptions& commo
   return out;
 }
 
-// Hashes of every run of kRun tokens; a text of its own rarely shares one with another.
-constexpr size_t kRun = 32;
-template <class Use>
-void for_runs(std::span<const int32_t> ids, size_t step, Use&& use) {
-  for (size_t at = 0; at + kRun <= ids.size(); at += step) {
-    uint64_t h = 1469598103934665603u;  // FNV-1a over whole ids
-    for (size_t i = 0; i < kRun; ++i)
-      h = (h ^ static_cast<uint64_t>(static_cast<uint32_t>(ids[at + i]))) * 1099511628211u;
-    use(h);
-  }
-}
-
 }  // namespace
-
-Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>& texts) {
-  Learned out;
-  if (codec.exec) return out;
-  const auto& units = codec.codecs->units();
-  if (std::none_of(units.begin(), units.end(), [](const TrainedUnit& u) { return u.report.vectors > 0; })) {
-    out.known = true;
-    return out;
-  }
-  const Json& o = codec.origin;
-  if (!o.is_object() || !o["path"].is_string() || !o["train"].is_array() ||
-      !std::filesystem::exists(o["path"].get<std::string>()))
-    return out;
-  const TraceReader trace(o["path"].get<std::string>());
-  if (o["hash"] != trace.info().content_hash) return out;
-  out.known = true;
-  std::unordered_set<uint64_t> trained;
-  for (const TraceWindow& w : trace.windows()) {
-    if (std::find(o["train"].begin(), o["train"].end(), Json(w.document)) == o["train"].end()) continue;
-    for_runs(std::span(trace.token_id()).subspan(static_cast<size_t>(w.first_token), static_cast<size_t>(w.tokens)), 1,
-             [&](uint64_t h) { trained.insert(h); });
-    for (int64_t i = 0; i < w.tokens; ++i)
-      out.positions = std::max<int64_t>(out.positions, trace.position()[static_cast<size_t>(w.first_token + i)] + 1);
-  }
-  int64_t runs = 0, seen = 0;
-  for (const ReplayText& t : texts)
-    for_runs(t.tokens, kRun, [&](uint64_t h) {
-      ++runs;
-      seen += trained.contains(h);
-    });
-  out.seen = runs > 0 ? static_cast<double>(seen) / static_cast<double>(runs) : 0;
-  return out;
-}
 
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
   make_attention_backend(common.attention);  // a wrong name is told before the model is read
@@ -247,18 +199,6 @@ std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& 
   return out;
 }
 
-CachePolicy without_window(const LoadedCodec& codec) {
-  CachePolicy policy = codec.policy;
-  std::array<int64_t, 2> block{1, 1};
-  for (const auto& u : codec.codecs->units()) {
-    int64_t& b = block[static_cast<size_t>(u.spec.unit.role)];
-    b = std::lcm(b, static_cast<int64_t>(u.codec->layout().block_tokens));
-  }
-  policy.k = {1, block[0]};
-  policy.v = {1, block[1]};
-  return policy;
-}
-
 void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, const Json& codec_config,
               const std::optional<int64_t>& claimed) {
   if (claimed) {
@@ -272,16 +212,15 @@ void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int6
     row["claimed_bytes"] = *claimed;
     return;
   }
-  row["bits_per_value"] = bits_per_value(ledger, shape, tokens, 0);
-  row["bits_per_value_1"] = bits_per_value(ledger, shape, tokens, 1);
-  row["bits_per_value_64"] = bits_per_value(ledger, shape, tokens, 64);
+  for (const auto& [key, sequences] :
+       {std::pair{"bits_per_value", 0}, std::pair{"bits_per_value_1", 1}, std::pair{"bits_per_value_64", 64}})
+    row[key] = bits_per_value(ledger, shape, tokens, sequences);
 }
 
-double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences) {
-  const double values = 2.0 * shape.layers * shape.kv_heads * shape.head_dim * static_cast<double>(tokens);
-  double bytes = static_cast<double>(ledger.total_sequence());
-  if (sequences > 0) bytes += static_cast<double>(ledger.codebooks) / static_cast<double>(sequences);
-  return 8 * bytes / values;
+std::vector<Column> bits_columns() {
+  return {{"bits_per_value", "bits/value", "{:.3f}"},
+          {"bits_per_value_1", "with books, 1 seq", "{:.3f}"},
+          {"bits_per_value_64", "64 seq", "{:.3f}"}};
 }
 
 int run_ls(const std::string& what, TableFormat format) {

@@ -78,13 +78,6 @@ struct LoadedCodec {
   Json origin;  // {path, hash, train} of the trace that it learned from, null where not told
   std::shared_ptr<const ExecCodec> exec = nullptr;  // of exec:COMMAND
 };
-// What a codec learned from, as far as its trace is still where it was.
-struct Learned {
-  bool known = false;     // false: nobody can say
-  double seen = 0;        // share of the texts that stands in its train documents
-  int64_t positions = 0;  // it was trained on positions below this one; 0: it learned nothing
-};
-Learned what_it_learned(const LoadedCodec& codec, const std::vector<ReplayText>& texts);
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
 // Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
 // codecs when a training was interrupted.
@@ -92,17 +85,14 @@ LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, con
 // All of --codec; empty when a training was interrupted.
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);
-// The same policy without any window: only a token's own exact form (and a tail shorter than a codec block).
-CachePolicy without_window(const LoadedCodec& codec);
 // UTF-8 for a table or JSON: bytes of a token that are only part of a character become U+FFFD.
 std::string printable(const std::string& bytes);
 // Refuses (kUsage) exec:COMMAND for a verb that has no use for it.
 void refuse_exec(const CommonOptions& common, const std::string& reason);
 // The columns bits_per_value, _1 and _64 of a row. Bytes that another program claims are no ledger's: the first then
 // says whose they are, beside exact sinks and window, and the others stay empty.
-void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, const Json& codec_config,
-              const std::optional<int64_t>& claimed);
-// Bits per cached value that `ledger` holds at `tokens` tokens of context.
-double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
+void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens,
+              const Json& codec_config = {}, const std::optional<int64_t>& claimed = {});
+std::vector<Column> bits_columns();  // what shows them: resident, and with the constants shared by 1 and 64 sequences
 
 }  // namespace vqkv::eval

@@ -56,8 +56,13 @@ int run_best(const BestVerb& verb, const Common& common) {
   t.columns.push_back({"cost", fmt::format("{}, {}", o.budget.bytes ? "bytes" : "bits/value", at),
                        o.budget.bytes ? "{:.0f}" : "{:.3f}"});
   t.columns.push_back({"bits_per_value.codes", "codes+side bits", "{:.3f}"});
-  t.columns.push_back({"select", verb.by + " (select)", "{:.4g}"});
-  t.columns.push_back({"report", verb.by + " (report)", "{:.4g}"});
+  Measurement by;
+  by.tag = verb.by;
+  if (!found.empty())
+    if (const Json* m = found[0].cells[0]->find("select", verb.by)) by = measurement_head_from_json(*m);
+  const std::string digits = fmt::format("{{:.{}g}}", by.digits);
+  t.columns.push_back({"select", by.heading() + " (select)", digits});
+  t.columns.push_back({"report", by.heading() + " (report)", digits});
   t.columns.push_back({"report_error", "± standard error", "{:.2g}"});
   t.columns.push_back({"n", "documents"});
   t.columns.push_back({"repeats", ""});

@@ -24,7 +24,16 @@ Json row(const std::string& tag, double value, const std::string& unit, int64_t 
 
 int64_t values_per_token(const CacheShape& s) { return int64_t{2} * s.layers * s.kv_heads * s.head_dim; }
 
+double shared_bytes(double resident, int64_t constants, int64_t sequences) {
+  return resident + (sequences > 0 ? static_cast<double>(constants) / static_cast<double>(sequences) : 0);
+}
+
 }  // namespace
+
+double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences) {
+  return 8 * shared_bytes(static_cast<double>(ledger.total_sequence()), ledger.codebooks, sequences) /
+         static_cast<double>(values_per_token(shape) * tokens);
+}
 
 Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras) {
   Json out = Json::array();
@@ -42,7 +51,7 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::sp
     out.push_back(row("bytes", resident, "bytes", context, 0));
     out.push_back(row("bits_per_value", 8 * resident / values, "bits/value", context, 0));
     for (const int64_t n : config.sequences) {
-      const double shared = resident + static_cast<double>(constants) / static_cast<double>(n);
+      const double shared = shared_bytes(resident, constants, n);
       out.push_back(row("bytes", shared, "bytes", context, n));
       out.push_back(row("bits_per_value", 8 * shared / values, "bits/value", context, n));
     }

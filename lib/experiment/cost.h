@@ -11,12 +11,16 @@ namespace vqkv {
 // Rises when the same codec and policy count other bytes: part of a cell's identity.
 inline constexpr int kLedgerVersion = 1;
 
+// Bits a cached value at `tokens` tokens of context: all that `ledger` holds of one sequence, and the constants shared
+// by `sequences` sequences (0: without them). K and V count 2 * layers * kv_heads * head_dim values a token.
+double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
+
 // Measurements of role "cost", as JSON:
 //   bits_per_value.codes              codes, side data and exact exceptions of a coded value, K and V together
 //   bytes, bits_per_value             resident bytes of one sequence at `context`, all kinds of the ledger
 //   bytes, bits_per_value + sequences the same with the model-side constants shared by that many sequences
 //   bytes.constants                   codebooks, transforms, encoders
-// bits_per_value counts 2 * layers * kv_heads * head_dim values a token, of the layers and heads in scope.
+// Layers and heads are those in scope.
 // `extras` are those of FidelityResult.
 Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras);
 // The ledgers behind them: {context: {codes: ..., ...}}.

@@ -12,6 +12,7 @@
 #include "experiment/protocol.h"
 #include "experiment/svg.h"
 #include "io/atomic_file.h"
+#include "metric/measurement.h"
 #include "metric/statistics.h"
 
 namespace vqkv {
@@ -157,14 +158,34 @@ int64_t documents_of(const CellResult& c) {
   return m ? m->value("n", int64_t{0}) : 0;
 }
 
-Plot pareto(const std::vector<Point>& points, const std::string& tag, const std::string& title,
-            const std::string& y_label, int64_t context, int64_t sequences, const std::string& note) {
+// "softmax KL, nats": the axis of what is measured under `tag`.
+std::string axis_of(const std::vector<Point>& points, const std::string& tag) {
+  for (const Point& p : points)
+    if (const Json* m = p.cell->find(kReport, tag)) {
+      const Measurement head = measurement_head_from_json(*m);
+      return head.heading() + (head.unit == "1" ? "" : ", " + head.unit);
+    }
+  return tag;
+}
+
+// What the rows measured in `role`, in the order met; the measure that ranks the rows stands first.
+std::vector<MeasureColumn> columns_of(const std::vector<Point>& points, const std::string& role) {
+  std::vector<MeasureColumn> out;
+  for (const Point& p : points)
+    for (const Json& m : p.cell->record.at("measurements"))
+      if (m.value("role", "") == role) add_column(out, measurement_head_from_json(m));
+  std::stable_partition(out.begin(), out.end(), [](const MeasureColumn& c) { return c.tag == kRankBy; });
+  return out;
+}
+
+Plot pareto(const std::vector<Point>& points, const std::string& tag, const std::string& title, int64_t context,
+            int64_t sequences, const std::string& note) {
   Plot plot;
   plot.title = title;
   plot.x_label = sequences == 0 ? fmt::format("bits per value, resident per sequence at {} tokens", context)
                                 : fmt::format("bits per value at {} tokens, books shared by {} sequence{}", context,
                                               sequences, sequences == 1 ? "" : "s");
-  plot.y_label = y_label;
+  plot.y_label = axis_of(points, tag);
   plot.log_y = true;
   std::vector<std::pair<double, double>> all;
   std::map<std::string, PlotSeries> by_method;
@@ -199,8 +220,8 @@ std::string scatter(const std::vector<Point>& points, const std::string& x_tag, 
                     const std::string& note) {
   Plot plot;
   plot.title = fmt::format("{} against {}", y_tag, x_tag);
-  plot.x_label = x_tag;
-  plot.y_label = y_tag;
+  plot.x_label = axis_of(points, x_tag);
+  plot.y_label = axis_of(points, y_tag);
   plot.log_x = plot.log_y = true;
   std::map<std::string, PlotSeries> by_method;
   std::vector<double> xs, ys;
@@ -276,37 +297,41 @@ std::string position_plot(const std::vector<const Point*>& points, const std::st
 
 std::string table_of(const std::vector<Point>& points, const std::vector<int64_t>& contexts,
                      const std::vector<int64_t>& sequences) {
-  std::string out =
-      "<div class=\"scroll\"><table><tr><th>#</th><th class=\"codec\">codec</th><th>softmax KL<br>± standard error</th>"
-      "<th>output error<br>after W_O</th>";
+  const auto measured = columns_of(points, kReport), timed = columns_of(points, "time");
+  std::string out = "<div class=\"scroll\"><table><tr><th>#</th><th class=\"codec\">codec</th>";
+  const auto heading = [&](const MeasureColumn& c) {
+    out += fmt::format("<th title=\"{}\">{}{}</th>", escape_html(c.tag), escape_html(c.title),
+                       c.error ? "<br>± standard error" : "");
+  };
+  for (const MeasureColumn& c : measured) heading(c);
   for (const int64_t c : contexts) {
     out += fmt::format("<th>bits/value<br>resident, {}</th>", c);
     for (const int64_t s : sequences) out += fmt::format("<th>with books<br>{} seq, {}</th>", s, c);
   }
+  for (const MeasureColumn& c : timed) heading(c);
   out +=
-      "<th>logit rms</th><th>key NMSE</th><th>value NMSE</th><th>top-16<br>recall</th><th>train s</th>"
       "<th class=\"codec\">protocol</th><th class=\"codec\">arithmetic</th><th "
       "class=\"codec\">flags</th><th>cell</th></tr>\n";
   for (const auto& p : points) {
     std::string flags;
     if (p.cell->record.contains("flags"))
       for (const auto& f : p.cell->record["flags"]) flags += (flags.empty() ? "" : ", ") + short_value(f);
-    const auto number = [&](double value, const char* format) { out += "<td>" + cell_text(value, format) + "</td>"; };
-    out += fmt::format("<tr class=\"{}\"><td>{}</td><td class=\"codec\">{}</td><td>{} ± {}</td>",
+    out += fmt::format("<tr class=\"{}\"><td>{}</td><td class=\"codec\">{}</td>",
                        p.front         ? "front"
                        : flags.empty() ? ""
                                        : "warn",
-                       p.number, escape_html(p.label), cell_text(p.kl, "{:.5f}"), cell_text(p.kl_error, "{:.5f}"));
-    number(p.cell->value(kReport, "output.relative_error_after_wo"), "{:.4f}");
+                       p.number, escape_html(p.label));
+    for (const MeasureColumn& c : measured)
+      out += fmt::format("<td>{}{}</td>", measure_text(p.cell->value(kReport, c.tag), c.digits),
+                         c.error ? " ± " + measure_text(error_of(*p.cell, c.tag), 2) : "");
+    const auto bits = [&](int64_t context, int64_t shared) {
+      out += "<td>" + cell_text(p.cell->value("cost", "bits_per_value", context, shared), "{:.3f}") + "</td>";
+    };
     for (const int64_t c : contexts) {
-      number(p.cell->value("cost", "bits_per_value", c, 0), "{:.3f}");
-      for (const int64_t s : sequences) number(p.cell->value("cost", "bits_per_value", c, s), "{:.3f}");
+      bits(c, 0);
+      for (const int64_t s : sequences) bits(c, s);
     }
-    number(p.cell->value(kReport, "logit.centred_rms"), "{:.4f}");
-    number(p.cell->value(kReport, "key.nmse"), "{:.5f}");
-    number(p.cell->value(kReport, "value.nmse"), "{:.5f}");
-    number(p.cell->value(kReport, "attention.top16_mass_recall"), "{:.4f}");
-    number(p.cell->value("time", "time.train"), "{:.1f}");
+    for (const MeasureColumn& c : timed) out += "<td>" + measure_text(p.cell->value("time", c.tag), c.digits) + "</td>";
     for (const std::string& text : {p.protocol, arithmetic_of(*p.cell), flags})
       out += fmt::format("<td class=\"text\">{}</td>", escape_html(text));
     out += fmt::format("<td class=\"text\"><code>{}</code></td></tr>\n", escape_html(p.cell->id()));
@@ -402,13 +427,13 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     html += "<p>No cell has finished yet.</p>";
   } else {
     html += "<h2>Bits against attention</h2><div class=\"figures\">\n";
-    html += render_plot(pareto(points, kRankBy, "Softmax KL against resident bits", "softmax KL, nats", longest, 0,
-                               note + " Dominated cells are pale."));
+    html += render_plot(
+        pareto(points, kRankBy, "Softmax KL against resident bits", longest, 0, note + " Dominated cells are pale."));
     html += render_plot(pareto(points, "output.relative_error_after_wo", "Attention output error against resident bits",
-                               "relative error after W_O", longest, 0, note));
+                               longest, 0, note));
     for (const int64_t s : sequences)
       html += render_plot(pareto(points, kRankBy, fmt::format("With codebooks, {} sequence{}", s, s == 1 ? "" : "s"),
-                                 "softmax KL, nats", longest, s, note));
+                                 longest, s, note));
     html += "</div>\n<h2>Cells</h2>\n<p class=\"note\">" + ground_of(points) +
             "In the order of bits; the front of softmax KL is tinted.</p>\n" + table_of(points, contexts, sequences);
 
@@ -434,7 +459,12 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     html += "<h2>Where the error sits</h2><div class=\"figures\">\n";
     for (const Point* p : front) html += heat_map(*p, kRankBy, plan);
     html += "</div><div class=\"figures\">\n";
-    html += position_plot(front, "key.nmse", counted) + position_plot(front, "value.nmse", counted);
+    std::set<std::string> by_position;
+    for (const Point* p : front)
+      for (const Json& m : p->cell->record.at("measurements"))
+        if (const auto tag = m.value("tag", std::string()); detail_of(*p->cell, tag, "position"))
+          by_position.insert(tag);
+    for (const std::string& tag : by_position) html += position_plot(front, tag, counted);
     html += "</div>\n";
   }
 

@@ -181,8 +181,15 @@ void append(Json& to, const Json& from) {
 }
 
 Json time_row(const std::string& tag, double seconds) {
-  return {{"role", "time"}, {"tag", tag}, {"value", seconds},  {"unit", "s"},
-          {"stderr", 0},    {"n", 1},     {"better", "lower"}, {"exact", false}};
+  Measurement m;
+  m.tag = tag;
+  m.value = seconds;
+  m.unit = "s";
+  m.n = 1;
+  const std::string step = tag.substr(tag.find('.') + 1);
+  Json row = to_json(titled(std::move(m), step + " s", step == "train" ? Shown::kValue : Shown::kNowhere));
+  row["role"] = "time";
+  return row;
 }
 
 std::string kept_codec_path(const std::string& folder, const std::string& train_id) {

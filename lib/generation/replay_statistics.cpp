@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 
 #include "core/error.h"
 
@@ -71,6 +72,15 @@ std::vector<double> per_document(const ReplayResult& r, const std::vector<double
 class Block {
  public:
   explicit Block(int64_t clusters) : clusters_(clusters) {}
+  // The group of what follows.
+  void of(std::string group) { group_ = std::move(group); }
+  // The next one has a column in tables.
+  Block& show(std::string title, Shown shown, int digits = 4) {
+    title_ = std::move(title);
+    shown_ = shown;
+    digits_ = digits;
+    return *this;
+  }
   Measurement& add(std::string tag, double value, std::string unit, double error, Better better) {
     Measurement m;
     m.tag = std::move(tag);
@@ -79,13 +89,17 @@ class Block {
     m.stderr_ = error;
     m.n = clusters_;
     m.better = better;
-    all_.push_back(std::move(m));
+    m.group = group_;
+    all_.push_back(titled(std::move(m), std::exchange(title_, ""), std::exchange(shown_, Shown::kNowhere), digits_));
     return all_.back();
   }
   std::vector<Measurement> take() { return std::move(all_); }
 
  private:
   int64_t clusters_;
+  std::string group_, title_;
+  Shown shown_ = Shown::kNowhere;
+  int digits_ = 4;
   std::vector<Measurement> all_;
 };
 
@@ -110,37 +124,30 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   const auto error_of = [&](const std::vector<double>& x) { return cluster_error(x, clusters.of); };
   const auto mean_of = [](const std::vector<double>& x) { return mean_error(x).mean; };
 
-  const double nll = mean_of(t.nll), nll_exact = mean_of(r.nll_exact);
-  const auto delta_nll = difference(t.nll, r.nll_exact);
-  const double ratio = mean_of(delta_nll);
-  // Errors of exp(mean) by the delta method; ratio and difference use the paired NLLs, hence tighter than the two
-  // apart. The difference keeps the slopes of both: exp(nll) alone is right only where the perplexities are about
-  // equal.
-  out.add("ppl.exact", std::exp(nll_exact), "1", std::exp(nll_exact) * error_of(r.nll_exact), Better::kLower);
-  out.add("ppl", std::exp(nll), "1", std::exp(nll) * error_of(t.nll), Better::kLower);
-  out.add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower).per_document =
-      per_document(r, delta_nll);
-  std::vector<double> slopes(n);
-  for (size_t i = 0; i < n; ++i) slopes[i] = std::exp(nll) * t.nll[i] - std::exp(nll_exact) * r.nll_exact[i];
-  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", error_of(slopes), Better::kLower);
-  out.add("ln_ppl.correlation", pearson(t.nll, r.nll_exact), "1", 0, Better::kHigher);
-  if (r.text_bytes > 0)
-    out.add("bits_per_byte", nll * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
-            "bits/byte", error_of(t.nll) * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
-            Better::kLower);
+  out.add("coded_mass", t.total_mass > 0 ? t.coded_mass / t.total_mass : 0, "1", 0, Better::kNeither);
+  if (t.total_mass_last > 0)
+    out.show("coded mass", Shown::kValue, 3)
+        .add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);
 
-  out.add("kld.mean", mean_of(t.kld), "nats", error_of(t.kld), Better::kLower).per_document = per_document(r, t.kld);
+  out.of("kld");
   const auto last = pick(r, t.kld, [&](int32_t p) { return p >= context - context / 4; });
   if (!last.x.empty())
-    out.add("kld.last_quarter", mean_of(last.x), "nats", cluster_error(last.x, last.cluster), Better::kLower);
+    out.show("KLD last 1/4", Shown::kWithError, 3)
+        .add("kld.last_quarter", mean_of(last.x), "nats", cluster_error(last.x, last.cluster), Better::kLower);
+  out.show("KLD", Shown::kValue, 3)
+      .add("kld.mean", mean_of(t.kld), "nats", error_of(t.kld), Better::kLower)
+      .per_document = per_document(r, t.kld);
   constexpr std::pair<const char*, double> kQuantiles[] = {{"max", 1},  {"p99.9", .999}, {"p99", .99}, {"p95", .95},
                                                            {"p90", .9}, {"median", .5},  {"p10", .1},  {"p5", .05},
                                                            {"p1", .01}, {"min", 0}};
   std::vector<double> q;
   for (const auto& [name, value] : kQuantiles) q.push_back(value);
   const auto kq = quantiles(t.kld, q), dq = quantiles(t.delta_p, q);
-  for (size_t i = 0; i < q.size(); ++i)
-    out.add(fmt::format("kld.{}", kQuantiles[i].first), kq[i], "nats", 0, Better::kLower);
+  for (size_t i = 0; i < q.size(); ++i) {
+    const std::string name = kQuantiles[i].first;
+    if (name == "median" || name == "p99") out.show(name, Shown::kValue, 3);
+    out.add("kld." + name, kq[i], "nats", 0, Better::kLower);
+  }
 
   std::vector<double> squared(n), same(n);
   for (size_t i = 0; i < n; ++i) {
@@ -149,18 +156,39 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   }
   const double rms = std::sqrt(mean_of(squared));
   out.add("delta_p.mean", mean_of(t.delta_p), "1", error_of(t.delta_p), Better::kNeither);
-  out.add("delta_p.rms", rms, "1", rms > 0 ? error_of(squared) / (2 * rms) : 0, Better::kLower);
+  out.show("Δp rms", Shown::kValue)
+      .add("delta_p.rms", rms, "1", rms > 0 ? error_of(squared) / (2 * rms) : 0, Better::kLower);
   for (size_t i = 0; i < q.size(); ++i)
     out.add(fmt::format("delta_p.{}", kQuantiles[i].first), dq[i], "1", 0, Better::kNeither);
-  out.add("same_top", mean_of(same), "1", error_of(same), Better::kHigher);
+  out.show("same top", Shown::kValue).add("same_top", mean_of(same), "1", error_of(same), Better::kHigher);
 
   // The first flip is censored at the window's end where there was none.
   std::vector<double> flips;
   for (const int32_t f : t.flips) flips.push_back(f < 0 ? static_cast<double>(context) : f);
   out.add("first_flip.median", quantile(flips, 0.5), "tokens", 0, Better::kHigher);
-  out.add("coded_mass", t.total_mass > 0 ? t.coded_mass / t.total_mass : 0, "1", 0, Better::kNeither);
-  if (t.total_mass_last > 0)
-    out.add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);
+
+  const double nll = mean_of(t.nll), nll_exact = mean_of(r.nll_exact);
+  const auto delta_nll = difference(t.nll, r.nll_exact);
+  const double ratio = mean_of(delta_nll);
+  // Errors of exp(mean) by the delta method; ratio and difference use the paired NLLs, hence tighter than the two
+  // apart. The difference keeps the slopes of both: exp(nll) alone is right only where the perplexities are about
+  // equal.
+  out.of("ppl");
+  out.add("ppl.exact", std::exp(nll_exact), "1", std::exp(nll_exact) * error_of(r.nll_exact), Better::kLower);
+  out.show("PPL", Shown::kValue, 6).add("ppl", std::exp(nll), "1", std::exp(nll) * error_of(t.nll), Better::kLower);
+  out.show("PPL ratio", Shown::kWithError, 6)
+      .add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower)
+      .per_document = per_document(r, delta_nll);
+  std::vector<double> slopes(n);
+  for (size_t i = 0; i < n; ++i) slopes[i] = std::exp(nll) * t.nll[i] - std::exp(nll_exact) * r.nll_exact[i];
+  out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", error_of(slopes), Better::kLower);
+  out.add("ln_ppl.correlation", pearson(t.nll, r.nll_exact), "1", 0, Better::kHigher);
+  if (r.text_bytes > 0)
+    out.show("bits/byte", Shown::kValue)
+        .add("bits_per_byte", nll * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
+             "bits/byte",
+             error_of(t.nll) * static_cast<double>(n) / (std::log(2.0) * static_cast<double>(r.text_bytes)),
+             Better::kLower);
   return out.take();
 }
 

@@ -36,11 +36,13 @@ class AttentionOutput final : public Metric {
   }
 
   std::vector<Measurement> finish() override {
-    std::vector<Measurement> out{both_.measure("output.relative_error", "1", Better::kLower, true),
-                                 k_only_.measure("output.relative_error_k_only", "1", Better::kLower, true),
-                                 v_only_.measure("output.relative_error_v_only", "1", Better::kLower, true)};
-    if (!projected_.empty())
-      out.push_back(projected_.measure("output.relative_error_after_wo", "1", Better::kLower, true));
+    const auto error = [](const ByHead& sums, const char* of, const char* title, Shown shown) {
+      return titled(sums.measure(std::string("output.relative_error") + of, "1", Better::kLower, true), title, shown);
+    };
+    std::vector<Measurement> out{error(both_, "", "output error", Shown::kValue),
+                                 error(k_only_, "_k_only", "output error, K only", Shown::kNowhere),
+                                 error(v_only_, "_v_only", "output error, V only", Shown::kNowhere)};
+    if (!projected_.empty()) out.push_back(error(projected_, "_after_wo", "output error after W_O", Shown::kValue));
     return out;
   }
 

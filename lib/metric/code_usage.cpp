@@ -35,9 +35,12 @@ class CodeUsage final : public Metric {
       }
       if (slots == 0) continue;
       const std::string prefix = role == 0 ? "key" : "value";
-      out.push_back(plain(prefix + ".code_entropy", entropy / slots, "bits/code", Better::kNeither));
-      out.push_back(plain(prefix + ".code_entropy_share", entropy / bits, "1", Better::kHigher));
-      out.push_back(plain(prefix + ".dead_codes", dead / slots, "1", Better::kLower));
+      const auto add = [&](const char* what, const char* title, double value, const char* unit, Better better) {
+        out.push_back(titled(plain(prefix + what, value, unit, better), prefix + title, Shown::kNowhere));
+      };
+      add(".code_entropy", " code entropy", entropy / slots, "bits/code", Better::kNeither);
+      add(".code_entropy_share", " code entropy of its width", entropy / bits, "1", Better::kHigher);
+      add(".dead_codes", " dead codes", dead / slots, "1", Better::kLower);
     }
     return out;
   }

@@ -40,8 +40,9 @@ class LogitError final : public Metric {
   }
 
   std::vector<Measurement> finish() override {
-    return {centred_.measure("logit.centred_rms", "1", Better::kLower, true),
-            bias_.measure("logit.bias", "1", Better::kNeither), slope_.measure("logit.slope", "1", Better::kNeither)};
+    return {titled(centred_.measure("logit.centred_rms", "1", Better::kLower, true), "logit rms", Shown::kValue),
+            titled(bias_.measure("logit.bias", "1", Better::kNeither), "logit bias", Shown::kNowhere),
+            titled(slope_.measure("logit.slope", "1", Better::kNeither), "logit slope", Shown::kNowhere)};
   }
 
  private:

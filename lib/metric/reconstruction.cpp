@@ -50,7 +50,8 @@ class Nmse : public Metric {
   }
 
   std::vector<Measurement> finish() override {
-    Measurement m = sums_.measure(keys_ ? "key.nmse" : "value.nmse", "1", Better::kLower);
+    const std::string role = keys_ ? "key" : "value";
+    Measurement m = titled(sums_.measure(role + ".nmse", "1", Better::kLower), role + " NMSE", Shown::kValue);
     if (!channels_.empty()) {
       const int64_t d = static_cast<int64_t>(channels_.begin()->second.size()) / 2;
       const int64_t layers = channels_.rbegin()->first.first + 1;
@@ -71,8 +72,8 @@ class Nmse : public Metric {
     for (size_t t = 0; t < position_error_.size(); ++t)
       by_position.values.push_back(position_energy_[t] > 0 ? position_error_[t] / position_energy_[t] : std::nan(""));
     m.details.push_back(std::move(by_position));
-    return {m,
-            variance_.measure(keys_ ? "key.unexplained_variance" : "value.unexplained_variance", "1", Better::kLower)};
+    return {m, titled(variance_.measure(role + ".unexplained_variance", "1", Better::kLower),
+                      role + " unexplained variance", Shown::kNowhere)};
   }
 
  private:

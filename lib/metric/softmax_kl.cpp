@@ -41,9 +41,9 @@ class SoftmaxKl final : public Metric {
   }
 
   std::vector<Measurement> finish() override {
-    return {kl_.measure("attention.softmax_kl", "nats", Better::kLower),
-            tv_.measure("attention.total_variation", "1", Better::kLower),
-            coded_.measure("attention.coded_mass", "1", Better::kNeither)};
+    return {titled(kl_.measure("attention.softmax_kl", "nats", Better::kLower), "softmax KL"),
+            titled(tv_.measure("attention.total_variation", "1", Better::kLower), "total variation", Shown::kNowhere),
+            titled(coded_.measure("attention.coded_mass", "1", Better::kNeither), "coded mass", Shown::kNowhere)};
   }
 
  private:

@@ -46,8 +46,11 @@ class TopK final : public Metric {
   std::vector<Measurement> finish() override {
     std::vector<Measurement> out;
     for (size_t k = 0; k < kSizes.size(); ++k) {
-      out.push_back(overlap_[k].measure(fmt::format("attention.top{}_overlap", kSizes[k]), "1", Better::kHigher));
-      out.push_back(recall_[k].measure(fmt::format("attention.top{}_mass_recall", kSizes[k]), "1", Better::kHigher));
+      const int size = static_cast<int>(kSizes[k]);
+      out.push_back(titled(overlap_[k].measure(fmt::format("attention.top{}_overlap", size), "1", Better::kHigher),
+                           fmt::format("top-{} overlap", size), Shown::kNowhere));
+      out.push_back(titled(recall_[k].measure(fmt::format("attention.top{}_mass_recall", size), "1", Better::kHigher),
+                           fmt::format("top-{} recall", size), size == 16 ? Shown::kValue : Shown::kNowhere));
     }
     return out;
   }

@@ -6,8 +6,10 @@
 #include <cmath>
 #include <filesystem>
 
+#include "experiment/cost.h"
 #include "experiment/svg.h"
 #include "io/atomic_file.h"
+#include "metric/measurement.h"
 #include "support/catch.h"
 
 using namespace vqkv;
@@ -75,7 +77,7 @@ TEST_CASE("the report is one file that needs no network and names its cells, fro
   CHECK(count(html, "class=\"front\"") == 3);  // rtn at 4.5 bits is dominated by rvq at 3.1
   CHECK(html.find("n = 3 report documents; plan abcdef012345. Bars are standard errors") != std::string::npos);
   // A figure calls a cell by its row of the table.
-  CHECK(html.find("<td>2</td><td class=\"codec\">rvq bits=2</td><td>0.05000 ± 0.00500</td>") != std::string::npos);
+  CHECK(html.find("<td>2</td><td class=\"codec\">rvq bits=2</td><td>0.05 ± 0.005</td>") != std::string::npos);
   CHECK(html.find(">2</text>") != std::string::npos);
   CHECK(html.find("2: rvq bits=2") != std::string::npos);
   CHECK(count(html, "plan abcdef012345") == count(html, "<svg"));
@@ -115,6 +117,38 @@ TEST_CASE("every row of the report names its protocol and its arithmetic; unequa
         std::string::npos);
 }
 
+TEST_CASE("a measure that nobody knows yet has its column, axis and curve in the report, as it says itself") {
+  ResultSet r;
+  r.plan = {{"plan", "abcdef0123456789"}, {"traces", Json::array()}};
+  r.cells = {cell(2, "rvq", 2.1, 0.05), cell(3, "rvq", 3.1, 0.01)};
+  Measurement m;
+  m.tag = "test.new_measure";
+  m.unit = "furlongs";
+  m.value = 1.23456789;
+  m.stderr_ = 0.0625;
+  m.n = 3;
+  m.details.push_back({"position", {3}, {1, 2, 3}});
+  Measurement hidden = titled(m, "hidden one", Shown::kNowhere), sharp = titled(m, "Sharp & new", Shown::kValue, 6);
+  hidden.tag = "test.hidden";
+  sharp.tag = "test.sharp";
+  for (const Measurement& each : {m, hidden, sharp}) {
+    Json j = to_json(each);
+    CHECK(to_json(measurement_from_json(j)) == j);
+    j["role"] = "report";
+    for (CellResult& c : r.cells) c.record["measurements"].push_back(j);
+  }
+  const auto path = std::filesystem::temp_directory_path() / ("vqkv-report-" + std::to_string(getpid()) + ".html");
+  write_report(r, path.string());
+  const std::string html = read_file(path.string());
+  std::filesystem::remove(path);
+  CHECK(html.find("<th title=\"test.new_measure\">test.new_measure<br>± standard error</th>") != std::string::npos);
+  CHECK(count(html, "<td>1.235 ± 0.062</td>") == 2);
+  CHECK(html.find("<th title=\"test.sharp\">Sharp &amp; new</th>") != std::string::npos);
+  CHECK(count(html, "<td>1.23457</td>") == 2);
+  CHECK(html.find("hidden one") == std::string::npos);
+  CHECK(html.find("test.new_measure against position") != std::string::npos);
+}
+
 TEST_CASE("a protocol in words") {
   const auto text = [](const char* cache) { return protocol_text(CachePolicy::from_json(Json::parse(cache))); };
   CHECK(text("{}") == "window 128, blocks of 64 + 4 sinks");
@@ -144,7 +178,7 @@ TEST_CASE("one report document gives no standard error, and the report says so")
   std::filesystem::remove(path);
   CHECK(html.find("n = 1 report document; plan abcdef012345. One document gives no standard error") !=
         std::string::npos);
-  CHECK(html.find("<td>0.05000 ± –</td>") != std::string::npos);
+  CHECK(html.find("<td>0.05</td>") != std::string::npos);
   CHECK(html.find("Documents: trained on a.txt; reported on b&lt;.txt.") != std::string::npos);
   CHECK(html.find("nan") == std::string::npos);
 }
@@ -164,4 +198,17 @@ TEST_CASE("an axis drops what it can't show and says so") {
   CHECK(svg.find("2 points could not be drawn") != std::string::npos);
   CHECK(svg.find("nan") == std::string::npos);
   CHECK(svg.find("inf") == std::string::npos);
+}
+
+TEST_CASE("bits a cached value, with the constants shared or apart") {
+  CacheShape shape;  // 64 values a token
+  shape.layers = shape.kv_heads = 2;
+  shape.head_dim = 8;
+  ByteLedger ledger;
+  ledger.codes = 1000;
+  ledger.window = 280;
+  ledger.codebooks = 640;
+  CHECK(bits_per_value(ledger, shape, 10, 0) == 16.0);
+  CHECK(bits_per_value(ledger, shape, 10, 1) == 24.0);
+  CHECK(bits_per_value(ledger, shape, 10, 64) == 16.125);
 }

@@ -98,6 +98,20 @@ TEST_CASE("the coded mass, and windows without a flip count as the whole window"
   CHECK(find(block, "coded_mass.last_quarter").value == 0.5);
 }
 
+TEST_CASE("the statistics say which columns a table of replays has, in which group and order") {
+  ReplayResult r = made(2, 101);
+  ReplayTrack t = track(r, "a", [](int32_t p, int32_t) { return static_cast<double>(p); });
+  t.total_mass_last = t.total_mass = 1;
+  std::vector<MeasureColumn> columns;
+  for (const Measurement& m : kld_block(r, t, 101)) add_column(columns, m);
+  std::vector<std::string> told;
+  for (const MeasureColumn& c : columns) told.push_back(c.group + ":" + c.tag + ":" + c.title);
+  CHECK(told == std::vector<std::string>{":coded_mass.last_quarter:coded mass", "kld:kld.last_quarter:KLD last 1/4",
+                                         "kld:kld.mean:KLD", "kld:kld.p99:p99", "kld:kld.median:median",
+                                         "kld:delta_p.rms:Δp rms", "kld:same_top:same top", "ppl:ppl:PPL",
+                                         "ppl:ppl.ratio:PPL ratio", "ppl:bits_per_byte:bits/byte"});
+}
+
 TEST_CASE("no statistics under 100 positions") {
   ReplayResult r = made(1, 100);  // 99 positions
   CHECK_THROWS_AS(kld_block(r, track(r, "a", [](int32_t, int32_t) { return 0.0; }), 100), Error);

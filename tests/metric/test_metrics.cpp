@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/rng.h"
 #include "metric/metric.h"
 #include "support/catch.h"
@@ -205,6 +207,36 @@ TEST_CASE("code usage: entropy in bits and dead codewords") {
   CHECK(got.at("key.code_entropy") == Approx(1.0));
   CHECK(got.at("key.code_entropy_share") == Approx(0.25));
   CHECK(got.at("key.dead_codes") == Approx((12.0 / 16 + 15.0 / 16) / 2));
+}
+
+TEST_CASE("every measurement of every metric says what tables print: a heading of its own, or that it stands nowhere") {
+  Case c(0.3);
+  std::vector<MeasureColumn> columns;
+  std::set<std::string> tags, headings;
+  for (const MetricKind* kind : all_metrics()) {
+    INFO(kind->describe().name);
+    FidelitySample fresh = c.sample;
+    fresh.build_rows();
+    const auto metric = kind->make();
+    metric->add(fresh);
+    size_t shown = 0;
+    for (const Measurement& m : metric->finish()) {
+      INFO(m.tag);
+      CHECK(tags.insert(m.tag).second);
+      CHECK(headings.insert(m.heading()).second);
+      CHECK_FALSE(m.title.empty());
+      const size_t before = columns.size();
+      const Measurement back = measurement_from_json(to_json(m));
+      CHECK((back.title == m.title && back.shown == m.shown && back.digits == m.digits && back.group == m.group));
+      add_column(columns, back);
+      add_column(columns, m);
+      CHECK(columns.size() == before + (m.shown != Shown::kNowhere));
+      shown += columns.size() - before;
+    }
+    CHECK((shown > 0 || kind->describe().name == "code_usage"));
+  }
+  CHECK(measure_text(0.0123456, 3) == "0.0123");
+  CHECK(measure_text(std::nan(""), 3) == "–");
 }
 
 TEST_CASE("an unknown metric names the nearest") {

@@ -1,0 +1,106 @@
+#include "experiment/replay_rows.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <numeric>
+#include <unordered_set>
+
+#include "experiment/protocol.h"
+#include "io/trace.h"
+
+namespace vqkv {
+namespace {
+
+// Hashes of every run of kRun tokens; a text of its own rarely shares one with another.
+constexpr size_t kRun = 32;
+template <class Use>
+void for_runs(std::span<const int32_t> ids, size_t step, Use&& use) {
+  for (size_t at = 0; at + kRun <= ids.size(); at += step) {
+    uint64_t h = 1469598103934665603u;  // FNV-1a over whole ids
+    for (size_t i = 0; i < kRun; ++i)
+      h = (h ^ static_cast<uint64_t>(static_cast<uint32_t>(ids[at + i]))) * 1099511628211u;
+    use(h);
+  }
+}
+
+}  // namespace
+
+std::string protocol_of(const ReplayCandidate& c) {
+  if (!c.policy.codes) return protocol_text(c.policy);
+  if (c.mode == ReplayMode::kFakeQuant)  // no window at all: every key and value beyond the sinks is its code
+    return protocol_text({.sinks = c.policy.sinks, .k = {0, 1}, .v = {0, 1}});
+  return (c.mode == ReplayMode::kPrefillExact ? "exact prompt, then " : "") + protocol_text(c.policy);
+}
+
+ReplayCandidate self_noise(const CacheShape& shape, DType exact_dtype, const std::string& attention, int64_t block) {
+  const DType other = exact_dtype == DType::kF32 ? DType::kF16 : DType::kF32;
+  return {.label = fmt::format("self-noise (exact in {})", dtype_name(other)),
+          .codecs = exact_codec_set(shape),
+          .policy = CachePolicy::exact(other),
+          .attention = attention,
+          .mode = ReplayMode::kForced,
+          .block = std::max<int64_t>(1, block / 2 - 3)};
+}
+
+CachePolicy without_window(const CodecSet& codecs, CachePolicy policy) {
+  std::array<int64_t, 2> block{1, 1};
+  for (const auto& u : codecs.units()) {
+    int64_t& b = block[static_cast<size_t>(u.spec.unit.role)];
+    b = std::lcm(b, static_cast<int64_t>(u.codec->layout().block_tokens));
+  }
+  policy.k = {1, block[0]};
+  policy.v = {1, block[1]};
+  return policy;
+}
+
+std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
+  const FlushRule &k = policy.k, &v = policy.v;
+  if (!policy.keeps_codes() || k.window != v.window || k.flush != v.flush || k.window < 1) return std::nullopt;
+  policy.drops = true;
+  return policy;
+}
+
+std::vector<std::string> Learned::flags(int64_t context) const {
+  std::vector<std::string> out;
+  if (!known) out.push_back("training unknown");
+  if (seen > 0) out.push_back("trained on these texts");
+  if (positions > 0 && positions < context) out.push_back("extrapolated");
+  return out;
+}
+
+Learned what_it_learned(const CodecSet& codecs, const Json& origin, std::span<const ReplayText> texts) {
+  Learned out;
+  const auto& units = codecs.units();
+  if (std::none_of(units.begin(), units.end(), [](const TrainedUnit& u) { return u.report.vectors > 0; })) {
+    out.known = true;
+    return out;
+  }
+  if (!origin.is_object() || !origin.at("path").is_string() || !origin.at("train").is_array() ||
+      !std::filesystem::exists(origin.at("path").get<std::string>()))
+    return out;
+  const TraceReader trace(origin.at("path").get<std::string>());
+  if (origin.at("hash") != trace.info().content_hash) return out;
+  out.known = true;
+  const Json& train = origin.at("train");
+  std::unordered_set<uint64_t> trained;
+  for (const TraceWindow& w : trace.windows()) {
+    if (std::find(train.begin(), train.end(), Json(w.document)) == train.end()) continue;
+    for_runs(std::span(trace.token_id()).subspan(static_cast<size_t>(w.first_token), static_cast<size_t>(w.tokens)), 1,
+             [&](uint64_t h) { trained.insert(h); });
+    for (int64_t i = 0; i < w.tokens; ++i)
+      out.positions = std::max<int64_t>(out.positions, trace.position()[static_cast<size_t>(w.first_token + i)] + 1);
+  }
+  int64_t runs = 0, seen = 0;
+  for (const ReplayText& t : texts)
+    for_runs(t.tokens, kRun, [&](uint64_t h) {
+      ++runs;
+      seen += trained.contains(h);
+    });
+  out.seen = runs > 0 ? static_cast<double>(seen) / static_cast<double>(runs) : 0;
+  return out;
+}
+
+}  // namespace vqkv

@@ -1,0 +1,137 @@
+// The rows beside a codec's own in a table of replays, and what `inspect` says of a head.
+#include "experiment/replay_rows.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "experiment/head_statistics.h"
+#include "experiment/protocol.h"
+#include "support/catch.h"
+#include "support/sweep_trace.h"
+
+using namespace vqkv;
+
+namespace {
+
+CacheShape small_shape() {
+  CacheShape shape;
+  shape.layers = 1;
+  shape.q_heads = shape.kv_heads = 2;
+  shape.head_dim = 16;
+  shape.rope = RopeFacts::plain(16, 16, 10000.0);
+  return shape;
+}
+
+// As if it had learned from `vectors` rows.
+std::shared_ptr<const CodecSet> codec_set(const Json& config, int64_t vectors) {
+  const CodecPlan plan = resolve_codec(config, small_shape());
+  std::vector<TrainedUnit> units;
+  for (const UnitSpec& spec : plan.units) {
+    TrainReport report;
+    report.vectors = vectors;
+    units.push_back({spec, make_codec(spec), report});
+  }
+  return std::make_shared<CodecSet>(small_shape(), plan.config, std::move(units), "");
+}
+
+}  // namespace
+
+TEST_CASE("rows of the protocol: self-noise in another type, no window, and the window alone", "[replay-rows]") {
+  const ReplayCandidate noise = self_noise(small_shape(), DType::kF16, "auto", 256);
+  CHECK(noise.label == "self-noise (exact in f32)");
+  CHECK_FALSE(noise.policy.codes);
+  CHECK(noise.policy.exact_dtype == DType::kF32);
+  CHECK(noise.block == 125);
+  CHECK(self_noise(small_shape(), DType::kF32, "auto", 1).label == "self-noise (exact in f16)");
+  CHECK(self_noise(small_shape(), DType::kF32, "auto", 1).block == 1);
+
+  const CachePolicy window = CachePolicy::from_json({{"sinks", 4}, {"window", 64}, {"flush", 32}});
+  const auto kivi = codec_set({{"name", "kivi"}, {"bits", 2}, {"group", 16}}, 0);
+  const CachePolicy bare = without_window(*kivi, window);
+  CHECK(bare.sinks == 4);
+  CHECK(bare.k.window == 1);
+  CHECK(bare.k.flush == 16);  // a group of tokens is one block
+  CHECK(bare.v.flush == 1);
+
+  const auto alone = streaming_beside(window);
+  REQUIRE(alone);
+  CHECK(alone->drops);
+  CHECK(alone->k.window == 64);
+  CHECK_FALSE(streaming_beside(*alone));  // it keeps no codes
+  CHECK_FALSE(streaming_beside(CachePolicy::exact()));
+  CHECK_FALSE(streaming_beside(CachePolicy::from_json({{"rule", "kivi"}, {"residual", 32}})));  // two rules
+
+  ReplayCandidate c{.label = "c", .codecs = kivi, .policy = window};
+  CHECK(protocol_of(c) == protocol_text(window));
+  c.mode = ReplayMode::kPrefillExact;
+  CHECK(protocol_of(c) == "exact prompt, then " + protocol_text(window));
+  c.mode = ReplayMode::kFakeQuant;
+  CHECK(protocol_of(c) == "no exact token + 4 sinks");
+}
+
+TEST_CASE("what a codec had seen of the texts: its documents, another trace, nothing to learn", "[replay-rows]") {
+  const TestFolder dir;
+  write_sweep_trace(dir / "a.trace.h5", 3, 160);
+  const TraceReader trace(dir / "a.trace.h5");
+  const auto ids = [&](int document) {
+    const auto window = std::find_if(trace.windows().begin(), trace.windows().end(),
+                                     [&](const TraceWindow& w) { return w.document == document; });
+    const auto first = trace.token_id().begin() + window->first_token;
+    return std::vector<int32_t>(first, first + window->tokens);
+  };
+  std::vector<int32_t> other(160);
+  for (size_t i = 0; i < other.size(); ++i) other[i] = static_cast<int32_t>(100'000 + i);
+  const ReplayText texts[] = {{"seen", ids(1)}, {"new", other}};
+  const auto trained = codec_set({{"name", "rtn"}}, 10), plain = codec_set({{"name", "rtn"}}, 0);
+  const Json origin = {{"path", dir / "a.trace.h5"}, {"train", {1}}, {"hash", trace.info().content_hash}};
+
+  const Learned half = what_it_learned(*trained, origin, texts);
+  CHECK(half.known);
+  CHECK(half.seen == 0.5);
+  CHECK(half.positions == 160);
+  CHECK(half.flags(160) == std::vector<std::string>{"trained on these texts"});
+  CHECK(half.flags(161) == std::vector<std::string>{"trained on these texts", "extrapolated"});
+  CHECK(what_it_learned(*trained, origin, std::span(texts).subspan(1)).flags(160).empty());
+  Json changed = origin;
+  changed["hash"] = "another";
+  CHECK(what_it_learned(*trained, changed, texts).flags(8) == std::vector<std::string>{"training unknown"});
+  CHECK_FALSE(what_it_learned(*trained, Json(), texts).known);
+  const Learned nothing = what_it_learned(*plain, Json(), texts);
+  CHECK(nothing.known);
+  CHECK(nothing.flags(4096).empty());
+}
+
+TEST_CASE("a head's numbers are their definitions, whatever the pieces", "[head-statistics]") {
+  // Channel 0 is 10 or 6, channel 1 is 1 or -1, channel 2 half of that, channel 3 always 0.5.
+  constexpr int64_t kRows = 400;
+  Matrix<float> x(kRows, 4);
+  for (int64_t r = 0; r < kRows; ++r) {
+    x(r, 0) = r % 2 == 0 ? 10.0f : 6.0f;
+    x(r, 1) = r % 4 < 2 ? 1.0f : -1.0f;
+    x(r, 2) = 0.5f * x(r, 1);
+    x(r, 3) = 0.5f;
+  }
+  const auto run = [&](int64_t piece) {
+    HeadStatistics s(4);
+    for (const bool second : {false, true})
+      for (int64_t at = 0; at < kRows; at += piece) {
+        const ConstMatrix part = x.view().slice_rows(at, std::min(piece, kRows - at));
+        second ? s.second_pass(part) : s.first_pass(part);
+      }
+    return s.to_json();
+  };
+  const Json s = run(kRows);
+  CHECK(run(7) == s);
+  const double long_row = std::sqrt(100 + 1.5), short_row = std::sqrt(36 + 1.5);
+  CHECK(s["norm"] == Approx((long_row + short_row) / 2));
+  CHECK(s["norm_cv"] == Approx((long_row - short_row) / (long_row + short_row)));
+  CHECK(s["mean_share"] == Approx((64 + 0.25) / (68 + 1 + 0.25 + 0.25)));
+  CHECK(s["rank90"] == 1);          // the mean and channel 0
+  CHECK(s["rank90_centred"] == 2);  // 4 of 5.25 in channel 0, the rest along (1, 0.5)
+  CHECK(s["max_abs"] == 10);
+  CHECK(s["outliers"] == Json({0}));
+  CHECK(s["outlier_channels"] == 1);
+  CHECK(s["worst_channel"] == 0);
+  CHECK(s["worst_ratio"] == Approx(std::sqrt(68.0) / 1.0));  // the third of four sorted
+  CHECK(s["kurtosis"] == Approx((16 + 1 + 0.0625) / 4 / std::pow(5.25 / 4, 2)));
+}
