@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <vector>
 
 #include "common/tool.h"
@@ -40,38 +41,7 @@ std::string suggestion(const CLI::App& app, const std::vector<std::string>& word
   return "";
 }
 
-}  // namespace
-
-void OutputFlags::add_to(CLI::App& verb, bool table) {
-  if (table) {
-    verb.add_option("--format", format, "what goes to stdout: md, csv, json or jsonl")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
-    verb.add_flag("--json", json, "short for --format json");
-  }
-  verb.add_option("--threads", threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
-  auto* q = verb.add_flag("-q,--quiet", quiet, "no progress, warnings only");
-  verb.add_flag("-v,--verbose", verbose, "more on stderr")->excludes(q);
-}
-
-TableFormat OutputFlags::apply() const {
-  if (quiet) set_log_level(LogLevel::kWarning);
-  if (verbose) set_log_level(LogLevel::kDebug);
-  if (threads > 0) set_thread_count(threads);
-  return json ? TableFormat::kJson : table_format_from_name(format);
-}
-
-void add_text_flags(CLI::App& verb, TextSources& text) {
-  auto* texts =
-      verb.add_option("--text", text.texts, "UTF-8 text files, one document a file")->check(CLI::ExistingFile);
-  verb.add_option("--token-ids", text.token_ids,
-                  "files of token ids in place of texts: a JSON array, or numbers parted by space")
-      ->check(CLI::ExistingFile);
-  verb.add_flag("--special", text.special, "special tokens written in the texts become their ids")->needs(texts);
-  verb.add_option("--max-tokens", text.max_tokens, "at most so many tokens of each document; 0: all")
-      ->check(CLI::NonNegativeNumber);
-}
-
+// The exit code when there is nothing to run.
 std::optional<int> parse_arguments(CLI::App& app, int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   std::vector<std::string> parsed;
@@ -95,6 +65,65 @@ std::optional<int> parse_arguments(CLI::App& app, int argc, char** argv) {
     return kExitUsage;
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+void OutputFlags::add_to(CLI::App& verb, bool table) {
+  if (table) {
+    verb.add_option("--format", format, "what goes to stdout: md, csv, json or jsonl")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}));
+    verb.add_flag("--json", json, "short for --format json");
+  }
+  verb.add_option("--threads", threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
+  auto* q = verb.add_flag("-q,--quiet", quiet, "no progress, warnings only");
+  verb.add_flag("-v,--verbose", verbose, "more on stderr")->excludes(q);
+}
+
+TableFormat OutputFlags::apply() const {
+  if (quiet) set_log_level(LogLevel::kWarning);
+  if (verbose) set_log_level(LogLevel::kDebug);
+  if (threads > 0) set_thread_count(threads);
+  return json ? TableFormat::kJson : table_format_from_name(format);
+}
+
+void add_model_flag(CLI::App& verb, std::string& model) {
+  verb.add_option("--model", model, "GGUF file or Hugging Face folder")->required();
+}
+
+void add_weights_flag(CLI::App& verb, std::string& weights) {
+  verb.add_option("--weights", weights,
+                  "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "bf16"}));
+}
+
+void add_text_flags(CLI::App& verb, TextSources& text) {
+  auto* texts =
+      verb.add_option("--text", text.texts, "UTF-8 text files, one document a file")->check(CLI::ExistingFile);
+  verb.add_option("--token-ids", text.token_ids,
+                  "files of token ids in place of texts: a JSON array, or numbers parted by space")
+      ->check(CLI::ExistingFile);
+  verb.add_flag("--special", text.special, "special tokens written in the texts become their ids")->needs(texts);
+  verb.add_option("--max-tokens", text.max_tokens, "at most so many tokens of each document; 0: all")
+      ->check(CLI::NonNegativeNumber);
+}
+
+void set_up(CLI::App& app) {
+  install_signal_handlers();
+  app.footer(kExitCodeHelp);
+  app.set_version_flag("--version", version_text(app.get_name()));
+  app.require_subcommand(1);
+}
+
+int run_verb(CLI::App& app, int argc, char** argv, const Methods& methods, const OutputFlags& flags,
+             const std::function<int(TableFormat, const std::string&)>& verb) {
+  if (const auto code = parse_arguments(app, argc, argv)) return *code;
+  return run_tool([&] {
+    for (const Method* method : methods) register_method(*method);
+    return verb(flags.apply(), command_line(argc, argv));
+  });
 }
 
 }  // namespace vqkv

@@ -1,9 +1,10 @@
 // The flags and the command-line manners that the three tools share.
 #pragma once
-#include <optional>
+#include <functional>
 #include <string>
 
 #include "common/table.h"
+#include "common/tools.h"
 #include "model/text_input.h"
 
 namespace CLI {
@@ -22,11 +23,20 @@ struct OutputFlags {
   TableFormat apply() const;
 };
 
+// --model, which every verb that reads a model needs, and --weights.
+void add_model_flag(CLI::App& verb, std::string& model);
+void add_weights_flag(CLI::App& verb, std::string& weights);
+
 // --text, --token-ids, --special, --max-tokens.
 void add_text_flags(CLI::App& verb, TextSources& text);
 
-// Parses; the exit code when there is nothing to run: after --help and --version, and after a mistake, which is told as
-// "error: ..." with the nearest name. A list of files (--text, --token-ids) ends where an override (key=value) stands.
-std::optional<int> parse_arguments(CLI::App& app, int argc, char** argv);
+// A tool before its verbs are added: signals, --version, the exit codes in --help, one verb a call.
+void set_up(CLI::App& app);
+
+// Parses, registers `methods`, applies `flags` and runs `verb` with the format and the command line as one string; the
+// exit code (run_tool's). --help and --version end with 0, a mistake is told as "error: ..." with the nearest name. A
+// list of files (--text, --token-ids) ends where an override (key=value) stands.
+int run_verb(CLI::App& app, int argc, char** argv, const Methods& methods, const OutputFlags& flags,
+             const std::function<int(TableFormat format, const std::string& command)>& verb);
 
 }  // namespace vqkv

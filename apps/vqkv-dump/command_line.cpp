@@ -2,7 +2,6 @@
 #include <CLI/CLI.hpp>
 
 #include "common/flags.h"
-#include "common/tool.h"
 #include "common/tools.h"
 #include "verbs.h"
 
@@ -10,11 +9,8 @@ using namespace vqkv;
 using namespace vqkv::dump;
 
 int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
-  install_signal_handlers();
   CLI::App app("vqkv-dump: records keys, values and queries of a transformer, and looks at the record.", "vqkv-dump");
-  app.footer(kExitCodeHelp);
-  app.set_version_flag("--version", version_text("vqkv-dump"));
-  app.require_subcommand(1);
+  set_up(app);
   OutputFlags flags;
   CaptureVerb capture;
   InspectVerb inspect;
@@ -22,7 +18,7 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
   std::string trace, model;
 
   auto* c = app.add_subcommand("capture", "read texts with the reference runtime and write a trace");
-  c->add_option("--model", capture.model, "GGUF file or Hugging Face folder")->required();
+  add_model_flag(*c, capture.model);
   add_text_flags(*c, capture.text);
   c->add_option("--context", capture.context, "tokens a window; windows don't overlap")
       ->capture_default_str()
@@ -36,10 +32,7 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
   c->add_option("--dtype", capture.dtype, "stored type: bf16, f16 or f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
-  c->add_option("--weights", capture.weights,
-                "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "bf16"}));
+  add_weights_flag(*c, capture.weights);
   c->add_option("--device", capture.device, "cpu")->capture_default_str()->check(CLI::IsMember({"cpu", "cuda"}));
   c->add_flag("!--no-output-weight", capture.output_weight, "leave W_O out (no error after W_O then)");
   c->add_flag("--dry-run", capture.dry_run, "print bytes and an estimated time, write nothing");
@@ -80,7 +73,7 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
       "  vqkv-dump model ~/Llama-3.2-1B --json");
 
   auto* t = app.add_subcommand("tokens", "token ids of a text, as every tool will see them");
-  t->add_option("--model", tokens.model, "GGUF file or Hugging Face folder")->required();
+  add_model_flag(*t, tokens.model);
   add_text_flags(*t, tokens.text);
   t->add_flag("--ids", tokens.ids, "plain ids, one line a document: what --token-ids reads");
   flags.add_to(*t);
@@ -90,12 +83,9 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
       "20\n"
       "  vqkv-dump tokens --model M --text book.txt --ids > book.ids");
 
-  if (const auto code = parse_arguments(app, argc, argv)) return *code;
-  return run_tool([&] {
-    for (const Method* method : methods) register_method(*method);
-    const TableFormat format = flags.apply();
+  return run_verb(app, argc, argv, methods, flags, [&](TableFormat format, const std::string& command) {
     capture.format = inspect.format = tokens.format = format;
-    capture.command = command_line(argc, argv);
+    capture.command = command;
     if (*c) return run_capture(capture);
     if (*i) return run_inspect(inspect);
     if (*v) return run_verify(trace, format);

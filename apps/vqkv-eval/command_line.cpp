@@ -2,7 +2,6 @@
 #include <CLI/CLI.hpp>
 
 #include "common/flags.h"
-#include "common/tool.h"
 #include "common/tools.h"
 #include "verbs.h"
 
@@ -12,7 +11,7 @@ using namespace vqkv::eval;
 namespace {
 
 void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_codec) {
-  verb.add_option("--model", o.model, "GGUF file or Hugging Face folder")->required();
+  add_model_flag(verb, o.model);
   auto* codec = verb.add_option("--codec", o.codecs,
                                 "exact, a frozen FILE.codec.h5, a cell.yaml that is trained first, or exec:COMMAND, a "
                                 "codec in another program (replay and generate; docs/exec.md); repeatable")
@@ -24,10 +23,7 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
                   "cpu-table8 (8-bit tables: logits err by up to 1/8), or auto (each step by the cheapest, so rows may "
                   "take different paths)")
       ->capture_default_str();
-  verb.add_option("--weights", o.weights,
-                  "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "bf16"}));
+  add_weights_flag(verb, o.weights);
   f.add_to(verb);
 }
 
@@ -40,11 +36,8 @@ void add_exec(CLI::App& verb, CommonOptions& o) {
 }  // namespace
 
 int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
-  install_signal_handlers();
   CLI::App app("vqkv-eval: replays generation with a compressed KV cache and says what it cost.", "vqkv-eval");
-  app.footer(kExitCodeHelp);
-  app.set_version_flag("--version", version_text("vqkv-eval"));
-  app.require_subcommand(1);
+  set_up(app);
 
   ReplayVerb replay;
   GenerateVerb generate;
@@ -144,11 +137,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   flags.add_to(*l);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
 
-  if (const auto code = parse_arguments(app, argc, argv)) return *code;
-  return run_tool([&] {
-    for (const Method* method : methods) register_method(*method);
-    const TableFormat format = flags.apply();
-    const std::string command = command_line(argc, argv);
+  return run_verb(app, argc, argv, methods, flags, [&](TableFormat format, const std::string& command) {
     for (CommonOptions* o : {&replay.common, &generate.common, &memory.common, &speed.common}) {
       o->format = format;
       o->command = command;

@@ -2,7 +2,6 @@
 #include <CLI/CLI.hpp>
 
 #include "common/flags.h"
-#include "common/tool.h"
 #include "common/tools.h"
 #include "verbs.h"
 
@@ -10,13 +9,10 @@ using namespace vqkv;
 using namespace vqkv::sweep;
 
 int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
-  install_signal_handlers();
   CLI::App app(
       "vqkv-sweep: trains KV-cache codecs on some documents of a trace and measures them on others, at counted bytes.",
       "vqkv-sweep");
-  app.footer(kExitCodeHelp);
-  app.set_version_flag("--version", version_text("vqkv-sweep"));
-  app.require_subcommand(1);
+  set_up(app);
 
   OutputFlags flags;
   std::string what, name, folder, report_out = "report.html";
@@ -128,10 +124,8 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
       "Examples:\n  vqkv-sweep judge t.trace.h5 recon.h5 --bytes 1843200\n"
       "  vqkv-sweep judge t.trace.h5 recon.h5 --bytes 1843200 'trace.report=[5, 6]' cache.window=128 --json");
 
-  if (const auto code = parse_arguments(app, argc, argv)) return *code;
-  return run_tool([&] {
-    for (const Method* method : methods) register_method(*method);
-    const Common c{flags.apply(), command_line(argc, argv)};
+  return run_verb(app, argc, argv, methods, flags, [&](TableFormat format, const std::string& command) {
+    const Common c{format, command};
     if (*ls) return run_ls(what, c);
     if (*explain) return run_explain(name, c);
     if (*p) return run_plan_verb(plan, c);
