@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "attention/sequence.h"
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -156,12 +157,10 @@ int run_generate(const GenerateVerb& v) {
   int64_t drawn = 0;
   for (size_t r = 0; r < runs.size(); ++r) {
     Continuation& run = runs[r];
-    CompressedCache cache(run.codec.codecs, run.codec.policy);
-    const auto backend = make_attention_backend(v.common.attention);
-    const auto session = make_kv_session(cache, *backend);
+    Sequence sequence(run.codec.codecs, run.codec.policy, v.common.attention);
     GenerateOptions mine = options;
     if (!v.ignore_stop) mine.stop = tokenizer.special().stop;
-    run.generated = generate(*model, *session, prompt, mine, [&](int32_t) {
+    run.generated = generate(*model, sequence.session(), prompt, mine, [&](int32_t) {
       progress.update(++drawn, run.codec.label);
       return !interrupted();
     });
@@ -169,13 +168,14 @@ int run_generate(const GenerateVerb& v) {
       runs.resize(r);  // an unfinished text can't be compared
       break;
     }
-    run.path = fmt::format("{}", fmt::join(backend->paths(), "+"));
-    run.bytes = cache.bytes();
+    run.path = sequence.path();
+    sequence.check_ledger(run.codec.label);
+    run.bytes = sequence.cache().bytes();
     if (run.codec.exec) run.claimed_bytes = run.codec.exec->claimed_bytes();
-    run.length = cache.length();
-    run.coded_share = session->stats().total_mass > 0 ? session->stats().coded_mass / session->stats().total_mass : 0;
-    run.encode_seconds = cache.encode_seconds();
-    run.attend_seconds = session->attend_seconds();
+    run.length = sequence.cache().length();
+    run.coded_share = sequence.coded_share();
+    run.encode_seconds = sequence.cache().encode_seconds();
+    run.attend_seconds = sequence.session().attend_seconds();
     run.divergence = first_divergence(runs[0].generated, run.generated);
   }
   if (runs.empty()) return kExitOk;

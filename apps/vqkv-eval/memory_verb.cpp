@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "attention/sequence.h"
 #include "codec/codec_archive.h"
 #include "common/tool.h"
 #include "core/clock.h"
@@ -101,27 +102,24 @@ int run_child(const MemoryVerb& v) {
   const auto model = open_model(v.common);
   const auto codec = load_codec(v.common.codecs.at(0), v.common, model->facts());
   const int64_t loaded = peak_rss_bytes();
-  CountingResource memory;
-  CompressedCache cache(codec.codecs, codec.policy, &memory);
-  const auto backend = make_attention_backend(v.common.attention);
-  const auto session = make_kv_session(cache, *backend);
+  Sequence sequence(codec.codecs, codec.policy, v.common.attention);
   Rng rng(1);
   std::vector<int32_t> tokens(static_cast<size_t>(v.child_context));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(model->facts().vocab)));
   constexpr int64_t kBlock = 128;
   for (int64_t at = 0; at < v.child_context && !interrupted(); at += kBlock) {
     const int64_t n = std::min(kBlock, v.child_context - at);
-    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), *session,
+    model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), sequence.session(),
                    LogitRows::kNone, {});
   }
   if (interrupted()) return kExitOk;
-  require_equal(ledger_at(*codec.codecs, codec.policy, v.child_context), cache.bytes(), memory.live(),
-                fmt::format("{} at {} tokens", codec.label, v.child_context));
-  const Json out = {{"allocator", memory.live()},
-                    {"allocator_peak", memory.peak()},
+  sequence.check_ledger(ledger_at(*codec.codecs, codec.policy, v.child_context),
+                        fmt::format("{} at {} tokens", codec.label, v.child_context));
+  const Json out = {{"allocator", sequence.memory().live()},
+                    {"allocator_peak", sequence.memory().peak()},
                     {"process_peak", peak_rss_bytes()},
                     {"process_loaded", loaded},
-                    {"path", fmt::format("{}", fmt::join(backend->paths(), "+"))}};
+                    {"path", sequence.path()}};
   std::fputs((out.dump() + "\n").c_str(), stdout);
   return kExitOk;
 }

@@ -320,15 +320,15 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
 }
 
 CompressedCache::CompressedCache(std::shared_ptr<const CacheModel> model, CachePolicy policy,
-                                 std::pmr::memory_resource* memory)
-    : parts_(std::make_unique<Parts>(std::move(model), policy, memory)) {}
+                                 std::pmr::memory_resource* memory) {
+  if (!model->codecs()) policy.codes = policy.drops;
+  parts_ = std::make_unique<Parts>(std::move(model), policy, memory);
+}
 CompressedCache::CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
                                  std::pmr::memory_resource* memory)
     : CompressedCache(std::make_shared<const CacheModel>(std::move(codecs)), policy, memory) {}
-CompressedCache::CompressedCache(const CacheShape& shape, CachePolicy policy, std::pmr::memory_resource* memory) {
-  policy.codes = policy.drops;
-  parts_ = std::make_unique<Parts>(std::make_shared<const CacheModel>(shape), policy, memory);
-}
+CompressedCache::CompressedCache(const CacheShape& shape, CachePolicy policy, std::pmr::memory_resource* memory)
+    : CompressedCache(std::make_shared<const CacheModel>(shape), policy, memory) {}
 CompressedCache::~CompressedCache() = default;
 CompressedCache::CompressedCache(CompressedCache&&) noexcept = default;
 

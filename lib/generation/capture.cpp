@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "attention/sequence.h"
 #include "core/error.h"
 #include "core/rope.h"
 
@@ -153,14 +154,13 @@ TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options) {
 bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
                    const std::function<bool(int64_t)>& progress) {
   const CacheShape shape = model.facts().cache_shape();
-  const auto backend = make_attention_backend("cpu-reconstruct");
+  // f32 rows: what a trace holds is the model's, not yet some cache's.
+  Sequence sequence(shape, CachePolicy::exact(DType::kF32), "cpu-reconstruct");
   int64_t done = 0;
   for (const CapturePlan::Window& w : plan.windows) {
-    // f32 rows: what a trace holds is the model's, not yet some cache's.
-    CompressedCache cache(shape, CachePolicy::exact(DType::kF32));
-    const auto session = make_kv_session(cache, *backend);
+    sequence.restart();
     CaptureTap tap(shape, w);
-    model.forward(w.tokens, *session, LogitRows::kNone, {}, Visibility::kReplay, &tap);
+    model.forward(w.tokens, sequence.session(), LogitRows::kNone, {}, Visibility::kReplay, &tap);
     writer.add(tap.finish());
     done += static_cast<int64_t>(w.tokens.size());
     if (progress && !progress(done)) return false;

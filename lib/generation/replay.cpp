@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "cache/model.h"
+#include "attention/sequence.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/names.h"
@@ -31,21 +31,14 @@ constexpr int64_t kStretch = 256;  // tokens whose logits are held at once: 48 M
 // One cache at work on one window.
 struct Runner {
   const ReplayCandidate* candidate = nullptr;
-  std::unique_ptr<AttentionBackend> backend;
-  std::shared_ptr<const CacheModel> model;  // one for all windows
-  std::unique_ptr<CountingResource> memory;
-  std::unique_ptr<CompressedCache> cache;
-  std::unique_ptr<KvSession> session;
+  std::optional<Sequence> sequence;  // one for all windows
 
   void start(const ReplayCandidate& c) {
     candidate = &c;
-    if (!backend) backend = make_attention_backend(c.attention);
-    if (!model) model = std::make_shared<const CacheModel>(c.codecs);
-    session.reset();
-    cache.reset();
-    memory = std::make_unique<CountingResource>();
-    cache = std::make_unique<CompressedCache>(model, c.policy, memory.get());
-    session = make_kv_session(*cache, *backend);
+    if (sequence)
+      sequence->restart();
+    else
+      sequence.emplace(c.codecs, c.policy, c.attention);
   }
 
   // Feeds tokens in the candidate's own manner; logits gets a row a token. A fake-quant stretch is one block, since its
@@ -60,19 +53,10 @@ struct Runner {
     for (int64_t at = 0; at < n; at += step) {
       if (stop && stop()) return false;
       const int64_t m = std::min(step, n - at);
-      model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), *session, LogitRows::kAll,
-                    logits.slice_rows(at, m), visibility);
+      model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), sequence->session(),
+                    LogitRows::kAll, logits.slice_rows(at, m), visibility);
     }
     return true;
-  }
-
-  std::string path() const { return fmt::format("{}", fmt::join(backend->paths(), "+")); }
-
-  void check_ledger() const {
-    const int64_t claimed = cache->bytes().total_sequence();
-    if (claimed != memory->live())
-      fail_internal(
-          fmt::format("{}: the ledger says {} bytes and the allocator {}", candidate->label, claimed, memory->live()));
   }
 };
 
@@ -156,7 +140,7 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
 // A fake-quant codec with parameters of its prompt wants the whole window as prompt, not its first stretch.
 bool fitted_to_part(const Runner& r) {
   if (r.candidate->mode != ReplayMode::kFakeQuant) return false;
-  return r.cache->fitted();
+  return r.sequence->cache().fitted();
 }
 
 // The facts of one prediction; an error says whose it is and where.
@@ -199,13 +183,13 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
     const Visibility visibility = mode == ReplayMode::kFakeQuant                   ? Visibility::kAllCoded
                                   : mode == ReplayMode::kPrefillExact && in_prompt ? Visibility::kExactPrefill
                                                                                    : Visibility::kReplay;
-    const AttendStats before = r.session->stats();
+    const AttendStats before = r.sequence->session().stats();
     const Stopwatch time;
     if (!r.feed(model, tokens, test_logits.view().slice_rows(0, m), visibility, stop)) return false;
-    if (visibility == Visibility::kExactPrefill && end == stretches.prompt) r.cache->end_exact_prefill();
+    if (visibility == Visibility::kExactPrefill && end == stretches.prompt) r.sequence->session().end_exact_prefill();
     track.model_seconds += time.seconds();
     if (!in_prompt) {
-      const AttendStats& after = r.session->stats();
+      const AttendStats& after = r.sequence->session().stats();
       track.coded_mass += after.coded_mass - before.coded_mass;
       track.total_mass += after.total_mass - before.total_mass;
       if (at >= stretches.last_quarter) {
@@ -235,7 +219,8 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
 // Adds what a candidate did in one window to its track.
 void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& track,
                    const std::vector<int32_t>& position) {
-  track.path = runner.path();
+  const Sequence& sequence = *runner.sequence;
+  track.path = sequence.path();
   const auto flip = std::find(one.same_top.begin(), one.same_top.end(), uint8_t{0});
   track.flips.push_back(flip == one.same_top.end() ? -1 : position[static_cast<size_t>(flip - one.same_top.begin())]);
   track.nll.insert(track.nll.end(), one.nll.begin(), one.nll.end());
@@ -247,11 +232,11 @@ void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& tr
   track.coded_mass_last += one.coded_mass_last;
   track.total_mass_last += one.total_mass_last;
   track.model_seconds += one.model_seconds;
-  track.encode_seconds += runner.cache->encode_seconds();
-  track.attend_seconds += runner.session->attend_seconds();
+  track.encode_seconds += sequence.cache().encode_seconds();
+  track.attend_seconds += sequence.session().attend_seconds();
   if (runner.candidate->claimed_bytes) track.claimed_bytes = runner.candidate->claimed_bytes();
-  track.bytes = runner.cache->bytes();
-  track.peak_cache_bytes = std::max(track.peak_cache_bytes, runner.memory->peak());
+  track.bytes = sequence.cache().bytes();
+  track.peak_cache_bytes = std::max(track.peak_cache_bytes, sequence.memory().peak());
 }
 
 }  // namespace
@@ -331,10 +316,10 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
         end = 0;
       }
     }
-    base.check_ledger();
-    result.exact_path = base.path();
+    base.sequence->check_ledger(exact.label);
+    result.exact_path = base.sequence->path();
     for (size_t c = 0; c < candidates.size(); ++c) {
-      runners[c].check_ledger();
+      runners[c].sequence->check_ledger(candidates[c].label);
       append_window(one.tracks[c], runners[c], result.tracks[c], one.position);
     }
     const size_t scored = one.position.size();
