@@ -124,13 +124,18 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 24));
   s->add_option("--new-tokens", speed.new_tokens, "decode steps")->capture_default_str()->check(CLI::Range(0, 1 << 24));
+  s->add_option("--batch", speed.batch,
+                "sequences of their own that decode together, one token each a step; tokens/s are of all of them")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
   s->add_option("--repeats", speed.repeats, "alternating rounds; medians are shown")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   s->footer(
       "Examples:\n"
       "  vqkv-eval speed --model M --codec c.codec.h5 --threads 2\n"
-      "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5");
+      "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5\n"
+      "  vqkv-eval speed --model M --codec c.codec.h5 --batch 16");
 
   auto* l = app.add_subcommand("ls", "what there is: modes, backends");
   l->add_option("what", what, "modes or backends")->required()->check(CLI::IsMember({"modes", "backends"}));

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <map>
 
+#include "attention/sequence.h"
+#include "cache/model.h"
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -23,30 +25,47 @@ struct Times {
 
 void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, std::span<const int32_t> tokens,
              Times& out) {
-  CompressedCache cache(codec.codecs, codec.policy);
-  const auto backend = make_attention_backend(v.common.attention);
-  const auto session = make_kv_session(cache, *backend);
-  Matrix<float> logits(1, model.facts().vocab);
+  const auto shared = std::make_shared<const CacheModel>(codec.codecs);
+  const std::shared_ptr<AttentionBackend> backend = make_attention_backend(v.common.attention);
+  std::vector<Sequence> sequences;
+  for (int s = 0; s < v.batch; ++s) sequences.emplace_back(shared, codec.policy, backend);
+  const auto tokens_of = [&](int sequence, int64_t first, int64_t n) {
+    return tokens.subspan(static_cast<size_t>(sequence * (v.prompt_tokens + v.new_tokens) + first),
+                          static_cast<size_t>(n));
+  };
+  const auto all = static_cast<double>(v.batch);
+  Matrix<float> logits(v.batch, model.facts().vocab);
   Stopwatch time;
   constexpr int64_t kBlock = 512;
-  for (int64_t at = 0; at < v.prompt_tokens; at += kBlock) {
-    const int64_t n = std::min(kBlock, v.prompt_tokens - at);
-    model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(n)), *session,
-                  at + n == v.prompt_tokens ? LogitRows::kLast : LogitRows::kNone,
-                  at + n == v.prompt_tokens ? logits.view() : MutMatrix());
-    if (interrupted()) return;
+  for (int s = 0; s < v.batch; ++s)
+    for (int64_t at = 0; at < v.prompt_tokens; at += kBlock) {
+      const int64_t n = std::min(kBlock, v.prompt_tokens - at);
+      const bool last = at + n == v.prompt_tokens;
+      model.forward(tokens_of(s, at, n), sequences[static_cast<size_t>(s)].session(),
+                    last ? LogitRows::kLast : LogitRows::kNone, last ? logits.view().slice_rows(s, 1) : MutMatrix());
+      if (interrupted()) return;
+    }
+  const double prefill = all * static_cast<double>(v.prompt_tokens) / time.seconds();
+  time.restart();
+  std::vector<SequenceBlock> blocks(sequences.size());
+  for (int64_t i = 0; i < v.new_tokens && !interrupted(); ++i) {
+    for (int s = 0; s < v.batch; ++s)
+      blocks[static_cast<size_t>(s)] = {.tokens = tokens_of(s, v.prompt_tokens + i, 1),
+                                        .kv = &sequences[static_cast<size_t>(s)].session()};
+    model.forward_batch(blocks, LogitRows::kLast, logits);
   }
   if (interrupted()) return;
-  const double prefill = static_cast<double>(v.prompt_tokens) / time.seconds();
-  time.restart();
-  for (int64_t i = 0; i < v.new_tokens && !interrupted(); ++i)
-    model.forward(tokens.subspan(static_cast<size_t>(v.prompt_tokens + i), 1), *session, LogitRows::kLast, logits);
-  if (interrupted()) return;
   out.prefill.push_back(prefill);
-  if (v.new_tokens > 0) out.decode.push_back(static_cast<double>(v.new_tokens) / time.seconds());
-  out.encode.push_back(cache.encode_seconds());
-  out.attend.push_back(session->attend_seconds());
-  out.path = fmt::format("{}", fmt::join(backend->paths(), "+"));
+  if (v.new_tokens > 0) out.decode.push_back(all * static_cast<double>(v.new_tokens) / time.seconds());
+  double encode = 0, attend = 0;
+  for (const Sequence& s : sequences) {
+    s.check_ledger(codec.label);
+    encode += s.cache().encode_seconds();
+    attend += s.session().attend_seconds();
+  }
+  out.encode.push_back(encode);
+  out.attend.push_back(attend);
+  out.path = sequences[0].path();
 }
 
 }  // namespace
@@ -61,7 +80,7 @@ int run_speed(const SpeedVerb& v) {
     if (c.policy.codes || c.label != "exact") codecs.push_back(std::move(c));
   if (interrupted()) return kExitOk;
   Rng rng(1);
-  std::vector<int32_t> tokens(static_cast<size_t>(v.prompt_tokens + v.new_tokens));
+  std::vector<int32_t> tokens(static_cast<size_t>((v.prompt_tokens + v.new_tokens) * v.batch));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(facts.vocab)));
 
   std::vector<Times> times(codecs.size());
@@ -83,6 +102,7 @@ int run_speed(const SpeedVerb& v) {
   Table table{{{"codec", "codec", "", false},
                {"protocol", "protocol", "", false},
                {"path", "path", "", false},
+               {"batch", "batch", "{:.0f}"},
                {"prefill", "prefill tok/s", "{:.1f}"},
                {"prefill_ratio", "/ exact", "{:.3f}"},
                {"decode", "decode tok/s", "{:.2f}"},
@@ -96,6 +116,7 @@ int run_speed(const SpeedVerb& v) {
     table.rows.push_back({{"codec", codecs[c].label},
                           {"protocol", protocol_text(codecs[c].policy)},
                           {"path", times[c].path},
+                          {"batch", v.batch},
                           {"prefill", median(times[c].prefill)},
                           {"decode", median(times[c].decode)},
                           {"prefill_ratio", paired(times[c].prefill, times[0].prefill)},

@@ -59,6 +59,7 @@ struct MemoryVerb {
 struct SpeedVerb {
   CommonOptions common;
   int64_t prompt_tokens = 512, new_tokens = 64;
+  int batch = 1;  // sequences that decode together
   int repeats = 3;
 };
 

@@ -132,21 +132,28 @@ void LlamaCpu::mlp(const Layer& layer, MutMatrix x) {
   }
 }
 
-void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, const Attend& attend, LogitRows rows,
-                   MutMatrix logits, ModelTap* tap) {
-  const int64_t n = static_cast<int64_t>(tokens.size()), hidden = facts_.hidden;
-  const int64_t q_cols = int64_t{facts_.q_heads} * facts_.head_dim,
-                kv_cols = int64_t{facts_.kv_heads} * facts_.head_dim;
-  const int64_t wanted = rows == LogitRows::kAll ? n : rows == LogitRows::kLast ? 1 : 0;
-  if (n == 0) return;
-  if (facts_.sliding_window > 0) facts_.require_context(first_position + n);
-  VQKV_CHECK(wanted == 0 || (logits.rows == wanted && logits.cols == facts_.vocab));
-  for (const int32_t t : tokens)
+void LlamaCpu::require_runnable(const SequenceBlock& block) const {
+  VQKV_CHECK(!block.tokens.empty());
+  if (block.kv->device() != "cpu")
+    fail_unavailable(fmt::format("this model runs on the cpu and the cache's session on {}; open both on one device",
+                                 block.kv->device()));
+  const CacheShape& shape = block.kv->cache().shape();
+  VQKV_CHECK(shape.layers == facts_.layers && shape.q_heads == facts_.q_heads && shape.kv_heads == facts_.kv_heads &&
+             shape.head_dim == facts_.head_dim);
+  if (facts_.sliding_window > 0)
+    facts_.require_context(block.kv->cache().length() + static_cast<int64_t>(block.tokens.size()));
+  for (const int32_t t : block.tokens)
     if (t < 0 || t >= facts_.vocab)
       fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", t, facts_.name,
                              facts_.vocab - 1));
+}
 
-  const std::lock_guard lock(running_);
+void LlamaCpu::run(std::span<const SequenceBlock> batch, int64_t n, LogitRows rows, MutMatrix logits) {
+  const int64_t hidden = facts_.hidden, q_cols = int64_t{facts_.q_heads} * facts_.head_dim,
+                kv_cols = int64_t{facts_.kv_heads} * facts_.head_dim;
+  std::vector<int32_t> tokens;
+  for (const SequenceBlock& b : batch) tokens.insert(tokens.end(), b.tokens.begin(), b.tokens.end());
+
   MutMatrix x = shaped(act_.stream, n, hidden);
   for_rows(n, [&](int64_t r) { embedding_.copy_row(tokens[static_cast<size_t>(r)], x.row(r)); });
   const MutMatrix qkv = shaped(act_.qkv, n, q_cols + 2 * kv_cols);
@@ -156,41 +163,60 @@ void LlamaCpu::run(std::span<const int32_t> tokens, int64_t first_position, cons
     const MutMatrix normed = shaped(act_.normed, n, hidden);
     norm_rows(x, layer.attention_norm, facts_.norm_eps, normed);
     attention_inputs(layer, normed, qkv);
-    const ConstMatrix q = qkv.slice_cols(0, q_cols), k = qkv.slice_cols(q_cols, kv_cols),
-                      v = qkv.slice_cols(q_cols + kv_cols, kv_cols);
-    if (tap) tap->on_qkv(l, first_position, q, k, v);
-    attend(l, q, k, v, attended);
-    if (l + 1 == facts_.layers) {
+    int64_t at = 0;
+    for (const SequenceBlock& b : batch) {
+      const int64_t m = static_cast<int64_t>(b.tokens.size());
+      const ConstMatrix own = ConstMatrix(qkv).slice_rows(at, m);
+      const ConstMatrix q = own.slice_cols(0, q_cols), k = own.slice_cols(q_cols, kv_cols),
+                        v = own.slice_cols(q_cols + kv_cols, kv_cols);
+      if (b.tap) b.tap->on_qkv(l, b.kv->cache().length(), q, k, v);
+      b.kv->attend(l, q, k, v, attended.slice_rows(at, m));
+      at += m;
+    }
+    if (l + 1 == facts_.layers && rows != LogitRows::kAll) {
       // After the last attention only the rows whose logits are wanted go on.
-      if (wanted == 0) return;
-      x = x.slice_rows(n - wanted, wanted);
-      attended = attended.slice_rows(n - wanted, wanted);
+      if (rows == LogitRows::kNone) return;
+      int64_t end = 0;
+      for (int64_t i = 0; i < logits.rows; ++i) {
+        end += static_cast<int64_t>(batch[static_cast<size_t>(i)].tokens.size());
+        if (end == i + 1) continue;
+        std::copy_n(x.row(end - 1), hidden, x.row(i));
+        std::copy_n(attended.row(end - 1), q_cols, attended.row(i));
+      }
+      x = x.slice_rows(0, logits.rows);
+      attended = attended.slice_rows(0, logits.rows);
     }
     layer.out.apply(attended, x, true);
     if (!layer.o_bias.empty()) for_rows(x.rows, [&](int64_t r) { add_bias(x.row(r), layer.o_bias.data(), hidden); });
     mlp(layer, x);
   }
-  const MutMatrix normed = shaped(act_.normed, wanted, hidden);
+  const MutMatrix normed = shaped(act_.normed, x.rows, hidden);
   norm_rows(x, final_norm_, facts_.norm_eps, normed);
   head_.apply(normed, logits);
 }
 
-void LlamaCpu::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
-                       Visibility visibility, ModelTap* tap) {
+void LlamaCpu::forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) {
+  int64_t n = 0;
+  for (const SequenceBlock& b : batch) {
+    require_runnable(b);
+    n += static_cast<int64_t>(b.tokens.size());
+  }
+  if (n == 0) return;
+  const int64_t wanted = rows == LogitRows::kAll ? n : static_cast<int64_t>(batch.size());
+  VQKV_CHECK(rows == LogitRows::kNone || (logits.rows == wanted && logits.cols == facts_.vocab));
+  for (size_t a = 0; a < batch.size(); ++a)
+    for (size_t b = a + 1; b < batch.size(); ++b) VQKV_CHECK(batch[a].kv != batch[b].kv);
+  const std::lock_guard lock(running_);
+  for (const SequenceBlock& b : batch) b.kv->begin_block(static_cast<int64_t>(b.tokens.size()), b.visibility);
+  run(batch, n, rows, logits);
+  for (const SequenceBlock& b : batch) b.kv->end_block();
+}
+
+void ModelRuntime::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
+                           Visibility visibility, ModelTap* tap) {
   if (tokens.empty()) return;
-  if (kv.device() != "cpu")
-    fail_unavailable(
-        fmt::format("this model runs on the cpu and the cache's session on {}; open both on one device", kv.device()));
-  const CacheShape& shape = kv.cache().shape();
-  VQKV_CHECK(shape.layers == facts_.layers && shape.q_heads == facts_.q_heads && shape.kv_heads == facts_.kv_heads &&
-             shape.head_dim == facts_.head_dim);
-  const int64_t first = kv.cache().length();
-  kv.begin_block(static_cast<int64_t>(tokens.size()), visibility);
-  run(
-      tokens, first,
-      [&](int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) { kv.attend(layer, q, k, v, out); },
-      rows, logits, tap);
-  kv.end_block();
+  const SequenceBlock block{tokens, &kv, visibility, tap};
+  forward_batch(std::span(&block, 1), rows, logits);
 }
 
 const Tokenizer* ModelRuntime::find_tokenizer() const {

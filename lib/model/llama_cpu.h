@@ -1,6 +1,5 @@
 // The Llama family on the CPU: Llama, SmolLM2, Mistral, Qwen2, Qwen3. fp32 arithmetic, weights in f32 or bf16.
 #pragma once
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -21,15 +20,10 @@ class LlamaCpu final : public ModelRuntime {
   const ModelFacts& facts() const override { return facts_; }
   std::string weights() const override;
   const Tokenizer& tokenizer() const override;
-  void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
-               Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr) override;
+  // Calls are serialised: one set of activations.
+  void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) override;
   ConstMatrix output_weight(int layer) const override;
 
-  // One layer's attention over all tokens so far: q (n, q_heads*d), k, v (n, kv_heads*d) pre-RoPE, out as q.
-  using Attend = std::function<void(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out)>;
-  // What forward() does, the attention given by the caller. Calls are serialised: one set of activations.
-  void run(std::span<const int32_t> tokens, int64_t first_position, const Attend& attend, LogitRows rows,
-           MutMatrix logits, ModelTap* tap = nullptr);
   int64_t weight_bytes() const;
 
  private:
@@ -40,6 +34,8 @@ class LlamaCpu final : public ModelRuntime {
   struct Activations {
     AlignedVector<float> stream, normed, qkv, attended, wide;  // (n, hidden) x2, (n, q+2kv), (n, q), (tile, 2*ffn)
   };
+  void require_runnable(const SequenceBlock& block) const;
+  void run(std::span<const SequenceBlock> batch, int64_t n, LogitRows rows, MutMatrix logits);
   void attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv);
   void mlp(const Layer& layer, MutMatrix x);
 

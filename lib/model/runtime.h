@@ -49,6 +49,14 @@ struct RuntimeOptions {
 
 enum class LogitRows { kNone, kLast, kAll };
 
+// New tokens of one sequence.
+struct SequenceBlock {
+  std::span<const int32_t> tokens;  // at positions [kv->cache().length(), ...)
+  KvSession* kv = nullptr;
+  Visibility visibility = Visibility::kReplay;
+  ModelTap* tap = nullptr;
+};
+
 class ModelRuntime {
  public:
   virtual ~ModelRuntime() = default;
@@ -57,11 +65,14 @@ class ModelRuntime {
   virtual std::string weights() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;  // kBadData when the model came without one
   const Tokenizer* find_tokenizer() const;         // nullptr instead
-  // Runs `tokens` at positions [kv.cache().length(), ...) as one block: teacher forcing. A step is a block of one
-  // token; a long prompt may be given in blocks of any size. logits: (rows, vocab), rows = tokens for kAll, 1 for
-  // kLast.
-  virtual void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
-                       Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr) = 0;
+  // Runs one block of each sequence: teacher forcing. A step is a block of one token; a long prompt may be given in
+  // blocks of any size. Products with weights run once over the rows of all sequences, attention for each alone, and
+  // every sequence gets the bits that it gets alone. logits: (rows, vocab) in the order of the batch, rows = tokens for
+  // kAll, blocks for kLast. No block is empty, no session stands twice.
+  virtual void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) = 0;
+  // A batch of one; no tokens are nothing to do.
+  void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
+               Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr);
   // W_O of a layer, (hidden, q_heads*d).
   virtual ConstMatrix output_weight(int layer) const = 0;
 };

@@ -295,6 +295,15 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
   CHECK(rows[1]["prefill"] > 0);
   CHECK(rows[1]["decode"] > 0);
   CHECK(rows[1]["encode_s"] > 0);
+  CHECK(rows[1]["batch"] == 1);
+  const Json batch = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "16",
+                                "--new-tokens", "4", "--repeats", "1", "--batch", "3"});
+  REQUIRE(batch.size() == 2);
+  for (const Json& row : batch) {
+    CHECK(row["batch"] == 3);
+    CHECK(row["decode"] > 0);
+  }
+  CHECK(batch[0]["decode_ratio"] == 1);
 }
 
 TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][eval]") {

@@ -50,8 +50,10 @@ class FakeRuntime final : public ModelRuntime {
     }
     return out;
   }
-  void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows, MutMatrix, Visibility,
-               ModelTap* tap) override {
+  void forward_batch(std::span<const SequenceBlock> batch, LogitRows, MutMatrix) override {
+    REQUIRE(batch.size() == 1);
+    const auto& [tokens, session, visibility, tap] = batch[0];
+    KvSession& kv = *session;
     CHECK(kv.cache().length() == 0);
     for (int64_t at = 0; at < static_cast<int64_t>(tokens.size()); at += block) {
       const auto part =
