@@ -113,9 +113,14 @@ int run_child(const MemoryVerb& v) {
                    LogitRows::kNone, {});
   }
   if (interrupted()) return kExitOk;
-  sequence.check_ledger(ledger_at(*codec.codecs, codec.policy, v.child_context),
-                        fmt::format("{} at {} tokens", codec.label, v.child_context));
-  const Json out = {{"allocator", sequence.memory().live()},
+  // What a policy gives up depends on the text: there is no formula.
+  const std::string what = fmt::format("{} at {} tokens", codec.label, v.child_context);
+  if (codec.policy.keep)
+    sequence.check_ledger(what);
+  else
+    sequence.check_ledger(ledger_at(*codec.codecs, codec.policy, v.child_context), what);
+  const Json out = {{"ledger", sequence.cache().bytes().to_json()},
+                    {"allocator", sequence.memory().live()},
                     {"allocator_peak", sequence.memory().peak()},
                     {"process_peak", peak_rss_bytes()},
                     {"process_loaded", loaded},
@@ -163,20 +168,31 @@ int run_memory(const MemoryVerb& v) {
     hand_over(codec, child);
     for (const int64_t context : contexts) {
       if (interrupted()) break;
-      const ByteLedger ledger = ledger_at(*codec.codecs, codec.policy, context);
+      const bool measurable = context <= v.measured_up_to && context <= model.longest_context();
+      if (codec.policy.keep && !measurable) {
+        log_warning(
+            fmt::format("{}: what its cache holds at {} tokens depends on the text, and so long a context is not "
+                        "measured",
+                        codec.label, context));
+        continue;
+      }
+      Json measured;
+      if (measurable) {
+        log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
+        measured = measure_in_child(v, child.spec, context);
+        if (measured.is_null()) break;
+      }
+      const ByteLedger ledger = codec.policy.keep ? ByteLedger::from_json(measured.at("ledger"))
+                                                  : ledger_at(*codec.codecs, codec.policy, context);
       Json row = ledger.to_json();
       row["codec"] = codec.label;
       row["protocol"] = protocol_text(codec.policy);
       row["context"] = context;
       row["total"] = ledger.total_sequence();
       add_bits(row, ledger, shape, context);
-      if (context <= v.measured_up_to && context <= model.longest_context()) {
-        log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
-        const Json measured = measure_in_child(v, child.spec, context);
-        if (measured.is_null()) break;
+      if (measurable)
         for (const char* key : {"allocator", "allocator_peak", "process_peak", "process_loaded", "path"})
           row[key] = measured[key];
-      }
       table.rows.push_back(std::move(row));
     }
   }

@@ -3,7 +3,6 @@
 #pragma once
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -16,14 +15,6 @@ struct AttentionTap {
   virtual ~AttentionTap() = default;
   // p: (queries, tokens) softmax probabilities, causal zeros included.
   virtual void on_probabilities(int layer, int q_head, int64_t first_position, ConstMatrix p) = 0;
-};
-
-// What a policy of which tokens stay asks for: the mass that each token received from the queries at positions
-// [from, to), summed over them in order and over the query heads of the group. It costs a second pass over their keys,
-// and no more memory than a tile of scores a thread.
-struct MassRequest {
-  int64_t from = 0, to = 0;
-  std::vector<std::span<double>> received;  // by KV head: an element a token of CacheView::seen, added to
 };
 
 struct AttendStats {
@@ -42,6 +33,7 @@ class AttentionBackend {
   virtual std::vector<std::string> paths() const { return {name()}; }
   // A reason why it can't run this plan for this role, or nothing. The caller decides; there is no fallback inside.
   virtual std::optional<std::string> can(const DecodePlan& plan, Role role) const = 0;
+  // mass: what a policy of which tokens stay asks for (cache/keep_rule.h); null for nothing.
   // q: (n, q_heads * head_dim) POST-RoPE queries of the block just appended to `layer`, the first at position
   // cache.length(). out: same shape as q.
   virtual void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,

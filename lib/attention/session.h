@@ -7,8 +7,6 @@
 
 namespace vqkv {
 
-class KeepPolicy;
-
 class KvSession {
  public:
   virtual ~KvSession() = default;
@@ -22,15 +20,15 @@ class KvSession {
   // Applies RoPE to the queries, appends, attends. q (n, q_heads*d), k, v (n, kv_heads*d), all PRE-RoPE;
   // out (n, q_heads*d).
   virtual void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) = 0;
-  // Closes the block; a keep policy then sees what each token received, and its decisions are carried out.
+  // Closes the block; where the cache's policy decides at this length, it does. No block reaches beyond
+  // CompressedCache::block_limit().
   virtual void end_block() = 0;
-  virtual void end_exact_prefill() = 0;  // CompressedCache::end_exact_prefill
+  virtual void expect_prompt(int64_t tokens) = 0;  // CompressedCache::expect_prompt
+  virtual void end_exact_prefill() = 0;            // CompressedCache::end_exact_prefill
 
   virtual const AttendStats& stats() const = 0;
   virtual double attend_seconds() const = 0;
   virtual void set_tap(AttentionTap* tap) = 0;  // null for none
-  // Set between blocks; null for none.
-  virtual void set_keep_policy(KeepPolicy* policy) = 0;
 };
 
 // The form of `backend`'s device. Both outlive the session.

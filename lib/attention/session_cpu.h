@@ -15,19 +15,17 @@ class KvSessionCpu final : public KvSession {
   void begin_block(int64_t tokens, Visibility visibility) override;
   void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) override;
   void end_block() override;
+  void expect_prompt(int64_t tokens) override { cache_.expect_prompt(tokens); }
   void end_exact_prefill() override { cache_.end_exact_prefill(); }
   const AttendStats& stats() const override { return stats_; }
   double attend_seconds() const override { return attend_seconds_; }
   void set_tap(AttentionTap* tap) override { tap_ = tap; }
-  void set_keep_policy(KeepPolicy* policy) override { policy_ = policy; }
 
  private:
   CompressedCache& cache_;
   AttentionBackend& backend_;
   AttendStats stats_;
   AttentionTap* tap_ = nullptr;
-  KeepPolicy* policy_ = nullptr;
-  std::vector<std::vector<double>> mass_;  // (layers * kv_heads, tokens) of the open block, with a keep policy
   double attend_seconds_ = 0;
   std::vector<float> rotated_;
 };

@@ -71,6 +71,9 @@ struct CompressedCache::Parts {
   // Gives up the slots that no head of the unit sees any more: the others move together, pages behind them are freed.
   void compact(size_t unit);
 
+  // The policy's rule decides at the end of the open block.
+  void decide();
+
   std::shared_ptr<const CacheModel> model;
   SequenceMap map;
   HostStore store;
@@ -185,7 +188,7 @@ void CompressedCache::Parts::make_room(size_t unit, int64_t tokens, std::span<co
     std::iota(all.begin(), all.end(), static_cast<int32_t>(map.policy.sinks));
     map.list_slots(unit, all);
   }
-  SlotList& list = map.listed[unit];
+  SlotList& list = *map.units[unit].listed;
   map.reserve_slots(list, slots);
   for (const Run& r : runs)
     for (int64_t t = r.from; t < r.to; ++t) list.positions[list.count++] = static_cast<int32_t>(t);
@@ -242,6 +245,14 @@ void CompressedCache::Parts::compact(size_t unit) {
   for (const int64_t b : kept)
     for (int64_t i = 0; i < block; ++i) positions.push_back(static_cast<int32_t>(position(b * block + i)));
   map.list_slots(unit, positions);
+}
+
+void CompressedCache::Parts::decide() {
+  for (int layer = 0; layer < model->shape().layers; ++layer) {
+    map.decide(layer);
+    for (const size_t u : model->layer_units(layer)) compact(u);
+  }
+  map.decided = map.observed = map.total();
 }
 
 void CompressedCache::Parts::resize_overlay(UnitMap& s, int64_t capacity) {
@@ -350,6 +361,13 @@ void CompressedCache::begin_block(int64_t n, Visibility visibility) {
   VQKV_CHECK(!map.open && n > 0 && map.length + n < INT32_MAX);
   if (map.policy.drops && visibility == Visibility::kAllCoded)
     fail_usage("fake-quant codes every token; a cache that drops what leaves its window has none to code");
+  if (map.policy.keep && visibility == Visibility::kAllCoded)
+    fail_usage(
+        fmt::format("fake-quant codes all tokens at once; {} decides as the text goes on", map.policy.keep->text()));
+  if (map.policy.keep && visibility == Visibility::kExactPrefill && map.prompt < map.length + n)
+    fail_internal(fmt::format("an exact prompt reaches {} tokens where {} were expected; {} decides at its end",
+                              map.length + n, map.prompt, map.policy.keep->text()));
+  VQKV_CHECK(n <= map.next_decision() - map.length);
   VQKV_CHECK(!map.exact_prompt || visibility == Visibility::kExactPrefill);  // end_exact_prefill() comes first
   map.open = true;
   map.pending = n;
@@ -406,6 +424,7 @@ void CompressedCache::end_block() {
   Parts& c = *parts_;
   SequenceMap& map = c.map;
   VQKV_CHECK(map.open && map.appended == c.model->shape().layers);
+  if (map.total() == map.next_decision()) c.decide();
   map.open = false;
   map.length += map.pending;
   map.pending = 0;
@@ -427,6 +446,19 @@ void CompressedCache::end_exact_prefill() {
   for (RoleMap& r : map.roles) c.drop_exact(r, r.coded_end, map.length);
 }
 
+void CompressedCache::expect_prompt(int64_t tokens) {
+  SequenceMap& map = parts_->map;
+  VQKV_CHECK(!map.open && tokens >= map.length);
+  map.prompt = tokens;
+}
+
+int64_t CompressedCache::block_limit() const { return parts_->map.next_decision() - parts_->map.length; }
+
+MassRequest CompressedCache::observe(int layer) {
+  VQKV_CHECK(parts_->map.open && layer < parts_->map.appended);
+  return parts_->map.observe(layer);
+}
+
 void CompressedCache::truncate(int64_t n) {
   Parts& c = *parts_;
   SequenceMap& map = c.map;
@@ -435,6 +467,15 @@ void CompressedCache::truncate(int64_t n) {
     if (n < r.coded_end && r.coded_end > map.policy.sinks)
       fail_internal(
           fmt::format("truncate to {} tokens: {} are coded; only exact tokens can be rolled back", n, r.coded_end));
+  if (n < map.length && n < map.decided)
+    fail_internal(
+        fmt::format("truncate to {} tokens: at {} {} took tokens out; only what came later can be rolled back", n,
+                    map.decided, map.policy.keep->text()));
+  if (n < map.length && n < map.observed)
+    fail_internal(
+        fmt::format("truncate to {} tokens: {} sums what tokens received, and what the queries from {} on gave "
+                    "can't be told apart",
+                    n, map.policy.keep->text(), n));
   map.length = n;
   for (RoleMap& r : map.roles) c.drop_exact(r, r.exact_begin, n);
   map.forget_evictions(n);

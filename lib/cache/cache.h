@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "cache/keep_rule.h"
 #include "cache/ledger.h"
 #include "cache/policy.h"
 #include "codec/codec_set.h"
@@ -53,7 +54,17 @@ class CompressedCache {
   void append(int layer, ConstMatrix k, ConstMatrix v);
   void end_block();
   void end_exact_prefill();  // codes what the policy says, drops the exact prompt
-  // Rolls back to n tokens; only into the exact window (kInternal otherwise). Speculative decoding.
+  // Where a policy's rule decides at the end of a prompt that is seen exactly: how long that is, before its first
+  // block.
+  void expect_prompt(int64_t tokens);
+  // The longest block that may begin now: the policy's rule decides at its end, or later.
+  int64_t block_limit() const;
+  // What the policy's rule asks of the open block in `layer`, after append; an empty range: nothing. Attention adds to
+  // it, and end_block decides.
+  MassRequest observe(int layer);
+  // Rolls back to n tokens, to the state of a cache that never saw the others; only into the exact window, behind the
+  // last decision of the policy's rule, and where nothing that its next one rests on goes (kInternal otherwise).
+  // Speculative decoding.
   void truncate(int64_t n);
 
   // Takes positions out of one head's sight, between blocks. Twice the same is fine. Codes that no head of their unit

@@ -15,6 +15,12 @@ Json ByteLedger::to_json() const {
           {"codebooks", codebooks}, {"total_sequence", total_sequence()}};
 }
 
+ByteLedger ByteLedger::from_json(const Json& ledger) {
+  const auto of = [&](const char* kind) { return ledger.at(kind).get<int64_t>(); };
+  return {of("codes"),   of("side"),  of("overlay"),   of("sinks"),    of("window"),
+          of("padding"), of("index"), of("workspace"), of("codebooks")};
+}
+
 void require_equal(const ByteLedger& formula, const ByteLedger& held, int64_t allocated, const std::string& what) {
   if (held.total_sequence() != allocated)
     fail_internal(

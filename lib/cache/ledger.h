@@ -12,17 +12,19 @@ namespace vqkv {
 // Bytes of one sequence's cache by kind. All computed from layouts; total_sequence() equals what a counting memory
 // resource saw, exactly.
 struct ByteLedger {
-  int64_t codes = 0;      // packed integer fields
-  int64_t side = 0;       // scales, zeros, norms; parameters fitted to the prompt
-  int64_t overlay = 0;    // exact exceptions
-  int64_t sinks = 0;      // exact first tokens
-  int64_t window = 0;     // exact recent tokens, as held now
-  int64_t padding = 0;    // allocated but unused: page tails, growth of exact buffers
-  int64_t index = 0;      // page tables, explicit positions
-  int64_t workspace = 0;  // decode tables and tiles that live between steps; plans and decoders fitted to the prompt
+  int64_t codes = 0;    // packed integer fields
+  int64_t side = 0;     // scales, zeros, norms; parameters fitted to the prompt
+  int64_t overlay = 0;  // exact exceptions
+  int64_t sinks = 0;    // exact first tokens
+  int64_t window = 0;   // exact recent tokens, as held now
+  int64_t padding = 0;  // allocated but unused: page tails, growth of exact buffers
+  int64_t index = 0;    // page tables, explicit positions
+  // Decode tables and tiles that live between steps; plans and decoders fitted to the prompt; what a policy sums up.
+  int64_t workspace = 0;
   int64_t codebooks = 0;  // model-side constants, shared by sequences; not part of total_sequence()
   int64_t total_sequence() const { return codes + side + overlay + sinks + window + padding + index + workspace; }
   Json to_json() const;
+  static ByteLedger from_json(const Json& ledger);
 };
 
 // Error (internal, with `what` and the kind of bytes): the ledger of a cache is not what its allocator holds, or not

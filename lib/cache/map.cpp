@@ -1,7 +1,11 @@
 #include "cache/map.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <new>
 
 #include "cache/store.h"
 #include "core/error.h"
@@ -47,8 +51,8 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
       roles(resource),
       units(resource),
       evicted(resource),
-      listed(resource),
-      fitted(resource) {
+      fitted(resource),
+      mass(resource) {
   model->check(policy);
   const CacheShape& shape = model->shape();
   RoleMap start;
@@ -56,13 +60,19 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
   roles.assign(static_cast<size_t>(2 * shape.layers), start);
   evicted.resize(static_cast<size_t>(shape.layers * shape.kv_heads));
   units.resize(model->units().size());
+  if (policy.keep) mass.resize(evicted.size());
 }
 
 SequenceMap::~SequenceMap() {
   for (RoleMap& r : roles) release(memory, r.chunks.blocks, r.chunks.capacity);
-  for (UnitMap& u : units) release(memory, u.pages.blocks, u.pages.capacity);
+  for (UnitMap& u : units) {
+    release(memory, u.pages.blocks, u.pages.capacity);
+    if (!u.listed) continue;
+    release(memory, u.listed->positions, u.listed->capacity);
+    release(memory, u.listed, 1);
+  }
   for (EvictedSet& e : evicted) release(memory, e.words, e.count);
-  for (SlotList& l : listed) release(memory, l.positions, l.capacity);
+  for (MassSums& m : mass) release(memory, m.sums, m.capacity);
 }
 
 int64_t SequenceMap::coded_end(Role r, int64_t position) const {
@@ -95,7 +105,7 @@ void SequenceMap::mark_evicted(int layer, int head, std::span<const int64_t> pos
   EvictedSet& set = evicted[static_cast<size_t>(layer * model->shape().kv_heads + head)];
   int64_t words = set.count;
   for (const int64_t p : positions) {
-    VQKV_CHECK(p >= 0 && p < length);
+    VQKV_CHECK(p >= 0 && p < total());
     words = std::max(words, p / 64 + 1);
   }
   if (words > set.count) {
@@ -114,8 +124,32 @@ void SequenceMap::forget_evictions(int64_t from) {
       set.words[w] &= w > from / 64 ? 0 : (uint64_t{1} << (from % 64)) - 1;
 }
 
+std::vector<int32_t> SequenceMap::seen(int layer, int head, int64_t tokens) const {
+  const EvictedSet& gone = evicted_set(layer, head);
+  std::vector<int32_t> out;
+  for (int64_t first = 0; first < tokens; first += 64) {
+    uint64_t left = first / 64 < gone.count ? ~gone.words[first / 64] : ~uint64_t{0};
+    if (tokens - first < 64) left &= (uint64_t{1} << (tokens - first)) - 1;
+    for (; left != 0; left &= left - 1) out.push_back(static_cast<int32_t>(first + std::countr_zero(left)));
+  }
+  return out;
+}
+
+void SequenceMap::resize_sums(MassSums& m, int64_t count) {
+  const int64_t capacity = (count + 63) / 64 * 64, kept = std::min<int64_t>(m.count, count);
+  if (capacity != m.capacity) {
+    auto* sums = allocate<double>(memory, capacity);
+    std::copy_n(m.sums, kept, sums);
+    release(memory, m.sums, m.capacity);
+    m.sums = sums;
+    m.capacity = static_cast<int32_t>(capacity);
+  }
+  if (count > kept) std::fill_n(m.sums + kept, count - kept, 0.0);
+  m.count = static_cast<int32_t>(count);
+}
+
 int64_t SequenceMap::slots(size_t unit) const {
-  if (lists_slots(unit)) return listed[unit].count;
+  if (lists_slots(unit)) return units[unit].listed->count;
   const UnitShape& u = model->units()[unit].shape;
   return policy.keeps_codes() ? std::max<int64_t>(0, role(u.layer, u.role).coded_end - policy.sinks) : 0;
 }
@@ -131,8 +165,9 @@ void SequenceMap::reserve_slots(SlotList& list, int64_t count) {
 }
 
 void SequenceMap::list_slots(size_t unit, std::span<const int32_t> positions) {
-  if (listed.empty()) listed.resize(units.size());
-  SlotList& list = listed[unit];
+  UnitMap& u = units[unit];
+  if (!u.listed) u.listed = new (allocate<SlotList>(memory, 1)) SlotList;
+  SlotList& list = *u.listed;
   list.count = 0;
   reserve_slots(list, static_cast<int64_t>(positions.size()));
   std::copy(positions.begin(), positions.end(), list.positions);
@@ -152,10 +187,10 @@ bool SequenceMap::alive(size_t unit, int64_t from, int64_t to) const {
 ByteLedger SequenceMap::bytes() const {
   ByteLedger b;
   b.index = static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
-                                 evicted.capacity() * sizeof(EvictedSet) + listed.capacity() * sizeof(SlotList) +
-                                 fitted.capacity() * sizeof(fitted[0]));
+                                 evicted.capacity() * sizeof(EvictedSet) + fitted.capacity() * sizeof(fitted[0]) +
+                                 mass.capacity() * sizeof(MassSums));
   for (const EvictedSet& e : evicted) b.index += e.count * static_cast<int64_t>(sizeof(uint64_t));
-  for (const SlotList& l : listed) b.index += l.capacity * static_cast<int64_t>(sizeof(int32_t));
+  for (const MassSums& m : mass) b.workspace += m.capacity * static_cast<int64_t>(sizeof(double));
   for (const RoleMap& r : roles) {
     const int64_t held = std::max<int64_t>(0, total() - std::max(policy.sinks, r.exact_begin));
     add_exact(b, policy.sinks, r.sinks ? total() : 0, held, r.chunks.count, row_bytes(), 1);
@@ -166,6 +201,7 @@ ByteLedger SequenceMap::bytes() const {
     const PageLayout& pages = *form(u).pages;
     add_codes(b, pages, slots(u), s.pages.count);
     b.index += s.pages.capacity * kAddress;
+    if (s.listed) b.index += static_cast<int64_t>(sizeof(SlotList)) + s.listed->capacity * int64_t{sizeof(int32_t)};
     b.overlay += s.overlay_count * kOverlay;
     b.padding += (s.overlay_capacity - s.overlay_count) * kOverlay;
   }
@@ -186,6 +222,11 @@ int64_t fitted_form_bytes(const Codec& codec, const UnitShape& unit, const Seque
 ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens,
                      std::span<const UnitExtras> extras) {
   VQKV_CHECK(tokens >= 0 && (extras.empty() || extras.size() == codecs.units().size()));
+  if (policy.keep)
+    fail_usage(
+        fmt::format("what a cache holds under the policy {} depends on the text; `vqkv-eval replay` and `memory` "
+                    "measure it",
+                    policy.keep->text()));
   const CacheShape& shape = codecs.shape();
   const int64_t row = int64_t{shape.kv_heads} * shape.head_dim * static_cast<int64_t>(dtype_size(policy.exact_dtype));
   // What has left the exact rows of a role, counted after the sinks.

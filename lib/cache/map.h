@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cache/cache.h"
+#include "cache/keep_rule.h"
 #include "cache/model.h"
 
 namespace vqkv {
@@ -45,17 +46,23 @@ struct EvictedSet {
   }
 };
 
-// Positions of the slots of one body, ascending. Nobody lists them while slot s holds token sinks + s: while no slot
-// was given up.
+// Positions of the slots of one body, ascending.
 struct SlotList {
-  int32_t* positions = nullptr;  // null: not listed
+  int32_t* positions = nullptr;
+  int32_t count = 0, capacity = 0;
+};
+
+// What the tokens that one head sees received, for a rule that asks.
+struct MassSums {
+  double* sums = nullptr;
   int32_t count = 0, capacity = 0;
 };
 
 // Coded tokens of one unit: slots without gaps, in pages.
 struct UnitMap {
   BlockTable pages;
-  BlockAddress overlay = 0;  // StoredOverlay entries in the order of their tokens
+  SlotList* listed = nullptr;  // null while slot s holds token sinks + s: while no slot was given up
+  BlockAddress overlay = 0;    // StoredOverlay entries in the order of their tokens
   int64_t overlay_count = 0, overlay_capacity = 0;
 };
 
@@ -104,13 +111,26 @@ class SequenceMap {
   void resize(BlockTable& table, int64_t live);
   void mark_evicted(int layer, int head, std::span<const int64_t> positions);
   void forget_evictions(int64_t from);
+  // Positions that a head sees of the first `tokens`, ascending, and how many of total() they are.
+  std::vector<int32_t> seen(int layer, int head, int64_t tokens) const;
+  int64_t seen_tokens(int layer, int head) const;
+
+  // The length at which the policy's rule decides next (KeepRule::kNever without one).
+  int64_t next_decision() const { return policy.keep ? policy.keep->next_decision(length, prompt) : KeepRule::kNever; }
+  // What the rule asks of the open block's queries in `layer`; an empty range: nothing.
+  MassRequest observe(int layer);
+  // Takes what the rule gives up at this length out of the heads' sight.
+  void decide(int layer);
+  // Keeps what is there of `count` sums, the rest 0.
+  void resize_sums(MassSums& m, int64_t count);
   int64_t slots(size_t unit) const;  // tokens that are there as codes
   // Their positions, or nothing where slot s holds token sinks + s.
   std::span<const int32_t> slot_positions(size_t unit) const {
-    if (listed.empty() || !listed[unit].positions) return {};
-    return {listed[unit].positions, static_cast<size_t>(listed[unit].count)};
+    const SlotList* list = units[unit].listed;
+    return list ? std::span<const int32_t>(list->positions, static_cast<size_t>(list->count))
+                : std::span<const int32_t>();
   }
-  bool lists_slots(size_t unit) const { return !listed.empty() && listed[unit].positions != nullptr; }
+  bool lists_slots(size_t unit) const { return units[unit].listed != nullptr; }
   void list_slots(size_t unit, std::span<const int32_t> positions);
   // Room for `count` positions; keeps those that are there.
   void reserve_slots(SlotList& list, int64_t count);
@@ -125,11 +145,14 @@ class SequenceMap {
   std::pmr::vector<RoleMap> roles;                       // (layers * 2)
   std::pmr::vector<UnitMap> units;                       // (units)
   std::pmr::vector<EvictedSet> evicted;                  // (layers * kv_heads)
-  std::pmr::vector<SlotList> listed;                     // (units), empty before the first
   std::pmr::vector<std::unique_ptr<FittedForm>> fitted;  // (units), empty before the first
+  std::pmr::vector<MassSums> mass;                       // (layers * kv_heads), empty without a rule
   int64_t length = 0;
-  int64_t pending = 0;  // tokens of the open block
-  int appended = 0;     // layers of the open block that have theirs
+  int64_t pending = 0;   // tokens of the open block
+  int64_t prompt = 0;    // tokens that are seen exactly before anything is coded, where that was said
+  int64_t decided = 0;   // the length at which the rule decided last
+  int64_t observed = 0;  // queries below it are in the sums
+  int appended = 0;      // layers of the open block that have theirs
   bool open = false, exact_prompt = false;
   Visibility visibility = Visibility::kReplay;
 };

@@ -2,12 +2,15 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "codec/codec.h"
 #include "core/dtype.h"
 #include "core/json_fwd.h"
 
 namespace vqkv {
+
+class KeepRule;
 
 // When tokens leave the exact window, for one role. At the attention of the query at position i, with S sinks, tokens
 // [S, coded_end(S, i)) are coded and the rest, its own included, are exact:
@@ -38,6 +41,8 @@ struct CachePolicy {
   bool codes = true;                // false: everything stays exact
   bool drops = false;               // what leaves the window is dropped instead of coded; k and v are one rule
   DType exact_dtype = DType::kF16;  // of sinks and window
+  // What heads give up as the text goes on (cache/keep_rule.h); null: nothing.
+  std::shared_ptr<const KeepRule> keep = nullptr;
   // Error (data): one of n values leaves exact_dtype, or is not finite.
   void check_exact(const float* values, int64_t n) const;
   // Rounds n values in place, as the cache stores what is exact, and checks them.

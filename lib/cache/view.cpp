@@ -54,13 +54,7 @@ bool CacheView::evicted(int layer, int head, int64_t position) const {
   return map_->evicted_set(layer, head).contains(position);
 }
 
-std::vector<int32_t> CacheView::seen(int layer, int head) const {
-  const EvictedSet& gone = map_->evicted_set(layer, head);
-  std::vector<int32_t> out;
-  for (int64_t t = 0; t < tokens(layer); ++t)
-    if (!gone.contains(t)) out.push_back(static_cast<int32_t>(t));
-  return out;
-}
+std::vector<int32_t> CacheView::seen(int layer, int head) const { return map_->seen(layer, head, tokens(layer)); }
 
 const std::byte* CodedBody::page(int64_t index) const { return HostStore::at(unit_->pages.at(index)); }
 std::span<const StoredOverlay> CodedBody::overlay() const {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cache/keep_rule.h"
 #include "codec/codec.h"
 #include "core/json.h"
 
@@ -22,6 +23,7 @@ std::string protocol_text(const CachePolicy& policy) {
   std::string out = k == v ? k : fmt::format("keys: {}; values: {}", k, v);
   if (policy.sinks > 0) out += fmt::format(" + {} sink{}", policy.sinks, policy.sinks == 1 ? "" : "s");
   if (policy.drops) out += ", nothing else";
+  if (policy.keep) out += ", " + policy.keep->text();
   return out;
 }
 

@@ -60,6 +60,7 @@ std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
   const FlushRule &k = policy.k, &v = policy.v;
   if (!policy.keeps_codes() || k.window != v.window || k.flush != v.flush || k.window < 1) return std::nullopt;
   policy.drops = true;
+  policy.keep = nullptr;
   return policy;
 }
 

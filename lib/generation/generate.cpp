@@ -19,6 +19,7 @@ Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> 
   Sampler sampler(options.sampling);
   Matrix<float> logits(1, model.facts().vocab);
   Stopwatch watch;
+  if (options.exact_prefill) kv.expect_prompt(before + given);
   model.forward(prompt, kv, LogitRows::kLast, logits,
                 options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay);
   if (options.exact_prefill) kv.end_exact_prefill();

@@ -215,8 +215,16 @@ void LlamaCpu::forward_batch(std::span<const SequenceBlock> batch, LogitRows row
 void ModelRuntime::forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
                            Visibility visibility, ModelTap* tap) {
   if (tokens.empty()) return;
-  const SequenceBlock block{tokens, &kv, visibility, tap};
-  forward_batch(std::span(&block, 1), rows, logits);
+  const bool all = rows == LogitRows::kAll;
+  const auto n = static_cast<int64_t>(tokens.size());
+  // Where the cache decides what it keeps the block is cut: what comes after sees what is left.
+  for (int64_t at = 0, m = 0; at < n; at += m) {
+    m = std::min(n - at, kv.cache().block_limit());
+    const bool wanted = all || at + m == n;
+    const SequenceBlock block{tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), &kv, visibility, tap};
+    forward_batch(std::span(&block, 1), wanted ? rows : LogitRows::kNone,
+                  all ? logits.slice_rows(at, m) : wanted ? logits : MutMatrix());
+  }
 }
 
 const Tokenizer* ModelRuntime::find_tokenizer() const {

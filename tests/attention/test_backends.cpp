@@ -9,7 +9,6 @@
 #include "attention/scan_cpu.h"
 #include "attention/session_cpu.h"
 #include "cache/kernels.h"
-#include "cache/policies/keep_policy.h"
 #include "core/cpu.h"
 #include "core/thread_pool.h"
 #include "support/catch.h"
@@ -648,51 +647,6 @@ TEST_CASE("Evicted tokens get no mass, and a tap sees the probabilities", "[evic
   }
 }
 
-namespace {
-
-// Keeps the newest tokens and those that received most attention so far, as H2O does.
-class HeavyHitters final : public KeepPolicy {
- public:
-  HeavyHitters(int heads, int64_t budget, int64_t recent)
-      : sums(static_cast<size_t>(heads)), gone(sums.size()), budget_(budget), recent_(recent) {}
-  void observe(int, int kv_head, int64_t first_position, std::span<const double> mass) override {
-    auto& sum = sums[static_cast<size_t>(kv_head)];
-    CHECK(static_cast<int64_t>(sum.size()) == first_position);
-    sum.resize(mass.size());
-    double total = 0;
-    for (size_t t = 0; t < mass.size(); ++t) {
-      sum[t] += mass[t];
-      total += mass[t];
-      if (gone[static_cast<size_t>(kv_head)].count(static_cast<int64_t>(t))) CHECK(mass[t] == 0);
-    }
-    totals.push_back(total);
-  }
-  std::vector<KeepDecision> decide(int, int kv_head, int64_t length) override {
-    const auto& sum = sums[static_cast<size_t>(kv_head)];
-    auto& lost = gone[static_cast<size_t>(kv_head)];
-    std::vector<int64_t> old;
-    for (int64_t t = 0; t < length - recent_; ++t)
-      if (!lost.count(t)) old.push_back(t);
-    std::stable_sort(old.begin(), old.end(),
-                     [&](int64_t a, int64_t b) { return sum[static_cast<size_t>(a)] > sum[static_cast<size_t>(b)]; });
-    std::vector<KeepDecision> out;
-    for (size_t i = static_cast<size_t>(budget_); i < old.size(); ++i) {
-      lost.insert(old[i]);
-      out.push_back({old[i], Keep::kEvict});
-    }
-    return out;
-  }
-
-  std::vector<std::vector<double>> sums;
-  std::vector<std::set<int64_t>> gone;
-  std::vector<double> totals;
-
- private:
-  int64_t budget_, recent_;
-};
-
-}  // namespace
-
 TEST_CASE("Attention to what eviction left: every form of codes, every path, alike in steps and blocks", "[evict]") {
   const CacheShape shape = make_shape(1, 3, 2, 64);
   for (const Case& c : cases())
@@ -836,44 +790,6 @@ TEST_CASE("A row that is not finite stays so on every path", "[backends]") {
             for (int c = 0; c < 64; ++c) REQUIRE(std::isfinite(r.out(t, h * 64 + c)) == (t != 320 || h != 2));
         CHECK(std::isnan(r.stats.coded_mass));
       }
-}
-
-TEST_CASE("A keep policy sees what tokens receive, and what it drops stays dropped", "[evict]") {
-  const CacheShape shape = make_shape(1, 3, 2, 64);
-  const auto set = set_of(cases()[0], shape, 1);
-  const Tokens x(shape, 240, 131);
-  std::vector<Matrix<float>> outs;
-  std::vector<std::set<int64_t>> first_gone;
-  for (const char* name : {"reference", "cpu-reconstruct", "cpu-table"}) {
-    const auto backend = make_attention_backend(name);
-    CompressedCache cache(set, policy_of(4, {16, 16}, {16, 16}));
-    KvSessionCpu session(cache, *backend);
-    HeavyHitters policy(shape.kv_heads, 60, 20);
-    Recorder tap;  // a caller's tap still sees everything
-    session.set_tap(&tap);
-    session.set_keep_policy(&policy);
-    Matrix<float> out(240, shape.q_heads * 64);
-    for (int64_t t = 0; t < 240; t += 40) {
-      session.begin_block(40);
-      session.attend(0, x.q.view().slice_rows(t, 40), x.k.view().slice_rows(t, 40), x.v.view().slice_rows(t, 40),
-                     MutMatrix(out).slice_rows(t, 40));
-      session.end_block();
-    }
-    CHECK(tap.seen.size() == 6 * 6);
-    for (const double total : policy.totals) CHECK(total == Approx(40.0 * 3).epsilon(1e-5));
-    for (int h = 0; h < 2; ++h) {
-      CHECK(policy.gone[static_cast<size_t>(h)].size() == 240 - 60 - 20);
-      for (const int64_t t : policy.gone[static_cast<size_t>(h)]) CHECK(CacheView(cache).evicted(0, h, t));
-    }
-    CHECK(policy.gone[0] != policy.gone[1]);
-    // Masses that nearly tie may fall to either side of the budget under the coarser logits of tables.
-    if (outs.empty())
-      first_gone = policy.gone;
-    else if (policy.gone == first_gone)
-      CHECK(worst_difference(outs[0], out) < tolerance(8, 64) + 12.0 * scan::kScanLimit);
-    if (std::string(name) == "cpu-reconstruct") CHECK(policy.gone == first_gone);
-    outs.push_back(std::move(out));
-  }
 }
 
 TEST_CASE("Sequences do not see each other", "[backends]") {

@@ -1,5 +1,4 @@
 #include "attention/plan_codec.h"
-#include "cache/policies/keep_policy.h"
 #include "cache/view.h"
 #include "codec/codec_set.h"
 #include "core/json.h"
@@ -351,30 +350,6 @@ TEST_CASE("Parameters fitted to the prompt: once, alike in steps and blocks, cou
   }
 }
 
-namespace {
-
-// Keeps the tokens that received most so far.
-class TopMass final : public KeepPolicy {
- public:
-  void observe(int, int kv_head, int64_t, std::span<const double> mass) override {
-    auto& sum = mass_[static_cast<size_t>(kv_head)];
-    sum.resize(std::max(sum.size(), mass.size()));
-    for (size_t t = 0; t < mass.size(); ++t) sum[t] += mass[t];
-  }
-  std::vector<KeepDecision> decide(int, int kv_head, int64_t length) override {
-    const auto& sum = mass_[static_cast<size_t>(kv_head)];
-    std::vector<KeepDecision> out;
-    for (int64_t t = 0; t < length - 40; ++t)
-      if (sum[static_cast<size_t>(t)] < 0.5) out.push_back({t, Keep::kEvict});
-    return out;
-  }
-
- private:
-  std::vector<double> mass_[2];
-};
-
-}  // namespace
-
 TEST_CASE("What stays of a body lies together, with the codes that it had", "[evict]") {
   const CacheShape shape = make_shape(2, 1, 4, 16);
   const Tokens x(shape, 700, 17);
@@ -473,10 +448,6 @@ TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]
   // A page of each role goes; the positions of the 192 slots that stay are listed.
   CHECK(memory.live() < before - 64 * (4 * 2 + 16 * 2) + 2 * 192 * 4 + 2 * 64);
   CHECK(cache.bytes().total_sequence() == memory.live());
-  TopMass policy;
-  for (int h = 0; h < 2; ++h) policy.observe(0, h, 0, std::vector<double>(300, 0.1));
-  apply_keep_policy(policy, cache);
   CHECK(CacheView(cache).evicted(0, 1, 100));
   CHECK_FALSE(CacheView(cache).evicted(0, 1, 290));
-  CHECK(cache.bytes().total_sequence() == memory.live());
 }

@@ -284,6 +284,43 @@ TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
   CHECK(rows[1]["bits_per_value"] > 16);
 }
 
+TEST_CASE("vqkv-eval: a policy that decides by attention replays, generates and is measured", "[cli][eval]") {
+  const Eval eval;
+  const std::string codec = eval.dir / "h2o.codec.h5";
+  write_codec(codec, {{"name", "rtn"}, {"bits", 4}, {"heads", 1}},
+              {{"sinks", 4},
+               {"window", 16},
+               {"flush", 16},
+               {"policy", {{"name", "h2o"}, {"heavy", 16}, {"recent", 16}, {"interval", 32}}}});
+  const Json r = eval.json({"replay", "--model", kModel, "--codec", eval.codec, "--codec", codec, "--text", kText,
+                            "--context", "160", "--windows", "1", "--skip-no-window"});
+  REQUIRE(r["rows"].size() == 4);
+  const Json &all = r["rows"][1], &h2o = r["rows"][2], &streaming = r["rows"][3];
+  CHECK(h2o["protocol"] == all["protocol"].get<std::string>() + ", h2o: heavy 16, recent 16, every 32");
+  CHECK(streaming["codec"] == "streaming");
+  CHECK(2 * h2o["bytes"]["codes"].get<int64_t>() < all["bytes"]["codes"].get<int64_t>());
+  CHECK(h2o["bytes"]["workspace"] > 0);
+  CHECK(h2o["kld.mean"] > all["kld.mean"]);
+  CHECK(h2o["kld.mean"] < streaming["kld.mean"]);
+  std::string prompt = "One";
+  for (int i = 0; i < 90; ++i) prompt += " more";
+  const Json g = eval.json({"generate", "--model", kModel, "--codec", codec, "--prompt", prompt, "--new-tokens", "40",
+                            "--ignore-stop", "--exact-prefill"});
+  CHECK(g["rows"][1]["tokens"].size() == 40);
+  const Json rows =
+      eval.json({"memory", "--model", kModel, "--codec", codec, "--context", "100,200", "--measure-up-to", "200"});
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[2]["allocator"] == rows[2]["total"]);
+  CHECK(rows[3]["allocator"] == rows[3]["total"]);
+  CHECK(rows[3]["codes"] <= rows[2]["codes"].get<int64_t>() * 2);
+  // Beyond what is measured nothing is made up.
+  const ToolRun longer =
+      eval({"memory", "--model", kModel, "--codec", codec, "--context", "1k", "--measure-up-to", "200", "--json"});
+  CHECK(longer.code == 0);
+  CHECK(Json::parse(longer.out).size() == 1);
+  CHECK(longer.err.find("depends on the text") != std::string::npos);
+}
+
 TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
   const Eval eval;
   const Json rows = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "64",

@@ -223,6 +223,9 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   }
   CHECK(Json::parse(at({"explain", "query_metric", "--json"}).out)["suits"]["grouping"] == "variance");
   has(at({"explain", "pq"}).out, "Behind query_metric the default is variance");
+  has(at({"explain", "h2o"}).out, "heavy");
+  has(at({"explain", "snapkv"}).out, "observe");
+  has(at({"ls", "policies"}).out, "snapkv");
   for (const char* what : {"codecs", "transforms", "policies", "metrics", "backends"})
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
 }

@@ -152,3 +152,51 @@ TEST_CASE("every method replays a tiny model through every attention path, in bl
     for (const std::string& what : must) CHECK(ran[what] > 0);
   }
 }
+
+TEST_CASE("policies that decide replay a tiny model on every path, alike in steps and blocks",
+          "[conformance][replay]") {
+  const Captured in;
+  const ReplayText text{"text", in.ids(4, kContext)};
+  for (const std::string& codec : {std::string("pq"), std::string("exact")})
+    for (const Json& policy : {Json{{"name", "h2o"}, {"heavy", 0.2}, {"recent", 16}, {"interval", 24}},
+                               Json{{"name", "snapkv"}, {"budget", 48}, {"observe", 8}, {"interval", 56}}})
+      for (const ReplayMode mode : {ReplayMode::kForced, ReplayMode::kPrefillExact}) {
+        Json cache = kCache, config = test_config(codec);
+        config["heads"] = 1;
+        const auto codecs = in.codecs(config);
+        REQUIRE(codecs);
+        std::vector<ReplayCandidate> candidates = {{.label = "all",
+                                                    .codecs = codecs,
+                                                    .policy = CachePolicy::from_json(canonical_cache_config(cache)),
+                                                    .mode = mode}};
+        cache["policy"] = policy;
+        for (const std::string& path : attention_backend_names()) {
+          const auto backend = make_attention_backend(path);
+          if (std::ranges::any_of(codecs->units(), [&](const TrainedUnit& u) {
+                return backend->can(u.codec->plan(), u.spec.unit.role).has_value();
+              }))
+            continue;
+          for (const int64_t block : {1, 7, 200})
+            candidates.push_back({.label = path + " by " + std::to_string(block),
+                                  .codecs = codecs,
+                                  .policy = CachePolicy::from_json(canonical_cache_config(cache)),
+                                  .attention = path,
+                                  .mode = mode,
+                                  .block = block});
+        }
+        CAPTURE(codec, policy.dump(), replay_mode_name(mode));
+        const ReplayResult r = replay(*in.model, std::span(&text, 1), candidates,
+                                      {.context = kContext, .prompt = mode == ReplayMode::kForced ? 0 : 101});
+        REQUIRE(r.tracks.size() >= 7);
+        for (size_t i = 1; i < r.tracks.size(); i += 3) {
+          CAPTURE(r.tracks[i].label);
+          for (size_t b = i + 1; b < i + 3; ++b) {
+            CHECK(r.tracks[b].nll == r.tracks[i].nll);
+            CHECK(r.tracks[b].bytes.to_json() == r.tracks[i].bytes.to_json());
+          }
+          CHECK(r.tracks[i].nll != r.tracks[0].nll);
+          const auto held = [](const ReplayTrack& t) { return t.bytes.codes + t.bytes.side; };
+          CHECK(held(r.tracks[i]) < held(r.tracks[0]));
+        }
+      }
+}

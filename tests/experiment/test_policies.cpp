@@ -48,3 +48,27 @@ TEST_CASE("streaming in a sweep: what attention loses to a window alone, and no 
   CHECK(error(1000) == 0);  // nothing has left
   CHECK(by_window[16]->value("report", "attention.top1_mass_recall") < 1);
 }
+
+TEST_CASE("policies that ask every query are planned as skipped, and the reason names what measures them", "[policy]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto config = [&](const char* rest) {
+    return parse_yaml(
+        fmt::format("trace: {{path: {}, train: [0, 1], report: [3]}}\ncodec: {{name: exact}}\n{}", trace, rest),
+        "s.yaml");
+  };
+  const Plan plan = make_plan(config(
+      "sweep: {grid: {cache.policy: [all, {name: h2o, heavy: 64}, {name: snapkv, interval: 128, observe: 16}]}}"));
+  REQUIRE(plan.cells.size() == 3);
+  int skipped = 0;
+  for (const Json& cell : plan.cells)
+    if (cell.contains("skip")) {
+      ++skipped;
+      CHECK_THAT(cell["skip"].get<std::string>(), Catch::Contains("vqkv-eval replay"));
+    }
+  CHECK(skipped == 2);
+  // A cell for a replay is none of a sweep.
+  const Json cell = make_cell(config("cache: {policy: {name: h2o, heavy: 64}}"));
+  CHECK_THAT(protocol_of_cell(cell.at("config")), Catch::Contains("h2o: heavy 64, recent 0.1, every 64"));
+}

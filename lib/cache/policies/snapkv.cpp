@@ -1,0 +1,120 @@
+// SnapKV: at the end of a prompt each head keeps the tokens that the last queries attended to, pooled over neighbours.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cache/keep_rule.h"
+#include "cache/policies/kinds.h"
+#include "core/error.h"
+#include "core/json.h"
+
+namespace vqkv {
+namespace {
+
+struct SnapKvKnobs {
+  double budget = 1024;
+  int observe = 32, kernel = 7, interval = 1024;
+  std::string pooling = "max";
+  KnobTable table() {
+    return KnobTable()
+        .real(
+            "budget", &budget, 0, 1 << 24,
+            "tokens that a head keeps beside the sinks, the observing ones included; below 1 a fraction of the tokens "
+            "so far")
+        .integer("observe", &observe, 1, 1 << 16, "newest queries that are asked; their tokens stay")
+        .integer("kernel", &kernel, 1, 1025, "neighbouring tokens that are pooled, an odd number")
+        .choice("pooling", &pooling, {"max", "avg"}, "how; avg counts tokens beyond the ends as zeros")
+        .integer("interval", &interval, 1, 1 << 24,
+                 "tokens between decisions where no prompt is seen exactly; with one, its end is the only decision");
+  }
+};
+
+class SnapKvRule final : public KeepRule {
+ public:
+  explicit SnapKvRule(const SnapKvKnobs& knobs) : knobs_(knobs) {}
+  std::string text() const override {
+    return fmt::format("snapkv: budget {}, {} queries, {} over {}, every {}", knobs_.budget, knobs_.observe,
+                       knobs_.pooling, knobs_.kernel, knobs_.interval);
+  }
+  int64_t next_decision(int64_t length, int64_t prompt) const override {
+    if (prompt > 0) return length < prompt ? prompt : kNever;
+    return (length / knobs_.interval + 1) * knobs_.interval;
+  }
+  int64_t observed_from(int64_t length) const override { return length - knobs_.observe; }
+  bool accumulates() const override { return false; }
+  std::vector<int64_t> give_up(std::span<const int32_t> positions, std::span<const double> received, int64_t length,
+                               int64_t sinks) const override {
+    // The tokens before the observing ones, sinks included: neighbours of others.
+    const int64_t before =
+        std::lower_bound(positions.begin(), positions.end(), length - knobs_.observe) - positions.begin();
+    const int64_t reach = knobs_.kernel / 2;
+    std::vector<double> pooled(static_cast<size_t>(before));
+    std::vector<int64_t> columns;
+    for (int64_t c = 0; c < before; ++c) {
+      const auto from = received.begin() + std::max<int64_t>(0, c - reach),
+                 to = received.begin() + std::min(before, c + reach + 1);
+      double value = 0;
+      if (knobs_.pooling == "max") {
+        value = *std::max_element(from, to);
+      } else {
+        for (auto at = from; at != to; ++at) value += *at;
+        value /= knobs_.kernel;
+      }
+      pooled[static_cast<size_t>(c)] = value;
+      if (positions[static_cast<size_t>(c)] >= sinks) columns.push_back(c);
+    }
+    return all_but_highest(columns, pooled,
+                           std::max<int64_t>(0, budget_tokens(knobs_.budget, length) - knobs_.observe));
+  }
+
+ private:
+  SnapKvKnobs knobs_;
+};
+
+class SnapKv final : public PolicyKind {
+ public:
+  PolicyInfo describe() const override {
+    return {.name = "snapkv",
+            .title = "each head keeps what the last queries of a prompt attend to, pooled over neighbours",
+            .paper = "Li et al., NeurIPS 2024, arXiv 2404.14469",
+            .caveat =
+                "what is generated is never given up; without an exact prompt (mode forced) it decides every "
+                "`interval` tokens instead; pools after the sum over the query heads of a group; a trace holds "
+                "some queries alone, so it replays and generates but is not swept"};
+  }
+  std::vector<Knob> knobs() const override {
+    static SnapKvKnobs defaults;
+    return defaults.table().knobs();
+  }
+  Json canonical(const Json& given, const std::string& path) const override {
+    return parse(given, path).table().values();
+  }
+  void apply(const Json& given, CachePolicy& policy) const override {
+    if (!policy.codes)
+      fail_usage(
+          "cache.policy: snapkv needs a window; rule 'none' holds every token in a form that is not given up "
+          "token by token (codec 'exact' behind a window keeps the others exact)");
+    policy.keep = std::make_shared<const SnapKvRule>(parse(given, "cache.policy"));
+  }
+
+ private:
+  static SnapKvKnobs parse(const Json& given, const std::string& path) {
+    SnapKvKnobs knobs;
+    Json own = given;
+    own.erase("name");
+    knobs.table().apply(own, path);
+    check_budget(knobs.budget, path + ".budget");
+    if (knobs.kernel % 2 == 0)
+      fail_usage(fmt::format("{}.kernel: {} is not allowed; an odd number", path, knobs.kernel));
+    if (knobs.observe > knobs.interval)
+      fail_usage(fmt::format("{}.observe: {} is not allowed; at most the {} tokens of an interval", path, knobs.observe,
+                             knobs.interval));
+    return knobs;
+  }
+};
+
+}  // namespace
+
+VQKV_DEFINE_POLICY(snapkv, SnapKv)
+
+}  // namespace vqkv
