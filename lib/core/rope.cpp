@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <mutex>
 #include <numbers>
@@ -107,36 +108,45 @@ RopeFacts RopeFacts::from_json(const Json& j) {
 
 namespace {
 constexpr int64_t kBlock = 1024;  // positions a block
-}
+constexpr size_t kBlocks = 1 << 14;
+}  // namespace
 
 struct RopeTable::Blocks {
-  std::mutex mutex;
   // Blocks never move once made, so a row pointer stays valid while the table lives.
-  std::vector<std::unique_ptr<float[]>> rows = std::vector<std::unique_ptr<float[]>>(1 << 14);
+  std::vector<std::atomic<const float*>> published = std::vector<std::atomic<const float*>>(kBlocks);
+  std::mutex making;
+  std::vector<std::unique_ptr<float[]>> made;
 };
 
 RopeTable::RopeTable(RopeFacts facts) : facts_(std::move(facts)), blocks_(std::make_unique<Blocks>()) {}
 RopeTable::~RopeTable() = default;
 
-const float* RopeTable::row(int64_t position) const {
+const float* RopeTable::make(size_t block) const {
+  const std::lock_guard lock(blocks_->making);
+  if (const float* rows = blocks_->published[block].load(std::memory_order_relaxed)) return rows;
   const int64_t half = facts_.rotary_dim / 2;
-  const size_t block = static_cast<size_t>(position / kBlock);
-  VQKV_CHECK(position >= 0 && block < blocks_->rows.size());
-  const std::lock_guard lock(blocks_->mutex);
-  auto& rows = blocks_->rows[block];
-  if (!rows) {
-    rows = std::make_unique<float[]>(static_cast<size_t>(kBlock * 2 * half));
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const double t = static_cast<double>(static_cast<int64_t>(block) * kBlock + i);
-      for (int64_t p = 0; p < half; ++p) {
-        const double angle = t * facts_.inverse_frequency[static_cast<size_t>(p)];
-        rows[static_cast<size_t>(i * 2 * half + p)] = static_cast<float>(std::cos(angle) * facts_.attention_factor);
-        rows[static_cast<size_t>(i * 2 * half + half + p)] =
-            static_cast<float>(std::sin(angle) * facts_.attention_factor);
-      }
+  auto rows = std::make_unique<float[]>(static_cast<size_t>(kBlock * 2 * half));
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const double t = static_cast<double>(static_cast<int64_t>(block) * kBlock + i);
+    for (int64_t p = 0; p < half; ++p) {
+      const double angle = t * facts_.inverse_frequency[static_cast<size_t>(p)];
+      rows[static_cast<size_t>(i * 2 * half + p)] = static_cast<float>(std::cos(angle) * facts_.attention_factor);
+      rows[static_cast<size_t>(i * 2 * half + half + p)] =
+          static_cast<float>(std::sin(angle) * facts_.attention_factor);
     }
   }
-  return rows.get() + (position % kBlock) * 2 * half;
+  blocks_->made.push_back(std::move(rows));
+  const float* out = blocks_->made.back().get();
+  blocks_->published[block].store(out, std::memory_order_release);
+  return out;
+}
+
+const float* RopeTable::row(int64_t position) const {
+  VQKV_CHECK(position >= 0 && position < static_cast<int64_t>(kBlocks) * kBlock);
+  const auto block = static_cast<size_t>(position / kBlock);
+  const float* rows = blocks_->published[block].load(std::memory_order_acquire);
+  if (!rows) rows = make(block);
+  return rows + position % kBlock * (facts_.rotary_dim / 2 * 2);
 }
 
 void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse) {

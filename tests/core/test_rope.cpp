@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <thread>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -43,6 +44,31 @@ TEST_CASE("RoPE and its inverse, with an attention factor and channels that pass
       }
     rope_apply(table, positions.data(), y, true);
     for (size_t i = 0; i < x.storage.size(); ++i) CHECK(y.storage[i] == Approx(x.storage[i]).margin(2e-6));
+  }
+}
+
+TEST_CASE("rows of a RoPE table are made once, whichever threads ask first", "[rope]") {
+  const RopeFacts facts = RopeFacts::plain(16, 16, 10000);
+  for (int round = 0; round < 20; ++round) {
+    const RopeTable table(facts), alone(facts);
+    constexpr int64_t kPositions = 20000;
+    std::vector<std::vector<const float*>> seen(4, std::vector<const float*>(kPositions));
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < seen.size(); ++i)
+      threads.emplace_back([&, i] {
+        for (int64_t t = 0; t < kPositions; ++t) {
+          const int64_t position = (t * 7919 + static_cast<int64_t>(i) * 1031) % kPositions;
+          const float* row = table.row(position);
+          seen[i][static_cast<size_t>(position)] = row[0] <= 1.0f ? row : nullptr;
+        }
+      });
+    for (std::thread& t : threads) t.join();
+    bool same = true;
+    for (int64_t t = 0; t < kPositions; ++t) {
+      for (const auto& rows : seen) same = same && rows[static_cast<size_t>(t)] == table.row(t);
+      same = same && std::equal(table.row(t), table.row(t) + 16, alone.row(t));
+    }
+    REQUIRE(same);
   }
 }
 
