@@ -1,4 +1,4 @@
-#include "codec/transform/linear_map.h"
+#include "codec/linear_map.h"
 
 #include "core/error.h"
 

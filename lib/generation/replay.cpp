@@ -183,7 +183,7 @@ bool replay_stretch(ModelRuntime& model, const std::vector<int32_t>& ids, int64_
     const Visibility visibility = mode == ReplayMode::kFakeQuant                   ? Visibility::kAllCoded
                                   : mode == ReplayMode::kPrefillExact && in_prompt ? Visibility::kExactPrefill
                                                                                    : Visibility::kReplay;
-    if (visibility == Visibility::kExactPrefill && at == 0) r.sequence->cache().expect_prompt(stretches.prompt);
+    if (visibility == Visibility::kExactPrefill && at == 0) r.sequence->session().expect_prompt(stretches.prompt);
     const AttendStats before = r.sequence->session().stats();
     const Stopwatch time;
     if (!r.feed(model, tokens, test_logits.view().slice_rows(0, m), visibility, stop)) return false;

@@ -223,7 +223,9 @@ void ModelRuntime::forward(std::span<const int32_t> tokens, KvSession& kv, Logit
     const bool wanted = all || at + m == n;
     const SequenceBlock block{tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), &kv, visibility, tap};
     forward_batch(std::span(&block, 1), wanted ? rows : LogitRows::kNone,
-                  all ? logits.slice_rows(at, m) : wanted ? logits : MutMatrix());
+                  all      ? logits.slice_rows(at, m)
+                  : wanted ? logits
+                           : MutMatrix());
   }
 }
 

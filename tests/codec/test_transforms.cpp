@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "codec/codec_set.h"
-#include "codec/transform/linear_map.h"
+#include "codec/linear_map.h"
 #include "core/error.h"
 #include "core/rng.h"
 #include "support/catch.h"

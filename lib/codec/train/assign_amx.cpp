@@ -76,9 +76,8 @@ void screen_amx(const Bf16Job& job, const uint32_t* rows, const float* length, c
         const __m512 best =
             _mm512_min_ps(_mm512_min_ps(_mm512_min_ps(score[0], score[1]), _mm512_min_ps(score[2], score[3])),
                           _mm512_min_ps(_mm512_min_ps(score[4], score[5]), _mm512_min_ps(score[6], score[7])));
-        const __m512 error =
-            _mm512_fmadd_ps(_mm512_load_ps(lost + 16 * v), by_loss,
-                            _mm512_fmadd_ps(_mm512_load_ps(length + 16 * v), by_length, offset));
+        const __m512 error = _mm512_fmadd_ps(_mm512_load_ps(lost + 16 * v), by_loss,
+                                             _mm512_fmadd_ps(_mm512_load_ps(length + 16 * v), by_length, offset));
         _mm512_store_ps(low + b * kTile + 16 * v, _mm512_sub_ps(best, error));
         bound[v] = _mm512_min_ps(bound[v], _mm512_add_ps(best, error));
       }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "codec/transform/linear_map.h"
+#include "codec/linear_map.h"
 #include "codec/transform/transform.h"
 #include "core/clock.h"
 #include "core/error.h"
