@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "cache/coding.h"
+#include "cache/keep_rule.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/finite.h"
@@ -178,6 +179,7 @@ using FillLayer = std::function<CodingTotals(int layer, Layer& data)>;
 
 FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill,
                        const std::function<void(int)>& progress, const ScoreLimits& limits) {
+  if (const std::string reason = not_swept(rows.config().policy()); !reason.empty()) fail_usage(reason);
   const auto& windows = rows.windows();
   const CacheShape& shape = rows.scope().shape;
   const bool drops = rows.config().policy().drops;
@@ -248,6 +250,15 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
 }
 
 }  // namespace
+
+std::string not_swept(const CachePolicy& policy) {
+  if (!policy.keep) return "";
+  return fmt::format(
+      "cache.policy {} decides by what all queries attend to, and a trace holds some queries; `vqkv-eval replay` "
+      "measures "
+      "it",
+      policy.keep->text());
+}
 
 int64_t ScoreLimits::peak(const std::vector<EvalWindow>& windows, int group) const {
   int64_t most = 0;

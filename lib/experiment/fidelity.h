@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "cache/cache.h"
@@ -13,6 +14,9 @@ namespace vqkv {
 // The sweep's attention: which tokens a query sees coded, and how rows are scored. Rises when that changes a number:
 // part of a cell's identity.
 inline constexpr int kAttentionVersion = 1;
+
+// Why no sweep measures under a policy, or "": it decides by what all queries attend to.
+std::string not_swept(const CachePolicy& policy);
 
 struct FidelityResult {
   std::vector<Measurement> select, report;

@@ -6,7 +6,6 @@
 #include <fstream>
 #include <set>
 
-#include "cache/keep_rule.h"
 #include "codec/codec_set.h"
 #include "codec/transform/transform.h"
 #include "config/sweep.h"
@@ -197,16 +196,6 @@ std::string cell_lines(const std::vector<Json>& cells) {
   return out;
 }
 
-// Why no sweep measures a cell, or nothing.
-std::string not_swept(const CellConfig& c) {
-  const CachePolicy policy = c.policy();
-  if (!policy.keep) return "";
-  return fmt::format(
-      "cache.policy {} decides by what all queries attend to, and a trace holds some queries; `vqkv-eval "
-      "replay` measures it",
-      policy.keep->text());
-}
-
 Json paths_of(const std::vector<SweepPoint>& points, Json SweepPoint::*which) {
   std::set<std::string> paths;
   for (const auto& p : points)
@@ -243,7 +232,7 @@ Plan make_plan(const Config& config) {
     if (!resolved.contains(key)) resolved[key] = {resolve_codec(c.codec, facts.shape), ""};
     const CodecPlan& codec = resolved.at(key).first;
     Json cell = describe_cell(c, facts, codec, p.axes, p.repeat);
-    const std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c);
+    const std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
     if (!skip.empty()) cell["skip"] = skip;
     if (!seen.emplace(cell.at("cell").get<std::string>(), plan.cells.size()).second) {
       ++duplicates;
