@@ -142,6 +142,11 @@ void LlamaCpu::require_runnable(const SequenceBlock& block) const {
              shape.head_dim == facts_.head_dim);
   if (facts_.sliding_window > 0)
     facts_.require_context(block.kv->cache().length() + static_cast<int64_t>(block.tokens.size()));
+  if (const int64_t limit = block.kv->cache().block_limit(); static_cast<int64_t>(block.tokens.size()) > limit)
+    fail_usage(
+        fmt::format("a block of {} tokens of a cache whose policy decides after {}: forward() cuts there, a batch "
+                    "has to be cut",
+                    block.tokens.size(), limit));
   for (const int32_t t : block.tokens)
     if (t < 0 || t >= facts_.vocab)
       fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", t, facts_.name,

@@ -68,7 +68,7 @@ class ModelRuntime {
   // Runs one block of each sequence: teacher forcing. A step is a block of one token; a long prompt may be given in
   // blocks of any size. Products with weights run once over the rows of all sequences, attention for each alone, and
   // every sequence gets the bits that it gets alone. logits: (rows, vocab) in the order of the batch, rows = tokens for
-  // kAll, blocks for kLast. No block is empty, no session stands twice.
+  // kAll, blocks for kLast. No block is empty or reaches beyond its cache's block_limit(), no session stands twice.
   virtual void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) = 0;
   // A batch of one; no tokens are nothing to do.
   void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,

@@ -85,11 +85,11 @@ class NaiveSession final : public KvSession {
       }
   }
   void end_block() override { cache_.end_block(); }
+  void expect_prompt(int64_t tokens) override { cache_.expect_prompt(tokens); }
   void end_exact_prefill() override { cache_.end_exact_prefill(); }
   const AttendStats& stats() const override { return stats_; }
   double attend_seconds() const override { return 0; }
   void set_tap(AttentionTap*) override {}
-  void set_keep_policy(KeepPolicy*) override {}
 
  private:
   std::vector<float> rotated(const float* row, int64_t cols, int64_t position) const {
@@ -174,6 +174,12 @@ TEST_CASE("what a batch can't be is refused, and nothing has begun", "[batch]") 
       beyond{{good, &a.session()}, {bad, &b.session()}}, empty{{good, &a.session()}, {{}, &b.session()}};
   for (const auto& batch : {twice, beyond, empty})
     CHECK_THROWS_AS(model->forward_batch(batch, LogitRows::kLast, logits), Error);
+  // A policy decides within the block: forward() cuts it, a batch is as it is.
+  const Json cache = {{"policy", {{"name", "h2o"}, {"interval", 1}}}};
+  Sequence decides(std::make_shared<const CacheModel>(exact_codec_set(model->facts().cache_shape())),
+                   CachePolicy::from_json(cache), "cpu-reconstruct");
+  const std::vector<SequenceBlock> across{{good, &a.session()}, {good, &decides.session()}};
+  CHECK_THROWS_WITH(model->forward_batch(across, LogitRows::kLast, logits), Catch::Contains("decides after 1"));
   const std::vector<SequenceBlock> fine{{good, &a.session()}, {good, &b.session()}};
   model->forward_batch(fine, LogitRows::kLast, logits);
   CHECK(std::equal(logits.row(0), logits.row(0) + vocab, logits.row(1)));
