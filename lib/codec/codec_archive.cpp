@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "io/archive.h"
+#include "io/json_fields.h"
 
 namespace vqkv {
 namespace {
@@ -43,30 +44,9 @@ class Reader final : public ParameterReader {
   std::string prefix_;
 };
 
-int bounded(const Json& j, const char* key, int64_t low, int64_t high, const std::string& where) {
-  const auto it = j.is_object() ? j.find(key) : j.end();
-  if (it == j.end() || !it->is_number_integer()) fail_data(fmt::format("{}: '{}' must be an integer", where, key));
-  const int64_t v =
-      it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX} ? INT64_MAX : it->get<int64_t>();
-  if (v < low || v > high) fail_data(fmt::format("{}: '{}' is {}; allowed: {} to {}", where, key, v, low, high));
-  return static_cast<int>(v);
-}
-
-std::string text_of(const Json& j, const char* key, const std::string& where) {
-  const auto it = j.is_object() ? j.find(key) : j.end();
-  if (it == j.end() || !it->is_string()) fail_data(fmt::format("{}: '{}' must be text", where, key));
-  return it->get<std::string>();
-}
-
-std::string one_of(const Json& j, const char* key, std::initializer_list<const char*> allowed,
-                   const std::string& where) {
-  const std::string value = text_of(j, key, where);
-  std::string list;
-  for (const char* a : allowed) {
-    if (value == a) return value;
-    list += (list.empty() ? "" : ", ") + std::string(a);
-  }
-  fail_data(fmt::format("{}: '{}' is \"{}\"; allowed: {}", where, key, value, list));
+// Within the range of int.
+int int_field(const Json& j, const char* key, int64_t low, int64_t high, const std::string& where) {
+  return static_cast<int>(integer_field(j, key, low, high, where));
 }
 
 Json spec_to_json(const UnitSpec& s) {
@@ -85,26 +65,26 @@ Json spec_to_json(const UnitSpec& s) {
 
 UnitSpec spec_from_json(const Json& j, const CacheShape& shape, const std::string& where) {
   UnitSpec s;
-  s.unit.role = one_of(j, "role", {"k", "v"}, where) == "k" ? Role::kKey : Role::kValue;
-  s.unit.layer = bounded(j, "layer", 0, shape.layers - 1, where);
-  s.unit.heads = bounded(j, "heads", 1, shape.kv_heads, where);
-  s.unit.first_head = bounded(j, "first_head", 0, shape.kv_heads - s.unit.heads, where);
-  s.unit.head_dim = bounded(j, "head_dim", shape.head_dim, shape.head_dim, where);
+  s.unit.role = choice_field(j, "role", {"k", "v"}, where) == "k" ? Role::kKey : Role::kValue;
+  s.unit.layer = int_field(j, "layer", 0, shape.layers - 1, where);
+  s.unit.heads = int_field(j, "heads", 1, shape.kv_heads, where);
+  s.unit.first_head = int_field(j, "first_head", 0, shape.kv_heads - s.unit.heads, where);
+  s.unit.head_dim = int_field(j, "head_dim", shape.head_dim, shape.head_dim, where);
   s.unit.rotary_dim = shape.rope.rotary_dim;
   if (s.unit.channels() > kMaxUnitChannels)
     fail_data(fmt::format("{}: a unit of {} channels; at most {}", where, s.unit.channels(), kMaxUnitChannels));
-  s.unit.rope = one_of(j, "rope", {"post", "pre"}, where) == "pre" ? RopePlacement::kPre : RopePlacement::kPost;
-  s.share = one_of(j, "share", {"none", "heads", "layers"}, where);
-  s.method = text_of(j, "method", where);
+  s.unit.rope = choice_field(j, "rope", {"post", "pre"}, where) == "pre" ? RopePlacement::kPre : RopePlacement::kPost;
+  s.share = choice_field(j, "share", {"none", "heads", "layers"}, where);
+  s.method = text_field(j, "method", where);
   for (const char* key : {"knobs", "transforms"})
     if (!j.contains(key)) fail_data(fmt::format("{}: '{}' is missing", where, key));
   s.knobs = j["knobs"];
   s.transforms = j["transforms"];
   if (!s.knobs.is_object() || !s.transforms.is_array())
     fail_data(where + ": 'knobs' must be an object and 'transforms' a list");
-  for (const Json& t : s.transforms) text_of(t, "name", where + ": transforms");
+  for (const Json& t : s.transforms) text_field(t, "name", where + ": transforms");
   const MethodInfo info = find_method(s.method).describe();
-  const int version = bounded(j, "version", 1, INT32_MAX, where);
+  const int version = int_field(j, "version", 1, INT32_MAX, where);
   if (version > info.version)
     fail_data(
         fmt::format("{}: method '{}' version {}; this build knows up to {}", where, s.method, version, info.version));
@@ -135,7 +115,7 @@ CodecSet load(const ArchiveReader& in) {
       !set.contains("config"))
     fail_data(where + ": 'shape', 'config' and a list 'units' must be there");
   const CacheShape shape = cache_shape_from_json(set["shape"], where + ": shape");
-  const std::string model_hash = text_of(set, "model_hash", where);
+  const std::string model_hash = text_field(set, "model_hash", where);
   const int64_t most = int64_t{2} * shape.layers * shape.kv_heads;
   if (static_cast<int64_t>(set["units"].size()) > most)
     fail_data(fmt::format("{}: {} units; at most {}", where, set["units"].size(), most));
@@ -146,7 +126,7 @@ CodecSet load(const ArchiveReader& in) {
     if (!u.is_object() || !u.contains("spec") || !u.contains("report"))
       fail_data(here + ": 'spec' and 'report' must be there");
     TrainedUnit unit{spec_from_json(u["spec"], shape, here), nullptr, report_from_json(u["report"], here)};
-    const int number = bounded(u, "codec", 0, most - 1, here);
+    const int number = int_field(u, "codec", 0, most - 1, here);
     const auto known = owner.find(number);
     if (known != owner.end()) {
       if (!may_share(unit.spec, units[known->second].spec))
@@ -173,10 +153,10 @@ Json cache_shape_to_json(const CacheShape& s) {
 
 CacheShape cache_shape_from_json(const Json& j, const std::string& where) {
   CacheShape s;
-  s.layers = bounded(j, "layers", 1, kMaxLayers, where);
-  s.q_heads = bounded(j, "q_heads", 1, kMaxHeads, where);
-  s.kv_heads = bounded(j, "kv_heads", 1, kMaxHeads, where);
-  s.head_dim = bounded(j, "head_dim", 2, kMaxHeadDim, where);
+  s.layers = int_field(j, "layers", 1, kMaxLayers, where);
+  s.q_heads = int_field(j, "q_heads", 1, kMaxHeads, where);
+  s.kv_heads = int_field(j, "kv_heads", 1, kMaxHeads, where);
+  s.head_dim = int_field(j, "head_dim", 2, kMaxHeadDim, where);
   if (s.q_heads % s.kv_heads)
     fail_data(fmt::format("{}: {} query heads are no multiple of {} KV heads", where, s.q_heads, s.kv_heads));
   const auto scale = j.find("score_scale");

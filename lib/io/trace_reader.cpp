@@ -5,6 +5,7 @@
 #include <map>
 
 #include "core/error.h"
+#include "io/json_fields.h"
 #include "io/trace.h"
 #include "io/trace_layout.h"
 
@@ -13,21 +14,6 @@ namespace {
 
 // What any model of today fits in, far below what would make a hostile file expensive.
 constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 4096, kMaxHidden = 1 << 20, kMaxTokens = INT32_MAX;
-
-int64_t bounded_int(const Json& j, const char* key, int64_t low, int64_t high, const std::string& where) {
-  const auto it = j.find(key);
-  if (it == j.end() || !it->is_number_integer()) fail_data(fmt::format("{}: '{}' must be an integer", where, key));
-  const int64_t v =
-      it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX} ? INT64_MAX : it->get<int64_t>();
-  if (v < low || v > high) fail_data(fmt::format("{}: '{}' is {}; allowed: {} to {}", where, key, v, low, high));
-  return v;
-}
-
-std::string text_of(const Json& j, const char* key, const std::string& where) {
-  const auto it = j.find(key);
-  if (it == j.end() || !it->is_string()) fail_data(fmt::format("{}: '{}' must be text", where, key));
-  return it->get<std::string>();
-}
 
 bool is_finite_pattern(const uint8_t* value, Hdf5Type type) {
   switch (type) {
@@ -99,21 +85,18 @@ void TraceReader::Impl::read_attributes(int64_t* hidden) {
   const Json model = parse_json(model_json, where);
   if (!model.is_object()) fail_data(where + ": must be an object");
   CacheShape& s = info.shape;
-  s.layers = static_cast<int>(bounded_int(model, "layers", 1, kMaxLayers, where));
-  s.q_heads = static_cast<int>(bounded_int(model, "q_heads", 1, kMaxHeads, where));
-  s.kv_heads = static_cast<int>(bounded_int(model, "kv_heads", 1, kMaxHeads, where));
-  s.head_dim = static_cast<int>(bounded_int(model, "head_dim", 2, kMaxHeadDim, where));
-  *hidden = bounded_int(model, "hidden", 0, kMaxHidden, where);
+  s.layers = static_cast<int>(integer_field(model, "layers", 1, kMaxLayers, where));
+  s.q_heads = static_cast<int>(integer_field(model, "q_heads", 1, kMaxHeads, where));
+  s.kv_heads = static_cast<int>(integer_field(model, "kv_heads", 1, kMaxHeads, where));
+  s.head_dim = static_cast<int>(integer_field(model, "head_dim", 2, kMaxHeadDim, where));
+  *hidden = integer_field(model, "hidden", 0, kMaxHidden, where);
   if (s.q_heads % s.kv_heads)
     fail_data(fmt::format("{}: {} query heads are no multiple of {} KV heads", where, s.q_heads, s.kv_heads));
   if (s.head_dim % 2) fail_data(fmt::format("{}: head_dim {} is odd", where, s.head_dim));
   info.hidden = static_cast<int>(*hidden);
-  const std::string dtype = text_of(model, "dtype", where);
-  if (dtype != "bf16" && dtype != "f16" && dtype != "f32")
-    fail_data(fmt::format("{}: 'dtype' is \"{}\"; allowed: bf16, f16, f32", where, dtype));
-  info.stored = dtype_from_name(dtype);
-  info.model_name = text_of(model, "name", where);
-  info.model_hash = text_of(model, "hash", where);
+  info.stored = dtype_from_name(choice_field(model, "dtype", {"bf16", "f16", "f32"}, where));
+  info.model_name = text_field(model, "name", where);
+  info.model_hash = text_field(model, "hash", where);
   const auto scale = model.find("score_scale");
   if (scale == model.end() || !scale->is_number() || !(scale->get<float>() > 0) || !std::isfinite(scale->get<float>()))
     fail_data(where + ": 'score_scale' must be a positive number");
