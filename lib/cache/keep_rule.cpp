@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "cache/map.h"
+#include "config/config.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -27,8 +28,7 @@ int64_t budget_tokens(double budget, int64_t length) {
 
 void check_budget(double budget, const std::string& path) {
   if (budget >= 1 && budget != std::floor(budget))
-    fail_usage(fmt::format(
-        "{}: {} is not allowed; a fraction below 1 of the tokens so far, or a whole number of tokens", path, budget));
+    fail_expected(path, "a fraction below 1 of the tokens so far, or a whole number of tokens", budget);
 }
 
 int64_t SequenceMap::seen_tokens(int layer, int head) const {

@@ -5,6 +5,7 @@
 
 #include "cache/keep_rule.h"
 #include "cache/policies/kinds.h"
+#include "config/config.h"
 #include "core/error.h"
 #include "core/json.h"
 
@@ -104,11 +105,10 @@ class SnapKv final : public PolicyKind {
     own.erase("name");
     knobs.table().apply(own, path);
     check_budget(knobs.budget, path + ".budget");
-    if (knobs.kernel % 2 == 0)
-      fail_usage(fmt::format("{}.kernel: {} is not allowed; an odd number", path, knobs.kernel));
+    if (knobs.kernel % 2 == 0) fail_expected(path + ".kernel", "an odd number", knobs.kernel);
     if (knobs.observe > knobs.interval)
-      fail_usage(fmt::format("{}.observe: {} is not allowed; at most the {} tokens of an interval", path, knobs.observe,
-                             knobs.interval));
+      fail_expected(path + ".observe", fmt::format("at most the {} tokens of an interval", knobs.interval),
+                    knobs.observe);
     return knobs;
   }
 };

@@ -1,6 +1,7 @@
 // Sinks and a window, nothing between: what a window alone does. Boundaries are those of the rule `window`, so the row
 // stands beside codecs under the same rule as if they had coded nothing.
 #include "cache/policies/kinds.h"
+#include "config/config.h"
 #include "core/error.h"
 #include "core/json.h"
 
@@ -19,7 +20,8 @@ class Streaming final : public PolicyKind {
     if (!policy.codes) fail_usage("cache.policy: streaming needs a window; rule 'none' keeps everything");
     if (policy.k.window != policy.v.window || policy.k.flush != policy.v.flush)
       fail_usage("cache.policy: streaming drops keys and values together; cache.k and cache.v must have one rule");
-    if (policy.k.window < 1) fail_usage("cache.window: 0 is not allowed with policy streaming; a query sees itself");
+    if (policy.k.window < 1)
+      fail_expected("cache.window", "1 or more with policy streaming, as a query sees itself", policy.k.window);
     policy.drops = true;
   }
 };
