@@ -37,8 +37,10 @@ class MeanRuntime final : public ModelRuntime {
   std::string weights() const override { return "none"; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
   ConstMatrix output_weight(int) const override { return {}; }
-  void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows, MutMatrix logits, Visibility visibility,
-               ModelTap*) override {
+  void forward_batch(std::span<const SequenceBlock> batch, LogitRows, MutMatrix logits) override {
+    REQUIRE(batch.size() == 1);
+    const auto& [tokens, session, visibility, tap] = batch[0];
+    KvSession& kv = *session;
     const auto n = static_cast<int64_t>(tokens.size());
     const Matrix<float> zeros(n, 16);
     Matrix<float> values(n, 16), out(n, 16);
