@@ -2,11 +2,14 @@
 #   Sources are the folder's own *.cpp, found by glob (methods and metrics register by one line in a .inc).
 #   A file named *_avx2.cpp is compiled for x86-64-v3, *_avx512.cpp for x86-64-v4, *_vbmi.cpp adds VBMI, *_bf16.cpp adds AVX512-BF16,
 #   *_amx.cpp AMX's tiles of bf16;
-#   callers must ask core/cpu.h before they call into one.
+#   callers must ask core/cpu.h before they call into one. With VQKV_PORTABLE none of them is compiled.
 function(vqkv_layer name)
   cmake_parse_arguments(A "" "" "PUBLIC;PRIVATE" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.h)
+  if(VQKV_PORTABLE)
+    list(FILTER sources EXCLUDE REGEX "_(avx2|avx512|vbmi|bf16|amx)\\.cpp$")
+  endif()
   if(sources)
     add_library(vqkv_${name} STATIC ${sources})
     set(scope PUBLIC)

@@ -10,7 +10,19 @@ if(CCACHE_PROGRAM)
   set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
 endif()
 
+# Units of x86-64 (cmake/VqkvLayer.cmake) stand beside portable code that does the same more slowly.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  option(VQKV_PORTABLE "Leave out what is compiled for x86-64 alone" OFF)
+else()
+  set(VQKV_PORTABLE ON)
+  # Kernels keep arrays of vectors, which Highway's targets of unknown vector length can't be in.
+  set(vqkv_highway_targets "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128|HWY_RVV)")
+endif()
+
 add_library(vqkv_options INTERFACE)
+if(VQKV_PORTABLE)
+  target_compile_definitions(vqkv_options INTERFACE VQKV_PORTABLE ${vqkv_highway_targets})  # core/cpu.h
+endif()
 target_compile_features(vqkv_options INTERFACE cxx_std_20)
 # No -ffast-math and no contraction: the same bits on every path that claims to be exact.
 # -Wrestrict fires on std::string concatenation in g++ 12 (GCC bug 105651).

@@ -71,21 +71,21 @@ bool fixed_pays(int64_t entries) {
 }
 
 void fixed(const FixedTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
-  if (cpu_features().avx512_vbmi && tables.entries > 16)  // one 16-entry shuffle beats four permutes
-    fixed_vbmi(tables, runs, count, slots, out);
-  else if (cpu_features().avx2)
-    fixed_avx2(tables, runs, count, slots, out);
-  else
-    fixed_portable(tables, runs, count, slots, out);
+  if constexpr (kX86Units) {
+    if (cpu_features().avx512_vbmi && tables.entries > 16)  // one 16-entry shuffle beats four permutes
+      return fixed_vbmi(tables, runs, count, slots, out);
+    if (cpu_features().avx2) return fixed_avx2(tables, runs, count, slots, out);
+  }
+  fixed_portable(tables, runs, count, slots, out);
 }
 
 void bytes(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {
-  if (cpu_features().avx512_vbmi && tables.entries > 16)  // one 16-entry shuffle beats four permutes
-    bytes_vbmi(tables, runs, count, slots, out);
-  else if (cpu_features().avx2)
-    bytes_avx2(tables, runs, count, slots, out);
-  else
-    bytes_portable(tables, runs, count, slots, out);
+  if constexpr (kX86Units) {
+    if (cpu_features().avx512_vbmi && tables.entries > 16)  // one 16-entry shuffle beats four permutes
+      return bytes_vbmi(tables, runs, count, slots, out);
+    if (cpu_features().avx2) return bytes_avx2(tables, runs, count, slots, out);
+  }
+  bytes_portable(tables, runs, count, slots, out);
 }
 
 void bytes_portable(const ByteTables& tables, const uint8_t* const* runs, int64_t count, int64_t slots, float* out) {

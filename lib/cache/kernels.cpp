@@ -385,8 +385,7 @@ void DecodeLevels(const uint16_t* codes, int64_t count, const float* levels, flo
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <immintrin.h>
-
+#include "cache/kernels_avx2.h"
 #include "core/cpu.h"
 
 namespace vqkv::kernels {
@@ -442,50 +441,22 @@ void decode_levels(const uint16_t* codes, int64_t count, const float* levels, fl
   HWY_DYNAMIC_DISPATCH(DecodeLevels)(codes, count, levels, offset, scale, zero, out, add);
 }
 
-// One 8 x 8 block in registers; `add` sums into what is there.
-__attribute__((target("avx2"))) static void transpose_8x8(const float* in, int64_t in_stride, float* out,
-                                                          int64_t out_stride, bool add) {
-  __m256 r[8], s[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
-  for (int i = 0; i < 8; i += 2) {
-    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
-    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    s[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
-    s[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
-  }
-  for (int i = 0; i < 8; ++i) {
-    float* to = out + i * out_stride;
-    _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), s[i]) : s[i]);
-  }
-}
-
 void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride,
                bool add) {
-  const bool fast = cpu_features().avx2;
+  [[maybe_unused]] const bool fast = cpu_features().avx2;
   for (int64_t r = 0; r < rows; r += 8) {
     for (int64_t c = 0; c < columns; c += 8) {
-      if (fast && r + 8 <= rows && c + 8 <= columns) {
-        transpose_8x8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride, add);
-        continue;
-      }
-      if (!add && c + 4 <= columns && columns < 8 && r + 8 <= rows) {  // narrow codebooks
-        for (int64_t i = r; i < r + 8; i += 4) {
-          __m128 v[4];
-          for (int j = 0; j < 4; ++j) v[j] = _mm_loadu_ps(in + (i + j) * in_stride + c);
-          _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
-          for (int j = 0; j < 4; ++j) _mm_storeu_ps(out + (c + j) * out_stride + i, v[j]);
+      if constexpr (kX86Units) {
+        if (fast && r + 8 <= rows && c + 8 <= columns) {
+          transpose_8x8_avx2(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride, add);
+          continue;
         }
-        for (int64_t i = r; i < r + 8; ++i)
-          for (int64_t j = c + 4; j < columns; ++j) out[j * out_stride + i] = in[i * in_stride + j];
-        continue;
+        if (fast && !add && c + 4 <= columns && columns < 8 && r + 8 <= rows) {  // narrow codebooks
+          transpose_8x4_avx2(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+          for (int64_t i = r; i < r + 8; ++i)
+            for (int64_t j = c + 4; j < columns; ++j) out[j * out_stride + i] = in[i * in_stride + j];
+          continue;
+        }
       }
       for (int64_t i = r; i < std::min(rows, r + 8); ++i)
         for (int64_t j = c; j < std::min(columns, c + 8); ++j) {

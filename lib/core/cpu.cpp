@@ -1,20 +1,21 @@
 #include "core/cpu.h"
 
 #include <hwy/targets.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+
 #include <cstdlib>
 #include <fstream>
 
 #include "core/error.h"
+#if VQKV_X86_UNITS
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace vqkv {
 namespace {
 
-#if defined(__x86_64__)
+#if VQKV_X86_UNITS
 // Asked of the processor itself: clang 16 does not know the name in __builtin_cpu_supports.
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -38,7 +39,7 @@ bool may_use_amx() {
 CpuFeatures detect() {
   CpuFeatures f;
   bool avx512_bf16 = false;
-#if defined(__x86_64__)
+#if VQKV_X86_UNITS
   __builtin_cpu_init();
   f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -65,14 +66,16 @@ CpuFeatures detect() {
   return f;
 }
 
-// Highway picks its kernels at the first call of each: what VQKV_CPU forbids is taken out before main().
+// Highway picks its kernels at the first call of each: what VQKV_CPU forbids, or a build without the units of x86-64,
+// is taken out before main().
 [[maybe_unused]] const bool g_highway_lowered = [] {
+#if HWY_ARCH_X86
   const char* cap = std::getenv("VQKV_CPU");
-  if (!cap) return false;
-  const std::string c = cap;
+  const std::string c = !kX86Units ? "baseline" : cap ? cap : "";
   const auto avx512 = HWY_AVX3 | HWY_AVX3_DL;
   if (c == "avx2") hwy::DisableTargets(avx512);
   if (c == "baseline") hwy::DisableTargets(avx512 | HWY_AVX2);
+#endif
   return true;
 }();
 

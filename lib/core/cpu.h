@@ -4,6 +4,16 @@
 
 namespace vqkv {
 
+// Whether the units of x86-64 (*_avx2.cpp, *_avx512.cpp, *_vbmi.cpp, *_bf16.cpp, *_amx.cpp) are in this build: not on
+// other processors, and not with VQKV_PORTABLE (cmake/VqkvOptions.cmake). A call into one stands behind `if constexpr
+// (kX86Units)` and a question to cpu_features().
+#if defined(__x86_64__) && !defined(VQKV_PORTABLE)
+#define VQKV_X86_UNITS 1
+#else
+#define VQKV_X86_UNITS 0
+#endif
+inline constexpr bool kX86Units = VQKV_X86_UNITS;
+
 struct CpuFeatures {
   bool avx2 = false;    // AVX2, FMA and F16C
   bool avx512 = false;  // F, BW, CD, DQ, VL: x86-64-v4

@@ -1,13 +1,13 @@
 #include "core/dtype.h"
 
 #include <fmt/format.h>
-#include <immintrin.h>
 
 #include <algorithm>
 #include <array>
 #include <type_traits>
 
 #include "core/cpu.h"
+#include "core/dtype_avx2.h"
 #include "core/error.h"
 #include "core/names.h"
 
@@ -33,50 +33,6 @@ const DTypeRow& row_of(DType t) {
   fail_internal("unknown dtype");
 }
 
-__attribute__((target("avx2,f16c"))) int64_t widen_f16_avx2(const f16* in, float* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  return i;
-}
-
-__attribute__((target("avx2,f16c"))) int64_t narrow_f16_avx2(const float* in, f16* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  return i;
-}
-
-__attribute__((target("avx2"))) int64_t widen_bf16_avx2(const bf16* in, float* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
-    _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
-  }
-  return i;
-}
-
-__attribute__((target("avx2"))) int64_t narrow_bf16_avx2(const float* in, bf16* out, int64_t n) {
-  const __m256i one = _mm256_set1_epi32(1), bias = _mm256_set1_epi32(0x7fff), magnitude = _mm256_set1_epi32(0x7fffffff);
-  const __m256i infinity = _mm256_set1_epi32(0x7f800000), quiet = _mm256_set1_epi32(0x40);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    __m256i half[2];
-    for (int k = 0; k < 2; ++k) {
-      const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i + 8 * k));
-      const __m256i high = _mm256_srli_epi32(u, 16);
-      const __m256i rounded =
-          _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(bias, _mm256_and_si256(high, one))), 16);
-      const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(u, magnitude), infinity);
-      half[k] = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, quiet), nan);
-    }
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half[0], half[1]), 0xd8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), packed);
-  }
-  return i;
-}
-
 }  // namespace
 
 size_t dtype_size(DType t) { return row_of(t).size; }
@@ -91,19 +47,27 @@ DType dtype_from_name(std::string_view name) {
 }
 
 void to_float(const f16* in, float* out, int64_t n) {
-  int64_t i = cpu_features().avx2 ? widen_f16_avx2(in, out, n) : 0;
+  int64_t i = 0;
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) i = widen_f16_avx2(in, out, n);
   for (; i < n; ++i) out[i] = to_float(in[i]);
 }
 void to_f16(const float* in, f16* out, int64_t n) {
-  int64_t i = cpu_features().avx2 ? narrow_f16_avx2(in, out, n) : 0;
+  int64_t i = 0;
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) i = narrow_f16_avx2(in, out, n);
   for (; i < n; ++i) out[i] = to_f16(in[i]);
 }
 void to_float(const bf16* in, float* out, int64_t n) {
-  int64_t i = cpu_features().avx2 ? widen_bf16_avx2(in, out, n) : 0;
+  int64_t i = 0;
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) i = widen_bf16_avx2(in, out, n);
   for (; i < n; ++i) out[i] = to_float(in[i]);
 }
 void to_bf16(const float* in, bf16* out, int64_t n) {
-  int64_t i = cpu_features().avx2 ? narrow_bf16_avx2(in, out, n) : 0;
+  int64_t i = 0;
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) i = narrow_bf16_avx2(in, out, n);
   for (; i < n; ++i) out[i] = to_bf16(in[i]);
 }
 

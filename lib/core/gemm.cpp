@@ -19,8 +19,10 @@ using dnnl::memory;
 
 const dnnl::engine& cpu_engine() {
   static const dnnl::engine engine = [] {
-    // VQKV_CPU lowers our own kernels; oneDNN follows, so that a lowered run is lowered throughout.
+  // VQKV_CPU lowers our own kernels; oneDNN follows, so that a lowered run is lowered throughout.
+#if defined(__x86_64__)
     if (!cpu_features().avx512) dnnl::set_max_cpu_isa(cpu_features().avx2 ? dnnl::cpu_isa::avx2 : dnnl::cpu_isa::sse41);
+#endif
     return dnnl::engine(dnnl::engine::kind::cpu, 0);
   }();
   return engine;

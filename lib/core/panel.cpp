@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/cpu.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/panel.cpp"
 #include <hwy/foreach_target.h>
@@ -117,10 +119,11 @@ void multiply(const PanelProduct& p, float* y, int64_t y_stride, bool add) {
 
 void multiply_any(const PanelProduct& p) {
   const auto run = [&](float* y, int64_t stride, bool add) {
-    if (p.x_rounded)
-      multiply_panel_bf16(static_cast<const bf16*>(p.panel), (p.depth + 1) / 2, p.x_rounded, p.x_stride, p.rows, y,
-                          stride, add);
-    else if (p.type == DType::kF32)
+    if constexpr (kX86Units)
+      if (p.x_rounded)
+        return multiply_panel_bf16(static_cast<const bf16*>(p.panel), (p.depth + 1) / 2, p.x_rounded, p.x_stride,
+                                   p.rows, y, stride, add);
+    if (p.type == DType::kF32)
       multiply<float>(p, y, stride, add);
     else
       multiply<bf16>(p, y, stride, add);

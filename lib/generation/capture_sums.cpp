@@ -30,6 +30,7 @@ constexpr int64_t kMassQueries = 64;  // queries scored at once: bounds the scor
 void moment_rows_base(const double* x, int64_t n, int64_t d, int64_t first, int64_t count, double* moment) {
   moment_rows(x, n, d, first, count, moment);
 }
+#if VQKV_X86_UNITS
 __attribute__((target("avx2"))) void moment_rows_avx2(const double* x, int64_t n, int64_t d, int64_t first,
                                                       int64_t count, double* moment) {
   moment_rows(x, n, d, first, count, moment);
@@ -37,6 +38,15 @@ __attribute__((target("avx2"))) void moment_rows_avx2(const double* x, int64_t n
 __attribute__((target("avx512f,avx512vl,avx512dq,prefer-vector-width=512"))) void moment_rows_avx512(
     const double* x, int64_t n, int64_t d, int64_t first, int64_t count, double* moment) {
   moment_rows(x, n, d, first, count, moment);
+}
+#endif
+
+auto widest_moment_rows() {
+#if VQKV_X86_UNITS
+  if (cpu_features().avx512) return moment_rows_avx512;
+  if (cpu_features().avx2) return moment_rows_avx2;
+#endif
+  return moment_rows_base;
 }
 
 }  // namespace
@@ -51,9 +61,7 @@ void add_query_moment(ConstMatrix q, int heads, double* moment) {
       for (int64_t c = 0; c < d; ++c)
         x[static_cast<size_t>((h * n + t) * d + c)] = static_cast<double>(q(t, h * d + c));
   });
-  const auto rows = cpu_features().avx512 ? moment_rows_avx512
-                    : cpu_features().avx2 ? moment_rows_avx2
-                                          : moment_rows_base;
+  const auto rows = widest_moment_rows();
   const int64_t tasks = (d + kMomentRows - 1) / kMomentRows;
   std::vector<double> sum(static_cast<size_t>(d * d), 0.0);
   parallel_for(tasks, [&](int64_t i) {

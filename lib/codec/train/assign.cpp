@@ -298,13 +298,14 @@ Bf16Screen::Bf16Screen(const float* packed, int64_t blocks, int64_t channels) {
         const float high = 2 * p + 1 < channels ? -from[(2 * p + 1) * kBlock + i] : 0.0f;
         const int64_t at =
             tiles_ ? ((b / 2 * steps + p / 16) * 16 + b % 2 * kBlock + i) * 16 + p % 16 : (b * pairs + p) * kBlock + i;
-        pairs_[static_cast<size_t>(at)] = bf16_pair(-from[2 * p * kBlock + i], high);
+        if constexpr (kX86Units) pairs_[static_cast<size_t>(at)] = bf16_pair(-from[2 * p * kBlock + i], high);
       }
   }
 }
 
 bool Bf16Screen::nearest(const TileJob& job) const {
-  return nearest_bf16({&job, pairs_.data(), bound_.data(), tiles_});
+  if constexpr (kX86Units) return nearest_bf16({&job, pairs_.data(), bound_.data(), tiles_});
+  fail_internal("no processor of this build has bf16 products");
 }
 
 }  // namespace assign
