@@ -167,7 +167,13 @@ def coded_attention(bench):
             google("bench_attention", f"step/exact_bf16/{shape}", "tokens/s"))
 
 
+def decode_head(bench):
+    """Tokens of one head of a unit of 8 heads: its own block of the map against the whole map written out."""
+    return google("bench_cache", f"decode_head/{bench}"), google("bench_cache", f"decode_head/{bench}_dense")
+
+
 REBUILT = "ours, the model side made for every cache"
+WRITTEN_OUT = "ours, the map of the unit written out"
 LLAMA = "llama.cpp, no BLAS"
 EXACT = "ours over an exact bf16 cache"
 WHEEL = "faiss-cpu wheel, 1 thread"
@@ -217,6 +223,12 @@ ROWS = [
         "k/s", google("bench_cache", "start/shared_pq"), google("bench_cache", "start/rebuilt_pq"), REBUILT, 5.0, 1e-3),
     Row("cache-start-memory", "The same in memory", "caches/MB", google("bench_cache", "start/shared_pq", "caches/MB"),
         google("bench_cache", "start/rebuilt_pq", "caches/MB"), REBUILT, 5.0),
+    Row("decode-head", "Decoding pre-RoPE keys of one head of a unit of 8, pq 16×256 a head behind a rotation of each head",
+        "M tok/s", *decode_head("keys_rotation"), WRITTEN_OUT, 4.0, 1e-6),
+    Row("decode-head-hadamard", "The same behind Hadamard", "M tok/s", *decode_head("keys_hadamard"), WRITTEN_OUT, 4.0,
+        1e-6),
+    Row("decode-head-values", "Values behind a rotation, in the code domain", "M tok/s", *decode_head("values_rotation"),
+        WRITTEN_OUT, 4.0, 1e-6),
     Row("coded-attention", "Attention of one query over 32,768 coded tokens, pq 16×256, G = 4, d = 128, 1 thread", "M tok/s",
         *coded_attention("pq_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-32", "The same, pq 32×256", "M tok/s", *coded_attention("pq32_table"), EXACT, 3.0, 1e-6),

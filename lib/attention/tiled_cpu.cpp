@@ -246,15 +246,7 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   y_stride = padded(y_width);
   token_scale = decoder.has_token_scale();
   y.resize(at(call.rows * y_stride));
-  if (decoder.folded()) {
-    kernels::multiply(x.data(), call.d, decoder.map_transposed().data(), y_stride, y.data(), y_stride, call.rows,
-                      call.d, y_stride, false);
-  } else {
-    for (int64_t r = 0; r < call.rows; ++r)
-      for (int64_t c = 0; c < call.d; ++c)
-        y[at(r * y_stride + c)] =
-            x[at(r * call.d + c)] * (decoder.diagonal().empty() ? 1.0f : decoder.diagonal()[at(c)]);
-  }
+  decoder.map().fold(x.data(), call.d, y.data(), y_stride, call.rows);
   const auto project = [&](const std::vector<float>& bias, std::vector<float>& out) {
     out.assign(at(call.rows), 0.0f);
     if (bias.empty()) return;
@@ -432,16 +424,10 @@ void Partial::unfold(const TiledCall& call) {
   const TileDecoder& decoder = call.cache.decoder(call.layer, piece.head, Role::kValue);
   if (sums) sums->unfold(y.data(), y_stride);
   sums = nullptr;
-  if (decoder.folded())
-    kernels::multiply(y.data(), y_stride, decoder.map().data(), width, out.data(), width, piece.rows(), y_width, width,
-                      true);
+  decoder.map().multiply(y.data(), y_stride, out.data(), width, piece.rows(), true);
   for (int64_t r = 0; r < piece.rows(); ++r) {
     const auto i = static_cast<size_t>(r);
     float* to = out.data() + r * width;
-    if (!decoder.folded())
-      for (int64_t c = 0; c < call.d; ++c)
-        to[c] += y[static_cast<size_t>(r * y_stride + c)] *
-                 (decoder.diagonal().empty() ? 1.0f : decoder.diagonal()[static_cast<size_t>(c)]);
     if (!decoder.inner_bias().empty()) kernels::add_scaled(decoder.inner_bias().data(), call.d, scaled[i], to);
     if (!decoder.outer_bias().empty()) kernels::add_scaled(decoder.outer_bias().data(), call.d, mass[i], to);
   }

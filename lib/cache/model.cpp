@@ -36,9 +36,9 @@ CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceSt
 
 int64_t CodedForm::bytes(const CodedForm& other) const {
   std::set<const void*> shared = books_of(other.plan);
-  int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + bytes_of(plan.terms) + bytes_of(plan.map.diagonal) +
-              bytes_of(plan.map.dense) + bytes_of(plan.inner_bias) + bytes_of(plan.outer_bias) +
-              bytes_of(plan.layout.fields) + bytes_of(plan.layout.sides) + bytes_of(decoders);
+  int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + bytes_of(plan.terms) + memory_bytes(plan.map) +
+              bytes_of(plan.inner_bias) + bytes_of(plan.outer_bias) + bytes_of(plan.layout.fields) +
+              bytes_of(plan.layout.sides) + bytes_of(decoders);
   const auto add = Overloaded{[&](const TableTerm& t) {
                                 n += bytes_of(t.book_of_slot) + bytes_of(t.channel);
                                 if (shared.insert(t.codewords.get()).second) n += bytes_of(*t.codewords);

@@ -46,16 +46,14 @@ float* ensure(AlignedVector<float>& v, int64_t n) {
 TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head,
                          int head_dim)
     : pages_(std::move(pages)), head_dim_(head_dim), low_(int64_t{head} * head_dim) {
-  dense_map_ = !plan.map.dense.empty();
-  VQKV_CHECK(dense_map_ || plan.code_channels == plan.channels);
-  // Through a dense map every code channel reaches the head; otherwise only its own slice.
-  const int64_t code_low = dense_map_ ? 0 : low_;
-  code_width_ = dense_map_ ? plan.code_channels : head_dim;
+  // The head's own code channels: a map that mixes heads leads to all of them.
+  map_ = HeadMap(plan.map, plan.code_channels, static_cast<int>(low_), head_dim);
+  const int64_t code_low = map_.first_row();
+  code_width_ = map_.rows();
   overlay_ = plan.layout.overlay;
   const auto slice = [&](const std::vector<float>& all) {
     return all.empty() ? std::vector<float>() : std::vector<float>(all.begin() + low_, all.begin() + low_ + head_dim);
   };
-  diagonal_ = slice(plan.map.diagonal);
   inner_ = slice(plan.inner_bias);
   outer_ = slice(plan.outer_bias);
   if (plan.token_scale_side >= 0) {
@@ -66,17 +64,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
     scale_slot_ = static_cast<int>(low_ / scale_width_);
     scale_slots_ = static_cast<int>((low_ + head_dim - 1) / scale_width_) - scale_slot_ + 1;
   }
-  folded_ = dense_map_ && !overlay_ && scale_slots_ <= 1 && (role == Role::kValue || plan.rope == RopePlacement::kPost);
-  if (dense_map_) {
-    map_.assign(at(code_width_ * padded(head_dim)), 0.0f);
-    map_t_.assign(at(head_dim * padded(code_width_)), 0.0f);
-    for (int64_t j = 0; j < code_width_; ++j)
-      for (int64_t c = 0; c < head_dim; ++c) {
-        const float v = plan.map.dense[at(j * plan.channels + low_ + c)];
-        map_[at(j * padded(head_dim) + c)] = v;
-        map_t_[at(c * padded(code_width_) + j)] = v;
-      }
-  }
+  folded_ =
+      map_.moves() && !overlay_ && scale_slots_ <= 1 && (role == Role::kValue || plan.rope == RopePlacement::kPost);
 
   bool mixed = false;
   {
@@ -156,8 +145,7 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
 
 int64_t TileDecoder::bytes(std::set<const void*>& shared) const {
   const auto of = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
-  int64_t n = of(slots_) + of(levels_) + of(dense_) + of(books_) + of(map_) + of(map_t_) + of(diagonal_) + of(inner_) +
-              of(outer_);
+  int64_t n = of(slots_) + of(levels_) + of(dense_) + of(books_) + map_.memory_bytes() + of(inner_) + of(outer_);
   for (const Slot& s : slots_) n += of(s.element) + of(s.channel);
   for (const Levels& l : levels_) n += of(l.term.levels);
   for (const auto& b : books_)
@@ -276,7 +264,7 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
   VQKV_CHECK(count <= kTileTokens);
   Buffers& b = buffers();
   const bool tables = !slots_.empty(), others = !levels_.empty() || !dense_.empty();
-  const bool rebuild_map = dense_map_ && !folded_;
+  const bool rebuild_map = map_.moves() && !map_.turns() && !folded_;
   // y goes where it is wanted: tables write rows, levels and dense channels write columns of tokens.
   const bool want_rows = !transposed || rebuild_map;
   const int64_t y_stride = rebuild_map ? padded(code_width_) : stride;
@@ -303,14 +291,16 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
   if (rebuild_map) {
     const int64_t wide = padded(head_dim_);
     float* x = ensure(b.rows, kTileTokens * wide);
-    kernels::multiply(y, y_stride, map_.data(), wide, x, wide, count, code_width_, wide, false);
+    map_.multiply(y, y_stride, x, wide, count, false);
     if (transposed) {
       kernels::transpose(x, wide, count, head_dim_, out, stride, false);
     } else {
       for (int64_t t = 0; t < count; ++t) std::copy_n(x + t * wide, head_dim_, out + t * stride);
     }
   }
-  if (!diagonal_.empty() || !inner_.empty() || !outer_.empty() || scale_side_ >= 0) {
+  if (map_.turns()) map_.turn(out, stride, count, transposed);
+  const std::vector<float>& diagonal = map_.diagonal();
+  if (!diagonal.empty() || !inner_.empty() || !outer_.empty() || scale_side_ >= 0) {
     float scale[kTileTokens];
     const auto element = [&](int64_t t, int64_t c) -> float& {
       return transposed ? out[c * stride + t] : out[t * stride + c];
@@ -329,7 +319,7 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
         }
       }
       for (; c < end; ++c) {
-        const float g = diagonal_.empty() ? 1.0f : diagonal_[at(c)], in = inner_.empty() ? 0.0f : inner_[at(c)],
+        const float g = diagonal.empty() ? 1.0f : diagonal[at(c)], in = inner_.empty() ? 0.0f : inner_[at(c)],
                     add = outer_.empty() ? 0.0f : outer_[at(c)];
         for (int64_t t = 0; t < count; ++t) {
           float& v = element(t, c);

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "cache/head_map.h"
 #include "cache/layout.h"
 #include "codec/codec.h"
 #include "core/view.h"
@@ -33,15 +34,13 @@ class TileDecoder {
   TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head, int head_dim);
 
   // Folded: decode gives y of the code domain, and the caller applies x = outer + s * (inner + y * map) to queries or
-  // sums. Otherwise decode gives x itself. Folded when the map is dense and nothing has to be done to x token by token
+  // sums. Otherwise decode gives x itself. Folded when the map moves channels and nothing has to be done to x by token
   // (no RoPE, no overlay, one scale a head): one product a query instead of one a token.
   bool folded() const { return folded_; }
   int64_t width() const { return folded_ ? code_width_ : head_dim_; }  // channels that decode gives
   int64_t code_width() const { return code_width_; }
-  const AlignedVector<float>& map() const { return map_; }               // (code_width, padded head_dim)
-  const AlignedVector<float>& map_transposed() const { return map_t_; }  // (head_dim, padded code_width)
-  const std::vector<float>& diagonal() const { return diagonal_; }       // (head_dim) or empty
-  const std::vector<float>& inner_bias() const { return inner_; }        // (head_dim) or empty
+  const HeadMap& map() const { return map_; }                      // (code_width, head_dim)
+  const std::vector<float>& inner_bias() const { return inner_; }  // (head_dim) or empty
   const std::vector<float>& outer_bias() const { return outer_; }
   bool has_token_scale() const { return scale_side_ >= 0; }
 
@@ -93,14 +92,14 @@ class TileDecoder {
   int head_dim_ = 0;
   int64_t low_ = 0;  // first channel of this head in the unit
   int64_t code_width_ = 0;
-  bool folded_ = false, dense_map_ = false, overlay_ = false;
+  bool folded_ = false, overlay_ = false;
   bool zero_rows_ = false, zero_columns_ = false;  // some channels are written by nobody
   std::vector<Slot> slots_;
   std::vector<Levels> levels_;
   std::vector<Dense> dense_;
   std::vector<std::shared_ptr<const AlignedVector<float>>> books_;  // keeps `words` alive
-  AlignedVector<float> map_, map_t_;
-  std::vector<float> diagonal_, inner_, outer_;
+  HeadMap map_;
+  std::vector<float> inner_, outer_;
   int scale_side_ = -1, scale_slot_ = 0;
   int scale_slots_ = 0, scale_width_ = 0;  // scale groups inside this head, when more than one
 };

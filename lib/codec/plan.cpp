@@ -118,38 +118,13 @@ void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, con
   for (size_t i = 0; i < slots; ++i) y[static_cast<size_t>(t.channel[i])] += values[i];
 }
 
-// Non-zero columns [first, last) of each row of the map: maps are block-diagonal by head, and a unit of many heads
-// would spend nearly all its time on zeros.
-std::vector<std::pair<int, int>> columns_of(const DecodePlan& plan) {
-  std::vector<std::pair<int, int>> out;
-  for (size_t i = 0; i < plan.map.dense.size(); i += static_cast<size_t>(plan.channels)) {
-    const float* row = plan.map.dense.data() + i;
-    int first = 0, last = plan.channels;
-    while (first < last && row[first] == 0) ++first;
-    while (last > first && row[last - 1] == 0) --last;
-    out.emplace_back(first, last);
-  }
-  return out;
-}
-
-void decode_token(const DecodePlan& plan, const std::vector<std::pair<int, int>>& columns, const CodeBlock& block,
-                  const TokenRef& at, std::vector<double>& y, std::vector<double>& z, float* x) {
+void decode_token(const DecodePlan& plan, const CodeBlock& block, const TokenRef& at, std::vector<double>& y,
+                  std::vector<double>& z, float* x) {
   std::fill(y.begin(), y.end(), 0.0);
   for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { add_term(plan, t, block, at, y); }, term);
   for (int j = 0; j < plan.channels; ++j)
     z[static_cast<size_t>(j)] = plan.inner_bias.empty() ? 0.0 : double{plan.inner_bias[static_cast<size_t>(j)]};
-  if (!plan.map.dense.empty()) {
-    for (int i = 0; i < plan.code_channels; ++i) {
-      const float* row = plan.map.dense.data() + int64_t{i} * plan.channels;
-      const auto [first, last] = columns[static_cast<size_t>(i)];
-      for (int j = first; j < last; ++j) z[static_cast<size_t>(j)] += y[static_cast<size_t>(i)] * row[j];
-    }
-  } else {
-    for (int j = 0; j < plan.channels; ++j) {
-      const auto c = static_cast<size_t>(j);
-      z[c] += plan.map.diagonal.empty() ? y[c] : y[c] * plan.map.diagonal[c];
-    }
-  }
+  add_product(plan.map, y.data(), plan.channels, z.data());
   const int scale_slots =
       plan.token_scale_side < 0 ? 1 : plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots;
   const int scale_width = plan.channels / scale_slots;
@@ -183,11 +158,7 @@ int64_t DecodePlan::constant_bytes() const {
                  [&](const LevelsTerm& t) { bytes += static_cast<int64_t>(t.levels.size() * sizeof(float)); },
                  [](const DenseTerm&) {}};  // its values are side data
   for (const PlanTerm& term : terms) std::visit(add, term);
-  if (map.stored_bytes >= 0)
-    bytes += map.stored_bytes;
-  else
-    bytes += static_cast<int64_t>((map.diagonal.size() + map.dense.size()) * sizeof(float));
-  return bytes + static_cast<int64_t>((inner_bias.size() + outer_bias.size()) * sizeof(float));
+  return bytes + stored_bytes(map) + static_cast<int64_t>((inner_bias.size() + outer_bias.size()) * sizeof(float));
 }
 
 void check_plan(const DecodePlan& plan) {
@@ -196,10 +167,7 @@ void check_plan(const DecodePlan& plan) {
   for (const FieldSpec& f : plan.layout.fields) VQKV_CHECK(f.bits >= 1 && f.bits <= 16 && f.slots >= 1);
   for (const SideSpec& s : plan.layout.sides) VQKV_CHECK(s.slots >= 1);
   for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { check_term(plan, t); }, term);
-  VQKV_CHECK(plan.map.diagonal.empty() || plan.map.dense.empty());
-  VQKV_CHECK(plan.map.diagonal.empty() || plan.map.diagonal.size() == channels);
-  VQKV_CHECK(plan.map.dense.empty() || plan.map.dense.size() == channels * static_cast<size_t>(plan.code_channels));
-  VQKV_CHECK(!plan.map.dense.empty() || plan.code_channels == plan.channels);
+  check_map(plan.map, plan.code_channels, plan.channels);
   VQKV_CHECK(plan.inner_bias.empty() || plan.inner_bias.size() == channels);
   VQKV_CHECK(plan.outer_bias.empty() || plan.outer_bias.size() == channels);
   if (plan.token_scale_side >= 0) {
@@ -221,12 +189,11 @@ void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x) {
     const SideSpec& spec = plan.layout.sides[s];
     VQKV_CHECK(block.sides[s].size() == static_cast<size_t>((spec.per_token ? x.rows : block.blocks) * spec.slots));
   }
-  const std::vector<std::pair<int, int>> columns = columns_of(plan);
   constexpr int64_t kChunk = 256;  // tokens are independent, so the chunking changes no bit
   parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
     std::vector<double> y(static_cast<size_t>(plan.code_channels)), z(static_cast<size_t>(plan.channels));
     for (int64_t t = chunk * kChunk; t < std::min(x.rows, (chunk + 1) * kChunk); ++t)
-      decode_token(plan, columns, block, {t, t / block_tokens, t % block_tokens}, y, z, x.row(t));
+      decode_token(plan, block, {t, t / block_tokens, t % block_tokens}, y, z, x.row(t));
   });
   for (const OverlayEntry& e : block.overlay) {
     VQKV_CHECK(e.token >= 0 && e.token < x.rows && e.channel >= 0 && e.channel < plan.channels);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "codec/code_block.h"
+#include "codec/linear_map.h"
 #include "core/view.h"
 
 namespace vqkv {
@@ -62,24 +63,6 @@ struct DenseTerm {
 
 using PlanTerm = std::variant<TableTerm, LevelsTerm, DenseTerm>;
 
-// Several functions as one, to visit a PlanTerm: one function for each kind of term and none for all, so that a new
-// kind does not compile until everything that reads plans says what it does with it (scripts/check-terms).
-template <class... Functions>
-struct Overloaded : Functions... {
-  using Functions::operator()...;
-};
-template <class... Functions>
-Overloaded(Functions...) -> Overloaded<Functions...>;
-
-// y * map, (code_channels) -> (channels). A diagonal or dense matrix; identity when both are empty.
-struct LinearMap {
-  std::vector<float> diagonal;  // (channels)
-  std::vector<float> dense;     // (code_channels, channels), row-major
-  // What a deployment keeps of it: 4 bytes a number when negative. A Hadamard matrix is computed and keeps its signs.
-  int64_t stored_bytes = -1;
-  bool identity() const { return diagonal.empty() && dense.empty(); }
-};
-
 // Adjusts logits of the coded segment, per query (CalibQuant's range map; mass corrections). Applied before softmax.
 struct ScoreMap {
   enum class Kind { kNone, kRange } kind = Kind::kNone;
@@ -92,7 +75,7 @@ struct DecodePlan {
   int code_channels = 0;  // of the coded domain (== channels unless the map changes the dimension)
   CodeLayout layout;
   std::vector<PlanTerm> terms;
-  LinearMap map;
+  LinearMap map;                  // (code_channels, channels)
   std::vector<float> inner_bias;  // (channels) or empty
   std::vector<float> outer_bias;  // (channels) or empty
   // Token scale: a per-token side with 1 slot (whole unit) or one slot a scale group of channels/slots channels each.

@@ -150,7 +150,14 @@ inline void add_dense(DecodePlan& plan, std::vector<int32_t> channels, DType typ
 
 inline void add_map(DecodePlan& plan, uint64_t key) {
   const Matrix<float> m = random_matrix(plan.code_channels, plan.channels, key, 1.0 / std::sqrt(plan.code_channels));
-  plan.map.dense.assign(m.storage.begin(), m.storage.end());
+  plan.map = DenseMap{plan.code_channels, plan.channels, {m.storage.begin(), m.storage.end()}};
+}
+
+// Channel j of the unit takes code j * 7 modulo their number, in its own share of them a head; every fifth takes none.
+inline void add_gather(DecodePlan& plan) {
+  GatherMap map{plan.code_channels, {}, {}};
+  for (int j = 0; j < plan.channels; ++j) map.from.push_back(j % 5 == 3 ? -1 : j * 7 % plan.code_channels);
+  plan.map = map;
 }
 
 inline std::vector<float> random_bias(int n, uint64_t key) {

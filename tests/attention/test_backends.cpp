@@ -42,6 +42,7 @@ struct Case {
   int block_tokens = 1;
   int overlay_every = 0;
   int code_extra = 0;  // code channels beyond the unit's
+  int coded_head = 0;  // or: code channels of a head
 };
 
 std::vector<Case> cases() {
@@ -71,7 +72,7 @@ std::vector<Case> cases() {
       {"diagonal map and bias",
        [](DecodePlan& p, Role) {
          add_table(p, 8, 8);
-         p.map.diagonal = random_bias(p.channels, 9);
+         p.map = DiagonalMap{random_bias(p.channels, 9)};
          p.inner_bias = random_bias(p.channels, 10);
          add_token_scale(p, 1);
        }},
@@ -113,6 +114,54 @@ std::vector<Case> cases() {
          add_map(p, 15);
          if (r == Role::kKey) p.rope = RopePlacement::kPre;
        }},
+      {"channels gathered from fewer codes",
+       [](DecodePlan& p, Role) {
+         add_table(p, 6, 4);
+         add_gather(p);
+         p.outer_bias = random_bias(p.channels, 5);
+         add_token_scale(p, 1);
+       },
+       1, 0, -16},
+      {"keys before RoPE gathered from fewer codes, with scales inside a head",
+       [](DecodePlan& p, Role r) {
+         add_levels(p, 3, 8, 1, true);
+         add_gather(p);
+         add_token_scale(p, p.channels / 16);
+         if (r == Role::kKey) p.rope = RopePlacement::kPre;
+       },
+       1, 0, -16},
+      {"unequal blocks",
+       [](DecodePlan& p, Role) {
+         add_table(p, 6, 4);
+         BlockMap map;
+         for (int at = 0; at < p.channels; at += 64)
+           for (const auto& [rows, cols] : {std::pair{8, 16}, {40, 48}}) {
+             const Matrix<float> m = random_matrix(rows, cols, 40 + static_cast<uint64_t>(at), 0.2);
+             map.blocks.push_back({rows, cols, {m.storage.begin(), m.storage.end()}});
+           }
+         p.map = map;
+       },
+       1, 0, 0, 48},
+      {"Hadamard between signs and a diagonal",
+       [](DecodePlan& p, Role) {
+         add_table(p, 8, 4);
+         p.map = HadamardMap{p.channels, 32, random_bias(p.channels, 21), random_bias(p.channels, 22)};
+         p.inner_bias = random_bias(p.channels, 6);
+         add_token_scale(p, 1);
+       }},
+      {"keys before RoPE through Hadamard, with scales inside a head",
+       [](DecodePlan& p, Role r) {
+         add_levels(p, 3, 16, 1, true);
+         p.map = HadamardMap{p.channels, 64, random_bias(p.channels, 23), {}};
+         p.outer_bias = random_bias(p.channels, 4);
+         add_token_scale(p, p.channels / 32);
+         if (r == Role::kKey) p.rope = RopePlacement::kPre;
+       }},
+      {"Hadamard over all heads of a unit",
+       [](DecodePlan& p, Role) {
+         add_table(p, 7, 8);
+         p.map = HadamardMap{p.channels, p.channels, {}, random_bias(p.channels, 24)};
+       }},
       {"score map",
        [](DecodePlan& p, Role) {
          add_table(p, 8, 4);
@@ -123,7 +172,10 @@ std::vector<Case> cases() {
 
 std::shared_ptr<const CodecSet> set_of(const Case& c, const CacheShape& shape, int heads) {
   return make_set(shape, heads, [&](Role role, int channels) {
-    DecodePlan p = empty_plan(channels, c.block_tokens, c.code_extra ? channels + c.code_extra : 0);
+    DecodePlan p = empty_plan(channels, c.block_tokens,
+                              c.coded_head   ? c.coded_head * (channels / shape.head_dim)
+                              : c.code_extra ? channels + c.code_extra
+                                             : 0);
     c.build(p, role);
     return std::make_shared<PlanCodec>(p, c.overlay_every);
   });
@@ -409,8 +461,9 @@ TEST_CASE("Hard keys go through fp32 tables", "[table]") {
   const auto set = make_set(shape, 1, [&](Role, int channels) {
     DecodePlan p = empty_plan(channels);
     add_table(p, 8, 4, 1, false, false, 0, 5);
-    p.map.diagonal.assign(static_cast<size_t>(channels), 1.0f);
-    p.map.diagonal[7] = 60.0f;
+    DiagonalMap map{std::vector<float>(static_cast<size_t>(channels), 1.0f)};
+    map.factor[7] = 60.0f;
+    p.map = map;
     return std::make_shared<PlanCodec>(p);
   });
   const Tokens x(shape, 200, 91, true);

@@ -4,12 +4,17 @@
 // start/rebuilt makes the model side for every cache, start/shared takes one of the codec set: what a replay pays a
 // window and candidate. `bytes` is what the allocator holds for one of them. sequences/N holds N caches of 1,024
 // tokens; `growth` is the allocator's growth over the ledger's resident bytes.
+//
+// decode_head reads the codes of one head of a unit of 8 heads, pq 16x256 a head, behind a rotation of each head or
+// Hadamard signs: with the map as it is, and with the same map written out over the whole unit. Keys stand before RoPE,
+// so the map is applied to tokens; values stay in the code domain.
 #include <benchmark/benchmark.h>
 #include <malloc.h>
 
 #include "attention/plan_codec.h"
 #include "attention/session_cpu.h"
 #include "cache/model.h"
+#include "cache/view.h"
 
 namespace {
 
@@ -32,7 +37,7 @@ std::shared_ptr<const CodecSet> codes(Kind kind) {
       add_table(p, 8, 4);
     if (kind == Kind::kMapped) {
       const Matrix<float> map = random_matrix(channels, channels, 9);
-      p.map.dense.assign(map.storage.begin(), map.storage.end());
+      p.map = DenseMap{channels, channels, {map.storage.begin(), map.storage.end()}};
     }
     return std::make_shared<PlanCodec>(p);
   });
@@ -85,6 +90,57 @@ void sequences(benchmark::State& state) {
   }
 }
 
+LinearMap map_by_head(bool hadamard, int heads, int d) {
+  const std::vector<float> signs = random_bias(heads * d, 12);
+  if (hadamard) return HadamardMap{heads * d, d, {}, signs};
+  BlockMap map;
+  for (int h = 0; h < heads; ++h) {
+    const Matrix<float> m = random_matrix(d, d, 9 + static_cast<uint64_t>(h));
+    map.blocks.push_back({d, d, {m.storage.begin(), m.storage.end()}});
+  }
+  return map;
+}
+
+void decode_head(benchmark::State& state, Role role, bool hadamard, bool written_out) {
+  constexpr int kHeads = 8, kDim = 64;
+  constexpr int64_t kTokens = 4096;
+  const auto set = make_set(make_shape(1, 1, kHeads, kDim), kHeads, [&](Role r, int channels) {
+    DecodePlan p = empty_plan(channels);
+    add_table(p, 8, 4);
+    p.map = map_by_head(hadamard, kHeads, kDim);
+    if (written_out) {
+      const std::vector<double> all = dense_of(p.map, channels, channels);
+      p.map = DenseMap{channels, channels, {all.begin(), all.end()}};
+    }
+    if (r == Role::kKey) p.rope = RopePlacement::kPre;
+    return std::make_shared<PlanCodec>(p);
+  });
+  CompressedCache cache(set, CachePolicy());
+  const Tokens x(set->shape(), kTokens + 1024, 3);
+  cache.begin_block(x.k.rows);
+  cache.append(0, x.k, x.v);
+  cache.end_block();
+  const CacheView view(cache);
+  const TileDecoder& decoder = view.decoder(0, 3, role);
+  const CodedBody body = view.body(0, 3, role);
+  AlignedVector<float> out(static_cast<size_t>(128 * kHeads * kDim));
+  for (auto _ : state)
+    for (int64_t t = 0; t < kTokens; t += 128) {
+      if (role == Role::kKey)
+        decoder.keys(body, t, 128, out.data(), 128);
+      else
+        decoder.values(body, t, 128, out.data(), decoder.width());
+      benchmark::DoNotOptimize(out.data());
+    }
+  state.SetItemsProcessed(state.iterations() * kTokens);
+}
+
+BENCHMARK_CAPTURE(decode_head, keys_rotation, Role::kKey, false, false);
+BENCHMARK_CAPTURE(decode_head, keys_rotation_dense, Role::kKey, false, true);
+BENCHMARK_CAPTURE(decode_head, keys_hadamard, Role::kKey, true, false);
+BENCHMARK_CAPTURE(decode_head, keys_hadamard_dense, Role::kKey, true, true);
+BENCHMARK_CAPTURE(decode_head, values_rotation, Role::kValue, false, false);
+BENCHMARK_CAPTURE(decode_head, values_rotation_dense, Role::kValue, false, true);
 BENCHMARK_CAPTURE(start, rebuilt_pq, Kind::kProduct, false);
 BENCHMARK_CAPTURE(start, shared_pq, Kind::kProduct, true);
 BENCHMARK_CAPTURE(start, rebuilt_mapped, Kind::kMapped, false);

@@ -308,7 +308,8 @@ class PromptCodec final : public Codec {
   DecodePlan plan(const PlanQuery& query) const override {
     DecodePlan p = plan_;
     if (query.state)
-      p.map.diagonal.assign(static_cast<size_t>(p.channels), static_cast<const State*>(query.state)->largest);
+      p.map = DiagonalMap{
+          std::vector<float>(static_cast<size_t>(p.channels), static_cast<const State*>(query.state)->largest)};
     return p;
   }
   void save(ParameterWriter&) const override {}

@@ -118,7 +118,7 @@ TEST_CASE("a table plan with everything reproduces what was coded", "[plan][tabl
         }
       for (int j = 0; j < 16; ++j) {
         double z = plan.inner_bias[static_cast<size_t>(j)];
-        for (int i = 0; i < 16; ++i) z += code[i] * plan.map.dense[static_cast<size_t>(i * 16 + j)];
+        for (int i = 0; i < 16; ++i) z += code[i] * std::get<DenseMap>(plan.map).values[static_cast<size_t>(i * 16 + j)];
         const double scale = block.sides[0][static_cast<size_t>(t * 2 + j / 8)];
         CHECK(y(t, j) == Approx(plan.outer_bias[static_cast<size_t>(j)] + scale * z).margin(1e-6));
       }
@@ -142,8 +142,13 @@ TEST_CASE("a plan that contradicts itself is refused", "[plan]") {
   spoiled([](DecodePlan& p) { std::get<TableTerm>(p.terms[0]).disjoint = true; });
   spoiled([](DecodePlan& p) { p.token_scale_side = 1; });
   spoiled([](DecodePlan& p) { p.outer_bias.pop_back(); });
-  spoiled([](DecodePlan& p) { p.map.dense.pop_back(); });
-  spoiled([](DecodePlan& p) { p.map.diagonal.assign(16, 1.0f); });
+  spoiled([](DecodePlan& p) { std::get<DenseMap>(p.map).values.pop_back(); });
+  spoiled([](DecodePlan& p) { p.map = DiagonalMap{std::vector<float>(15, 1.0f)}; });
+  spoiled([](DecodePlan& p) { p.map = GatherMap{16, std::vector<int32_t>(16, 16), {}}; });
+  spoiled([](DecodePlan& p) { p.map = GatherMap{15, std::vector<int32_t>(16, 0), {}}; });
+  spoiled([](DecodePlan& p) { p.map = BlockMap{{{8, 8, std::vector<float>(64)}}}; });
+  spoiled([](DecodePlan& p) { p.map = HadamardMap{16, 6, {}, {}}; });
+  spoiled([](DecodePlan& p) { p.map = HadamardMap{16, 32, {}, {}}; });
 }
 
 TEST_CASE("books shared by terms are counted once", "[plan]") {

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "codec/codec_set.h"
-#include "codec/linear_map.h"
 #include "core/error.h"
 #include "core/rng.h"
 #include "support/catch.h"
@@ -102,11 +101,11 @@ TEST_CASE("every affine transform is undone by its own map and bias", "[transfor
           REQUIRE(row[c] + (bias.empty() ? 0.0f : bias[c]) == Approx(data.x(r, static_cast<int64_t>(c))).margin(2e-3));
       }
       // The declared mixing width holds: nothing outside its block.
-      if (!map.dense.empty())
-        for (int i = 0; i < 32; ++i)
-          for (int j = 0; j < 32; ++j)
-            if (i / t->mixed_channels() != j / t->mixed_channels())
-              REQUIRE(map.dense[static_cast<size_t>(i * 32 + j)] == 0.0f);
+      const std::vector<double> dense = dense_of(map, 32, 32);
+      for (int i = 0; i < 32; ++i)
+        for (int j = 0; j < 32; ++j)
+          if (i / t->mixed_channels() != j / t->mixed_channels())
+            REQUIRE(dense[static_cast<size_t>(i * 32 + j)] == 0.0);
     }
 }
 
@@ -160,10 +159,11 @@ TEST_CASE("OPQ is a rotation that a product code gains from", "[transform][opq]"
   LinearMap map;
   std::vector<float> bias;
   t->inverse(map, bias);
+  const std::vector<double> dense = dense_of(map, 32, 32);
   for (size_t i = 0; i < 32; ++i)
     for (size_t j = 0; j < 32; ++j) {
       double dot = 0;
-      for (size_t l = 0; l < 32; ++l) dot += double{map.dense[i * 32 + l]} * map.dense[j * 32 + l];
+      for (size_t l = 0; l < 32; ++l) dot += dense[i * 32 + l] * dense[j * 32 + l];
       REQUIRE(dot == Approx(i == j ? 1.0 : 0.0).margin(1e-4));
     }
   double error[2];
@@ -230,10 +230,11 @@ TEST_CASE("before RoPE the query metric is a weight a pair", "[transform]") {
   LinearMap map;
   std::vector<float> bias;
   t->inverse(map, bias);
-  REQUIRE(map.diagonal.size() == 16);
+  const std::vector<float>& factor = std::get<DiagonalMap>(map).factor;
+  REQUIRE(factor.size() == 16);
   for (size_t p = 0; p < 8; ++p) {
-    CHECK(map.diagonal[p] == map.diagonal[p + 8]);
-    CHECK(map.diagonal[0] / map.diagonal[p] == Approx(std::sqrt(data.pairs[p] / data.pairs[0])).epsilon(1e-4));
+    CHECK(factor[p] == factor[p + 8]);
+    CHECK(factor[0] / factor[p] == Approx(std::sqrt(data.pairs[p] / data.pairs[0])).epsilon(1e-4));
   }
 }
 
@@ -248,11 +249,12 @@ TEST_CASE("before a partial RoPE the query metric weighs the pairs that rotate, 
   LinearMap map;
   std::vector<float> bias;
   t->inverse(map, bias);
-  REQUIRE(map.diagonal.size() == 32);
+  const std::vector<float>& factor = std::get<DiagonalMap>(map).factor;
+  REQUIRE(factor.size() == 32);
   for (int p = 0; p < 16; ++p) {
     const auto [a, b] = unit.pair(p);
-    CHECK(map.diagonal[static_cast<size_t>(a)] == map.diagonal[static_cast<size_t>(b)]);
-    CHECK(map.diagonal[0] / map.diagonal[static_cast<size_t>(a)] ==
+    CHECK(factor[static_cast<size_t>(a)] == factor[static_cast<size_t>(b)]);
+    CHECK(factor[0] / factor[static_cast<size_t>(a)] ==
           Approx(std::sqrt(data.pairs[static_cast<size_t>(p)] / data.pairs[0])).epsilon(1e-4));
   }
 
@@ -266,8 +268,7 @@ TEST_CASE("before a partial RoPE the query metric weighs the pairs that rotate, 
     for (const char* name : names) spec.transforms.push_back({{"name", name}});
     const auto codec = make_codec(spec);
     codec->train(data.set, Rng(2));
-    REQUIRE(codec->plan().map.diagonal.size() == 32);
-    return codec->plan().map.diagonal;
+    return std::get<DiagonalMap>(codec->plan().map).factor;
   };
   const auto scale = diagonal({"channel_scale"}), both = diagonal({"channel_scale", "query_metric"});
   const auto weight = [&](int p) {

@@ -260,14 +260,15 @@ class TableDummy final : public DummyCodec {
         words->push_back(round_to_f16(static_cast<float>(rng.normal() * std::pow(0.5, s))));
     words_ = words;
     if (o_.map) {  // rotations of neighbouring channels: orthonormal, dense enough
-      map_.dense.assign(n * n, 0.0f);
+      DenseMap map{channels(), channels(), std::vector<float>(n * n)};
       for (size_t i = 0; i + 1 < n; i += 2) {
         const double a = rng.uniform() * 6.28;
-        map_.dense[i * n + i] = map_.dense[(i + 1) * n + i + 1] = static_cast<float>(std::cos(a));
-        map_.dense[i * n + i + 1] = static_cast<float>(std::sin(a));
-        map_.dense[(i + 1) * n + i] = static_cast<float>(-std::sin(a));
+        map.values[i * n + i] = map.values[(i + 1) * n + i + 1] = static_cast<float>(std::cos(a));
+        map.values[i * n + i + 1] = static_cast<float>(std::sin(a));
+        map.values[(i + 1) * n + i] = static_cast<float>(-std::sin(a));
       }
-      if (n % 2) map_.dense[n * n - 1] = 1;
+      if (n % 2) map.values[n * n - 1] = 1;
+      map_ = std::move(map);
     }
     if (!o_.bias) return;
     for (size_t i = 0; i < n; ++i) {
@@ -294,9 +295,10 @@ class TableDummy final : public DummyCodec {
       }
       for (int c = 0; c < n; ++c) z[static_cast<size_t>(c)] -= inner_.empty() ? 0.0f : inner_[static_cast<size_t>(c)];
       for (int i = 0; i < n; ++i) {  // the map is orthonormal: its transpose undoes it
-        double sum = map_.dense.empty() ? z[static_cast<size_t>(i)] : 0;
-        for (int c = 0; c < n && !map_.dense.empty(); ++c)
-          sum += map_.dense[static_cast<size_t>(i * n + c)] * z[static_cast<size_t>(c)];
+        const auto* map = std::get_if<DenseMap>(&map_);
+        double sum = map ? 0 : z[static_cast<size_t>(i)];
+        for (int c = 0; c < n && map; ++c)
+          sum += map->values[static_cast<size_t>(i * n + c)] * z[static_cast<size_t>(c)];
         y[static_cast<size_t>(i)] = sum;
       }
       for (int s = 0; s < o_.stages; ++s)

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "codec/linear_map.h"
 #include "codec/transform/transform.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -59,7 +58,7 @@ struct Carried {
 };
 
 void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int channels) {
-  if (back.map.identity()) return;
+  if (is_identity(back.map)) return;
   // k = k' M + b, so q.k = (q M^T).k' + q.b: queries and moments go through M.
   const std::vector<double> m = dense_of(back.map, channels, channels);
   if (c.set.queries.rows > 0) {
@@ -69,11 +68,11 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
   Matrix<float> metric;
   if (unit.rope == RopePlacement::kPre && !c.set.query_pair_moment.empty()) {
     // Pre-RoPE the metric is a weight a pair; under a diagonal map it stays one.
-    if (!back.map.diagonal.empty()) {
+    if (const auto* scale = std::get_if<DiagonalMap>(&back.map)) {
       std::vector<float> pairs(c.set.query_pair_moment.begin(), c.set.query_pair_moment.end());
       for (size_t p = 0; p < pairs.size(); ++p) {
         const auto [a, b] = unit.pair(static_cast<int>(p));
-        const double da = back.map.diagonal[static_cast<size_t>(a)], db = back.map.diagonal[static_cast<size_t>(b)];
+        const double da = scale->factor[static_cast<size_t>(a)], db = scale->factor[static_cast<size_t>(b)];
         pairs[p] = static_cast<float>(pairs[p] * 0.5 * (da * da + db * db));
       }
       c.pair_moment = std::move(pairs);
@@ -109,7 +108,7 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
 // W v = (W M_h^T) v' + ...: each query head's slice goes through the block of its KV head. A map that mixes heads
 // leaves no such slices.
 void carry_output_weight(Carried& c, const Affine& back, const Transform& t, const UnitShape& unit, int channels) {
-  if (c.set.output_weight.rows == 0 || back.map.identity()) return;
+  if (c.set.output_weight.rows == 0 || is_identity(back.map)) return;
   const int d = unit.head_dim;
   if (d % t.mixed_channels() != 0) {
     c.set.output_weight = {};
@@ -183,7 +182,7 @@ class ChainCodec final : public Codec {
     for (size_t i = 0; i < chain_.size(); ++i) {
       if (static_cast<int>(i) == scale_at_) continue;
       const Affine back = inverse_of(i);
-      if (!back.map.identity() && q.cols == channels())
+      if (!is_identity(back.map) && q.cols == channels())
         queries = times_transposed(queries, dense_of(back.map, channels(), channels()), channels());
     }
     return inner_->fit(own, v, queries);
@@ -291,7 +290,8 @@ class ChainCodec final : public Codec {
   void undo(OverlayEntry& e) const {
     for (size_t i = chain_.size(); i-- > 0;) {
       const Affine back = inverse_of(i);
-      if (!back.map.diagonal.empty()) e.value *= back.map.diagonal[static_cast<size_t>(e.channel)];
+      if (const auto* scale = std::get_if<DiagonalMap>(&back.map))
+        e.value *= scale->factor[static_cast<size_t>(e.channel)];
       if (!e.add && !back.bias.empty()) e.value += back.bias[static_cast<size_t>(e.channel)];
     }
   }

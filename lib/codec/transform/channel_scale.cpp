@@ -39,7 +39,7 @@ class ChannelScale final : public Transform {
     for (int64_t r = 0; r < x.rows; ++r)
       for (int64_t c = 0; c < x.cols; ++c) y(r, c) = x(r, c) / scale_[static_cast<size_t>(c)];
   }
-  void inverse(LinearMap& map, std::vector<float>&) const override { map.diagonal = scale_; }
+  void inverse(LinearMap& map, std::vector<float>&) const override { map = DiagonalMap{scale_}; }
   bool commutes_with_rope() const override { return false; }
   void save(ParameterWriter& out, const std::string& prefix) const override {
     out.tensor(prefix + "scale", {static_cast<int64_t>(scale_.size())}, scale_.data());

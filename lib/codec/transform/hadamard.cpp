@@ -27,57 +27,32 @@ int block_of(const HadamardKnobs& k, const UnitShape& unit) {
   return k.block != 0 ? k.block : 1 << std::countr_zero(static_cast<unsigned>(unit.head_dim));
 }
 
-// In place; sums and differences only, then one scale: log2(n) additions a value.
-void walsh_hadamard(float* v, int n) {
-  for (int half = 1; half < n; half *= 2)
-    for (int i = 0; i < n; i += 2 * half)
-      for (int j = i; j < i + half; ++j) {
-        const float a = v[j], b = v[j + half];
-        v[j] = a + b;
-        v[j + half] = a - b;
-      }
-  const float scale = 1.0f / std::sqrt(static_cast<float>(n));
-  for (int i = 0; i < n; ++i) v[i] *= scale;
-}
-
 class Hadamard final : public Transform {
  public:
   Hadamard(const HadamardKnobs& knobs, const UnitShape& unit)
-      : block_(block_of(knobs, unit)), sign_(static_cast<size_t>(unit.channels()), 1.0f) {
+      : channels_(unit.channels()), block_(block_of(knobs, unit)) {
     if (!knobs.signs) return;
     // The same signs in every unit: they are part of the method, not of its training.
     Rng rng = Rng::from_text(fmt::format("hadamard/{}", knobs.seed));
-    stored_bits_ = unit.channels();
-    for (float& s : sign_) s = rng.next_u32() & 1 ? -1.0f : 1.0f;
+    for (int c = 0; c < channels_; ++c) sign_.push_back(rng.next_u32() & 1 ? -1.0f : 1.0f);
   }
 
   void train(const TrainSet&, const Rng&) override {}
   void forward(ConstMatrix x, MutMatrix y) const override {
     for (int64_t r = 0; r < x.rows; ++r) {
-      for (int64_t c = 0; c < x.cols; ++c) y(r, c) = x(r, c) * sign_[static_cast<size_t>(c)];
+      for (int64_t c = 0; c < x.cols; ++c) y(r, c) = sign_.empty() ? x(r, c) : x(r, c) * sign_[static_cast<size_t>(c)];
       for (int64_t c = 0; c < x.cols; c += block_) walsh_hadamard(y.row(r) + c, block_);
     }
   }
-  void inverse(LinearMap& map, std::vector<float>&) const override {
-    const size_t n = sign_.size();
-    map.dense.assign(n * n, 0.0f);
-    for (size_t i = 0; i < n; ++i) {
-      float* row = map.dense.data() + i * n;
-      row[i] = 1.0f;
-      walsh_hadamard(row + i / static_cast<size_t>(block_) * static_cast<size_t>(block_), block_);
-      for (size_t j = 0; j < n; ++j) row[j] *= sign_[j];
-    }
-    map.stored_bytes = (stored_bits_ + 7) / 8;
-  }
+  void inverse(LinearMap& map, std::vector<float>&) const override { map = HadamardMap{channels_, block_, {}, sign_}; }
   int mixed_channels() const override { return block_; }
   bool commutes_with_rope() const override { return false; }
   void save(ParameterWriter&, const std::string&) const override {}
   void load(const ParameterReader&, const std::string&) override {}
 
  private:
-  int block_;
-  std::vector<float> sign_;
-  int64_t stored_bits_ = 0;
+  int channels_, block_;
+  std::vector<float> sign_;  // empty: none
 };
 
 TransformInfo describe_hadamard() {

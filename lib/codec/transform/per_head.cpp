@@ -26,14 +26,10 @@ void HeadMatrices::forward(ConstMatrix x, MutMatrix y) const {
   });
 }
 
-LinearMap HeadMatrices::block_diagonal() const {
-  const size_t d = static_cast<size_t>(head_dim), n = d * matrix.size();
-  LinearMap map;
-  map.dense.assign(n * n, 0.0f);
-  for (size_t h = 0; h < matrix.size(); ++h)
-    for (size_t i = 0; i < d; ++i) std::copy_n(matrix[h].data() + i * d, d, map.dense.data() + (h * d + i) * n + h * d);
-  map.stored_bytes =
-      static_cast<int64_t>(matrix.size() * d * d * sizeof(float));  // the zeros between blocks cost nothing
+LinearMap HeadMatrices::map() const {
+  if (matrix.size() == 1) return DenseMap{head_dim, head_dim, {matrix[0].begin(), matrix[0].end()}};
+  BlockMap map;
+  for (const auto& m : matrix) map.blocks.push_back({head_dim, head_dim, {m.begin(), m.end()}});
   return map;
 }
 

@@ -1,4 +1,4 @@
-// Dense maps that act on each head of a unit alone: shared by rotation, query_metric and hadamard.
+// Dense maps that act on each head of a unit alone: shared by rotation and query_metric.
 #pragma once
 #include <vector>
 
@@ -12,8 +12,7 @@ struct HeadMatrices {
   std::vector<AlignedVector<float>> matrix;
 
   void forward(ConstMatrix x, MutMatrix y) const;
-  // The unit's block-diagonal map.
-  LinearMap block_diagonal() const;
+  LinearMap map() const;  // one block a head
   void save(ParameterWriter& out, const std::string& name) const;  // (heads, head_dim, head_dim)
   void load(const ParameterReader& in, const std::string& name, int heads, int head_dim);
 };

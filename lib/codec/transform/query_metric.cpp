@@ -55,9 +55,9 @@ class QueryMetric final : public Transform {
   }
   void inverse(LinearMap& map, std::vector<float>&) const override {
     if (pairs_)
-      map.diagonal = scale_;
+      map = DiagonalMap{scale_};
     else
-      map = back_.block_diagonal();
+      map = back_.map();
   }
   int mixed_channels() const override { return pairs_ ? 1 : d_; }
   int64_t encoder_bytes() const override { return pairs_ ? 0 : int64_t{4} * heads_ * d_ * d_; }  // F beside its inverse

@@ -53,7 +53,7 @@ class Rotation final : public Transform {
       transpose(forward_, back_);
   }
   void forward(ConstMatrix x, MutMatrix y) const override { forward_.forward(x, y); }
-  void inverse(LinearMap& map, std::vector<float>&) const override { map = back_.block_diagonal(); }
+  void inverse(LinearMap& map, std::vector<float>&) const override { map = back_.map(); }
   int mixed_channels() const override { return d_; }
   bool commutes_with_rope() const override { return false; }
   void save(ParameterWriter& out, const std::string& prefix) const override { forward_.save(out, prefix + "rotation"); }

@@ -19,7 +19,7 @@ class Transform {
   // x (n, in) -> y (n, out).
   virtual int out_channels(int in_channels) const { return in_channels; }
   virtual void forward(ConstMatrix x, MutMatrix y) const = 0;
-  // Decode side, affine: x = y * map + bias. Identity parts stay empty. Not called for the token scale, for which the
+  // Decode side, affine: x = y * map + bias. Parts that do nothing stay as they come. Not called for the token scale, for which the
   // chain divides by scales(x) after rounding them to scale_type(); forward is not called for it either.
   virtual void inverse(LinearMap& map, std::vector<float>& bias) const = 0;
   virtual bool is_token_scale() const { return false; }
