@@ -101,13 +101,17 @@ int run_ls(const std::string& what, const Common& common) {
     }
   } else if (what == "transforms") {
     if (common.format == TableFormat::kMarkdown)
-      left({"name", "title", "side_bits"});
+      left({"name", "title", "side_bits", "width"});
     else
-      left({"name", "title", "side_bits", "paper", "caveat"});
+      left({"name", "title", "side_bits", "width", "paper", "caveat"});
     for (const TransformKind* k : all_transforms()) {
       const TransformInfo i = k->describe();
-      t.rows.push_back(
-          {{"name", i.name}, {"title", i.title}, {"side_bits", i.side_bits}, {"paper", i.paper}, {"caveat", i.caveat}});
+      t.rows.push_back({{"name", i.name},
+                        {"title", i.title},
+                        {"side_bits", i.side_bits},
+                        {"width", i.width},
+                        {"paper", i.paper},
+                        {"caveat", i.caveat}});
     }
   } else if (what == "policies") {
     left({"name", "key", "title", "knobs", "source"});
@@ -180,6 +184,7 @@ int run_explain(const std::string& full_name, const Common& common) {
     print_facts({{"transform", i.name},
                  {"title", i.title},
                  {"side_bits", i.side_bits},
+                 {"width", i.width},
                  {"learns from", join_list(k->needs(Json::object()).names())},
                  {"paper", i.paper},
                  {"caveat", i.caveat},

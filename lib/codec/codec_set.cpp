@@ -307,18 +307,6 @@ void resolve_layer(CodecPlan& plan, const CacheShape& shape, int layer, Role rol
   }
 }
 
-Json without_name(Json config) {
-  config.erase("name");
-  return config;
-}
-
-std::vector<std::unique_ptr<Transform>> make_chain(const UnitSpec& spec) {
-  std::vector<std::unique_ptr<Transform>> chain;
-  for (const Json& t : spec.transforms)
-    chain.push_back(find_transform(t.at("name").get<std::string>()).make(without_name(t), spec.unit));
-  return chain;
-}
-
 }  // namespace
 
 std::string UnitSpec::check() const {
@@ -327,13 +315,14 @@ std::string UnitSpec::check() const {
   const std::string placement = unit.rope == RopePlacement::kPre ? "pre" : "post";
   if (unit.role == Role::kKey && std::find(info.rope.begin(), info.rope.end(), placement) == info.rope.end())
     return fmt::format("codes keys {}-RoPE only, not {}-RoPE", info.rope.empty() ? "" : info.rope[0], placement);
-  for (const Json& t : transforms) {
-    const std::string reason = find_transform(t.at("name").get<std::string>()).check(without_name(t), unit);
-    if (!reason.empty()) return t.at("name").get<std::string>() + ": " + reason;
-  }
-  std::string reason = check_chain(transforms, unit);
-  if (reason.empty()) reason = m.check(knobs, unit);
-  if (reason.empty() && !transforms.empty()) reason = check_inner(make_chain(*this), *m.make(knobs, unit));
+  ChainShape behind;
+  std::string reason = check_chain(transforms, unit, &behind);
+  if (!reason.empty()) return reason;
+  reason = m.check(knobs, behind.unit);
+  if (!reason.empty() && behind.unit.channels() != unit.channels())
+    reason += fmt::format(" (behind its transforms the unit has {} heads of {} channels)", behind.unit.heads,
+                          behind.unit.head_dim);
+  if (reason.empty() && !transforms.empty()) reason = check_inner(behind, unit, *m.make(knobs, behind.unit));
   return reason;
 }
 
@@ -342,7 +331,9 @@ std::unique_ptr<Codec> make_codec(const UnitSpec& spec) {
   if (!reason.empty())
     fail_usage(fmt::format("codec '{}', layer {}, role {}: {}", spec.method, spec.unit.layer, role_name(spec.unit.role),
                            reason));
-  return with_transforms(make_chain(spec), find_method(spec.method).make(spec.knobs, spec.unit), spec.unit);
+  ChainShape behind;
+  auto chain = make_chain(spec.transforms, spec.unit, &behind);
+  return with_transforms(std::move(chain), find_method(spec.method).make(spec.knobs, behind.unit), spec.unit);
 }
 
 Json canonical_codec_config(const Json& codec_config) {

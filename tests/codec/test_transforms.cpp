@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "codec/codec_set.h"
+#include "codec/transform/symmetric.h"
 #include "core/error.h"
 #include "core/rng.h"
 #include "support/catch.h"
@@ -89,24 +90,174 @@ TEST_CASE("every affine transform is undone by its own map and bias", "[transfor
       CAPTURE(kind->describe().name);
       const auto t = trained(kind->describe().name, Json::object(), unit, data.set);
       if (t->is_token_scale()) continue;
-      Matrix<float> y(data.x.rows, data.x.cols);
+      const int width = t->coded(unit).channels();
+      Matrix<float> y(data.x.rows, width), again(data.x.rows, width), back(data.x.rows, 32);
       t->forward(data.x, y);
       LinearMap map;
       std::vector<float> bias;
       t->inverse(map, bias);
-      for (int64_t r = 0; r < 50; ++r) {
-        std::vector<float> row(y.row(r), y.row(r) + y.cols);
-        row = apply(map, row, 32);
-        for (size_t c = 0; c < 32; ++c)
-          REQUIRE(row[c] + (bias.empty() ? 0.0f : bias[c]) == Approx(data.x(r, static_cast<int64_t>(c))).margin(2e-3));
+      check_map(map, width, 32);
+      for (int64_t r = 0; r < back.rows; ++r) {
+        const std::vector<float> row = apply(map, {y.row(r), y.row(r) + y.cols}, 32);
+        for (size_t c = 0; c < 32; ++c) back(r, static_cast<int64_t>(c)) = row[c] + (bias.empty() ? 0.0f : bias[c]);
       }
+      if (width == 32)
+        for (size_t i = 0; i < back.storage.size(); ++i)
+          REQUIRE(back.storage[i] == Approx(data.x.storage[i]).margin(2e-3));
+      // What a narrower code kept, it keeps again.
+      t->forward(back, again);
+      for (size_t i = 0; i < again.storage.size(); ++i) REQUIRE(again.storage[i] == Approx(y.storage[i]).margin(2e-3));
       // The declared mixing width holds: nothing outside its block.
+      if (width != 32) continue;
       const std::vector<double> dense = dense_of(map, 32, 32);
       for (int i = 0; i < 32; ++i)
         for (int j = 0; j < 32; ++j)
           if (i / t->mixed_channels() != j / t->mixed_channels())
             REQUIRE(dense[static_cast<size_t>(i * 32 + j)] == 0.0);
     }
+}
+
+TEST_CASE("low_rank keeps what its axes hold, and its axes are counted", "[transform][width]") {
+  const UnitShape unit = unit_of(16, 2);
+  const Data data(unit, 12);
+  std::vector<double> error;
+  for (const int rank : {1, 8, 16, 32}) {
+    UnitSpec spec;
+    spec.unit = unit;
+    spec.method = "exact";
+    spec.knobs = {{"dtype", "f32"}};
+    spec.transforms = Json::array({{{"name", "low_rank"}, {"rank", rank}}});
+    const auto codec = make_codec(spec);
+    codec->train(data.set, Rng(2));
+    CHECK(codec->channels() == 32);
+    CHECK(codec->layout().bits_per_token() == 32 * rank);
+    CHECK(codec->constant_bytes() == 4 * (32 * rank + 32));
+    CodeBlock block;
+    codec->encode(data.x, block);
+    Matrix<float> y(data.x.rows, 32);
+    codec->decode(block, y);
+    error.push_back(0);
+    for (size_t i = 0; i < y.storage.size(); ++i) error.back() += std::pow(double{y.storage[i]} - data.x.storage[i], 2);
+    // Eckart and Young: no other map of this rank about the mean loses less than the trailing eigenvalues.
+    const std::vector<double> eigen = symmetric_eigen(covariance(data.x, 0, 32), 32).values;
+    double least = 0;
+    for (size_t i = static_cast<size_t>(rank); i < 32; ++i) least += eigen[i] * static_cast<double>(data.x.rows);
+    CHECK(error.back() == Approx(least).epsilon(1e-3).margin(1e-3));
+  }
+  CHECK_THAT(find_transform("low_rank").check({{"rank", 33}}, unit), Catch::Contains("33 axes of a unit of 32"));
+}
+
+// baseline-methods 7, the toy example: channel 2 goes, though its queries are the largest.
+TEST_CASE("prune_channels ranks by the energy of queries times that of keys", "[transform][width][golden]") {
+  const auto kept = [](const TrainSet& set, const UnitShape& unit, double ratio) {
+    LinearMap map;
+    std::vector<float> bias;
+    trained("prune_channels", {{"ratio", ratio}}, unit, set)->inverse(map, bias);
+    std::vector<int> out;
+    const GatherMap& g = std::get<GatherMap>(map);
+    for (size_t c = 0; c < g.from.size(); ++c)
+      if (g.from[c] >= 0) out.push_back(static_cast<int>(c));
+    CHECK(stored_bytes(map) == 2 * static_cast<int64_t>(out.size()));
+    return out;
+  };
+  Matrix<float> q(2, 4), k(3, 4);
+  q.storage = {1, .1f, 2, .5f, .5f, .2f, -1, .5f};
+  k.storage = {1, 5, .1f, 2, 2, 4, .2f, -1, 0, 6, -.1f, 0};
+  const Matrix<float> moment = moment_of(q, 4);
+  TrainSet set;
+  set.x = k;
+  set.query_moment = moment;
+  CHECK(kept(set, unit_of(4, 1), 0.25) == std::vector<int>{0, 1, 3});
+  CHECK(kept(set, unit_of(4, 1), 0.5) == std::vector<int>{0, 1});
+  CHECK(kept(set, unit_of(4, 1), 0.0) == std::vector<int>{0, 1, 2, 3});
+
+  // || Q_c K_c^T ||_F by brute force, a head at a time.
+  const UnitShape unit = unit_of(16, 2);
+  const Data data(unit, 13);
+  std::vector<int> expected;
+  for (int h = 0; h < 2; ++h) {
+    std::vector<std::pair<double, int>> score;
+    for (int c = h * 16; c < h * 16 + 16; ++c) {
+      double sum = 0;
+      for (int64_t a = 0; a < data.queries.rows; ++a)
+        for (int64_t b = 0; b < data.x.rows; ++b) sum += std::pow(double{data.queries(a, c)} * data.x(b, c), 2);
+      score.emplace_back(-sum, c);
+    }
+    std::sort(score.begin(), score.end());
+    for (int i = 0; i < 10; ++i) expected.push_back(score[static_cast<size_t>(i)].second);
+  }
+  std::sort(expected.begin(), expected.end());
+  CHECK(kept(data.set, unit, 0.4) == expected);  // floor(0.4 * 16) = 6 of each head go
+  TrainSet bare = data.set;
+  bare.query_moment = {};
+  CHECK_THROWS_AS(find_transform("prune_channels").make({{"ratio", 0.4}}, unit)->train(bare, Rng(1)), Error);
+}
+
+TEST_CASE("what stands behind a narrower code sees its width", "[transform][width][chain]") {
+  const UnitShape unit = unit_of(16, 2);
+  Data data(unit, 14);
+  // Every second half of a head repeats the first, and a quarter of the channels is silent: both narrowings lose
+  // nothing.
+  for (int64_t r = 0; r < data.x.rows; ++r)
+    for (int64_t c = 0; c < 32; ++c) data.x(r, c) = c % 4 == 2 ? 0.0f : c % 16 >= 8 ? data.x(r, c - 8) : data.x(r, c);
+  const Json prune = {{"name", "prune_channels"}, {"ratio", 0.25}}, low = {{"name", "low_rank"}},
+             heads = {{"name", "token_scale"}, {"per", "head"}};
+  const auto named = [](const char* name) { return Json{{"name", name}}; };
+  const std::vector<Json> chains = {Json::array({prune, heads, named("center"), named("rotation")}),
+                                    Json::array({heads, prune, named("channel_scale"), named("hadamard")}),
+                                    Json::array({named("center"), low, named("token_scale"), named("hadamard")}),
+                                    Json::array({named("token_scale"), low, named("center"), named("channel_scale")}),
+                                    Json::array({named("query_metric"), low, named("rotation")}),
+                                    Json::array({prune, low})};
+  for (const Json& chain : chains) {
+    CAPTURE(chain.dump());
+    UnitSpec spec;
+    spec.unit = unit;
+    spec.method = "exact";
+    spec.knobs = {{"dtype", "f32"}};
+    spec.transforms = Json::array();
+    for (const Json& t : chain) {
+      Json entry = find_transform(t["name"].get<std::string>())
+                       .canonical(
+                           [&] {
+                             Json knobs = t;
+                             knobs.erase("name");
+                             return knobs;
+                           }(),
+                           "t");
+      entry["name"] = t["name"];
+      spec.transforms.push_back(entry);
+    }
+    REQUIRE(spec.check() == "");
+    const auto codec = make_codec(spec);
+    codec->train(data.set, Rng(2));
+    CodeBlock block;
+    codec->encode(data.x, block);
+    Matrix<float> y(data.x.rows, 32);
+    codec->decode(block, y);
+    for (size_t i = 0; i < y.storage.size(); ++i) REQUIRE(y.storage[i] == Approx(data.x.storage[i]).margin(2e-2));
+    MemoryParameters saved, again;
+    codec->save(saved);
+    const auto loaded = make_codec(spec);
+    loaded->load(saved);
+    loaded->save(again);
+    CHECK(saved == again);
+  }
+  // A head's codes of a pruned unit are its own.
+  UnitSpec spec;
+  spec.unit = unit;
+  spec.method = "pq";
+  spec.knobs = find_method("pq").canonical({{"codebooks", 5}, {"bits", 2}}, "codec");
+  spec.transforms = Json::array({prune});
+  CHECK_THAT(spec.check(), Catch::Contains("behind its transforms the unit has 2 heads of 12 channels"));
+  spec.knobs["codebooks"] = 8;
+  const auto codec = make_codec(spec);
+  codec->train(data.set, Rng(2));
+  const DecodePlan plan = codec->plan();
+  CHECK(plan.channels == 32);
+  CHECK(plan.code_channels == 24);
+  CHECK(columns_of(plan.map, 24, 16, 16).row == 12);
+  CHECK(columns_of(plan.map, 24, 16, 16).rows <= 12);
 }
 
 TEST_CASE("Hadamard is orthonormal and keeps dot products", "[transform][golden]") {

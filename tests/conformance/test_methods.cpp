@@ -12,6 +12,7 @@
 #include "support/formula.h"
 #include "support/memory_parameters.h"
 #include "support/method_configs.h"
+#include "support/train_data.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
@@ -26,48 +27,6 @@ CacheShape shape_of(int kv_heads, int head_dim) {
   shape.head_dim = head_dim;
   shape.rope = RopeFacts::plain(head_dim, head_dim - head_dim % 2, 10000);
   return shape;
-}
-
-// Rows as real keys are: correlated channels, means, one loud channel a head, a few loud tokens.
-Matrix<float> rows_of(int64_t n, const UnitShape& unit, uint64_t seed) {
-  Rng rng(seed);
-  Matrix<float> x(n, unit.channels());
-  for (int64_t t = 0; t < n; ++t) {
-    double previous = 0;
-    const double loud = t % 97 == 5 ? 4.0 : 1.0;
-    for (int64_t c = 0; c < x.cols; ++c) {
-      previous = 0.5 * previous + rng.normal();
-      x(t, c) = static_cast<float>(loud * previous + (c % unit.head_dim == 3 ? 8.0 : 0.1 * static_cast<double>(c % 7)));
-    }
-  }
-  return x;
-}
-
-TrainData data_of(const UnitShape& unit, int64_t n) {
-  TrainData d;
-  d.x = rows_of(n, unit, 17);
-  d.other_role = rows_of(n, unit, 18);
-  d.queries = rows_of(100, unit, 19);
-  d.query_moment = Matrix<float>(unit.channels(), unit.channels());
-  for (int64_t i = 0; i < d.x.cols; ++i)
-    for (int64_t j = 0; j < d.x.cols; ++j) {
-      double sum = 0;
-      for (int64_t q = 0; q < 100; ++q) sum += double{d.queries(q, i)} * d.queries(q, j);
-      d.query_moment(i, j) = i / unit.head_dim == j / unit.head_dim ? static_cast<float>(sum) : 0.0f;
-    }
-  for (int h = 0; h < unit.heads; ++h)
-    for (int p = 0; p < unit.head_dim / 2; ++p) {
-      const int a = h * unit.head_dim + p, b = a + unit.head_dim / 2;
-      d.query_pair_moment.push_back(d.query_moment(a, a) + d.query_moment(b, b));
-    }
-  d.output_weight = rows_of(32, unit, 20);
-  for (int64_t t = 0; t < n; ++t) {
-    d.position.push_back(static_cast<int32_t>(t % 256));
-    d.document.push_back(static_cast<int32_t>(t / 256));
-    d.received_mass.push_back(0.5f + static_cast<float>(t % 13));
-    d.received_mass2.push_back(0.1f + static_cast<float>(t % 5));
-  }
-  return d;
 }
 
 struct Case {
@@ -219,7 +178,9 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
     values.update(spec.transforms[0]);
     CAPTURE(kind->describe().name);
     CHECK(make_codec(spec)->layout().bits_per_token() / spec.unit.channels() ==
-          16 + Formula::evaluate(kind->describe().side_bits, values));
+          Approx(16 * Formula::evaluate(kind->describe().width, values) +
+                 Formula::evaluate(kind->describe().side_bits, values))
+              .epsilon(1e-12));
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "cache/view.h"
 #include "codec/build.h"
+#include "codec/transform/transform.h"
 #include "core/thread_pool.h"
 #include "experiment/fidelity.h"
 #include "support/catch.h"
@@ -131,6 +132,26 @@ TEST_CASE("a sweep measures the rows that a replay holds: every method", "[confo
     for (const std::string& rope : method->describe().rope) CHECK(ran[rope] > 0);
     CHECK(ran["transforms"] > 0);
     CHECK(ran["plain"] > 0);
+  }
+}
+
+TEST_CASE("a sweep measures the rows that a replay holds: every transform", "[conformance][coder]") {
+  const Recorded in;
+  for (const TransformKind* kind : all_transforms()) {
+    const std::string name = kind->describe().name;
+    for (const char* rope : {"post", "pre"})
+      for (const int heads : {1, 2}) {
+        const Json own = name == "prune_channels" ? Json{{"name", name}, {"ratio", 0.25}} : Json{{"name", name}};
+        Json config = test_config("pq");
+        config["codebooks"] = 8;
+        config["heads"] = heads;
+        config["k"] = {{"rope", rope}, {"transform", Json::array({"center", own})}};
+        if (name != "query_metric") config["v"] = {{"transform", Json::array({own})}};
+        const CodecPlan plan = plan_in_scope(resolve_codec(config, in.reader->info().shape), in.rows->scope());
+        CAPTURE(name, rope, heads, plan.skip);
+        REQUIRE(plan.skip.empty());
+        check_same_rows(in, train_codec_set(plan, in.rows->scope().shape, *in.rows, {}));
+      }
   }
 }
 

@@ -57,12 +57,14 @@ struct Carried {
   std::vector<float> pair_moment;
 };
 
-void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int channels) {
+// `unit` becomes `next` behind the transform whose decode side is `back`.
+void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, const UnitShape& next) {
   if (is_identity(back.map)) return;
+  const int channels = unit.channels(), coded = next.channels();
   // k = k' M + b, so q.k = (q M^T).k' + q.b: queries and moments go through M.
-  const std::vector<double> m = dense_of(back.map, channels, channels);
+  const std::vector<double> m = dense_of(back.map, coded, channels);
   if (c.set.queries.rows > 0) {
-    c.queries = times_transposed(c.set.queries, m, channels);
+    c.queries = times_transposed(c.set.queries, m, coded);
     c.set.queries = c.queries;
   }
   Matrix<float> metric;
@@ -93,10 +95,10 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
     return;
   }
   // M S M^T
-  const Matrix<float> right = times_transposed(metric, m, channels);
-  Matrix<float> left(channels, channels);
-  for (int i = 0; i < channels; ++i)
-    for (int j = 0; j < channels; ++j) {
+  const Matrix<float> right = times_transposed(metric, m, coded);
+  Matrix<float> left(coded, coded);
+  for (int i = 0; i < coded; ++i)
+    for (int j = 0; j < coded; ++j) {
       double sum = 0;
       for (int l = 0; l < channels; ++l) sum += m[static_cast<size_t>(i * channels + l)] * right(l, j);
       left(i, j) = static_cast<float>(sum);
@@ -107,25 +109,27 @@ void carry_metric(Carried& c, const Affine& back, const UnitShape& unit, int cha
 
 // W v = (W M_h^T) v' + ...: each query head's slice goes through the block of its KV head. A map that mixes heads
 // leaves no such slices.
-void carry_output_weight(Carried& c, const Affine& back, const Transform& t, const UnitShape& unit, int channels) {
+void carry_output_weight(Carried& c, const Affine& back, const Transform& t, const UnitShape& unit,
+                         const UnitShape& next) {
   if (c.set.output_weight.rows == 0 || is_identity(back.map)) return;
-  const int d = unit.head_dim;
-  if (d % t.mixed_channels() != 0) {
+  const int d = unit.head_dim, coded = next.head_dim;
+  if (next.heads != unit.heads || coded % t.mixed_channels() != 0) {
     c.set.output_weight = {};
     return;
   }
-  const std::vector<double> m = dense_of(back.map, channels, channels);
+  const std::vector<double> m = dense_of(back.map, next.channels(), unit.channels());
   const int64_t slices = c.set.output_weight.cols / d;
   const int64_t group = slices / unit.heads;
-  Matrix<float> out(c.set.output_weight.rows, c.set.output_weight.cols);
+  Matrix<float> out(c.set.output_weight.rows, slices * coded);
   parallel_for(out.rows, [&](int64_t r) {
     for (int64_t s = 0; s < slices; ++s) {
-      const int64_t first = s / group * d;
-      for (int i = 0; i < d; ++i) {
+      const int64_t head = s / group;
+      for (int i = 0; i < coded; ++i) {
         double sum = 0;
         for (int j = 0; j < d; ++j)
-          sum += c.set.output_weight(r, s * d + j) * m[static_cast<size_t>((first + i) * channels + first + j)];
-        out(r, s * d + i) = static_cast<float>(sum);
+          sum += c.set.output_weight(r, s * d + j) *
+                 m[static_cast<size_t>((head * coded + i) * unit.channels() + head * d + j)];
+        out(r, s * coded + i) = static_cast<float>(sum);
       }
     }
   });
@@ -136,17 +140,18 @@ void carry_output_weight(Carried& c, const Affine& back, const Transform& t, con
 class ChainCodec final : public Codec {
  public:
   ChainCodec(std::vector<std::unique_ptr<Transform>> chain, std::unique_ptr<Codec> inner, const UnitShape& unit)
-      : chain_(std::move(chain)), inner_(std::move(inner)), unit_(unit), layout_(inner_->layout()) {
+      : chain_(std::move(chain)), inner_(std::move(inner)), units_{unit}, layout_(inner_->layout()) {
     for (size_t i = 0; i < chain_.size(); ++i) {
-      VQKV_CHECK(chain_[i]->out_channels(unit.channels()) == unit.channels());
+      units_.push_back(chain_[i]->coded(units_[i]));
       if (!chain_[i]->is_token_scale()) continue;
       VQKV_CHECK(scale_at_ < 0);
       scale_at_ = static_cast<int>(i);
       layout_.sides.push_back({"token_scale", chain_[i]->scale_type(), chain_[i]->scale_groups(), true});
     }
+    VQKV_CHECK(inner_->channels() == units_.back().channels());
   }
 
-  int channels() const override { return unit_.channels(); }
+  int channels() const override { return units_[0].channels(); }
   const CodeLayout& layout() const override { return layout_; }
   RopePlacement rope() const override { return inner_->rope(); }
   int levels() const override { return inner_->levels(); }
@@ -157,16 +162,18 @@ class ChainCodec final : public Codec {
     c.set = set;
     for (size_t i = 0; i < chain_.size(); ++i) {
       chain_[i]->train(c.set, rng.split(1000 + i));
-      Matrix<float> next(c.set.x.rows, channels());
+      Matrix<float> next(c.set.x.rows, units_[i + 1].channels());
       step(i, c.set.x, next, nullptr);
       c.x = std::move(next);
       c.set.x = c.x;
+      c.set.head_dim = units_[i + 1].head_dim;
+      c.set.heads = units_[i + 1].heads;
       if (static_cast<int>(i) == scale_at_) continue;
       const Affine back = inverse_of(i);
-      if (unit_.role == Role::kKey)
-        carry_metric(c, back, unit_, channels());
+      if (units_[i].role == Role::kKey)
+        carry_metric(c, back, units_[i], units_[i + 1]);
       else
-        carry_output_weight(c, back, *chain_[i], unit_, channels());
+        carry_output_weight(c, back, *chain_[i], units_[i], units_[i + 1]);
     }
     TrainReport report = inner_->train(c.set, rng);
     report.seconds = watch.seconds();
@@ -174,7 +181,7 @@ class ChainCodec final : public Codec {
   }
 
   std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
-    const bool key = unit_.role == Role::kKey;
+    const bool key = units_[0].role == Role::kKey;
     Matrix<float> own = forward(key ? k : v, nullptr);
     if (!key) return inner_->fit(k, own, q);
     Matrix<float> queries(q.rows, q.cols);
@@ -182,8 +189,9 @@ class ChainCodec final : public Codec {
     for (size_t i = 0; i < chain_.size(); ++i) {
       if (static_cast<int>(i) == scale_at_) continue;
       const Affine back = inverse_of(i);
-      if (!is_identity(back.map) && q.cols == channels())
-        queries = times_transposed(queries, dense_of(back.map, channels(), channels()), channels());
+      const int in = units_[i].channels(), out = units_[i + 1].channels();
+      if (!is_identity(back.map) && queries.cols == in)
+        queries = times_transposed(queries, dense_of(back.map, out, in), out);
     }
     return inner_->fit(own, v, queries);
   }
@@ -199,16 +207,19 @@ class ChainCodec final : public Codec {
 
   DecodePlan plan(const PlanQuery& query) const override {
     DecodePlan plan = inner_->plan(query);
-    const int n = channels();
+    const int n = channels(), coded = plan.code_channels;
+    // Channels that the inner codec decodes, and those that a token scale of the chain multiplies.
+    const int decoded = plan.channels, scaled = units_[scale_at_ < 0 ? 0 : static_cast<size_t>(scale_at_)].channels();
     // Behind the inner codec: x' = outer + s (inner_bias + y map). A chain's own token scale splits its maps in two.
     Affine inside, outside;
     for (size_t i = chain_.size(); i-- > 0;) {
       if (static_cast<int>(i) == scale_at_) continue;
       const Affine back = inverse_of(i);
       Affine& part = static_cast<int>(i) < scale_at_ ? outside : inside;
-      if (!part.bias.empty()) part.bias = apply(back.map, part.bias, n);
+      const int from = units_[i + 1].channels(), to = units_[i].channels();
+      if (!part.bias.empty()) part.bias = apply(back.map, part.bias, to);
       part.bias = sum_of(part.bias, back.bias);
-      part.map = compose(part.map, back.map, n, n, n);
+      part.map = compose(part.map, back.map, &part == &inside ? decoded : scaled, from, to);
     }
     if (plan.token_scale_side < 0) {
       plan.inner_bias = sum_of(plan.inner_bias, plan.outer_bias);
@@ -217,17 +228,18 @@ class ChainCodec final : public Codec {
     } else if (scale_at_ >= 0) {
       fail_usage("a codec with a token scale of its own can't stand behind the token_scale transform");
     }
-    if (!plan.inner_bias.empty()) plan.inner_bias = apply(inside.map, plan.inner_bias, n);
-    if (!plan.outer_bias.empty()) plan.outer_bias = apply(inside.map, plan.outer_bias, n);
+    if (!plan.inner_bias.empty()) plan.inner_bias = apply(inside.map, plan.inner_bias, scaled);
+    if (!plan.outer_bias.empty()) plan.outer_bias = apply(inside.map, plan.outer_bias, scaled);
     (scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias) =
         sum_of(scale_at_ >= 0 ? plan.inner_bias : plan.outer_bias, inside.bias);
-    plan.map = compose(plan.map, inside.map, plan.code_channels, n, n);
+    plan.map = compose(plan.map, inside.map, coded, decoded, scaled);
     if (scale_at_ >= 0) {
       if (!plan.inner_bias.empty()) plan.inner_bias = apply(outside.map, plan.inner_bias, n);
       plan.outer_bias = outside.bias;
-      plan.map = compose(plan.map, outside.map, plan.code_channels, n, n);
+      plan.map = compose(plan.map, outside.map, coded, scaled, n);
       plan.token_scale_side = static_cast<int>(layout_.sides.size()) - 1;
     }
+    plan.channels = n;
     plan.layout = layout_;
     return plan;
   }
@@ -279,7 +291,7 @@ class ChainCodec final : public Codec {
   Matrix<float> forward(ConstMatrix x, std::vector<float>* scales) const {
     Matrix<float> now, next;
     for (size_t i = 0; i < chain_.size(); ++i) {
-      next = Matrix<float>(x.rows, channels());
+      next = Matrix<float>(x.rows, units_[i + 1].channels());
       step(i, i == 0 ? x : ConstMatrix(now), next, scales);
       std::swap(now, next);
     }
@@ -298,7 +310,7 @@ class ChainCodec final : public Codec {
 
   std::vector<std::unique_ptr<Transform>> chain_;
   std::unique_ptr<Codec> inner_;
-  UnitShape unit_;
+  std::vector<UnitShape> units_;  // as each transform sees it, and last as the inner codec does
   CodeLayout layout_;
   int scale_at_ = -1;  // index of the token scale, or none
 };
@@ -308,24 +320,22 @@ class ChainCodec final : public Codec {
 std::unique_ptr<Codec> with_transforms(std::vector<std::unique_ptr<Transform>> chain, std::unique_ptr<Codec> inner,
                                        const UnitShape& unit) {
   if (chain.empty()) return inner;
-  const std::string reason = check_inner(chain, *inner);
+  ChainShape behind{unit};
+  for (const auto& t : chain) behind.follow(*t);
+  const std::string reason = check_inner(behind, unit, *inner);
   if (!reason.empty()) fail_usage(reason);
   return std::make_unique<ChainCodec>(std::move(chain), std::move(inner), unit);
 }
 
-std::string check_inner(const std::vector<std::unique_ptr<Transform>>& chain, const Codec& inner) {
-  int mixed = 1;
-  bool scaled = false;
-  for (const auto& t : chain) {
-    mixed = std::max(mixed, t->mixed_channels());
-    scaled = scaled || t->is_token_scale();
-  }
-  if (inner.layout().overlay && (mixed > 1 || scaled))
-    return "exact exceptions of this codec can't stand behind a transform that mixes channels or scales tokens";
+std::string check_inner(const ChainShape& behind, const UnitShape& unit, const Codec& inner) {
+  const bool narrow = behind.unit.channels() != unit.channels();
+  if (inner.layout().overlay && (behind.mixed > 1 || behind.scaled || narrow))
+    return "exact exceptions of this codec can't stand behind a transform that mixes or drops channels or scales "
+           "tokens";
   for (const SideSpec& s : inner.layout().sides) {
     if (s.name != "token_scale") continue;
-    if (scaled) return "this codec scales tokens itself; drop the token_scale transform";
-    if ((inner.channels() / s.slots) % mixed != 0)
+    if (behind.scaled) return "this codec scales tokens itself; drop the token_scale transform";
+    if ((inner.channels() / s.slots) % behind.mixed != 0)
       return "this codec's token scales cover fewer channels than the transforms mix";
   }
   return "";

@@ -12,7 +12,7 @@ struct HeadMatrices {
   std::vector<AlignedVector<float>> matrix;
 
   void forward(ConstMatrix x, MutMatrix y) const;
-  LinearMap map() const;  // one block a head
+  LinearMap map() const;                                           // one block a head
   void save(ParameterWriter& out, const std::string& name) const;  // (heads, head_dim, head_dim)
   void load(const ParameterReader& in, const std::string& name, int heads, int head_dim);
 };

@@ -34,28 +34,58 @@ const TransformKind& find_transform(const std::string& name, const std::string& 
   fail_unknown(path.empty() ? "transform" : path + ": transform", name, names);
 }
 
-std::string check_chain(const Json& transforms, const UnitShape& unit) {
-  int mixed = 1;
-  bool scaled = false;
+void ChainShape::follow(const Transform& t) {
+  const UnitShape next = t.coded(unit);
+  // What fewer channels are made of is mixed as a whole.
+  mixed = next.channels() == unit.channels() ? std::max(mixed, t.mixed_channels()) : t.mixed_channels();
+  scaled = scaled || t.is_token_scale();
+  unit = next;
+}
+
+namespace {
+
+// The chain, as far as it can be made; the reason why not.
+std::string extend_chain(const Json& transforms, ChainShape& behind, std::vector<std::unique_ptr<Transform>>& chain) {
   for (const Json& t : transforms) {
     const auto name = t.at("name").get<std::string>();
+    const TransformKind& kind = find_transform(name);
     Json knobs = t;
     knobs.erase("name");
-    const auto made = find_transform(name).make(knobs, unit);
-    if (name == "query_metric" && unit.rope == RopePlacement::kPre && mixed > 1)
+    if (const std::string reason = kind.check(knobs, behind.unit); !reason.empty()) return name + ": " + reason;
+    chain.push_back(kind.make(knobs, behind.unit));
+    const Transform& made = *chain.back();
+    if (name == "query_metric" && behind.unit.rope == RopePlacement::kPre && behind.mixed > 1)
       return "before RoPE query_metric weighs pairs of channels: it comes before transforms that mix them";
-    if (made->is_token_scale()) {
-      if (scaled) return "a chain holds one token scale at most";
-      scaled = true;
-      const int width = unit.channels() / made->scale_groups();
-      if (width % mixed != 0)
+    if (made.is_token_scale()) {
+      if (behind.scaled) return "a chain holds one token scale at most";
+      const int width = behind.unit.channels() / made.scale_groups();
+      if (width % behind.mixed != 0)
         return fmt::format(
             "token scales of {} channels can't follow a map that mixes {} channels; scale before it, or per {}", width,
-            mixed, mixed == unit.head_dim ? "head" : "unit");
+            behind.mixed, behind.mixed == behind.unit.head_dim ? "head" : "unit");
     }
-    mixed = std::max(mixed, made->mixed_channels());
+    behind.follow(made);
   }
   return "";
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<Transform>> make_chain(const Json& transforms, const UnitShape& unit, ChainShape* behind) {
+  std::vector<std::unique_ptr<Transform>> chain;
+  ChainShape shape{unit};
+  const std::string reason = extend_chain(transforms, shape, chain);
+  if (!reason.empty()) fail_usage(reason);
+  if (behind) *behind = shape;
+  return chain;
+}
+
+std::string check_chain(const Json& transforms, const UnitShape& unit, ChainShape* behind) {
+  std::vector<std::unique_ptr<Transform>> chain;
+  ChainShape shape{unit};
+  const std::string reason = extend_chain(transforms, shape, chain);
+  if (behind) *behind = shape;
+  return reason;
 }
 
 }  // namespace vqkv

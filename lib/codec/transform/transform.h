@@ -16,17 +16,20 @@ class Transform {
   // Learns from rows already transformed by its predecessors (set.x); moments, queries and W_O are carried through the
   // predecessors too, so that q'.k' differs from q.k by a constant of the query and W' v' likewise.
   virtual void train(const TrainSet& set, const Rng& rng) = 0;
-  // x (n, in) -> y (n, out).
-  virtual int out_channels(int in_channels) const { return in_channels; }
+  // The unit as what stands behind it sees it: other heads or channels where the transform changes the width.
+  virtual UnitShape coded(const UnitShape& unit) const { return unit; }
+  // x (n, channels) -> y (n, coded channels).
   virtual void forward(ConstMatrix x, MutMatrix y) const = 0;
-  // Decode side, affine: x = y * map + bias. Parts that do nothing stay as they come. Not called for the token scale, for which the
-  // chain divides by scales(x) after rounding them to scale_type(); forward is not called for it either.
+  // Decode side, affine: x = y * map + bias, map (coded channels, channels). Parts that do nothing stay as they come.
+  // Not called for the token scale, for which the chain divides by scales(x) after rounding them to scale_type();
+  // forward is not called for it either.
   virtual void inverse(LinearMap& map, std::vector<float>& bias) const = 0;
   virtual bool is_token_scale() const { return false; }
   virtual int scale_groups() const { return 1; }        // token scale: scalars a token
   virtual void scales(ConstMatrix, MutMatrix) const {}  // token scale: (n, groups), before rounding to storage
   virtual DType scale_type() const { return DType::kF16; }
-  // Runs of this many channels are mixed by the map; 1: none (diagonal). A token scale behind it must cover whole runs.
+  // Runs of this many coded channels are mixed by the map; 1: none (diagonal). A token scale behind it must cover whole
+  // runs.
   virtual int mixed_channels() const { return 1; }
   virtual int64_t encoder_bytes() const { return 0; }  // constants that only encoding needs
   virtual bool commutes_with_rope() const = 0;
@@ -41,6 +44,7 @@ struct TransformInfo {
   int version = 1;        // raised when results change; part of a cell's identity
   // Knobs that the method behind it should have, as {grouping: variance}: its defaults where it has such knobs.
   Json suits = Json::object();
+  std::string width = "1";  // coded channels over the unit's: a formula like side_bits
 };
 
 class TransformKind {
@@ -59,11 +63,23 @@ class TransformKind {
 const std::vector<const TransformKind*>& all_transforms();
 const TransformKind& find_transform(const std::string& name, const std::string& path = "");
 
-// A reason why canonical transforms [{name, ...}] can't be composed for this unit (two token scales, say), or "".
-std::string check_chain(const Json& transforms, const UnitShape& unit);
+// The unit as seen behind a chain, and what the chain does to it.
+struct ChainShape {
+  UnitShape unit;
+  int mixed = 1;        // runs of this many of its channels are mixed
+  bool scaled = false;  // by a token scale
+  void follow(const Transform& t);
+};
+
+// Canonical transforms [{name, ...}], each made for the unit as it sees it. kUsage where check_chain has a reason.
+std::vector<std::unique_ptr<Transform>> make_chain(const Json& transforms, const UnitShape& unit,
+                                                   ChainShape* behind = nullptr);
+
+// A reason why they can't be made or composed for this unit (two token scales, say), or "".
+std::string check_chain(const Json& transforms, const UnitShape& unit, ChainShape* behind = nullptr);
 
 // Likewise for the codec behind them. A codec that scales tokens itself names that side "token_scale".
-std::string check_inner(const std::vector<std::unique_ptr<Transform>>& chain, const Codec& inner);
+std::string check_inner(const ChainShape& behind, const UnitShape& unit, const Codec& inner);
 
 // A codec behind a chain of transforms; itself a Codec. An empty chain returns `inner` unchanged.
 std::unique_ptr<Codec> with_transforms(std::vector<std::unique_ptr<Transform>> chain, std::unique_ptr<Codec> inner,
