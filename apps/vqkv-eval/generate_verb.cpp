@@ -32,26 +32,13 @@ struct Continuation {
   int64_t divergence = -1;  // index of the first new token that differs from the exact cache's; -1: none
 };
 
-// A stop token counts as a token for the comparison: ending earlier is a divergence too.
-std::vector<int32_t> with_stop(const Generated& g) {
-  std::vector<int32_t> out = g.tokens;
-  if (g.stop_token >= 0) out.push_back(g.stop_token);
-  return out;
-}
-
-int64_t first_divergence(const Generated& a, const Generated& b) {
-  const auto x = with_stop(a), y = with_stop(b);
-  const auto [i, j] = std::mismatch(x.begin(), x.end(), y.begin(), y.end());
-  return i == x.end() && j == y.end() ? -1 : i - x.begin();
-}
-
 // One token as it prints; a padded row of the model's vocabulary has no text.
 std::string shown(const Tokenizer& tokenizer, int32_t id) {
   return tokenizer.padded(id) ? fmt::format("<{}>", id) : printable(tokenizer.piece(id));
 }
 
 Json token_json(const Tokenizer& tokenizer, const Generated& g, int64_t at) {
-  const auto ids = with_stop(g);
+  const auto ids = g.with_stop();
   if (at < 0 || at >= static_cast<int64_t>(ids.size())) return nullptr;
   const int32_t id = ids[static_cast<size_t>(at)];
   return {{"id", id}, {"text", shown(tokenizer, id)}};

@@ -95,9 +95,7 @@ int run_speed(const SpeedVerb& v) {
   if (times[0].prefill.empty()) return kExitOk;
   const auto median = [](const std::vector<double>& x) { return x.empty() ? 0.0 : quantile(x, 0.5); };
   const auto paired = [&](const std::vector<double>& x, const std::vector<double>& exact) {
-    std::vector<double> ratios;
-    for (size_t i = 0; i < std::min(x.size(), exact.size()); ++i) ratios.push_back(x[i] / exact[i]);
-    return median(ratios);
+    return median(paired_ratios(x, exact));
   };
   Table table{{{"codec", "codec", "", false},
                {"protocol", "protocol", "", false},

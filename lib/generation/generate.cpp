@@ -42,4 +42,16 @@ Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> 
   return result;
 }
 
+std::vector<int32_t> Generated::with_stop() const {
+  std::vector<int32_t> out = tokens;
+  if (stop_token >= 0) out.push_back(stop_token);
+  return out;
+}
+
+int64_t first_divergence(const Generated& a, const Generated& b) {
+  const auto x = a.with_stop(), y = b.with_stop();
+  const auto [i, j] = std::mismatch(x.begin(), x.end(), y.begin(), y.end());
+  return i == x.end() && j == y.end() ? -1 : i - x.begin();
+}
+
 }  // namespace vqkv

@@ -22,7 +22,13 @@ struct Generated {
   double prefill_seconds = 0;   // until the first token's logits
   double decode_seconds = 0;    // all later steps
   int64_t decode_steps = 0;
+
+  std::vector<int32_t> with_stop() const;  // tokens, and the stop token where one ended it
 };
+
+// Index of the first new token that differs, -1: none does. A stop token counts as a token: ending earlier is a
+// divergence too.
+int64_t first_divergence(const Generated& a, const Generated& b);
 
 // Continues what `kv` holds with `prompt` (at least one token). on_token sees each token as it is drawn and ends the
 // generation by returning false. kUsage when prompt and new tokens exceed the model's context length.

@@ -69,6 +69,12 @@ MeanError mean_error(std::span<const double> x) {
   return m;
 }
 
+std::vector<double> paired_ratios(std::span<const double> x, std::span<const double> y) {
+  std::vector<double> out;
+  for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) out.push_back(x[i] / y[i]);
+  return out;
+}
+
 double quantile(std::span<const double> x, double q) { return quantiles(x, std::span(&q, 1))[0]; }
 
 std::vector<double> quantiles(std::span<const double> x, std::span<const double> q) {

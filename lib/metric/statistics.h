@@ -18,6 +18,8 @@ MeanError mean_error(std::span<const double> x);
 
 // Linear interpolation between order statistics, q in [0, 1]. Sorts a copy.
 double quantile(std::span<const double> x, double q);
+// x[i] / y[i] of the rounds that both have: measured side by side, drift cancels.
+std::vector<double> paired_ratios(std::span<const double> x, std::span<const double> y);
 std::vector<double> quantiles(std::span<const double> x, std::span<const double> q);
 
 struct Interval {

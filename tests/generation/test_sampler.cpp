@@ -1,3 +1,4 @@
+#include "generation/generate.h"
 #include "generation/sampler.h"
 
 #include <cmath>
@@ -67,4 +68,21 @@ TEST_CASE("the same seed draws the same tokens; what is out of range is refused"
   CHECK_THROWS_AS(Sampler({.temperature = 1, .top_k = -1}), Error);
   CHECK_THROWS_AS(Sampler({.temperature = 1, .top_p = 0}), Error);
   CHECK_THROWS_AS(a.next(std::vector<float>{0, std::numeric_limits<float>::quiet_NaN()}), Error);
+}
+
+TEST_CASE("the first divergence of two generations: a token, an earlier end, another end, or none") {
+  const auto made = [](std::vector<int32_t> tokens, int32_t stop) {
+    Generated g;
+    g.tokens = std::move(tokens);
+    g.stop_token = stop;
+    return g;
+  };
+  const Generated a = made({1, 2, 3}, 9);
+  CHECK(a.with_stop() == std::vector<int32_t>{1, 2, 3, 9});
+  CHECK(first_divergence(a, a) == -1);
+  CHECK(first_divergence(a, made({1, 5, 3}, 9)) == 1);
+  CHECK(first_divergence(a, made({1, 2}, 9)) == 2);
+  CHECK(first_divergence(a, made({1, 2, 3}, 8)) == 3);
+  CHECK(first_divergence(a, made({1, 2, 3}, -1)) == 3);
+  CHECK(first_divergence(made({}, -1), made({}, -1)) == -1);
 }

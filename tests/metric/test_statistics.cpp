@@ -121,3 +121,9 @@ TEST_CASE("errors over clusters see the correlation inside them") {
   correlated(12, rng, x, cluster, [](Rng& r) { return r.normal(); });
   CHECK(cluster_error(x, cluster) > 3 * mean_error(x).error);
 }
+
+TEST_CASE("paired ratios are of the rounds that both have") {
+  const std::vector<double> x{2, 6, 5}, y{4, 3};
+  CHECK(paired_ratios(x, y) == std::vector<double>{0.5, 2});
+  CHECK(paired_ratios(x, {}).empty());
+}
