@@ -3,6 +3,7 @@
 
 #include "cache/view.h"
 #include "core/error.h"
+#include "core/json.h"
 #include "core/rng.h"
 #include "support/catch.h"
 
@@ -58,4 +59,10 @@ TEST_CASE("a codec in another program serves one sequence after another, and cou
   feed(cache, 40, 3);
   feed(beside, 40, 3);
   CHECK(other->claimed_bytes() == (40 + 40) * 16 / 2);
+}
+
+TEST_CASE("a codec in another program is refused under a policy that gives tokens up", "[cache][exec]") {
+  const CachePolicy policy = CachePolicy::from_json(
+      canonical_cache_config({{"window", 8}, {"flush", 4}, {"policy", {{"name", "h2o"}, {"interval", 16}}}}));
+  CHECK_THROWS_WITH(ExecCodec(small_shape(), policy, kGood), Contains("a policy that gives tokens up (h2o"));
 }
