@@ -82,7 +82,8 @@ TEST_CASE("what a codec had seen of the texts: its documents, another trace, not
   std::vector<int32_t> other(160);
   for (size_t i = 0; i < other.size(); ++i) other[i] = static_cast<int32_t>(100'000 + i);
   const ReplayText texts[] = {{"seen", ids(1)}, {"new", other}};
-  const auto trained = codec_set({{"name", "rtn"}}, 10), plain = codec_set({{"name", "rtn"}}, 0);
+  const auto trained = codec_set({{"name", "rtn"}, {"group", 16}}, 10),
+             plain = codec_set({{"name", "rtn"}, {"group", 16}}, 0);
   const Json origin = {{"path", dir / "a.trace.h5"}, {"train", {1}}, {"hash", trace.info().content_hash}};
 
   const Learned half = what_it_learned(*trained, origin, texts);

@@ -100,6 +100,7 @@ TEST_CASE("the coded mass, and windows without a flip count as the whole window"
 
 TEST_CASE("the statistics say which columns a table of replays has, in which group and order") {
   ReplayResult r = made(2, 101);
+  r.text_bytes = 512;
   ReplayTrack t = track(r, "a", [](int32_t p, int32_t) { return static_cast<double>(p); });
   t.total_mass_last = t.total_mass = 1;
   std::vector<MeasureColumn> columns;
