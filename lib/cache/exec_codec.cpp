@@ -313,9 +313,10 @@ ExecCodec::ExecCodec(const CacheShape& shape, const CachePolicy& policy, const E
   // Tokens given up before they were coded would never be handed over, and the positions of a block have gaps that the
   // stream can't tell; nor could what the program claims shrink.
   if (policy.keep)
-    fail_usage(fmt::format("exec:{}: a codec in another program codes every token; a policy that gives tokens up ({}) "
-                           "needs a codec of this program",
-                           options.command, policy.keep->text()));
+    fail_usage(
+        fmt::format("exec:{}: a codec in another program codes every token; a policy that gives tokens up ({}) "
+                    "needs a codec of this program",
+                    options.command, policy.keep->text()));
   talk_ = std::make_shared<Talk>(shape, policy, options);
   std::vector<TrainedUnit> units;
   for (int layer = 0; layer < shape.layers; ++layer)

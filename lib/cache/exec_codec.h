@@ -21,8 +21,8 @@ struct ExecOptions {
 // policy's flush, and the next sequence begins when nothing holds the last one's any more.
 class ExecCodec {
  public:
-  // Starts the program and shakes hands. kUsage: it can't be started, or the policy gives tokens up. kBadData, with the command and the end of its
-  // stderr: it ends, hangs, or answers something else.
+  // Starts the program and shakes hands. kUsage: it can't be started, or the policy gives tokens up. kBadData, with the
+  // command and the end of its stderr: it ends, hangs, or answers something else.
   ExecCodec(const CacheShape& shape, const CachePolicy& policy, const ExecOptions& options);
 
   // The same program once more, for a cache under another policy.

@@ -118,7 +118,8 @@ TEST_CASE("a table plan with everything reproduces what was coded", "[plan][tabl
         }
       for (int j = 0; j < 16; ++j) {
         double z = plan.inner_bias[static_cast<size_t>(j)];
-        for (int i = 0; i < 16; ++i) z += code[i] * std::get<DenseMap>(plan.map).values[static_cast<size_t>(i * 16 + j)];
+        for (int i = 0; i < 16; ++i)
+          z += code[i] * std::get<DenseMap>(plan.map).values[static_cast<size_t>(i * 16 + j)];
         const double scale = block.sides[0][static_cast<size_t>(t * 2 + j / 8)];
         CHECK(y(t, j) == Approx(plan.outer_bias[static_cast<size_t>(j)] + scale * z).margin(1e-6));
       }
