@@ -39,7 +39,7 @@ void product(benchmark::State& state) {
   state.counters["GF/s"] = benchmark::Counter(2e-9 * 128.0 * static_cast<double>(entries * rows),
                                               benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK(product)->Args({16, 256})->Args({32, 256})->Args({64, 16})->Unit(benchmark::kMillisecond);
+BENCHMARK(product)->Args({8, 256})->Args({16, 256})->Args({32, 256})->Args({64, 16})->Unit(benchmark::kMillisecond);
 
 // One codebook over the whole vector, as a residual stage or k-means sees it.
 void full(benchmark::State& state) {
