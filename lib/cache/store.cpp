@@ -43,17 +43,18 @@ void narrow(const CachePolicy& policy, const float* values, int64_t n, std::byte
   }
 }
 
-void widen(DType type, const std::byte* base, int64_t index, int64_t count, float* out) {
+// (rows, n) from element `index` on, in_stride elements from row to row.
+void widen(DType type, const std::byte* base, int64_t index, int64_t in_stride, float* out, int64_t out_stride,
+           int64_t rows, int64_t n) {
   switch (type) {
     case DType::kF16:
-      to_float(reinterpret_cast<const f16*>(base) + index, out, count);
-      return;
+      return to_float(reinterpret_cast<const f16*>(base) + index, in_stride, out, out_stride, rows, n);
     case DType::kBF16:
-      to_float(reinterpret_cast<const bf16*>(base) + index, out, count);
-      return;
+      return to_float(reinterpret_cast<const bf16*>(base) + index, in_stride, out, out_stride, rows, n);
     default:
-      std::memcpy(out, reinterpret_cast<const float*>(base) + index, static_cast<size_t>(4 * count));
-      return;
+      for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(out + r * out_stride, reinterpret_cast<const float*>(base) + index + r * in_stride,
+                    static_cast<size_t>(4 * n));
   }
 }
 
@@ -99,9 +100,8 @@ void load_exact_keys(const SequenceMap& map, int layer, int head, int64_t first,
   const int64_t d = map.model->shape().head_dim;
   for_each_run(map.role(layer, Role::kKey), map.policy.sinks, first, count,
                [&](const std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
-                 for (int64_t c = 0; c < d; ++c)
-                   widen(map.policy.exact_dtype, base, place(Role::kKey, head, c, within, d, held), n,
-                         out + c * stride + at);
+                 widen(map.policy.exact_dtype, base, place(Role::kKey, head, 0, within, d, held), held, out + at,
+                       stride, d, n);
                });
 }
 
@@ -110,9 +110,8 @@ void load_exact_values(const SequenceMap& map, int layer, int head, int64_t firs
   const int64_t d = map.model->shape().head_dim;
   for_each_run(map.role(layer, Role::kValue), map.policy.sinks, first, count,
                [&](const std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
-                 for (int64_t i = 0; i < n; ++i)
-                   widen(map.policy.exact_dtype, base, place(Role::kValue, head, 0, within + i, d, held), d,
-                         out + (at + i) * stride);
+                 widen(map.policy.exact_dtype, base, place(Role::kValue, head, 0, within, d, held), d,
+                       out + at * stride, stride, n, d);
                });
 }
 

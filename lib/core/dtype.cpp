@@ -46,23 +46,43 @@ DType dtype_from_name(std::string_view name) {
   fail_unknown("dtype", std::string(name), known);
 }
 
-void to_float(const f16* in, float* out, int64_t n) {
-  int64_t i = 0;
-  if constexpr (kX86Units)
-    if (cpu_features().avx2) i = widen_f16_avx2(in, out, n);
-  for (; i < n; ++i) out[i] = to_float(in[i]);
+namespace {
+
+// Columns [from, n) of the rows.
+template <class T>
+void widen_rows(const T* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t from, int64_t n) {
+  if (from == n) return;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = from; i < n; ++i) out[r * out_stride + i] = to_float(in[r * in_stride + i]);
 }
+
+}  // namespace
+
+void to_float(const f16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+  int64_t from = 0;
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) {
+      widen_f16_avx2(in, in_stride, out, out_stride, rows, n);
+      from = n / 8 * 8;
+    }
+  widen_rows(in, in_stride, out, out_stride, rows, from, n);
+}
+void to_float(const bf16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+  int64_t from = 0;
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) {
+      widen_bf16_avx2(in, in_stride, out, out_stride, rows, n);
+      from = n / 8 * 8;
+    }
+  widen_rows(in, in_stride, out, out_stride, rows, from, n);
+}
+void to_float(const f16* in, float* out, int64_t n) { to_float(in, n, out, n, 1, n); }
+void to_float(const bf16* in, float* out, int64_t n) { to_float(in, n, out, n, 1, n); }
 void to_f16(const float* in, f16* out, int64_t n) {
   int64_t i = 0;
   if constexpr (kX86Units)
     if (cpu_features().avx2) i = narrow_f16_avx2(in, out, n);
   for (; i < n; ++i) out[i] = to_f16(in[i]);
-}
-void to_float(const bf16* in, float* out, int64_t n) {
-  int64_t i = 0;
-  if constexpr (kX86Units)
-    if (cpu_features().avx2) i = widen_bf16_avx2(in, out, n);
-  for (; i < n; ++i) out[i] = to_float(in[i]);
 }
 void to_bf16(const float* in, bf16* out, int64_t n) {
   int64_t i = 0;

@@ -60,6 +60,9 @@ inline float round_to_bf16(float v) { return to_float(to_bf16(v)); }
 // Bulk conversions, n elements, vectorised where the processor has the instructions.
 void to_float(const f16* in, float* out, int64_t n);
 void to_float(const bf16* in, float* out, int64_t n);
+// (rows, n): row r from in + r * in_stride to out + r * out_stride.
+void to_float(const f16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n);
+void to_float(const bf16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n);
 void to_f16(const float* in, f16* out, int64_t n);
 void to_bf16(const float* in, bf16* out, int64_t n);
 

@@ -4,11 +4,27 @@
 
 namespace vqkv {
 
-int64_t widen_f16_avx2(const f16* in, float* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  return i;
+namespace {
+
+inline __m256 widen(const f16* in) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))); }
+inline __m256 widen(const bf16* in) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+template <class T>
+void widen_rows(const T* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, in += in_stride, out += out_stride)
+    for (int64_t i = 0; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, widen(in + i));
+}
+
+}  // namespace
+
+void widen_f16_avx2(const f16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+  widen_rows(in, in_stride, out, out_stride, rows, n);
+}
+void widen_bf16_avx2(const bf16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+  widen_rows(in, in_stride, out, out_stride, rows, n);
 }
 
 int64_t narrow_f16_avx2(const float* in, f16* out, int64_t n) {
@@ -16,15 +32,6 @@ int64_t narrow_f16_avx2(const float* in, f16* out, int64_t n) {
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  return i;
-}
-
-int64_t widen_bf16_avx2(const bf16* in, float* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
-    _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
-  }
   return i;
 }
 
