@@ -1,4 +1,7 @@
 // vqkv-eval: replays generation with a compressed cache and says what it cost.
+#include <cmath>
+#include <cstdlib>
+
 #include <CLI/CLI.hpp>
 
 #include "common/flags.h"
@@ -30,7 +33,10 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
 void add_exec(CLI::App& verb, CommonOptions& o) {
   verb.add_option("--exec-timeout", o.exec_seconds, "seconds that an answer of exec:COMMAND may take")
       ->capture_default_str()
-      ->check(CLI::Range(0.1, 86400.0));
+      ->check(CLI::Range(0.1, 86400.0))
+      ->check([](const std::string& text) {  // beyond no limit, and within none
+        return std::isnan(std::strtod(text.c_str(), nullptr)) ? "nan is not a number of seconds" : std::string();
+      });
 }
 
 }  // namespace

@@ -107,6 +107,9 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> cand
 
 int run_replay(const ReplayVerb& v) {
   const ReplayMode mode = replay_mode_from_name(v.mode);
+  if (v.prompt > 0 && mode != ReplayMode::kPrefillExact)
+    fail_usage(fmt::format("--prompt {}: only --mode prefill-exact tells a prompt from the rest; --mode is {}",
+                           v.prompt, v.mode));
   const auto model = open_model(v.common);
   const auto texts = read_texts(v.text, *model);
   const CacheShape shape = model->facts().cache_shape();

@@ -173,9 +173,10 @@ std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFac
   std::vector<LoadedCodec> out;
   // An override that reaches no codec would be lost without a word.
   if (!common.overrides.empty() && std::ranges::all_of(common.codecs, [](const auto& spec) { return spec == "exact"; }))
-    fail_usage(fmt::format("'{}': the exact cache takes no overrides; for exact tokens under a window or a policy name a "
-                           "cell.yaml with codec: {{name: exact}}",
-                           common.overrides.front()));
+    fail_usage(
+        fmt::format("'{}': the exact cache takes no overrides; for exact tokens under a window or a policy name a "
+                    "cell.yaml with codec: {{name: exact}}",
+                    common.overrides.front()));
   for (const auto& spec : common.codecs) {
     out.push_back(load_codec(spec, common, model));
     if (!out.back().codecs) return {};

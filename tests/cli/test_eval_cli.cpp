@@ -94,6 +94,7 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(2, "no text was given", {"replay", "--model", kModel, "--codec", "exact"});
   eval.refuses(2, "beyond the model's", with({"exact", "--context", "8193"}));
   eval.refuses(2, "did you mean 'window'", with({eval.codec, "cache.windw=3"}));
+  eval.refuses(2, "only --mode prefill-exact tells a prompt", with({"exact", "--prompt", "32"}));
   eval.refuses(2, "'cache.policy=h2o': the exact cache takes no overrides", with({"exact", "cache.policy=h2o"}));
   // An override ends the list of texts; what is neither is a file that is not there.
   eval.refuses(2, "did you mean 'window'",

@@ -242,6 +242,7 @@ TEST_CASE("exec: what can't be is refused before anything runs", "[cli][exec]") 
   eval.refuses(2, {"can't be counted"}, {"memory", "--model", kTiny, "--codec", child("good")});
   eval.refuses(2, {"another program, not a cache"}, {"speed", "--model", kTiny, "--codec", child("good")});
   eval.refuses(2, {"--exec-timeout"}, eval.replay(child("good"), {"--exec-timeout", "0"}));
+  eval.refuses(2, {"--exec-timeout"}, eval.replay(child("good"), {"--exec-timeout", "nan"}));
 }
 
 TEST_CASE("exec: an interrupt is this program's to answer, and the child ends with it", "[cli][exec]") {
