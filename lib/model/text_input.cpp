@@ -29,12 +29,24 @@ void require_utf8(const std::string& text, const std::string& path) {
 std::vector<int32_t> parse_token_ids(std::string_view text, int32_t vocab, const std::string& where) {
   std::vector<int32_t> out;
   const char* at = text.data();
-  const char* const end = at + text.size();
-  const auto separator = [](char c) {
-    return c == ' ' || c == '\n' || c == '\r' || c == '\t' || c == ',' || c == '[' || c == ']';
+  const char* end = at + text.size();
+  const auto space = [](char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; };
+  const auto separator = [&](char c) { return space(c) || c == ','; };
+  const auto fail_at = [&](const char* place, const char* what) {
+    fail_data(fmt::format("{}: byte {}: {}", where, place - text.data(), what));
   };
+  while (at < end && space(*at)) ++at;
+  while (end > at && space(end[-1])) --end;
+  const bool array = at < end && *at == '[';
+  if (array) {  // a file that was cut off must not pass for a shorter one
+    if (end - at < 2 || end[-1] != ']') fail_at(end, "the JSON array is not closed");
+    ++at;
+    --end;
+  }
   while (true) {
-    while (at < end && separator(*at)) ++at;
+    int commas = 0;
+    for (; at < end && separator(*at); ++at) commas += *at == ',';
+    if (array && commas != (at == end || out.empty() ? 0 : 1)) fail_at(at, "an array has one comma between two ids");
     if (at == end) return out;
     int32_t id = 0;
     const auto r = std::from_chars(at, end, id);

@@ -13,6 +13,11 @@ TEST_CASE("token ids are read from a JSON array or plain numbers") {
 }
 
 TEST_CASE("a bad token id names its place") {
+  for (const char* broken : {"[1, 2", "[", "[1,,2]", "[,1]", "[1,]", "[1 2]", "[[1],[2]]", "1 2]", "[1][2]"}) {
+    CAPTURE(broken);
+    CHECK_THROWS_WITH(parse_token_ids(broken, 10, "ids.json"), Catch::Contains("ids.json: byte "));
+  }
+  CHECK(parse_token_ids(" [ ] ", 10, "t").empty());
   CHECK_THROWS_WITH(parse_token_ids("1 x", 10, "ids.txt"), Catch::Contains("ids.txt: byte 2"));
   CHECK_THROWS_WITH(parse_token_ids("1 10", 10, "ids.txt"),
                     Catch::Contains("token id 10 is outside the vocabulary of 10"));
