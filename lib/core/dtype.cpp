@@ -48,33 +48,26 @@ DType dtype_from_name(std::string_view name) {
 
 namespace {
 
-// Columns [from, n) of the rows.
 template <class T>
-void widen_rows(const T* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t from, int64_t n) {
-  if (from == n) return;
+void widen(const T* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+  int64_t done = 0;  // columns of every row
+  if constexpr (kX86Units)
+    if (cpu_features().avx2) {
+      widen_avx2(in, in_stride, out, out_stride, rows, n);
+      done = n / 8 * 8;
+    }
+  if (done == n) return;
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = from; i < n; ++i) out[r * out_stride + i] = to_float(in[r * in_stride + i]);
+    for (int64_t i = done; i < n; ++i) out[r * out_stride + i] = to_float(in[r * in_stride + i]);
 }
 
 }  // namespace
 
 void to_float(const f16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
-  int64_t from = 0;
-  if constexpr (kX86Units)
-    if (cpu_features().avx2) {
-      widen_f16_avx2(in, in_stride, out, out_stride, rows, n);
-      from = n / 8 * 8;
-    }
-  widen_rows(in, in_stride, out, out_stride, rows, from, n);
+  widen(in, in_stride, out, out_stride, rows, n);
 }
 void to_float(const bf16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
-  int64_t from = 0;
-  if constexpr (kX86Units)
-    if (cpu_features().avx2) {
-      widen_bf16_avx2(in, in_stride, out, out_stride, rows, n);
-      from = n / 8 * 8;
-    }
-  widen_rows(in, in_stride, out, out_stride, rows, from, n);
+  widen(in, in_stride, out, out_stride, rows, n);
 }
 void to_float(const f16* in, float* out, int64_t n) { to_float(in, n, out, n, 1, n); }
 void to_float(const bf16* in, float* out, int64_t n) { to_float(in, n, out, n, 1, n); }

@@ -20,10 +20,10 @@ void widen_rows(const T* in, int64_t in_stride, float* out, int64_t out_stride, 
 
 }  // namespace
 
-void widen_f16_avx2(const f16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+void widen_avx2(const f16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
   widen_rows(in, in_stride, out, out_stride, rows, n);
 }
-void widen_bf16_avx2(const bf16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
+void widen_avx2(const bf16* in, int64_t in_stride, float* out, int64_t out_stride, int64_t rows, int64_t n) {
   widen_rows(in, in_stride, out, out_stride, rows, n);
 }
 

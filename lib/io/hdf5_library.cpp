@@ -77,25 +77,20 @@ int close_group(int64_t id) { return H5Gclose(id); }
 int close_object(int64_t id) { return H5Oclose(id); }
 
 namespace {
-// A bfloat16 that describes itself: sign 1, exponent 8 at bit 7 with bias 127, mantissa 7 at bit 0.
+// Two bytes that describe themselves: the sign on top, then the exponent, then `mantissa` bits.
+hid_t two_byte_float(size_t mantissa, size_t exponent, size_t bias) {
+  const hid_t t = H5Tcopy(H5T_IEEE_F32LE);
+  H5Tset_fields(t, 15, mantissa, exponent, 0, mantissa);
+  H5Tset_size(t, 2);
+  H5Tset_ebias(t, bias);
+  return t;
+}
 hid_t bf16_type() {
-  static const hid_t type = [] {
-    const hid_t t = H5Tcopy(H5T_IEEE_F32LE);
-    H5Tset_fields(t, 15, 7, 8, 0, 7);
-    H5Tset_size(t, 2);
-    H5Tset_ebias(t, 127);
-    return t;
-  }();
+  static const hid_t type = two_byte_float(7, 8, 127);
   return type;
 }
 hid_t f16_type() {
-  static const hid_t type = [] {
-    const hid_t t = H5Tcopy(H5T_IEEE_F32LE);
-    H5Tset_fields(t, 15, 10, 5, 0, 10);
-    H5Tset_size(t, 2);
-    H5Tset_ebias(t, 15);
-    return t;
-  }();
+  static const hid_t type = two_byte_float(10, 5, 15);
   return type;
 }
 }  // namespace

@@ -116,6 +116,8 @@ TEST_CASE("policies that decide: configured, canonical, refused by name", "[poli
   CHECK_THAT(refusal(R"({"policy": {"name": "snapkv", "kernel": 4}})"),
              Catch::Contains("cache.policy.kernel: expected an odd number, found 4"));
   CHECK_THAT(refusal(R"({"policy": {"name": "snapkv", "pooling": "mean"}})"), Catch::Contains("allowed: max, avg"));
+  CHECK_THAT(refusal(R"({"policy": {"name": "snapkv", "budget": 31}})"),
+             Catch::Contains("budget: expected a fraction below 1, or at least the 32 observing tokens, found 31"));
   CHECK_THAT(refusal(R"({"policy": {"name": "snapkv", "observe": 64, "interval": 32}})"),
              Catch::Contains("observe: expected at most the 32 tokens of an interval, found 64"));
   for (const char* name : {"h2o", "snapkv"})

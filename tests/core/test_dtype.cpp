@@ -29,6 +29,23 @@ TEST_CASE("every half survives the round trip through float, scalar and bulk") {
   }
 }
 
+TEST_CASE("rows of halves widen to rows apart from each other, whatever their length") {
+  const auto check = [](auto of_type) {
+    using T = decltype(of_type);
+    std::vector<T> in(5 * 41);
+    for (size_t i = 0; i < in.size(); ++i) in[i].bits = static_cast<uint16_t>(0x3000 + 7 * i);
+    for (const int64_t n : {0, 1, 7, 8, 19, 40}) {
+      std::vector<float> out(5 * 43, -1);
+      to_float(in.data(), 41, out.data(), 43, 5, n);
+      for (int64_t r = 0; r < 5; ++r)
+        for (int64_t i = 0; i < 43; ++i)
+          REQUIRE(out[static_cast<size_t>(r * 43 + i)] == (i < n ? to_float(in[static_cast<size_t>(r * 41 + i)]) : -1));
+    }
+  };
+  check(f16());
+  check(bf16());
+}
+
 TEST_CASE("rounding to half and bfloat is to nearest even") {
   CHECK(to_f16(1.0f + 0x1p-11f).bits == to_f16(1.0f).bits);  // tie goes to even
   CHECK(to_f16(1.0f + 3 * 0x1p-11f).bits == to_f16(1.0f).bits + 2);

@@ -23,14 +23,15 @@ struct FakeTokenizer final : Tokenizer {
   std::string piece(int32_t) const override { return "x"; }
 };
 
-// Attends alike to all that is visible; a token's value is one in its own channel, and the output is the logits.
-class MeanRuntime final : public ModelRuntime {
+// One layer and one head of 16 channels, whose every block is run by `run`.
+class OneHead : public ModelRuntime {
  public:
-  MeanRuntime() {
-    facts_.name = "mean";
+  OneHead(int32_t vocab, int64_t context) {
+    facts_.name = "one head";
     facts_.layers = facts_.q_heads = facts_.kv_heads = 1;
-    facts_.head_dim = facts_.vocab = 16;
-    facts_.context_length = 256;
+    facts_.head_dim = 16;
+    facts_.vocab = vocab;
+    facts_.context_length = context;
     facts_.rope = RopeFacts::plain(16, 16, 100.0);
   }
   const ModelFacts& facts() const override { return facts_; }
@@ -39,63 +40,54 @@ class MeanRuntime final : public ModelRuntime {
   ConstMatrix output_weight(int) const override { return {}; }
   void forward_batch(std::span<const SequenceBlock> batch, LogitRows, MutMatrix logits) override {
     REQUIRE(batch.size() == 1);
-    const auto& [tokens, session, visibility, tap] = batch[0];
-    KvSession& kv = *session;
+    const auto& [tokens, kv, visibility, tap] = batch[0];
     const auto n = static_cast<int64_t>(tokens.size());
+    const int64_t first = kv->cache().length();
     const Matrix<float> zeros(n, 16);
-    Matrix<float> values(n, 16), out(n, 16);
-    for (int64_t t = 0; t < n; ++t) values(t, tokens[static_cast<size_t>(t)]) = 1;
-    kv.begin_block(n, visibility);
-    kv.attend(0, zeros, zeros, values, out);
-    kv.end_block();
-    for (int64_t r = 0; r < logits.rows; ++r) std::copy_n(out.row(r), 16, logits.row(r));
+    Matrix<float> out(n, 16);
+    kv->begin_block(n, visibility);
+    kv->attend(0, zeros, zeros, values(tokens), out);
+    kv->end_block();
+    fill(first, kv->cache().policy(), out, logits);
   }
+  // (tokens, 16) values of the tokens, and logits of the queries from position `first` on out of what they attended to.
+  virtual Matrix<float> values(std::span<const int32_t> tokens) const = 0;
+  virtual void fill(int64_t first, const CachePolicy& policy, const Matrix<float>& attended,
+                    MutMatrix logits) const = 0;
 
  private:
   ModelFacts facts_;
   FakeTokenizer tokenizer_;
+};
+
+// Attends alike to all that is visible; a token's value is one in its own channel, and the output is the logits.
+struct MeanRuntime final : OneHead {
+  MeanRuntime() : OneHead(16, 256) {}
+  Matrix<float> values(std::span<const int32_t> tokens) const override {
+    Matrix<float> v(static_cast<int64_t>(tokens.size()), 16);
+    for (int64_t t = 0; t < v.rows; ++t) v(t, tokens[static_cast<size_t>(t)]) = 1;
+    return v;
+  }
+  void fill(int64_t, const CachePolicy&, const Matrix<float>& attended, MutMatrix logits) const override {
+    for (int64_t r = 0; r < logits.rows; ++r) std::copy_n(attended.row(r), 16, logits.row(r));
+  }
+};
+
+// Zeros everywhere but one logit of one position, in caches that code.
+struct FakeRuntime final : OneHead {
+  explicit FakeRuntime(float bad_logit) : OneHead(32, 128), bad(bad_logit) {}
+  Matrix<float> values(std::span<const int32_t> tokens) const override {
+    return Matrix<float>(static_cast<int64_t>(tokens.size()), 16);
+  }
+  void fill(int64_t first, const CachePolicy& policy, const Matrix<float>&, MutMatrix logits) const override {
+    for (int64_t r = 0; r < logits.rows; ++r)
+      for (int64_t v = 0; v < logits.cols; ++v) logits(r, v) = first + r == 40 && v == 5 && policy.codes ? bad : 0;
+  }
+  float bad;
 };
 
 struct NoRows final : TrainSource {
   TrainData unit(const UnitShape&, const TrainNeeds&) const override { fail_internal("nothing learns here"); }
-};
-
-// Zeros everywhere but one logit of one position, in caches that code.
-class FakeRuntime final : public ModelRuntime {
- public:
-  explicit FakeRuntime(float bad_logit) : bad(bad_logit) {
-    facts_.name = "fake";
-    facts_.layers = 1;
-    facts_.q_heads = facts_.kv_heads = 1;
-    facts_.head_dim = 16;
-    facts_.vocab = 32;
-    facts_.context_length = 128;
-    facts_.rope = RopeFacts::plain(16, 16, 100.0);
-  }
-  const ModelFacts& facts() const override { return facts_; }
-  std::string weights() const override { return "none"; }
-  const Tokenizer& tokenizer() const override { return tokenizer_; }
-  ConstMatrix output_weight(int) const override { return {}; }
-  void forward_batch(std::span<const SequenceBlock> batch, LogitRows, MutMatrix logits) override {
-    REQUIRE(batch.size() == 1);
-    const auto& [tokens, session, visibility, tap] = batch[0];
-    KvSession& kv = *session;
-    const auto n = static_cast<int64_t>(tokens.size());
-    const int64_t first = kv.cache().length();
-    kv.begin_block(n, visibility);
-    const Matrix<float> zeros(n, 16);
-    Matrix<float> out(n, 16);
-    kv.attend(0, zeros, zeros, zeros, out);
-    kv.end_block();
-    for (int64_t r = 0; r < n; ++r)
-      for (int64_t v = 0; v < logits.cols; ++v)
-        logits(r, v) = first + r == 40 && v == 5 && kv.cache().policy().codes ? bad : 0;
-  }
-  float bad;
-
- private:
-  ModelFacts facts_;
-  FakeTokenizer tokenizer_;
 };
 
 }  // namespace

@@ -4,10 +4,7 @@
 // after the prediction included. Group queries sum over the query heads of a KV head.
 #include <fmt/format.h>
 
-#include "cache/keep_rule.h"
-#include "cache/policies/kinds.h"
-#include "core/error.h"
-#include "core/json.h"
+#include "cache/policies/ruled.h"
 
 namespace vqkv {
 namespace {
@@ -23,6 +20,10 @@ struct H2oKnobs {
         .real("recent", &recent, 0, 1 << 24, "newest tokens that stay whatever they received; below 1 a fraction")
         .integer("interval", &interval, 1, 1 << 24,
                  "tokens between decisions (after a prompt that is seen exactly: from its end on); 1 decides at each");
+  }
+  void check(const std::string& path) const {
+    check_budget(heavy, path + ".heavy");
+    check_budget(recent, path + ".recent");
   }
 };
 
@@ -51,7 +52,7 @@ class H2oRule final : public KeepRule {
   H2oKnobs knobs_;
 };
 
-class H2o final : public PolicyKind {
+class H2o final : public RuledKind<H2oKnobs, H2oRule> {
  public:
   PolicyInfo describe() const override {
     return {.name = "h2o",
@@ -61,31 +62,6 @@ class H2o final : public PolicyKind {
                 "sums favour early tokens, which more queries saw; needs what every query attends to, so it "
                 "replays and generates but is not swept: a trace holds some queries; a second pass over keys a "
                 "query; its sums (8 bytes a token and head) stand under workspace"};
-  }
-  std::vector<Knob> knobs() const override {
-    static H2oKnobs defaults;
-    return defaults.table().knobs();
-  }
-  Json canonical(const Json& given, const std::string& path) const override {
-    return parse(given, path).table().values();
-  }
-  void apply(const Json& given, CachePolicy& policy) const override {
-    if (!policy.codes)
-      fail_usage(
-          "cache.policy: h2o needs a window; rule 'none' holds every token in a form that is not given up "
-          "token by token (codec 'exact' behind a window keeps the others exact)");
-    policy.keep = std::make_shared<const H2oRule>(parse(given, "cache.policy"));
-  }
-
- private:
-  static H2oKnobs parse(const Json& given, const std::string& path) {
-    H2oKnobs knobs;
-    Json own = given;
-    own.erase("name");
-    knobs.table().apply(own, path);
-    check_budget(knobs.heavy, path + ".heavy");
-    check_budget(knobs.recent, path + ".recent");
-    return knobs;
   }
 };
 

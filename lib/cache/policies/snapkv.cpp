@@ -3,11 +3,8 @@
 
 #include <algorithm>
 
-#include "cache/keep_rule.h"
-#include "cache/policies/kinds.h"
+#include "cache/policies/ruled.h"
 #include "config/config.h"
-#include "core/error.h"
-#include "core/json.h"
 
 namespace vqkv {
 namespace {
@@ -21,12 +18,21 @@ struct SnapKvKnobs {
         .real(
             "budget", &budget, 0, 1 << 24,
             "tokens that a head keeps beside the sinks, the observing ones included; below 1 a fraction of the tokens "
-            "so far")
+            "so far, but never less than the observing ones")
         .integer("observe", &observe, 1, 1 << 16, "newest queries that are asked; their tokens stay")
         .integer("kernel", &kernel, 1, 1025, "neighbouring tokens that are pooled, an odd number")
         .choice("pooling", &pooling, {"max", "avg"}, "how; avg counts tokens beyond the ends as zeros")
         .integer("interval", &interval, 1, 1 << 24,
                  "tokens between decisions where no prompt is seen exactly; with one, its end is the only decision");
+  }
+  void check(const std::string& path) const {
+    check_budget(budget, path + ".budget");
+    if (budget >= 1 && budget < observe)
+      fail_expected(path + ".budget", fmt::format("a fraction below 1, or at least the {} observing tokens", observe),
+                    budget);
+    if (kernel % 2 == 0) fail_expected(path + ".kernel", "an odd number", kernel);
+    if (observe > interval)
+      fail_expected(path + ".observe", fmt::format("at most the {} tokens of an interval", interval), observe);
   }
 };
 
@@ -34,8 +40,8 @@ class SnapKvRule final : public KeepRule {
  public:
   explicit SnapKvRule(const SnapKvKnobs& knobs) : knobs_(knobs) {}
   std::string text() const override {
-    return fmt::format("snapkv: budget {}, {} queries, {} over {}, every {}", knobs_.budget, knobs_.observe,
-                       knobs_.pooling, knobs_.kernel, knobs_.interval);
+    return fmt::format("snapkv: budget {}, {} queries, {} over {}, at an exact prompt's end or every {}", knobs_.budget,
+                       knobs_.observe, knobs_.pooling, knobs_.kernel, knobs_.interval);
   }
   int64_t next_decision(int64_t length, int64_t prompt) const override {
     if (prompt > 0) return length < prompt ? prompt : kNever;
@@ -72,7 +78,7 @@ class SnapKvRule final : public KeepRule {
   SnapKvKnobs knobs_;
 };
 
-class SnapKv final : public PolicyKind {
+class SnapKv final : public RuledKind<SnapKvKnobs, SnapKvRule> {
  public:
   PolicyInfo describe() const override {
     return {.name = "snapkv",
@@ -82,34 +88,6 @@ class SnapKv final : public PolicyKind {
                 "what is generated is never given up; without an exact prompt (mode forced) it decides every "
                 "`interval` tokens instead; pools after the sum over the query heads of a group; a trace holds "
                 "some queries alone, so it replays and generates but is not swept"};
-  }
-  std::vector<Knob> knobs() const override {
-    static SnapKvKnobs defaults;
-    return defaults.table().knobs();
-  }
-  Json canonical(const Json& given, const std::string& path) const override {
-    return parse(given, path).table().values();
-  }
-  void apply(const Json& given, CachePolicy& policy) const override {
-    if (!policy.codes)
-      fail_usage(
-          "cache.policy: snapkv needs a window; rule 'none' holds every token in a form that is not given up "
-          "token by token (codec 'exact' behind a window keeps the others exact)");
-    policy.keep = std::make_shared<const SnapKvRule>(parse(given, "cache.policy"));
-  }
-
- private:
-  static SnapKvKnobs parse(const Json& given, const std::string& path) {
-    SnapKvKnobs knobs;
-    Json own = given;
-    own.erase("name");
-    knobs.table().apply(own, path);
-    check_budget(knobs.budget, path + ".budget");
-    if (knobs.kernel % 2 == 0) fail_expected(path + ".kernel", "an odd number", knobs.kernel);
-    if (knobs.observe > knobs.interval)
-      fail_expected(path + ".observe", fmt::format("at most the {} tokens of an interval", knobs.interval),
-                    knobs.observe);
-    return knobs;
   }
 };
 

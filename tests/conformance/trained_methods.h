@@ -1,0 +1,106 @@
+// Every method of the registry, as its configs/codecs/NAME.yaml with the group `test` builds it, trained once.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "codec/build.h"
+#include "support/catch.h"
+#include "support/method_configs.h"
+#include "support/train_data.h"
+
+namespace vqkv::test {
+
+inline CacheShape shape_of(int kv_heads, int head_dim) {
+  CacheShape shape;
+  shape.layers = 1;
+  shape.kv_heads = kv_heads;
+  shape.q_heads = 3 * kv_heads;
+  shape.head_dim = head_dim;
+  shape.rope = RopeFacts::plain(head_dim, head_dim - head_dim % 2, 10000);
+  return shape;
+}
+
+struct Case {
+  std::string label;
+  UnitSpec spec;
+  std::shared_ptr<const Codec> codec;  // trained
+  TrainData data;
+};
+
+inline std::shared_ptr<Codec> train(const UnitSpec& spec, const TrainData& data) {
+  std::shared_ptr<Codec> codec = make_codec(spec);
+  codec->train(data.set(spec.unit), Rng(99));
+  return codec;
+}
+
+// method x role x RoPE placement x heads of a unit, trained once; what does not fit has a reason and is left out.
+inline const std::vector<Case>& cases() {
+  static const std::vector<Case> all = [] {
+    std::vector<Case> made;
+    for (const Method* method : all_methods()) {
+      const std::string name = method->describe().name;
+      std::map<Role, int> accepted;
+      for (const char* rope : {"post", "pre"})
+        for (const int heads : {1, 2}) {
+          Json config = test_config(name);
+          set_rope(config, rope);
+          config["heads"] = heads;
+          for (const UnitSpec& spec : resolve_codec(config, shape_of(2, 64)).units) {
+            if (spec.unit.first_head != 0 || (spec.unit.role == Role::kValue && std::string(rope) == "pre")) continue;
+            if (!spec.check().empty()) continue;
+            ++accepted[spec.unit.role];
+            Case c{name + " " + role_name(spec.unit.role) + " " + rope + " heads " + std::to_string(heads), spec,
+                   nullptr, data_of(spec.unit, 512)};
+            c.codec = train(spec, c.data);
+            made.push_back(std::move(c));
+          }
+        }
+      INFO(name);
+      REQUIRE(accepted[Role::kKey] > 0);
+      REQUIRE(accepted[Role::kValue] > 0);
+    }
+    return made;
+  }();
+  return all;
+}
+
+inline Matrix<float> round_trip(const Codec& codec, const Matrix<float>& x, CodeBlock* codes = nullptr) {
+  CodeBlock block;
+  codec.encode(x, block);
+  Matrix<float> y(x.rows, x.cols);
+  codec.decode(block, y);
+  if (codes) *codes = std::move(block);
+  return y;
+}
+
+inline Matrix<float> head_rows(const Matrix<float>& x, int64_t n) {
+  Matrix<float> out(n, x.cols);
+  std::copy_n(x.data(), n * x.cols, out.data());
+  return out;
+}
+
+inline double squared_distance(const Matrix<float>& a, const Matrix<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.storage.size(); ++i) sum += std::pow(double{a.storage[i]} - b.storage[i], 2);
+  return sum;
+}
+
+inline bool same_codes(const CodeBlock& a, const CodeBlock& b) {
+  const auto same_entry = [](const OverlayEntry& x, const OverlayEntry& y) {
+    return x.token == y.token && x.channel == y.channel && x.value == y.value && x.add == y.add;
+  };
+  return a.fields == b.fields && a.sides == b.sides &&
+         std::equal(a.overlay.begin(), a.overlay.end(), b.overlay.begin(), b.overlay.end(), same_entry);
+}
+
+inline Json formula_values(const UnitSpec& spec) {
+  Json v = spec.knobs;
+  v["head_dim"] = spec.unit.head_dim;
+  v["heads"] = spec.unit.heads;
+  v["channels"] = spec.unit.channels();
+  v["role"] = role_name(spec.unit.role);
+  return v;
+}
+
+}  // namespace vqkv::test
