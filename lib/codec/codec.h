@@ -218,7 +218,7 @@ class MethodOf final : public Method {
   using Check = std::string (*)(const Knobs&, const UnitShape&);
   MethodOf(Describe describe_method, Check check_method) : describe_(describe_method), check_(check_method) {}
   MethodInfo describe() const override { return describe_(); }
-  std::vector<Knob> knobs() const override;
+  std::vector<Knob> knobs() const override { return default_knobs<Knobs>(); }
   Json canonical(const Json& knobs, const std::string& path) const override {
     Knobs k;
     KnobTable table = k.table();  // its getters point into k
@@ -240,12 +240,6 @@ class MethodOf final : public Method {
   Describe describe_;
   Check check_;
 };
-
-template <class Knobs, class CodecType>
-std::vector<Knob> MethodOf<Knobs, CodecType>::knobs() const {
-  static Knobs defaults;  // the knobs' getters point into it
-  return defaults.table().knobs();
-}
 
 #define VQKV_DEFINE_METHOD(name, KnobsType, CodecType, describe, check)          \
   const ::vqkv::Method& vqkv_method_##name() {                                   \

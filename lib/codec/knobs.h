@@ -42,4 +42,11 @@ class KnobTable {
   std::vector<Knob> knobs_;
 };
 
+// The knobs of a default-constructed Knobs, which lives as long as their getters may read it.
+template <class Knobs>
+std::vector<Knob> default_knobs() {
+  static Knobs defaults;
+  return defaults.table().knobs();
+}
+
 }  // namespace vqkv

@@ -8,6 +8,8 @@
 #include "cache/keep_rule.h"
 #include "cache/policies/kinds.h"
 #include "cache/view.h"
+#include "codec/codec.h"
+#include "codec/transform/transform.h"
 #include "core/json.h"
 #include "support/catch.h"
 
@@ -252,4 +254,25 @@ TEST_CASE("rolling back under a policy: as if nothing had been seen, or refused"
   CompressedCache heavy(set, policy_from(R"({"policy": {"name": "h2o", "interval": 100}, "window": 64})"));
   feed(heavy, x, 120, 40);
   CHECK_THROWS_WITH(heavy.truncate(110), Catch::Contains("can't be told apart"));
+}
+
+namespace {
+
+// What `explain` and `ls` show of a kind is what an empty configuration stands for.
+template <class Kind>
+void defaults_are_canonical(const Kind& kind) {
+  const Json canonical = kind.canonical(Json::object(), "here");
+  INFO(kind.describe().name);
+  for (const Knob& knob : kind.knobs()) {
+    INFO(knob.name);
+    CHECK(knob.get() == canonical.at(knob.name));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("knobs are listed with the defaults that hold", "[policy][registry]") {
+  for (const Method* m : all_methods()) defaults_are_canonical(*m);
+  for (const TransformKind* t : all_transforms()) defaults_are_canonical(*t);
+  for (const PolicyKind* p : all_policies()) defaults_are_canonical(*p);
 }

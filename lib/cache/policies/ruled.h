@@ -16,10 +16,7 @@ namespace vqkv {
 template <class Knobs, class Rule>
 class RuledKind : public PolicyKind {
  public:
-  std::vector<Knob> knobs() const override {
-    Knobs defaults;
-    return defaults.table().knobs();
-  }
+  std::vector<Knob> knobs() const override { return default_knobs<Knobs>(); }
   Json canonical(const Json& given, const std::string& path) const override {
     return parse(given, path).table().values();
   }

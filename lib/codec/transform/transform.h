@@ -97,10 +97,7 @@ class TransformOf final : public TransformKind {
   TransformOf(Describe describe_transform, Check check_transform)
       : describe_(describe_transform), check_(check_transform) {}
   TransformInfo describe() const override { return describe_(); }
-  std::vector<Knob> knobs() const override {
-    static Knobs defaults;  // the knobs' getters point into it
-    return defaults.table().knobs();
-  }
+  std::vector<Knob> knobs() const override { return default_knobs<Knobs>(); }
   Json canonical(const Json& knobs, const std::string& path) const override {
     Knobs k;
     KnobTable table = k.table();
