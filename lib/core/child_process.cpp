@@ -129,15 +129,17 @@ struct ChildProcess::Parts {
   pid_t child = -1;
   Descriptor in, out, err;  // this side's ends of its stdin, stdout and stderr
   bool ended = false;
-  int status = 0;
+  siginfo_t end{};  // how, when it has
   std::string tail;
 
-  // Whether the child has ended; waits for it up to `seconds`, taking what it writes to stderr.
+  // Whether the child has ended; waits for it up to `seconds`, taking what it writes to stderr. It isn't reaped here:
+  // until then nobody else gets its number, nor its group's.
   bool wait(double seconds) {
     const Stopwatch time;
     do {
       drain_stderr();
-      if (!ended && ::waitpid(child, &status, WNOHANG) == child) ended = true;
+      ended = ended || (::waitid(P_PID, static_cast<id_t>(child), &end, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+                        end.si_pid == child);
       if (ended) break;
       pollfd p{err.fd, POLLIN, 0};
       ::poll(&p, err.fd >= 0 ? 1 : 0, 5);
@@ -174,8 +176,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& words) : parts_(std::
   ssize_t n = 0;
   while ((n = ::read(failure.read.fd, &error, sizeof error)) < 0 && errno == EINTR) {}
   if (n == sizeof error) {
-    while (::waitpid(child, &parts_->status, 0) < 0 && errno == EINTR) {}
-    parts_->ended = true;
+    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {}
     fail_usage(fmt::format("'{}' can't be started: {}", words[0], std::strerror(error)));
   }
   parts_->in = std::move(in.write);
@@ -188,11 +189,12 @@ ChildProcess::~ChildProcess() {
   Parts& p = *parts_;
   p.in.close();
   p.out.close();
-  if (p.ended || p.wait(kGrace)) return;
-  ::kill(-p.child, SIGTERM);
-  if (p.wait(kGrace)) return;
-  ::kill(-p.child, SIGKILL);
-  while (::waitpid(p.child, &p.status, 0) < 0 && errno == EINTR) {}
+  if (!p.wait(kGrace)) {
+    ::kill(-p.child, SIGTERM);
+    p.wait(kGrace);
+  }
+  ::kill(-p.child, SIGKILL);  // with all that it started in its group, had it ended long ago
+  while (::waitpid(p.child, nullptr, 0) < 0 && errno == EINTR) {}
 }
 
 ChildProcess::Exchange ChildProcess::exchange(std::span<const std::byte> send, std::span<std::byte> receive,
@@ -237,8 +239,8 @@ size_t ChildProcess::unread() const {
 std::string ChildProcess::state() {
   Parts& p = *parts_;
   if (!p.wait(0.5)) return "still running";
-  if (WIFEXITED(p.status)) return fmt::format("exit code {}", WEXITSTATUS(p.status));
-  return fmt::format("killed by signal {} ({})", WTERMSIG(p.status), strsignal(WTERMSIG(p.status)));
+  if (p.end.si_code == CLD_EXITED) return fmt::format("exit code {}", p.end.si_status);
+  return fmt::format("killed by signal {} ({})", p.end.si_status, strsignal(p.end.si_status));
 }
 
 std::string ChildProcess::stderr_tail() {

@@ -2,6 +2,7 @@
 #include "core/child_process.h"
 
 #include <algorithm>
+#include <fstream>
 
 #include "core/clock.h"
 #include "core/error.h"
@@ -65,6 +66,25 @@ TEST_CASE("a child that ends, hangs or can't be started", "[child]") {
     CHECK(loud.stderr_tail() == std::string(2048, 'e'));
     while (loud.unread() == 0) {}  // it writes once more
     CHECK(loud.unread() == 2);
+  }
+  {
+    pid_t background = 0;
+    {
+      ChildProcess parent({"sh", "-c", "sleep 60 >/dev/null 2>&1 & printf '%10d' $!"});
+      std::string number(10, ' ');
+      REQUIRE(parent.exchange({}, room_of(number), 60).end == ChildProcess::End::kDone);
+      background = static_cast<pid_t>(std::stol(number));
+      CHECK(parent.state() == "exit code 0");
+    }
+    // What it started goes with it, though it ended itself before: gone, or dead and nobody's yet.
+    std::ifstream stat("/proc/" + std::to_string(background) + "/stat");
+    std::string id, name, state;
+    const Stopwatch gone;
+    while (stat >> id >> name >> state && state != "Z" && gone.seconds() < 20) {
+      stat.close();
+      stat.open("/proc/" + std::to_string(background) + "/stat");
+    }
+    CHECK((!stat.good() || state == "Z"));
   }
   const Stopwatch time;
   {
