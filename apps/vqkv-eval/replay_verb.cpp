@@ -186,7 +186,8 @@ int run_replay(const ReplayVerb& v) {
   for (size_t c = 0; c < candidates.size(); ++c) {
     Json row = row_of(result, result.tracks[c], candidates[c], v, shape, measured);
     row["seen_in_training"] = learned[c].known ? Json(learned[c].seen) : Json();
-    const auto flags = learned[c].flags(v.context);
+    auto flags = learned[c].flags(v.context);
+    if (candidates[c].policy.keep && !result.tracks[c].gave_up) flags.push_back("policy gave nothing up");
     row["flags"] = flags;
     if (!flags.empty()) row["flag_text"] = fmt::format("{}", fmt::join(flags, ", "));
     table.rows.push_back(std::move(row));

@@ -49,6 +49,9 @@ CodeBlock CacheView::fetch_codes(size_t unit) const {
   return out;
 }
 
+bool CacheView::any_evicted() const {
+  return std::ranges::any_of(map_->evicted, [](const EvictedSet& s) { return s.words != nullptr; });
+}
 bool CacheView::any_evicted(int layer, int head) const { return map_->evicted_set(layer, head).words != nullptr; }
 bool CacheView::evicted(int layer, int head, int64_t position) const {
   return map_->evicted_set(layer, head).contains(position);

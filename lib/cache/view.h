@@ -55,6 +55,7 @@ class CacheView {
   // a fast path.
   CodeBlock fetch_codes(size_t unit) const;
 
+  bool any_evicted() const;  // by any head
   bool any_evicted(int layer, int head) const;
   bool evicted(int layer, int head, int64_t position) const;
   // Positions of the tokens that the head still sees, those of the open block included.

@@ -237,6 +237,7 @@ void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& tr
   track.attend_seconds += sequence.session().attend_seconds();
   if (runner.candidate->claimed_bytes) track.claimed_bytes = runner.candidate->claimed_bytes();
   track.bytes = sequence.cache().bytes();
+  track.gave_up = track.gave_up || CacheView(sequence.cache()).any_evicted();
   track.peak_cache_bytes = std::max(track.peak_cache_bytes, sequence.memory().peak());
 }
 

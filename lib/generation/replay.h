@@ -62,6 +62,7 @@ struct ReplayTrack {
   double model_seconds = 0, encode_seconds = 0, attend_seconds = 0;
   ByteLedger bytes;  // of the last window, at its end
   int64_t peak_cache_bytes = 0;
+  bool gave_up = false;                  // the policy took a token out of some head's sight, in some window
   std::optional<int64_t> claimed_bytes;  // likewise, where the candidate has any
 };
 

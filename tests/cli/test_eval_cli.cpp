@@ -304,6 +304,11 @@ TEST_CASE("vqkv-eval: a policy that decides by attention replays, generates and 
   CHECK(h2o["bytes"]["workspace"] > 0);
   CHECK(h2o["kld.mean"] > all["kld.mean"]);
   CHECK(h2o["kld.mean"] < streaming["kld.mean"]);
+  // A policy that had no occasion to decide is named in the row all the same, and the row says that it did nothing.
+  CHECK(h2o["flags"] == Json::array());
+  const Json idle = eval.json({"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "--context", "128",
+                               "--windows", "1", "--skip-no-window", "cache.policy=snapkv"});
+  CHECK(idle["rows"][1]["flags"] == Json::array({"policy gave nothing up"}));
   std::string prompt = "One";
   for (int i = 0; i < 90; ++i) prompt += " more";
   const Json g = eval.json({"generate", "--model", kModel, "--codec", codec, "--prompt", prompt, "--new-tokens", "40",

@@ -67,7 +67,7 @@ struct Data {
 };
 
 inline std::unique_ptr<Transform> trained(const std::string& name, const Json& knobs, const UnitShape& unit,
-                                   const TrainSet& set) {
+                                          const TrainSet& set) {
   const TransformKind& kind = find_transform(name);
   REQUIRE(kind.check(knobs, unit) == "");
   auto t = kind.make(kind.canonical(knobs, name), unit);

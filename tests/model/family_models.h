@@ -12,7 +12,6 @@
 #include "support/catch.h"
 #include "support/model_writers.h"
 
-
 namespace vqkv::testing {
 
 constexpr int kLayers = 2, kHidden = 12, kQ = 4, kKv = 2, kDim = 6, kFfn = 20, kVocab = 11;
