@@ -3,15 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <map>
-#include <optional>
 
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
 #include "core/version.h"
-#include "experiment/protocol.h"
 #include "experiment/replay_rows.h"
 #include "generation/replay_statistics.h"
 #include "io/atomic_file.h"
@@ -19,8 +16,6 @@
 
 namespace vqkv::eval {
 namespace {
-
-constexpr char kNoWindow[] = " (no window)";
 
 // Between what a row is and what it took: what its measurements say of themselves.
 std::vector<Column> columns(const ReplayVerb& v, const std::vector<MeasureColumn>& measured) {
@@ -72,16 +67,8 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   return row;
 }
 
-// Every pair of codecs under the same kind of policy (windowed with windowed); verdicts are corrected over all of them.
-// Rows of the protocol (self-noise, streaming) are no codecs.
-Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> candidates, size_t first, size_t last,
-                    const ReplayVerb& v) {
-  const auto windowless = [&](size_t c) { return candidates[c].label.ends_with(kNoWindow); };
-  std::vector<std::pair<size_t, size_t>> pairs;
-  for (size_t a = first; a < last; ++a)
-    for (size_t b = a + 1; b < last; ++b)
-      if (windowless(a) == windowless(b)) pairs.emplace_back(a, b);
-  const auto rows = compare_tracks(r, pairs, v.context);
+Json comparisons_of(const ReplayResult& r, std::span<const ReplayRow> candidates, int64_t context) {
+  const auto rows = compare_rows(r, candidates, context);
   const std::string cluster = replay_clusters(r).name;
   Json out = Json::array();
   for (const auto& d : rows)
@@ -89,7 +76,7 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> cand
                    {"b", r.tracks[d.b].label},
                    {"what", d.what},
                    {"mean", d.mean},
-                   {"windowless", windowless(d.a)},
+                   {"windowless", candidates[d.a].kind == ReplayRow::Kind::kWindowless},
                    {"low", std::isfinite(d.interval.low) ? Json(d.interval.low) : Json()},
                    {"high", std::isfinite(d.interval.high) ? Json(d.interval.high) : Json()},
                    {"p", d.p},
@@ -101,6 +88,28 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayCandidate> cand
                    {"told_apart", d.better ? Json(*d.better != 0) : Json()},
                    {"verdict", verdict(d, cluster)}});
   return out;
+}
+
+// What a reader of the table should know before it is there.
+void warn(std::span<const LoadedCodec> codecs, std::span<const ReplayRow> rows, int64_t context) {
+  const DType exact_dtype = codecs[0].policy.exact_dtype;
+  for (const LoadedCodec& codec : codecs)
+    if (codec.policy.exact_dtype != exact_dtype)
+      log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
+                              dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
+  for (const ReplayRow& row : rows) {
+    if (row.kind != ReplayRow::Kind::kCodec) continue;
+    const std::string& label = row.candidate.label;
+    if (!row.learned.known)
+      log_warning(fmt::format("{}: {}, so nobody can say whether it was trained on these texts", label,
+                              row.candidate.claimed_bytes ? "it is another program" : "its trace is gone"));
+    if (row.learned.seen > 0)
+      log_warning(fmt::format("{}: {:.0f} % of these texts stand in its train documents; its rows say so", label,
+                              100 * row.learned.seen));
+    if (row.learned.positions > 0 && row.learned.positions < context)
+      log_warning(fmt::format("{}: trained on positions below {}, replayed up to {}; its rows say extrapolated", label,
+                              row.learned.positions, context));
+  }
 }
 
 }  // namespace
@@ -118,76 +127,30 @@ int run_replay(const ReplayVerb& v) {
   if (codecs.empty()) return kExitOk;  // interrupted
   const DType exact_dtype = codecs[0].policy.exact_dtype;
 
-  std::vector<ReplayCandidate> candidates{self_noise(shape, exact_dtype, v.common.attention, v.block)};
-  constexpr size_t kFirstCodec = 1;
-  std::vector<Learned> learned{{.known = true}};  // a candidate
-  for (const auto& codec : codecs) {
-    if (codec.policy.exact_dtype != exact_dtype)
-      log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
-                              dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
-    const Learned from = codec.exec ? Learned{} : what_it_learned(*codec.codecs, codec.origin, texts);
-    if (!from.known)
-      log_warning(fmt::format("{}: {}, so nobody can say whether it was trained on these texts", codec.label,
-                              codec.exec ? "it is another program" : "its trace is gone"));
-    if (from.seen > 0)
-      log_warning(fmt::format("{}: {:.0f} % of these texts stand in its train documents; its rows say so", codec.label,
-                              100 * from.seen));
-    if (from.positions > 0 && from.positions < v.context)
-      log_warning(fmt::format("{}: trained on positions below {}, replayed up to {}; its rows say extrapolated",
-                              codec.label, from.positions, v.context));
-    const auto add = [&](const std::string& label, const CachePolicy& policy, std::shared_ptr<const ExecCodec> exec) {
-      learned.push_back(from);
-      candidates.push_back({.label = label,
-                            .codecs = exec ? exec->codecs() : codec.codecs,
-                            .policy = policy,
-                            .attention = v.common.attention,
-                            .mode = mode,
-                            .block = block});
-      if (exec) candidates.back().claimed_bytes = [exec] { return exec->claimed_bytes(); };
-    };
-    add(codec.label, codec.policy, codec.exec);
-    if (v.no_window_rows && codec.policy.keeps_codes() && mode != ReplayMode::kFakeQuant) {
-      const CachePolicy policy = without_window(*codec.codecs, codec.policy);
-      add(codec.label + kNoWindow, policy, codec.exec ? codec.exec->under(policy) : nullptr);
-    }
-  }
-
-  // What a window does alone, once a protocol: a codec's row says little where this one is near it.
-  const size_t last_codec = candidates.size();
-  for (const auto& codec : codecs) {
-    const auto policy = mode == ReplayMode::kFakeQuant ? std::nullopt : streaming_beside(codec.policy);
-    const auto same = [&](const ReplayCandidate& c) {
-      return protocol_text(c.policy) == protocol_text(*policy) && c.policy.exact_dtype == policy->exact_dtype;
-    };
-    if (!policy || std::any_of(candidates.begin(), candidates.end(), same)) continue;
-    const size_t before = candidates.size() - last_codec;
-    learned.push_back({.known = true});
-    candidates.push_back({.label = before == 0 ? "streaming" : fmt::format("streaming #{}", before + 1),
-                          .codecs = exact_codec_set(shape),
-                          .policy = *policy,
-                          .attention = v.common.attention,
-                          .mode = mode,
-                          .block = block});
-  }
-
+  const std::vector<ReplayRow> rows = replay_rows(codecs, shape, texts,
+                                                  {.mode = mode,
+                                                   .block = block,
+                                                   .self_noise_block = v.block,
+                                                   .attention = v.common.attention,
+                                                   .windowless = v.no_window_rows});
+  warn(codecs, rows, v.context);
   const ReplayOptions options{.context = v.context,
                               .windows = v.windows,
                               .prompt = v.prompt,
                               .block = block,
                               .exact_dtype = exact_dtype,
                               .attention = v.common.attention};
-  const ReplayResult result = replay(*model, texts, candidates, options, [] { return interrupted(); });
+  const ReplayResult result = replay(*model, texts, candidates_of(rows), options, [] { return interrupted(); });
   if (interrupted()) log_warning(fmt::format("interrupted; the numbers are of the first {} windows", result.windows));
   if (result.windows == 0) return kExitOk;
 
   Table table;
   bool flagged = false;
   std::vector<MeasureColumn> measured;
-  for (size_t c = 0; c < candidates.size(); ++c) {
-    Json row = row_of(result, result.tracks[c], candidates[c], v, shape, measured);
-    row["seen_in_training"] = learned[c].known ? Json(learned[c].seen) : Json();
-    auto flags = learned[c].flags(v.context);
-    if (candidates[c].policy.keep && !result.tracks[c].gave_up) flags.push_back("policy gave nothing up");
+  for (size_t c = 0; c < rows.size(); ++c) {
+    Json row = row_of(result, result.tracks[c], rows[c].candidate, v, shape, measured);
+    row["seen_in_training"] = rows[c].learned.known ? Json(rows[c].learned.seen) : Json();
+    const auto flags = rows[c].flags(result.tracks[c], v.context);
     row["flags"] = flags;
     if (!flags.empty()) row["flag_text"] = fmt::format("{}", fmt::join(flags, ", "));
     table.rows.push_back(std::move(row));
@@ -219,7 +182,7 @@ int run_replay(const ReplayVerb& v) {
                       {"command", v.common.command},
                       {"time", utc_now()},
                       {"tool", version_facts()}};
-  const Json comparisons = comparisons_of(result, candidates, kFirstCodec, last_codec, v);
+  const Json comparisons = comparisons_of(result, rows, v.context);
   const Json full = {{"facts", facts}, {"rows", table.rows}, {"comparisons", comparisons}};
   if (!v.out.empty()) write_file(v.out, full.dump(1) + "\n");
   if (!print(table, v.common.format, full)) return kExitOk;

@@ -11,6 +11,7 @@
 #include "codec/codec_set.h"
 #include "common/table.h"
 #include "core/json.h"
+#include "experiment/replay_rows.h"
 #include "generation/replay.h"
 #include "model/runtime.h"
 #include "model/text_input.h"
@@ -71,14 +72,6 @@ int run_ls(const std::string& what, TableFormat format);
 
 // ---- shared by the verbs ----
 
-struct LoadedCodec {
-  std::string label;
-  std::shared_ptr<const CodecSet> codecs;
-  CachePolicy policy;
-  Json cache;   // the policy's canonical section
-  Json origin;  // {path, hash, train} of the trace that it learned from, null where not told
-  std::shared_ptr<const ExecCodec> exec = nullptr;  // of exec:COMMAND
-};
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
 // Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
 // codecs when a training was interrupted.

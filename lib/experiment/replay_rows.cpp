@@ -8,6 +8,7 @@
 #include <numeric>
 #include <unordered_set>
 
+#include "core/error.h"
 #include "experiment/protocol.h"
 #include "io/trace.h"
 
@@ -102,6 +103,72 @@ Learned what_it_learned(const CodecSet& codecs, const Json& origin, std::span<co
     });
   out.seen = runs > 0 ? static_cast<double>(seen) / static_cast<double>(runs) : 0;
   return out;
+}
+
+std::vector<std::string> ReplayRow::flags(const ReplayTrack& track, int64_t context) const {
+  std::vector<std::string> out = learned.flags(context);
+  if (candidate.policy.keep && !track.gave_up) out.push_back("policy gave nothing up");
+  return out;
+}
+
+std::vector<ReplayRow> replay_rows(std::span<const LoadedCodec> codecs, const CacheShape& shape,
+                                   std::span<const ReplayText> texts, const ReplayRowOptions& options) {
+  VQKV_CHECK(!codecs.empty());
+  const bool fake = options.mode == ReplayMode::kFakeQuant;
+  ReplayCandidate common;
+  common.attention = options.attention;
+  common.mode = options.mode;
+  common.block = options.block;
+  std::vector<ReplayRow> rows{
+      {.candidate = self_noise(shape, codecs[0].policy.exact_dtype, options.attention, options.self_noise_block)}};
+  for (const LoadedCodec& codec : codecs) {
+    ReplayRow row{common, ReplayRow::Kind::kCodec,
+                  codec.exec ? Learned{} : what_it_learned(*codec.codecs, codec.origin, texts)};
+    const auto add = [&](const std::string& label, const CachePolicy& policy, std::shared_ptr<const ExecCodec> exec) {
+      row.candidate.label = label;
+      row.candidate.codecs = exec ? exec->codecs() : codec.codecs;
+      row.candidate.policy = policy;
+      if (exec) row.candidate.claimed_bytes = [exec] { return exec->claimed_bytes(); };
+      rows.push_back(row);
+    };
+    add(codec.label, codec.policy, codec.exec);
+    if (!options.windowless || fake || !codec.policy.keeps_codes()) continue;
+    row.kind = ReplayRow::Kind::kWindowless;
+    const CachePolicy bare = without_window(*codec.codecs, codec.policy);
+    add(codec.label + " (no window)", bare, codec.exec ? codec.exec->under(bare) : nullptr);
+  }
+
+  // What a window does alone, once a protocol: a codec's row says little where this one is near it.
+  int streaming = 0;
+  for (const LoadedCodec& codec : codecs) {
+    const auto policy = fake ? std::nullopt : streaming_beside(codec.policy);
+    const auto same = [&](const ReplayRow& r) {
+      return protocol_text(r.candidate.policy) == protocol_text(*policy) &&
+             r.candidate.policy.exact_dtype == policy->exact_dtype;
+    };
+    if (!policy || std::ranges::any_of(rows, same)) continue;
+    rows.push_back({.candidate = common});
+    ReplayCandidate& alone = rows.back().candidate;
+    alone.label = ++streaming == 1 ? "streaming" : fmt::format("streaming #{}", streaming);
+    alone.codecs = exact_codec_set(shape);
+    alone.policy = *policy;
+  }
+  return rows;
+}
+
+std::vector<ReplayCandidate> candidates_of(std::span<const ReplayRow> rows) {
+  std::vector<ReplayCandidate> out;
+  for (const ReplayRow& row : rows) out.push_back(row.candidate);
+  return out;
+}
+
+std::vector<PairedDifference> compare_rows(const ReplayResult& result, std::span<const ReplayRow> rows,
+                                           int64_t context) {
+  std::vector<std::pair<size_t, size_t>> pairs;
+  for (size_t a = 0; a < rows.size(); ++a)
+    for (size_t b = a + 1; b < rows.size(); ++b)
+      if (rows[a].kind == rows[b].kind && rows[a].kind != ReplayRow::Kind::kProtocol) pairs.emplace_back(a, b);
+  return compare_tracks(result, pairs, context);
 }
 
 }  // namespace vqkv

@@ -1,14 +1,16 @@
-// What stands in a table of replays beside each codec's own row: rows that say what a window does alone and what
-// nothing can be told apart from, the protocol of a row in words, and what a codec had seen of the texts.
+// The rows of a table of replays: each codec's own, those that say what a window does alone and what nothing can be
+// told apart from, the protocol of a row in words, what a codec had seen of the texts, and which rows are compared.
 #pragma once
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "cache/exec_codec.h"
 #include "codec/codec_set.h"
 #include "core/json.h"
 #include "generation/replay.h"
+#include "generation/replay_statistics.h"
 
 namespace vqkv {
 
@@ -36,5 +38,44 @@ struct Learned {
 };
 // `origin`: {path, train: [documents], hash} of the trace that it was trained on; null where none is named.
 Learned what_it_learned(const CodecSet& codecs, const Json& origin, std::span<const ReplayText> texts);
+
+// A codec with what was said of it where it came from.
+struct LoadedCodec {
+  std::string label;
+  std::shared_ptr<const CodecSet> codecs;
+  CachePolicy policy;
+  Json cache = nullptr;   // the policy's canonical section
+  Json origin = nullptr;  // {path, hash, train} of the trace that it learned from, null where not told
+  std::shared_ptr<const ExecCodec> exec = nullptr;  // of exec:COMMAND
+};
+
+struct ReplayRow {
+  enum class Kind { kProtocol, kCodec, kWindowless };
+  ReplayCandidate candidate;
+  Kind kind = Kind::kProtocol;  // protocol: no codec's (self-noise, streaming)
+  Learned learned = {.known = true};
+
+  // What a reader must know of the row: Learned::flags, and a policy that took nothing out.
+  std::vector<std::string> flags(const ReplayTrack& track, int64_t context) const;
+};
+
+struct ReplayRowOptions {
+  ReplayMode mode = ReplayMode::kForced;
+  int64_t block = 256;  // queries a block
+  int64_t self_noise_block = 256;
+  std::string attention = kReplayAttention;
+  bool windowless = false;  // a second row for each codec, without its window
+};
+
+// Self-noise, each codec with its windowless twin where asked, `streaming` once a protocol. The exact rows of
+// self-noise are of the first codec's type.
+std::vector<ReplayRow> replay_rows(std::span<const LoadedCodec> codecs, const CacheShape& shape,
+                                   std::span<const ReplayText> texts, const ReplayRowOptions& options);
+
+std::vector<ReplayCandidate> candidates_of(std::span<const ReplayRow> rows);
+
+// Every pair of codecs under the same kind of policy (windowed with windowed). Verdicts are corrected over all of them.
+std::vector<PairedDifference> compare_rows(const ReplayResult& result, std::span<const ReplayRow> rows,
+                                           int64_t context);
 
 }  // namespace vqkv

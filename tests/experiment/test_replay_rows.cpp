@@ -69,6 +69,55 @@ TEST_CASE("rows of the protocol: self-noise in another type, no window, and the 
   CHECK(protocol_of(c) == "no exact token + 4 sinks");
 }
 
+TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, streaming once a protocol; pairs of a kind",
+          "[replay-rows]") {
+  const auto loaded = [](const std::string& label, const Json& cache) {
+    return LoadedCodec{.label = label,
+                       .codecs = codec_set({{"name", "rtn"}, {"bits", 4}, {"group", 16}}, 0),
+                       .policy = CachePolicy::from_json(cache),
+                       .cache = cache};
+  };
+  const Json wide = {{"window", 64}, {"flush", 32}}, narrow = {{"window", 32}, {"flush", 32}};
+  const std::vector<LoadedCodec> codecs{loaded("a", wide), loaded("b", wide), loaded("c", narrow),
+                                        loaded("exact", {{"rule", "none"}})};
+  const auto labels = [](const std::vector<ReplayRow>& rows) {
+    std::vector<std::string> out;
+    for (const ReplayCandidate& c : candidates_of(rows)) out.push_back(c.label);
+    return out;
+  };
+  const std::vector<ReplayRow> rows = replay_rows(codecs, small_shape(), {}, {.block = 8, .windowless = true});
+  CHECK(labels(rows) == std::vector<std::string>{"self-noise (exact in f32)", "a", "a (no window)", "b",
+                                                 "b (no window)", "c", "c (no window)", "exact", "streaming",
+                                                 "streaming #2"});
+  CHECK(rows[1].candidate.block == 8);
+  CHECK(rows[2].kind == ReplayRow::Kind::kWindowless);
+  CHECK(rows[2].candidate.policy.k.window == 1);
+  CHECK(rows[9].candidate.policy.k.window == 32);
+  CHECK(labels(replay_rows(codecs, small_shape(), {}, {.mode = ReplayMode::kFakeQuant, .windowless = true})) ==
+        std::vector<std::string>{"self-noise (exact in f32)", "a", "b", "c", "exact"});
+
+  ReplayResult result;
+  result.position = {1, 2};
+  result.window = result.document = {0, 0};
+  result.nll_exact = {1, 1};
+  result.windows = 1;
+  result.tracks.resize(rows.size());
+  for (ReplayTrack& t : result.tracks) t.nll = t.kld = {1, 2};
+  std::vector<std::string> pairs;
+  for (const PairedDifference& d : compare_rows(result, rows, 4))
+    if (d.what == "nll") pairs.push_back(rows[d.a].candidate.label + "/" + rows[d.b].candidate.label);
+  std::ranges::sort(pairs);
+  CHECK(pairs == std::vector<std::string>{"a (no window)/b (no window)", "a (no window)/c (no window)", "a/b", "a/c",
+                                          "a/exact", "b (no window)/c (no window)", "b/c", "b/exact", "c/exact"});
+
+  ReplayRow decides;
+  decides.candidate.policy = CachePolicy::from_json({{"policy", "h2o"}});
+  CHECK(decides.flags({}, 100) == std::vector<std::string>{"policy gave nothing up"});
+  ReplayTrack gave;
+  gave.gave_up = true;
+  CHECK(decides.flags(gave, 100).empty());
+}
+
 TEST_CASE("what a codec had seen of the texts: its documents, another trace, nothing to learn", "[replay-rows]") {
   const TestFolder dir;
   write_sweep_trace(dir / "a.trace.h5", 3, 160);
