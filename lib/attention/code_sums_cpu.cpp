@@ -23,6 +23,7 @@ int64_t longest_book(const TileDecoder& decoder) {
 std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
   if (!plan.table_only() || plan.terms.empty()) return "the plan has terms that are not tables";
   if (plan.layout.overlay) return "exact exceptions change single channels of decoded values";
+  if (plan.adds_lower) return "rows of the layer below are added to decoded ones";
   if (plan.token_scale_side >= 0 && plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots > 1)
     return "more than one token scale a unit";
   return std::nullopt;

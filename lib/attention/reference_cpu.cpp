@@ -84,9 +84,7 @@ class ReferenceBackend final : public AttentionBackend {
     const int unit = cache.unit_of(layer, head, role);
     if (unit >= 0 && cache.policy().keeps_codes() && coded_end > cache.policy().sinks) {
       const UnitShape& u = cache.unit_shape(static_cast<size_t>(unit));
-      const CodeBlock codes = cache.fetch_codes(static_cast<size_t>(unit));
-      Matrix<float> x(codes.blocks * cache.plan(layer, head, role).layout.block_tokens, u.channels());
-      decode_plan(cache.plan(layer, head, role), codes, x);
+      const Matrix<float> x = cache.decode_codes(static_cast<size_t>(unit), 0, cache.slots(static_cast<size_t>(unit)));
       const std::span<const int32_t> listed = cache.slot_positions(static_cast<size_t>(unit));
       for (int64_t s = 0; s < x.rows; ++s)
         std::copy_n(x.row(s) + (head - u.first_head) * d, d,

@@ -337,6 +337,7 @@ std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   if (plan.rope == RopePlacement::kPre) return "keys coded before RoPE: one table cannot serve all positions";
   if (!plan.table_only() || plan.terms.empty()) return "the plan has terms that are not tables";
   if (plan.layout.overlay) return "exact exceptions change single channels of decoded keys";
+  if (plan.adds_lower) return "rows of the layer below are added to decoded ones";
   if (plan.score.kind != ScoreMap::Kind::kNone) return "a score map needs two passes over the coded segment";
   if (plan.token_scale_side >= 0 && plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots > 1)
     return "more than one token scale a unit";

@@ -202,6 +202,24 @@ void TiledCall::decode(int head, Role role, int64_t first_column, int64_t count,
     else
       decoder.values(body, slot, n, out + i * stride, stride);
   });
+  add_lower(head, role, first_column, count, out, stride);
+}
+
+void TiledCall::add_lower(int head, Role role, int64_t first_column, int64_t count, float* out, int64_t stride) const {
+  AlignedVector<float> rows;
+  int unit = cache.added_unit(static_cast<size_t>(cache.unit_of(layer, head, role)));
+  for (int below = layer - 1; unit >= 0; --below, unit = cache.added_unit(static_cast<size_t>(unit))) {
+    rows.resize(at(count * width));
+    for_runs(head, role, first_column, count, [&](int64_t slot, int64_t n, int64_t i) {
+      cache.decoder(below, head, role).rows(cache.body(below, head, role), slot, n, rows.data() + i * width, width);
+    });
+    if (role == Role::kKey) {
+      kernels::transpose(rows.data(), width, count, d, out, stride, true);
+      continue;
+    }
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t c = 0; c < d; ++c) out[t * stride + c] += rows[at(t * width + c)];
+  }
 }
 
 void TiledCall::token_scale(int head, Role role, int64_t first_column, int64_t count, float* out) const {

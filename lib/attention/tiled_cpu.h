@@ -92,6 +92,8 @@ struct TiledCall {
   // counted after the sinks.
   void load_exact(int head, Role role, int64_t first, int64_t count, float* out, int64_t stride) const;
   void decode(int head, Role role, int64_t first, int64_t count, float* out, int64_t stride) const;
+  // What plans add of the layers below.
+  void add_lower(int head, Role role, int64_t first, int64_t count, float* out, int64_t stride) const;
   void token_scale(int head, Role role, int64_t first, int64_t count, float* out) const;
   void codes(int head, Role role, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
   void rotate(int head, float* keys, int64_t begin, int64_t from, int64_t to) const {

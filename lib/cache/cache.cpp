@@ -6,6 +6,7 @@
 #include <array>
 #include <numeric>
 
+#include "cache/cache_rows.h"
 #include "cache/coding.h"
 #include "cache/map.h"
 #include "cache/store.h"
@@ -14,27 +15,6 @@
 #include "core/thread_pool.h"
 
 namespace vqkv {
-namespace {
-
-// A layer's exact rows, for the coder.
-struct LayerRows final : ExactRows {
-  LayerRows(const SequenceMap& of_map, int of_layer) : map(of_map), layer(of_layer) {}
-  void load(Role role, int head, int64_t first, MutMatrix out) const override {
-    if (role == Role::kValue) {
-      load_exact_values(map, layer, head, first, out.rows, out.data, out.stride);
-      return;
-    }
-    Matrix<float> transposed(out.cols, out.rows);
-    load_exact_keys(map, layer, head, first, out.rows, transposed.data(), out.rows);
-    for (int64_t t = 0; t < out.rows; ++t)
-      for (int64_t c = 0; c < out.cols; ++c) out(t, c) = transposed(c, t);
-  }
-  const SequenceMap& map;
-  int layer;
-};
-
-}  // namespace
-
 struct CompressedCache::Parts {
   Parts(std::shared_ptr<const CacheModel> of_model, CachePolicy policy, std::pmr::memory_resource* memory)
       : model(std::move(of_model)), map(model, policy, memory), store(memory) {}
@@ -126,7 +106,7 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
   parallel_for(static_cast<int64_t>(units.size()), [&](int64_t i) {
     const size_t u = units[static_cast<size_t>(i)];
     const CacheModel::Unit& unit = model->units()[u];
-    auto state = fit_unit(*unit.codec, unit.shape, LayerRows(map, unit.shape.layer), tokens);
+    auto state = fit_unit(*unit.codec, unit.shape, CacheRows(map, u), tokens);
     if (!state) return;
     CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages);
     const int64_t state_bytes = state->bytes(), form_bytes = FittedForm::bytes(form, *unit.form);
@@ -143,8 +123,7 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
 std::vector<OverlayEntry> CompressedCache::Parts::encode(size_t unit, const Run& run) {
   const CacheModel::Unit& u = model->units()[unit];
   const CodedForm& form = map.form(unit);
-  CodeBlock codes =
-      encode_unit(*u.codec, form.plan, u.shape, LayerRows(map, u.shape.layer), run.from, run.to, map.state(unit));
+  CodeBlock codes = encode_unit(*u.codec, form.plan, u.shape, CacheRows(map, unit), run.from, run.to, map.state(unit));
   store_blocks(unit, run.slot / form.plan.layout.block_tokens, codes);
   return std::move(codes.overlay);
 }
@@ -279,6 +258,10 @@ void CompressedCache::Parts::add_overlay(size_t unit, int64_t slot, std::span<co
 }
 
 void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end) {
+  if (layers.size() > 1 && model->sees_lower()) {  // a layer is coded when the one below it is
+    for (const int& layer : layers) code({&layer, 1}, tokens, k_end, v_end);
+    return;
+  }
   if (map.policy.drops) {
     for (const int layer : layers)
       for (const Role role : {Role::kKey, Role::kValue}) {
@@ -485,6 +468,7 @@ void CompressedCache::evict(int layer, int kv_head, std::span<const int64_t> pos
   Parts& c = *parts_;
   SequenceMap& map = c.map;
   VQKV_CHECK(!map.open && layer >= 0 && layer < shape().layers && kv_head >= 0 && kv_head < shape().kv_heads);
+  if (c.model->sees_lower()) fail_usage("codecs that see the layer below need every token in it; none can be given up");
   if (positions.empty()) return;
   map.mark_evicted(layer, kv_head, positions);
   for (const Role role : {Role::kKey, Role::kValue})

@@ -12,7 +12,7 @@ namespace vqkv {
 namespace {
 
 // The unit's heads side by side.
-Matrix<float> gather(const UnitShape& unit, const ExactRows& rows, Role role, int64_t first, int64_t count) {
+Matrix<float> gather(const UnitShape& unit, const HeldRows& rows, Role role, int64_t first, int64_t count) {
   Matrix<float> x(count, unit.channels());
   for (int h = 0; h < unit.heads; ++h)
     rows.load(role, unit.first_head + h, first, x.view().slice_cols(h * unit.head_dim, unit.head_dim));
@@ -64,18 +64,22 @@ int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
   return std::min({held, first(policy.k), first(policy.v)});
 }
 
-std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, const ExactRows& rows,
+std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, const HeldRows& rows,
                                         int64_t tokens) {
   return codec.fit(gather(unit, rows, Role::kKey, 0, tokens), gather(unit, rows, Role::kValue, 0, tokens),
                    ConstMatrix());
 }
 
-CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShape& unit, const ExactRows& rows,
+CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShape& unit, const HeldRows& rows,
                       int64_t from, int64_t to, const SequenceState* state) {
   const int64_t block = plan.layout.block_tokens;
   VQKV_CHECK(to >= from && (to - from) % block == 0);
+  std::vector<int32_t> positions(static_cast<size_t>(to - from));
+  rows.positions(from, positions);
+  Matrix<float> lower(codec.sees_lower() ? to - from : 0, unit.channels());
+  if (codec.sees_lower() && unit.layer > 0) rows.lower(from, lower);
   CodeBlock codes;
-  codec.encode(gather(unit, rows, unit.role, from, to - from), codes, state);
+  codec.encode_at(gather(unit, rows, unit.role, from, to - from), {positions, lower}, codes, state);
   VQKV_CHECK(codes.blocks == (to - from) / block);
   check_codes(plan, codes);
   check_values(plan.layout, codes, from);

@@ -77,38 +77,34 @@ class ExecCodec::Talk {
   // A (layer, role) of a sequence begins, and ends.
   void begin(int layer, Role role) {
     const std::lock_guard lock(mutex_);
-    if (live_ == 0) {
+    if (live_count_ == 0) {
       ++sequence_;
       claimed_ = 0;
-      streams_.assign(static_cast<size_t>(2 * shape_.layers), {});
+      live_.assign(static_cast<size_t>(2 * shape_.layers), 0);
     }
-    Stream& s = stream(layer, role);
-    if (s.live) fail_internal("a codec in another program serves one sequence at a time");
-    s = {.live = true, .position = policy_.sinks};
-    ++live_;
+    if (live(layer, role)) fail_internal("a codec in another program serves one sequence at a time");
+    live(layer, role) = true;
+    ++live_count_;
   }
   void end(int layer, Role role) {
     const std::lock_guard lock(mutex_);
-    stream(layer, role).live = false;
-    --live_;
+    live(layer, role) = false;
+    --live_count_;
   }
 
-  // The next tokens of a (layer, role); `out` receives what the child makes of them.
-  void code(int layer, Role role, ConstMatrix x, float* out) {
+  // The next tokens of a (layer, role), the first at `position`; `out` receives what the child makes of them.
+  void code(int layer, Role role, int64_t position, ConstMatrix x, float* out) {
     const std::lock_guard lock(mutex_);
     for (int64_t at = 0; at < x.rows;) {
       const int64_t n = std::min(x.rows - at, policy_.rule(role).flush);
-      code_block(layer, role, x.slice_rows(at, n), out + at * x.cols);
+      code_block(layer, role, position + at, x.slice_rows(at, n), out + at * x.cols);
       at += n;
     }
   }
 
  private:
-  struct Stream {
-    bool live = false;
-    int64_t position = 0;  // of the next token
-  };
-  Stream& stream(int layer, Role role) { return streams_[static_cast<size_t>(2 * layer + (role == Role::kValue))]; }
+  // A sequence of this (layer, role) has begun and not ended.
+  char& live(int layer, Role role) { return live_[static_cast<size_t>(2 * layer + (role == Role::kValue))]; }
 
   // Ends in kBadData, now and for whoever asks next: the stream is out of step.
   [[noreturn]] void fail(const std::string& where, const std::string& what) {
@@ -195,16 +191,15 @@ class ExecCodec::Talk {
     }
   }
 
-  void code_block(int layer, Role role, ConstMatrix x, float* out) {
+  void code_block(int layer, Role role, int64_t position, ConstMatrix x, float* out) {
     if (!broken_.empty()) fail_data(broken_);
-    Stream& s = stream(layer, role);
     const std::string where = fmt::format("layer {}, {}, positions {} to {}: ", layer,
-                                          role == Role::kKey ? "keys" : "values", s.position, s.position + x.rows - 1);
+                                          role == Role::kKey ? "keys" : "values", position, position + x.rows - 1);
     const Header asked{kBlock,
                        sequence_,
                        static_cast<uint32_t>(layer),
                        static_cast<uint32_t>(role == Role::kValue),
-                       static_cast<uint64_t>(s.position),
+                       static_cast<uint64_t>(position),
                        static_cast<uint32_t>(x.rows),
                        static_cast<uint32_t>(x.cols)};
     const size_t values = static_cast<size_t>(x.size()), size = sizeof asked + values * sizeof(float);
@@ -232,9 +227,8 @@ class ExecCodec::Talk {
     const int64_t bad = first_not_finite(out, static_cast<int64_t>(values));
     if (bad >= 0)
       fail(where, fmt::format("{} came for position {}, KV head {}, channel {}; values must be finite", out[bad],
-                              s.position + bad / x.cols, bad % x.cols / shape_.head_dim, bad % shape_.head_dim));
+                              position + bad / x.cols, bad % x.cols / shape_.head_dim, bad % shape_.head_dim));
     claimed_ += static_cast<int64_t>(answer.number);
-    s.position += x.rows;
   }
 
   void check_answer(const Header& asked, const Header& answer, const std::string& where) {
@@ -254,8 +248,8 @@ class ExecCodec::Talk {
   ChildProcess child_;
   std::string broken_;
   uint32_t sequence_ = 0;
-  int64_t live_ = 0, claimed_ = 0;
-  std::vector<Stream> streams_;
+  int64_t live_count_ = 0, claimed_ = 0;
+  std::vector<char> live_;  // (layers * 2)
   std::vector<std::byte> sent_, received_;
 };
 
@@ -282,11 +276,14 @@ class ExecCodec::UnitCodec final : public Codec {
     return std::make_unique<State>(*talk_, unit_);
   }
 
-  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
+  void encode(ConstMatrix, CodeBlock&, const SequenceState*) const override {
+    fail_internal("a codec in another program is told the positions of its rows");
+  }
+  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState* state) const override {
     VQKV_CHECK(state);
     check_encode_input(*this, x);
     out.resize(layout_, x.rows / layout_.block_tokens);
-    talk_->code(unit_.layer, unit_.role, x, out.sides[0].data());
+    if (x.rows > 0) talk_->code(unit_.layer, unit_.role, at.positions.front(), x, out.sides[0].data());
   }
 
   DecodePlan plan(const PlanQuery&) const override {
@@ -310,8 +307,7 @@ class ExecCodec::UnitCodec final : public Codec {
 };
 
 ExecCodec::ExecCodec(const CacheShape& shape, const CachePolicy& policy, const ExecOptions& options) {
-  // Tokens given up before they were coded would never be handed over, and the positions of a block have gaps that the
-  // stream can't tell; nor could what the program claims shrink.
+  // Tokens given up before they were coded would never be handed over, nor could what the program claims shrink.
   if (policy.keep)
     fail_usage(
         fmt::format("exec:{}: a codec in another program codes every token; a policy that gives tokens up ({}) "

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "cache/keep_rule.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -31,6 +32,7 @@ std::set<const void*> books_of(const DecodePlan& plan) {
 CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
                      std::shared_ptr<const PageLayout> page_layout)
     : plan(codec.plan({-1, state})), pages(std::move(page_layout)) {
+  VQKV_CHECK(!plan.adds_lower || codec.sees_lower());
   for (int h = 0; h < unit.heads; ++h) decoders.emplace_back(plan, pages, unit.role, h, unit.head_dim);
 }
 
@@ -72,7 +74,7 @@ CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(code
     for (int h = at.first_head; h < at.first_head + at.heads; ++h)
       unit_index_[static_cast<size_t>((2 * at.layer + (at.role == Role::kValue)) * shape_.kv_heads + h)] =
           static_cast<int>(units_.size());
-    units_.push_back({at, u.codec.get(), form});
+    units_.push_back({at, u.codec.get(), form, codecs_->lower_unit(units_.size())});
   }
 }
 
@@ -87,6 +89,11 @@ void CacheModel::check(const CachePolicy& policy) const {
     if (policy.rule(role).flush % block != 0)
       fail_usage(fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
                              role_name(role), policy.rule(role).flush, block, codecs_->units()[i].spec.method));
+    if (policy.keep && units_[i].lower >= 0)
+      fail_usage(
+          fmt::format("cache.policy {}: codec '{}' sees the rows of the layer below, and this policy gives up "
+                      "tokens layer by layer",
+                      policy.keep->text(), codecs_->units()[i].spec.method));
   }
 }
 

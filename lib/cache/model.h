@@ -31,6 +31,7 @@ class CacheModel {
     UnitShape shape;
     const Codec* codec = nullptr;
     std::shared_ptr<const CodedForm> form;
+    int lower = -1;  // CodecSet::lower_unit
   };
 
   explicit CacheModel(std::shared_ptr<const CodecSet> codecs);
@@ -52,11 +53,13 @@ class CacheModel {
     const int u = unit_of(layer, head, Role::kKey);
     return u < 0 || units_[static_cast<size_t>(u)].form->plan.rope == RopePlacement::kPost;
   }
+  bool sees_lower() const { return codecs_ && codecs_->sees_lower(); }
   // Tokens of the shortest body that holds whole codec blocks of every unit of the role.
   int64_t block_tokens(Role role) const { return block_tokens_[static_cast<int>(role)]; }
   // CodecSet::constant_bytes, asked once.
   int64_t constant_bytes() const { return constant_bytes_; }
-  // Refuses (kUsage) a policy whose flushes cut the blocks of a codec.
+  // Refuses (kUsage) a policy whose flushes cut the blocks of a codec, or that gives up tokens which a layer above
+  // needs.
   void check(const CachePolicy& policy) const;
 
  private:

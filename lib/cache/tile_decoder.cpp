@@ -64,8 +64,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
     scale_slot_ = static_cast<int>(low_ / scale_width_);
     scale_slots_ = static_cast<int>((low_ + head_dim - 1) / scale_width_) - scale_slot_ + 1;
   }
-  folded_ =
-      map_.moves() && !overlay_ && scale_slots_ <= 1 && (role == Role::kValue || plan.rope == RopePlacement::kPost);
+  folded_ = map_.moves() && !overlay_ && !plan.adds_lower && scale_slots_ <= 1 &&
+            (role == Role::kValue || plan.rope == RopePlacement::kPost);
 
   bool mixed = false;
   {
@@ -336,6 +336,22 @@ void TileDecoder::keys(const CodedBody& body, int64_t first, int64_t count, floa
 }
 void TileDecoder::values(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const {
   decode(body, first, count, false, out, stride);
+}
+
+void TileDecoder::rows(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const {
+  if (!folded_) return values(body, first, count, out, stride);
+  const int64_t wide = padded(code_width_);
+  float* y = ensure(buffers().mapped, kTileTokens * wide);
+  values(body, first, count, y, wide);
+  map_.multiply(y, wide, out, stride, count, false);
+  float scale[kTileTokens];
+  std::fill_n(scale, count, 1.0f);
+  if (has_token_scale()) token_scale(body, first, count, scale);
+  for (int64_t t = 0; t < count; ++t)
+    for (int64_t c = 0; c < head_dim_; ++c) {
+      float& v = out[t * stride + c];
+      v = (outer_.empty() ? 0.0f : outer_[at(c)]) + scale[t] * ((inner_.empty() ? 0.0f : inner_[at(c)]) + v);
+    }
 }
 
 }  // namespace vqkv

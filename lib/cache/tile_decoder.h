@@ -35,7 +35,7 @@ class TileDecoder {
 
   // Folded: decode gives y of the code domain, and the caller applies x = outer + s * (inner + y * map) to queries or
   // sums. Otherwise decode gives x itself. Folded when the map moves channels and nothing has to be done to x by token
-  // (no RoPE, no overlay, one scale a head): one product a query instead of one a token.
+  // (no RoPE, no overlay, one scale a head, nothing of the layer below): one product a query instead of one a token.
   bool folded() const { return folded_; }
   int64_t width() const { return folded_ ? code_width_ : head_dim_; }  // channels that decode gives
   int64_t code_width() const { return code_width_; }
@@ -48,6 +48,8 @@ class TileDecoder {
   // out[i * stride + channel], where columns up to the padded width may be written.
   void keys(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   void values(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
+  // x itself as rows, folded or not: what a layer above adds to its own.
+  void rows(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   // The token scale of this head; one_scale() and has_token_scale() only.
   void token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const;
   // out[i * stride + t]: the code of slots()[i] (table slots, not those of the body).

@@ -4,6 +4,7 @@
 
 #include "cache/map.h"
 #include "cache/store.h"
+#include "core/error.h"
 
 namespace vqkv {
 
@@ -36,22 +37,41 @@ void CacheView::load_values(int layer, int head, int64_t first, int64_t count, f
   load_exact_values(*map_, layer, head, first, count, out, stride);
 }
 
-CodeBlock CacheView::fetch_codes(size_t unit) const {
+int64_t CacheView::slots(size_t unit) const { return map_->slots(unit); }
+
+CodeBlock CacheView::fetch_codes(size_t unit) const { return fetch_codes(unit, 0, slots(unit)); }
+
+CodeBlock CacheView::fetch_codes(size_t unit, int64_t first, int64_t count) const {
   const PageLayout& pages = *form(unit).pages;
   const CodedBody body(map_->units[unit]);
-  const int64_t blocks = map_->slots(unit) / pages.layout().block_tokens;
+  const int64_t block = pages.layout().block_tokens, from = first / block;
+  VQKV_CHECK(first >= 0 && first % block == 0 && count % block == 0 && first + count <= slots(unit));
   CodeBlock out;
-  out.resize(pages.layout(), blocks);
-  for (int64_t at = 0; at < blocks; at += pages.blocks())
-    pages.fetch(body.page(at / pages.blocks()), 0, out, at, std::min(pages.blocks(), blocks - at));
+  out.resize(pages.layout(), count / block);
+  for (int64_t done = 0; done < out.blocks;) {
+    const int64_t page = (from + done) / pages.blocks(), within = (from + done) % pages.blocks();
+    const int64_t n = std::min(pages.blocks() - within, out.blocks - done);
+    pages.fetch(body.page(page), within, out, done, n);
+    done += n;
+  }
   for (const StoredOverlay& o : body.overlay())
-    out.overlay.push_back({o.token, o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
+    if (o.token >= first && o.token < first + count)
+      out.overlay.push_back(
+          {o.token - static_cast<int32_t>(first), o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
   return out;
 }
 
 bool CacheView::any_evicted() const {
   return std::ranges::any_of(map_->evicted, [](const EvictedSet& s) { return s.words != nullptr; });
 }
+
+Matrix<float> CacheView::decode_codes(size_t unit, int64_t first, int64_t count) const {
+  Matrix<float> lower, x(count, unit_shape(unit).channels());
+  if (const int below = added_unit(unit); below >= 0) lower = decode_codes(static_cast<size_t>(below), first, count);
+  decode_plan(form(unit).plan, fetch_codes(unit, first, count), x, lower);
+  return x;
+}
+
 bool CacheView::any_evicted(int layer, int head) const { return map_->evicted_set(layer, head).words != nullptr; }
 bool CacheView::evicted(int layer, int head, int64_t position) const {
   return map_->evicted_set(layer, head).contains(position);

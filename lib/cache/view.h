@@ -31,6 +31,8 @@ class CacheView {
   // Units and how they decode, the sequence's own parameters included. unit_of is -1 in a cache without codecs.
   int unit_of(int layer, int head, Role role) const { return model_->unit_of(layer, head, role); }
   std::span<const size_t> layer_units(int layer) const { return model_->layer_units(layer); }
+  // The unit one layer below whose rows this one's plan adds, or -1.
+  int added_unit(size_t unit) const { return form(unit).plan.adds_lower ? model_->units()[unit].lower : -1; }
   const UnitShape& unit_shape(size_t unit) const { return model_->units()[unit].shape; }
   const CodedForm& form(size_t unit) const;
   const SequenceState* state(size_t unit) const;  // null: nothing was fitted
@@ -54,6 +56,12 @@ class CacheView {
   // All coded tokens of a unit in the order of its slots, unpacked: for the reference backend and for judging, never on
   // a fast path.
   CodeBlock fetch_codes(size_t unit) const;
+  // The same of slots [first, first + count), whole codec blocks.
+  CodeBlock fetch_codes(size_t unit, int64_t first, int64_t count) const;
+  // Their rows by decode_plan, (count, channels) in the codec's RoPE domain; what a plan adds of the layers below is
+  // decoded with them.
+  Matrix<float> decode_codes(size_t unit, int64_t first, int64_t count) const;
+  int64_t slots(size_t unit) const;  // tokens that the unit holds as codes
 
   bool any_evicted() const;  // by any head
   bool any_evicted(int layer, int head) const;

@@ -73,6 +73,7 @@ void add_unit(TrainData& pool, const TrainData& part, int64_t most) {
   const auto all = [](int64_t) { return true; };
   append_rows(pool.x, part.x, thin);
   append_rows(pool.other_role, part.other_role, thin);
+  append_rows(pool.lower, part.lower, thin);
   append_values(pool.position, part.position, thin);
   append_values(pool.document, part.document, thin);
   append_values(pool.weight, part.weight, thin);
@@ -100,10 +101,23 @@ void check_data(const TrainData& d, const UnitShape& unit) {
   VQKV_CHECK(d.received_mass.empty() || d.received_mass.size() == rows);
   VQKV_CHECK(d.received_mass2.empty() || d.received_mass2.size() == rows);
   VQKV_CHECK(d.other_role.rows == 0 || d.other_role.rows == d.x.rows);
+  VQKV_CHECK(d.lower.rows == 0 || (d.lower.rows == d.x.rows && d.lower.cols == d.x.cols));
   if (rows == 0) fail_data("the train documents hold no token to learn from");
-  for (const auto* m : {&d.x, &d.queries, &d.query_moment, &d.output_weight})
+  for (const auto* m : {&d.x, &d.lower, &d.queries, &d.query_moment, &d.output_weight})
     for (const float v : m->storage)
       if (!std::isfinite(v)) fail_data("the training data hold a value that is not finite");
+}
+
+TrainData read_unit(const TrainSource& source, const UnitShape& unit, const TrainNeeds& needs) {
+  TrainData data = source.unit(unit, needs);
+  if (needs.lower && unit.layer == 0) data.lower = Matrix<float>(data.x.rows, data.x.cols);
+  if (needs.lower && unit.layer > 0) {
+    UnitShape below = unit;
+    --below.layer;
+    data.lower = source.unit(below, {.rows = true}).x;
+  }
+  check_data(data, unit);
+  return data;
 }
 
 TrainedUnit train_job(const CodecPlan& plan, const Job& job, const TrainSource& source, const Rng& rng) {
@@ -111,15 +125,15 @@ TrainedUnit train_job(const CodecPlan& plan, const Job& job, const TrainSource& 
   std::unique_ptr<Codec> codec = make_codec(spec);
   TrainedUnit out;
   out.spec = spec;
-  if (const TrainNeeds needs = needs_of(spec); needs.rows) {
+  const TrainNeeds needs = needs_of(spec);
+  VQKV_CHECK(!codec->sees_lower() || needs.lower);  // who picks layers asks the method
+  if (needs.rows) {
     TrainData data;
     if (job.members.size() == 1) {
-      data = source.unit(spec.unit, needs);
-      check_data(data, spec.unit);
+      data = read_unit(source, spec.unit, needs);
     } else {
       for (const size_t i : job.members) {
-        const TrainData part = source.unit(plan.units[i].unit, needs);
-        check_data(part, plan.units[i].unit);
+        const TrainData part = read_unit(source, plan.units[i].unit, needs);
         add_unit(data, part, std::max<int64_t>(1, kPoolRows / static_cast<int64_t>(job.members.size())));
       }
     }
@@ -145,6 +159,7 @@ TrainSet TrainData::set(const UnitShape& unit) const {
   s.query_pair_moment = query_pair_moment;
   s.output_weight = output_weight;
   s.other_role = other_role;
+  s.lower = lower;
   s.head_dim = unit.head_dim;
   s.heads = unit.heads;
   return s;

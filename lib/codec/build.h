@@ -10,7 +10,7 @@ namespace vqkv {
 
 // What one unit learns from, owned; set() is the view that a codec takes. Fields as in TrainSet.
 struct TrainData {
-  Matrix<float> x, queries, query_moment, output_weight, other_role;
+  Matrix<float> x, queries, query_moment, output_weight, other_role, lower;
   std::vector<int32_t> position, document;
   std::vector<float> weight, received_mass, received_mass2, query_pair_moment;
 
@@ -21,7 +21,8 @@ class TrainSource {
  public:
   virtual ~TrainSource() = default;
   // Rows of the train documents in order, keys in unit.rope's domain; nothing that is not needed. Called from several
-  // threads at once, once a unit, and not at all for a unit that learns nothing.
+  // threads at once, once a unit (and for its rows by a unit that sees them from above), and not at all for a unit that
+  // learns nothing. Rows of the layer below come from there: TrainNeeds::lower is not the source's business.
   virtual TrainData unit(const UnitShape& unit, const TrainNeeds& needs) const = 0;
 };
 

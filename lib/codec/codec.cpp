@@ -24,13 +24,18 @@ TrainNeeds& TrainNeeds::operator|=(const TrainNeeds& o) {
   moments |= o.moments;
   output_weight |= o.output_weight;
   other_role |= o.other_role;
+  lower |= o.lower;
   return *this;
 }
 
 std::vector<std::string> TrainNeeds::names() const {
-  const std::pair<bool, const char*> all[] = {{rows, "tokens"},       {mass, "received attention mass"},
-                                              {queries, "queries"},   {moments, "second moments of the queries"},
-                                              {output_weight, "W_O"}, {other_role, "the other role's tokens"}};
+  const std::pair<bool, const char*> all[] = {{rows, "tokens"},
+                                              {mass, "received attention mass"},
+                                              {queries, "queries"},
+                                              {moments, "second moments of the queries"},
+                                              {output_weight, "W_O"},
+                                              {other_role, "the other role's tokens"},
+                                              {lower, "the layer below's tokens"}};
   std::vector<std::string> out;
   for (const auto& [set, name] : all)
     if (set) out.emplace_back(name);
@@ -43,8 +48,12 @@ Json TrainReport::to_json() const {
 
 std::unique_ptr<SequenceState> Codec::fit(ConstMatrix, ConstMatrix, ConstMatrix) const { return nullptr; }
 
-void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query) const {
-  decode_plan(plan(query), block, x);
+void Codec::encode_at(ConstMatrix x, const EncodeContext&, CodeBlock& out, const SequenceState* state) const {
+  encode(x, out, state);
+}
+
+void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query, ConstMatrix lower) const {
+  decode_plan(plan(query), block, x, lower);
 }
 
 int64_t Codec::constant_bytes() const { return plan().constant_bytes(); }

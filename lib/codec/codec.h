@@ -36,6 +36,9 @@ struct TrainSet {
   std::span<const float> query_pair_moment;  // (channels / 2)
   ConstMatrix output_weight;  // W_O slice of the unit's query heads: (hidden, group * channels); may be empty
   ConstMatrix other_role;     // (n, channels) of the other role
+  // (n, channels): rows of the same heads and role one layer below, in this codec's RoPE domain; zero in layer 0.
+  // Exact, where encode_at gets them as decoded: train documents are thinned, and no prompt of theirs is coded.
+  ConstMatrix lower;
   int head_dim = 0;
   int heads = 1;  // heads of the unit
 };
@@ -48,6 +51,7 @@ struct TrainNeeds {
   bool moments = false;        // query_moment, query_pair_moment
   bool output_weight = false;  // output_weight
   bool other_role = false;     // other_role
+  bool lower = false;          // lower; said by every method whose codec sees_lower(), also by one that learns nothing
   TrainNeeds& operator|=(const TrainNeeds& o);
   std::vector<std::string> names() const;  // of what is set, for listings
 };
@@ -75,6 +79,14 @@ struct PlanQuery {
   const SequenceState* state = nullptr;
 };
 
+// Where the rows that are coded stand.
+struct EncodeContext {
+  std::span<const int32_t> positions;  // (n) in their text, whatever was given up before them
+  // (n, channels): rows of the same heads and role one layer below as their own unit decodes them, in this codec's RoPE
+  // domain; zero in layer 0. Empty for a codec that doesn't see_lower().
+  ConstMatrix lower;
+};
+
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -92,12 +104,18 @@ class Codec {
   // infinities (kBadData). Thread-safe; may use parallel_for. Rows are coded independently of their neighbours outside
   // a block.
   virtual void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state = nullptr) const = 0;
+  // The same for a codec that looks at where its rows stand: what sweeps and caches call (cache/coding.h).
+  virtual void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out,
+                         const SequenceState* state = nullptr) const;
+  // encode_at reads EncodeContext::lower. The layer below then needs a unit of the same heads, RoPE placement and a
+  // block length that divides this one's (CodecSet refuses others), and no policy may give up single tokens.
+  virtual bool sees_lower() const { return false; }
 
   virtual DecodePlan plan(const PlanQuery& query = {}) const = 0;
   virtual int levels() const { return 1; }  // how many values PlanQuery::level may take
 
-  // Decodes through plan(): one definition of what a code means.
-  void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}) const;
+  // Decodes through plan(): one definition of what a code means. lower: as in decode_plan.
+  void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}, ConstMatrix lower = {}) const;
 
   // Model-side constants: what plan() needs, and encoder-only parameters where a codec has them.
   virtual int64_t constant_bytes() const;

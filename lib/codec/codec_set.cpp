@@ -426,6 +426,28 @@ CodecSet::CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units
     }
   }
   if (std::find(index_.begin(), index_.end(), -1) != index_.end()) fail_data("codec set: some heads have no codec");
+  lower_.assign(units_.size(), -1);
+  for (size_t i = 0; i < units_.size(); ++i) {
+    const UnitShape& u = units_[i].spec.unit;
+    const Codec& codec = *units_[i].codec;
+    if (!codec.sees_lower() || u.layer == 0) continue;
+    lower_[i] = unit_index(u.layer - 1, u.first_head, u.role);
+    const TrainedUnit& below = units_[static_cast<size_t>(lower_[i])];
+    const char* differs = nullptr;
+    if (below.spec.unit.first_head != u.first_head || below.spec.unit.heads != u.heads) differs = "the same heads";
+    if (below.codec->rope() != codec.rope()) differs = "keys on the same side of RoPE";
+    if (codec.layout().block_tokens % below.codec->layout().block_tokens != 0)
+      differs = "a block of tokens that divides its own";
+    if (differs)
+      fail_usage(
+          fmt::format("codec '{}', layer {}, role {}: it sees the rows of the layer below, whose codec '{}' needs "
+                      "{}",
+                      units_[i].spec.method, u.layer, role_name(u.role), below.spec.method, differs));
+  }
+}
+
+bool CodecSet::sees_lower() const {
+  return std::any_of(lower_.begin(), lower_.end(), [](int unit) { return unit >= 0; });
 }
 
 int CodecSet::unit_index(int layer, int head, Role role) const {

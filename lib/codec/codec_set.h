@@ -61,6 +61,10 @@ class CodecSet {
   const std::vector<TrainedUnit>& units() const { return units_; }
   // Index into units(); the head's place in the unit is head - units()[i].spec.unit.first_head.
   int unit_index(int layer, int head, Role role) const;
+  // The unit one layer below whose decoded rows this one sees (Codec::sees_lower), or -1: it sees none, or is in layer
+  // 0.
+  int lower_unit(size_t unit) const { return lower_[unit]; }
+  bool sees_lower() const;  // some unit does
   // Model-side constants, each shared codec once.
   int64_t constant_bytes() const;
 
@@ -70,6 +74,7 @@ class CodecSet {
   std::vector<TrainedUnit> units_;
   std::string model_hash_;
   std::vector<int> index_;  // (layer, role, head) -> unit
+  std::vector<int> lower_;  // (units)
 };
 
 // The codec that stores exact values (`exact`, post-RoPE) in `dtype` (f16, bf16 or f32): trains nothing.

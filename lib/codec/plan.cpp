@@ -176,7 +176,7 @@ void check_plan(const DecodePlan& plan) {
   }
 }
 
-void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x) {
+void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x, ConstMatrix lower) {
   check_plan(plan);
   const int64_t block_tokens = plan.layout.block_tokens;
   VQKV_CHECK(x.rows == block.blocks * block_tokens && x.cols == plan.channels);
@@ -199,6 +199,10 @@ void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x) {
     VQKV_CHECK(e.token >= 0 && e.token < x.rows && e.channel >= 0 && e.channel < plan.channels);
     x(e.token, e.channel) = e.add ? x(e.token, e.channel) + e.value : e.value;
   }
+  if (!plan.adds_lower || lower.rows == 0) return;
+  VQKV_CHECK(lower.rows == x.rows && lower.cols == x.cols);
+  for (int64_t t = 0; t < x.rows; ++t)
+    for (int64_t c = 0; c < x.cols; ++c) x(t, c) += lower(t, c);
 }
 
 }  // namespace vqkv

@@ -3,7 +3,8 @@
 //
 //   y[j]  = sum of the terms' contributions to code channel j                 (code_channels)
 //   x     = outer_bias + s * (inner_bias + y * map)                           (channels), s = token scale or 1
-//   x     = overlay(x);   post-RoPE key = rope == kPre ? rotate(x, position) : x
+//   x     = overlay(x), and the row of the layer below added where the plan adds_lower;   post-RoPE key = rope == kPre
+//   ? rotate(x, position) : x
 //
 // A query folds once a step where the key is stored post-RoPE: q.x = q.outer_bias + s * (q.inner_bias + (map q).y); a
 // value output unfolds once: sum p x = P outer_bias + (sum p s) inner_bias + (sum p s y) map.
@@ -82,6 +83,9 @@ struct DecodePlan {
   int token_scale_side = -1;
   RopePlacement rope = RopePlacement::kPost;
   ScoreMap score;
+  // Codes are what the row of the same token, heads and role one layer below (CodecSet::lower_unit), as decoded there,
+  // leaves over. Nothing is added in layer 0.
+  bool adds_lower = false;
 
   bool table_only() const;         // every term is a TableTerm
   int64_t constant_bytes() const;  // books, map, biases as stored: model-side constants of this unit
@@ -91,6 +95,7 @@ struct DecodePlan {
 void check_plan(const DecodePlan& plan);
 
 // The reference decoder: x (tokens, channels) in the codec's RoPE domain. Plain scalar code, judged by nothing else.
-void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x);
+// lower: rows of the layer below, (tokens, channels), read where the plan adds_lower; empty in layer 0.
+void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x, ConstMatrix lower = {});
 
 }  // namespace vqkv

@@ -26,15 +26,17 @@ struct Layer {
 };
 
 // A window's rows as a cache that replays it holds them exactly.
-class WindowRows final : public ExactRows {
+class WindowRows final : public HeldRows {
  public:
-  WindowRows(const TraceRows& rows, const CodecSet& codecs, int layer, const EvalWindow& w, std::span<HeadRows> heads)
+  WindowRows(const TraceRows& rows, const CodecSet& codecs, int layer, const EvalWindow& w, std::span<HeadRows> heads,
+             ConstMatrix below)
       : rows_(rows),
         codecs_(codecs),
         policy_(rows.config().policy()),
         layer_(layer),
         window_(w),
         heads_(heads),
+        below_(below),
         before_rope_(heads.size()) {}
 
   void load(Role role, int head, int64_t first, MutMatrix out) const override {
@@ -44,6 +46,13 @@ class WindowRows final : public ExactRows {
       std::copy_n(from.row(first + r), out.cols, out.row(r));
       policy_.round_exact(out.row(r), out.cols);
     }
+  }
+  void positions(int64_t first, std::span<int32_t> out) const override {
+    std::copy_n(window_.position.begin() + first, out.size(), out.begin());
+  }
+  void lower(int64_t first, MutMatrix out) const override {
+    const int64_t sinks = std::min(policy_.sinks, window_.window.tokens);
+    for (int64_t r = 0; r < out.rows; ++r) std::copy_n(below_.row(first - sinks + r), out.cols, out.row(r));
   }
 
  private:
@@ -63,6 +72,7 @@ class WindowRows final : public ExactRows {
   int layer_;
   const EvalWindow& window_;
   std::span<HeadRows> heads_;
+  ConstMatrix below_;
   mutable std::vector<Matrix<float>> before_rope_;  // (heads), read when first asked for
 };
 
@@ -290,7 +300,7 @@ CodingTotals& CodingTotals::operator+=(const CodingTotals& o) {
 }
 
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
-                       std::span<HeadRows> heads, CodeBlock& block) {
+                       std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower, Matrix<float>* keep) {
   const UnitShape& u = unit.spec.unit;
   const Codec& codec = *unit.codec;
   const CachePolicy policy = rows.config().policy();
@@ -308,7 +318,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   }
   Matrix<float> decoded(coded, u.channels());
   if (coded > 0) {
-    const WindowRows exact(rows, codecs, u.layer, w, heads);
+    const WindowRows exact(rows, codecs, u.layer, w, heads, lower);
     Stopwatch watch;
     const auto state = fit_unit(codec, u, exact, fit_tokens(policy, n));
     const DecodePlan plan = codec.plan({-1, state.get()});
@@ -319,7 +329,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     block = encode_unit(codec, plan, u, exact, sinks, sinks + coded, state.get());
     t.encode = watch.seconds();
     watch.restart();
-    decode_plan(plan, block, decoded);
+    decode_plan(plan, block, decoded, lower.slice_rows(0, lower.rows > 0 ? coded : 0));
     require_finite(rows, u, w, sinks, decoded);
     t.decode = watch.seconds();
     t.values = coded * u.channels();
@@ -335,6 +345,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     (key ? to.coded_k : to.coded_v) = sinks + coded;
     if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
   }
+  if (keep) *keep = std::move(decoded);
   return t;
 }
 
@@ -342,6 +353,12 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, c
                                 const ScoreLimits& limits) {
   const auto& windows = rows.windows();
   std::vector<CodingTotals> by_unit(codecs.units().size());  // over the report windows
+  // (units, windows): decoded rows that the layer above sees, while it is coded
+  std::vector<Matrix<float>> decoded(codecs.sees_lower() ? codecs.units().size() * windows.size() : 0);
+  std::vector<char> seen(codecs.units().size());
+  for (size_t u = 0; u < seen.size(); ++u)
+    if (codecs.lower_unit(u) >= 0) seen[static_cast<size_t>(codecs.lower_unit(u))] = true;
+  const auto rows_of = [&](int unit, size_t w) { return &decoded[static_cast<size_t>(unit) * windows.size() + w]; };
   FidelityResult result = measure(
       rows, &codecs,
       [&](int l, Layer& layer) {
@@ -351,11 +368,16 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, c
         layer.blocks.resize(units.size() * windows.size());
         std::vector<CodingTotals> parts(layer.blocks.size());
         parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
-          const int w = static_cast<int>(i) / static_cast<int>(units.size());
-          parts[static_cast<size_t>(i)] =
-              code_unit(rows, codecs, codecs.units()[units[static_cast<size_t>(i) % units.size()]],
-                        windows[static_cast<size_t>(w)], layer.window(w), layer.blocks[static_cast<size_t>(i)]);
+          const size_t w = static_cast<size_t>(i) / units.size(), u = units[static_cast<size_t>(i) % units.size()];
+          const int lower = codecs.lower_unit(u);
+          parts[static_cast<size_t>(i)] = code_unit(
+              rows, codecs, codecs.units()[u], windows[w], layer.window(static_cast<int>(w)),
+              layer.blocks[static_cast<size_t>(i)], lower < 0 ? ConstMatrix() : ConstMatrix(*rows_of(lower, w)),
+              seen[u] ? rows_of(static_cast<int>(u), w) : nullptr);
         });
+        for (const size_t u : units)
+          for (size_t w = 0; w < windows.size() && codecs.lower_unit(u) >= 0; ++w)
+            *rows_of(codecs.lower_unit(u), w) = Matrix<float>();
         CodingTotals t;
         for (size_t i = 0; i < parts.size(); ++i) {
           t += parts[i];

@@ -44,9 +44,10 @@ struct CodingTotals {
   CodingTotals& operator+=(const CodingTotals& other);
 };
 // Codes one unit of one window as a cache does (cache/coding.h); `heads` are those of its layer, whose k_hat or v_hat
-// it fills.
+// it fills. lower: what CodecSet::lower_unit left in its own `keep`, the coded rows in the codec's RoPE domain.
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
-                       std::span<HeadRows> heads, CodeBlock& block);
+                       std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower = {},
+                       Matrix<float>* keep = nullptr);
 
 // What bounds memory where contexts grow: attention rows (query head x query, tokens) are held in tiles of queries.
 struct ScoreLimits {

@@ -73,6 +73,12 @@ CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope) {
   for (const UnitSpec& unit : plan.units) {
     const auto layer = std::find(scope.layers.begin(), scope.layers.end(), unit.unit.layer);
     if (layer == scope.layers.end()) continue;
+    const auto chosen = [&](int l) { return std::find(scope.layers.begin(), scope.layers.end(), l); };
+    if (unit.unit.layer > 0 && needs_of(unit).lower && chosen(unit.unit.layer - 1) == scope.layers.end()) {
+      out.skip = fmt::format("layers: codec '{}' in layer {} sees the rows of layer {}, which is not chosen",
+                             unit.method, unit.unit.layer, unit.unit.layer - 1);
+      return out;
+    }
     std::vector<int> places;
     for (int h = unit.unit.first_head; h < unit.unit.first_head + unit.unit.heads; ++h) {
       const auto at = std::find(scope.heads.begin(), scope.heads.end(), h);

@@ -12,6 +12,7 @@
 #include "codec/transform/transform.h"
 #include "core/json.h"
 #include "support/catch.h"
+#include "support/dummy_codecs.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
@@ -224,6 +225,46 @@ TEST_CASE("snapkv after an exact prompt: what it gives up is never coded, what c
     CHECK(CacheView(cache).seen(0, 0).size() == 264);
     CHECK(cache.bytes().total_sequence() == memory.live());
   }
+}
+
+TEST_CASE("codecs are told true positions, whatever was given up before them", "[policy]") {
+  const CacheShape shape = make_shape(2, 1, 2, 16);
+  const Tokens x(shape, 400, 12);
+  const CachePolicy snapkv = policy_from(
+      R"({"policy": {"name": "snapkv", "budget": 60, "observe": 16, "interval": 50}, "sinks": 4, "window": 64, "flush": 16})");
+  for (const int heads : {1, 2})
+    for (const int block : {1, 4, 16}) {
+      const auto set = dummy_codec_set(shape, RopePlacement::kPre, heads, [&](const UnitShape& unit) {
+        return std::make_unique<PositionDummy>(unit, block);
+      });
+      for (const int64_t step : {1, 33, 400}) {
+        CAPTURE(heads, block, step);
+        CompressedCache cache(set, snapkv);
+        feed(cache, x, 400, step);
+        cache.evict(0, 0, std::vector<int64_t>{6, 7, 8});
+        const CacheView view(cache);
+        bool gaps = false;
+        for (size_t u = 0; u < set->units().size(); ++u) {
+          const UnitShape& unit = view.unit_shape(u);
+          const Matrix<float>& from = unit.role == Role::kKey ? x.k : x.v;
+          const CodeBlock codes = view.fetch_codes(u);
+          const Matrix<float> rows = view.decode_codes(u, 0, view.slots(u));
+          const auto listed = view.slot_positions(u);
+          REQUIRE(rows.rows > 16);
+          for (int64_t s = 0; s < rows.rows; ++s) {
+            const int64_t position = listed.empty() ? 4 + s : listed[static_cast<size_t>(s)];
+            gaps = gaps || position != 4 + s;
+            REQUIRE(codes.sides[1][static_cast<size_t>(s)] == static_cast<float>(position));
+            for (int64_t c = 0; c < rows.cols; ++c) {
+              float exact = from(position, unit.first_head * 16 + c);
+              cache.policy().round_exact(&exact, 1);
+              REQUIRE(rows(s, c) == PositionDummy::moved(exact, position));
+            }
+          }
+        }
+        if (block < 16) CHECK(gaps);
+      }
+    }
 }
 
 TEST_CASE("rolling back under a policy: as if nothing had been seen, or refused", "[policy]") {

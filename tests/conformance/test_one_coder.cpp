@@ -28,13 +28,13 @@ struct Recorded {
   TestFolder folder;
   std::unique_ptr<TraceReader> reader;
   std::unique_ptr<TraceRows> rows;
-  explicit Recorded(const std::string& cache = kCache) {
-    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, 1, 2, 64);
+  explicit Recorded(int layers = 1, int head_dim = 64) {
+    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim);
     CellConfig config;
     config.trace = folder / "t.trace.h5";
     config.train = {0, 1};
     config.report = {2};
-    config.cache = canonical_cache_config(parse_json(cache, "test"));
+    config.cache = canonical_cache_config(parse_json(kCache, "test"));
     reader = std::make_unique<TraceReader>(config.trace);
     rows = std::make_unique<TraceRows>(*reader, config);
   }
@@ -42,33 +42,37 @@ struct Recorded {
 
 // What a replay of the window holds coded: (tokens, head_dim) a head, keys after RoPE.
 struct Replayed {
-  Replayed(const Recorded& in, std::shared_ptr<const CodecSet> set, int64_t block)
+  Replayed(const Recorded& in, std::shared_ptr<const CodecSet> set, int64_t block, bool exact_prompt = false)
       : cache(std::move(set), in.rows->config().policy()) {
     const CacheShape& shape = cache.shape();
     const EvalWindow& w = in.rows->windows().at(0);
-    Matrix<float> k(kTokens, shape.kv_heads * shape.head_dim), v = k;
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      const Matrix<float> from_k = in.rows->keys(0, h, w), from_v = in.rows->values(0, h, w);
-      for (int64_t t = 0; t < kTokens; ++t) {
-        std::copy_n(from_k.row(t), shape.head_dim, k.row(t) + h * shape.head_dim);
-        std::copy_n(from_v.row(t), shape.head_dim, v.row(t) + h * shape.head_dim);
+    std::vector<Matrix<float>> k, v;
+    for (int layer = 0; layer < shape.layers; ++layer) {
+      k.emplace_back(kTokens, shape.kv_heads * shape.head_dim);
+      v.push_back(k.back());
+      for (int h = 0; h < shape.kv_heads; ++h) {
+        const Matrix<float> from_k = in.rows->keys(layer, h, w), from_v = in.rows->values(layer, h, w);
+        for (int64_t t = 0; t < kTokens; ++t) {
+          std::copy_n(from_k.row(t), shape.head_dim, k.back().row(t) + h * shape.head_dim);
+          std::copy_n(from_v.row(t), shape.head_dim, v.back().row(t) + h * shape.head_dim);
+        }
       }
     }
     for (int64_t t = 0; t < kTokens; t += block) {
       const int64_t n = std::min(block, kTokens - t);
-      cache.begin_block(n);
-      cache.append(0, k.view().slice_rows(t, n), v.view().slice_rows(t, n));
+      cache.begin_block(n, exact_prompt ? Visibility::kExactPrefill : Visibility::kReplay);
+      for (size_t layer = 0; layer < k.size(); ++layer)
+        cache.append(static_cast<int>(layer), k[layer].view().slice_rows(t, n), v[layer].view().slice_rows(t, n));
       cache.end_block();
     }
+    cache.end_exact_prefill();
   }
-  Matrix<float> coded(const TraceRows& rows, int head, Role role) const {
-    const auto unit = static_cast<size_t>(cache.codecs()->unit_index(0, head, role));
+  Matrix<float> coded(const TraceRows& rows, int layer, int head, Role role) const {
+    const auto unit = static_cast<size_t>(cache.codecs()->unit_index(layer, head, role));
     const CacheView view(cache);
     const UnitShape& u = view.unit_shape(unit);
-    const DecodePlan& plan = view.plan(0, head, role);
-    const CodeBlock codes = view.fetch_codes(unit);
-    Matrix<float> all(codes.blocks * plan.layout.block_tokens, u.channels());
-    decode_plan(plan, codes, all);
+    const DecodePlan& plan = view.plan(layer, head, role);
+    const Matrix<float> all = view.decode_codes(unit, 0, view.slots(unit));
     Matrix<float> x(all.rows, u.head_dim);
     for (int64_t t = 0; t < x.rows; ++t) {
       std::copy_n(all.row(t) + (head - u.first_head) * x.cols, x.cols, x.row(t));
@@ -81,22 +85,37 @@ struct Replayed {
   CompressedCache cache;
 };
 
-void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set) {
+// exact_prompts: also of a prompt that is seen exactly and coded at its end; what is fitted to one is fitted to all of
+// it.
+void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set, bool exact_prompts = false) {
   const TraceRows& rows = *in.rows;
   const EvalWindow& w = rows.windows().at(0);
-  std::vector<HeadRows> heads;
-  for (int h = 0; h < set->shape().kv_heads; ++h) heads.push_back(exact_rows(rows, 0, h, w));
+  const int layers = set->shape().layers, kv_heads = set->shape().kv_heads;
+  std::vector<HeadRows> heads;  // (layers, kv_heads)
+  for (int i = 0; i < layers * kv_heads; ++i) heads.push_back(exact_rows(rows, i / kv_heads, i % kv_heads, w));
   std::vector<CodeBlock> blocks(set->units().size());
-  for (size_t u = 0; u < set->units().size(); ++u) code_unit(rows, *set, set->units()[u], w, heads, blocks[u]);
+  std::vector<Matrix<float>> decoded(set->units().size());
+  for (size_t u = 0; u < set->units().size(); ++u) {
+    const auto first = static_cast<size_t>(set->units()[u].spec.unit.layer * kv_heads);
+    const int lower = set->lower_unit(u);
+    code_unit(rows, *set, set->units()[u], w, std::span(heads).subspan(first, static_cast<size_t>(kv_heads)), blocks[u],
+              lower < 0 ? ConstMatrix() : ConstMatrix(decoded[static_cast<size_t>(lower)]), &decoded[u]);
+  }
 
-  for (const int64_t block : {kTokens, int64_t{19}}) {
-    const Replayed replayed(in, set, block);
+  struct Way {
+    int64_t block;
+    bool exact_prompt;
+  };
+  for (const auto& [block, exact_prompt] : {Way{kTokens, false}, Way{19, false}, Way{19, true}}) {
+    if (exact_prompt && !exact_prompts) continue;
+    const Replayed replayed(in, set, block, exact_prompt);
     const int64_t sinks = replayed.cache.policy().sinks;
-    for (int h = 0; h < set->shape().kv_heads; ++h)
+    for (int i = 0; i < layers * kv_heads; ++i)
       for (const Role role : {Role::kKey, Role::kValue}) {
-        CAPTURE(block, h, role_name(role));
-        const Matrix<float> held = replayed.coded(rows, h, role);
-        const HeadRows& from = heads[static_cast<size_t>(h)];
+        const int layer = i / kv_heads, h = i % kv_heads;
+        CAPTURE(block, exact_prompt, layer, h, role_name(role));
+        const Matrix<float> held = replayed.coded(rows, layer, h, role);
+        const HeadRows& from = heads[static_cast<size_t>(i)];
         const Matrix<float>& measured = role == Role::kKey ? from.k_hat : from.v_hat;
         REQUIRE(held.rows == (role == Role::kKey ? 192 : 128));
         bool same = true;
@@ -195,5 +214,27 @@ TEST_CASE("a sweep measures the rows that a replay holds: exceptions, fitted par
         check_same_rows(in, dummy_codec_set(shape, rope, heads, [&](const UnitShape& unit) {
                           return std::make_unique<PromptDummy>(unit, other_role);
                         }));
+    }
+}
+
+TEST_CASE("a sweep measures the rows that a replay holds: positions, rows of the layer below", "[conformance][coder]") {
+  const Recorded in(3, 16);
+  const auto check = [&](RopePlacement rope, int heads,
+                         const std::function<std::unique_ptr<Codec>(const UnitShape&)>& make) {
+    CAPTURE(static_cast<int>(rope), heads);
+    check_same_rows(in, dummy_codec_set(in.rows->scope().shape, rope, heads, make), true);
+  };
+  for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
+    for (const int heads : {1, 2}) {
+      for (const int block : {1, 32})
+        check(rope, heads, [&](const UnitShape& unit) { return std::make_unique<PositionDummy>(unit, block); });
+      check(rope, heads, [](const UnitShape& unit) { return std::make_unique<LowerDummy>(unit); });
+      // Over codecs with exact exceptions, or a map and biases.
+      for (const bool table : {false, true})
+        check(rope, heads, [&](const UnitShape& unit) -> std::unique_ptr<Codec> {
+          if (unit.layer == 2) return std::make_unique<LowerDummy>(unit);
+          if (table) return std::make_unique<TableDummy>(unit, TableDummy::Options());
+          return std::make_unique<SparseDummy>(unit, 3, true);
+        });
     }
 }

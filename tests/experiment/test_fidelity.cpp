@@ -167,3 +167,44 @@ TEST_CASE("nothing is read for a method that it does not need", "[fidelity]") {
   CHECK(all.output_weight.cols == 64);
   CHECK(all.received_mass2[9] == Approx(0.5));  // of two heads
 }
+
+TEST_CASE("a sweep gives codecs the decoded rows of the layer below", "[fidelity]") {
+  const Recorded in;
+  const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPre, 2,
+                                   [](const UnitShape& unit) { return std::make_unique<LowerDummy>(unit, 8); });
+  for (const Measurement& m : in.measure(*set).report) {
+    if (m.tag.find("nmse") == std::string::npos) continue;
+    CAPTURE(m.tag);
+    CHECK(m.value > 0);
+    CHECK(m.value < 1e-3);  // rows without those that they were coded from are as far off as rows of another token
+  }
+}
+
+TEST_CASE("a codec that sees the layer below is skipped where that layer is not chosen", "[fidelity]") {
+  struct Above final : Method {
+    MethodInfo describe() const override {
+      MethodInfo info;
+      info.name = "above";
+      return info;
+    }
+    std::vector<Knob> knobs() const override { return {}; }
+    Json canonical(const Json& knobs, const std::string&) const override { return knobs; }
+    std::string check(const Json&, const UnitShape&) const override { return ""; }
+    TrainNeeds needs(const Json&) const override { return {.lower = true}; }
+    std::unique_ptr<Codec> make(const Json&, const UnitShape& unit) const override {
+      return std::make_unique<LowerDummy>(unit);
+    }
+  };
+  static const Above above;
+  register_method(above);
+  const Recorded in;
+  const CacheShape& full = in.reader->info().shape;
+  const auto chosen = [&](std::vector<int64_t> layers) {
+    CellConfig config = in.config;
+    config.layers = std::move(layers);
+    return plan_in_scope(resolve_codec({{"name", "above"}}, full), scope_of(config, full));
+  };
+  CHECK(chosen({0}).skip.empty());
+  CHECK(chosen({0, 1}).skip.empty());
+  CHECK_THAT(chosen({1}).skip, Catch::Contains("layer 1 sees the rows of layer 0, which is not chosen"));
+}

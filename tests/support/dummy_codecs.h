@@ -135,6 +135,75 @@ class PromptDummy final : public DummyCodec {
   bool other_role_;
 };
 
+// Codes what the decoded row of the layer below leaves over, in absmax codes of `bits` bits a token, and says in its
+// plan that the row is added.
+class LowerDummy final : public DummyCodec {
+ public:
+  explicit LowerDummy(const UnitShape& unit, int bits = 4) : DummyCodec(unit), top_((1 << bits) - 2) {
+    layout_.fields = {{"code", bits, channels(), true}};
+    layout_.sides = {{"scale", DType::kF16, 1, true}};
+  }
+  bool sees_lower() const override { return true; }
+  void encode(ConstMatrix, CodeBlock&, const SequenceState*) const override { fail_internal("no layer below"); }
+  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState*) const override {
+    check_encode_input(*this, x);
+    VQKV_CHECK(at.lower.rows == x.rows && at.lower.cols == x.cols);
+    out.resize(layout_, x.rows);
+    for (int64_t t = 0; t < x.rows; ++t) {
+      float most = 0;
+      for (int c = 0; c < channels(); ++c) most = std::max(most, std::abs(x(t, c) - at.lower(t, c)));
+      const float half = static_cast<float>(top_) / 2, scale = round_scale(DType::kF16, most / half);
+      out.sides[0][static_cast<size_t>(t)] = scale;
+      for (int c = 0; c < channels(); ++c)
+        out.fields[0][static_cast<size_t>(t * channels() + c)] =
+            clamp_code((x(t, c) - at.lower(t, c)) / scale + half, top_);
+    }
+  }
+  DecodePlan plan(const PlanQuery& = {}) const override {
+    DecodePlan plan = empty_plan();
+    LevelsTerm term;
+    term.offset = static_cast<float>(top_) / 2;
+    term.scale_side = 0;
+    term.group_channels = channels();
+    plan.terms = {term};
+    plan.adds_lower = true;
+    return plan;
+  }
+
+ private:
+  int top_;
+};
+
+// The row as it is, moved by 1/8 a position (modulo 64): what decodes to the right rows was given the right positions.
+// They are kept beside it.
+class PositionDummy final : public DummyCodec {
+ public:
+  explicit PositionDummy(const UnitShape& unit, int block_tokens = 1) : DummyCodec(unit) {
+    layout_.block_tokens = block_tokens;
+    layout_.sides = {{"row", DType::kF32, channels(), true}, {"position", DType::kF32, 1, true}};
+  }
+  static float moved(float x, int64_t position) { return x + static_cast<float>(position % 64) / 8; }
+  void encode(ConstMatrix, CodeBlock&, const SequenceState*) const override { fail_internal("no positions"); }
+  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState*) const override {
+    check_encode_input(*this, x);
+    VQKV_CHECK(static_cast<int64_t>(at.positions.size()) == x.rows && at.lower.rows == 0);
+    out.resize(layout_, x.rows / layout_.block_tokens);
+    for (int64_t t = 0; t < x.rows; ++t) {
+      const int32_t position = at.positions[static_cast<size_t>(t)];
+      out.sides[1][static_cast<size_t>(t)] = static_cast<float>(position);
+      for (int c = 0; c < channels(); ++c)
+        out.sides[0][static_cast<size_t>(t * channels() + c)] = moved(x(t, c), position);
+    }
+  }
+  DecodePlan plan(const PlanQuery& = {}) const override {
+    DecodePlan plan = empty_plan();
+    DenseTerm term;
+    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
+    plan.terms = {term};
+    return plan;
+  }
+};
+
 // 8-bit codes as an upper and a lower nibble (QuantSpec's shape): level 0 reads the upper one, level 1 (and -1) both.
 class NibbleDummy final : public DummyCodec {
  public:

@@ -197,10 +197,17 @@ class ChainCodec final : public Codec {
   }
 
   void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
+    encode_behind(x, out, [&](ConstMatrix y) { inner_->encode(y, out, state); });
+  }
+  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState* state) const override {
+    encode_behind(x, out, [&](ConstMatrix y) { inner_->encode_at(y, at, out, state); });
+  }
+  template <class Encode>
+  void encode_behind(ConstMatrix x, CodeBlock& out, Encode&& encode_inner) const {
     check_encode_input(*this, x);
     std::vector<float> scales;
     const Matrix<float> y = forward(x, &scales);
-    inner_->encode(y, out, state);
+    encode_inner(y);
     if (scale_at_ >= 0) out.sides.push_back(std::move(scales));
     for (OverlayEntry& e : out.overlay) undo(e);
   }
@@ -328,6 +335,8 @@ std::unique_ptr<Codec> with_transforms(std::vector<std::unique_ptr<Transform>> c
 }
 
 std::string check_inner(const ChainShape& behind, const UnitShape& unit, const Codec& inner) {
+  if (inner.sees_lower())
+    return "this codec sees the decoded rows of the layer below, which no transform has gone over; drop the transforms";
   const bool narrow = behind.unit.channels() != unit.channels();
   if (inner.layout().overlay && (behind.mixed > 1 || behind.scaled || narrow))
     return "exact exceptions of this codec can't stand behind a transform that mixes or drops channels or scales "

@@ -1,0 +1,34 @@
+#include "cache/cache_rows.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cache/store.h"
+#include "cache/view.h"
+
+namespace vqkv {
+
+void CacheRows::load(Role role, int head, int64_t first, MutMatrix out) const {
+  const int layer = map_.model->units()[unit_].shape.layer;
+  if (role == Role::kValue) {
+    load_exact_values(map_, layer, head, first, out.rows, out.data, out.stride);
+    return;
+  }
+  Matrix<float> transposed(out.cols, out.rows);
+  load_exact_keys(map_, layer, head, first, out.rows, transposed.data(), out.rows);
+  for (int64_t t = 0; t < out.rows; ++t)
+    for (int64_t c = 0; c < out.cols; ++c) out(t, c) = transposed(c, t);
+}
+
+// A token's place is its position: what a policy gives up leaves a gap.
+void CacheRows::positions(int64_t first, std::span<int32_t> out) const {
+  std::iota(out.begin(), out.end(), static_cast<int32_t>(first));
+}
+
+void CacheRows::lower(int64_t first, MutMatrix out) const {
+  const auto below = static_cast<size_t>(map_.model->units()[unit_].lower);
+  const Matrix<float> rows = CacheView(map_).decode_codes(below, first - map_.policy.sinks, out.rows);
+  for (int64_t t = 0; t < out.rows; ++t) std::copy_n(rows.row(t), out.cols, out.row(t));
+}
+
+}  // namespace vqkv

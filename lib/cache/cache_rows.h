@@ -1,0 +1,20 @@
+// What a cache shows the coder of a unit.
+#pragma once
+#include "cache/coding.h"
+#include "cache/map.h"
+
+namespace vqkv {
+
+class CacheRows final : public HeldRows {
+ public:
+  CacheRows(const SequenceMap& map, size_t unit) : map_(map), unit_(unit) {}
+  void load(Role role, int kv_head, int64_t first, MutMatrix out) const override;
+  void positions(int64_t first, std::span<int32_t> out) const override;
+  void lower(int64_t first, MutMatrix out) const override;
+
+ private:
+  const SequenceMap& map_;
+  size_t unit_;
+};
+
+}  // namespace vqkv
