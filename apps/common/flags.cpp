@@ -107,7 +107,7 @@ void add_text_flags(CLI::App& verb, TextSources& text) {
       ->check(CLI::ExistingFile);
   verb.add_flag("--special", text.special, "special tokens written in the texts become their ids")->needs(texts);
   verb.add_option("--max-tokens", text.max_tokens, "at most so many tokens of each document; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
 }
 
 void set_up(CLI::App& app) {

@@ -52,7 +52,9 @@ int run_tool(const std::function<int()>& body) {
     std::fprintf(stderr, "error: stdout could not be written\n");
     code = kExitBadData;
   }
-  return interrupted() ? 128 + interrupt_signal() : code;
+  if (!interrupted()) return code;
+  std::fprintf(stderr, "interrupted\n");  // after what the verb said of what it kept
+  return 128 + interrupt_signal();
 }
 
 std::string version_text(const std::string& tool) {

@@ -19,7 +19,7 @@ enum ExitCode : int {
 extern const char* const kExitCodeHelp;
 
 // Runs `body`; an Error's message goes to stderr as "error: ..." and its kind becomes the exit code, bad_alloc and the
-// rest become 1. A body that returns while interrupted() gives 128 + signal.
+// rest become 1. A body that ends while interrupted() gives "interrupted" and 128 + signal.
 int run_tool(const std::function<int()>& body);
 
 // SIGINT, SIGTERM (and Slurm's SIGUSR1 as SIGTERM): the first asks to stop, the second ends the process at once.

@@ -111,7 +111,7 @@ int run_capture(const CaptureVerb& v) {
     });
   }
   if (!complete) {
-    log_warning(fmt::format("interrupted: {} was not written", v.out));
+    log_warning(fmt::format("{} was not written", v.out));
     return kExitOk;  // run_tool turns it into 128 + signal
   }
   row["bytes"] = static_cast<int64_t>(std::filesystem::file_size(v.out));

@@ -28,7 +28,7 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
       ->check(CLI::PositiveNumber);
   c->add_option("--query-tail", capture.query_tail, "and of the last n positions of each window")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   c->add_option("--dtype", capture.dtype, "stored type: bf16, f16 or f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
@@ -49,7 +49,7 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
   i->add_option("trace", inspect.trace, "a trace")->required();
   i->add_option("--max-tokens", inspect.max_tokens, "look at the first n tokens only; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   flags.add_to(*i);
   i->footer(
       "Examples:\n"

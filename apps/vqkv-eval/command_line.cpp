@@ -63,13 +63,13 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       ->check(CLI::Range(2, 1 << 24));
   r->add_option("--windows", replay.windows, "windows, taken from the documents in turn; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 1 << 24));
   r->add_option("--block", replay.block, "queries a block in mode forced")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
   r->add_option("--prompt", replay.prompt, "tokens of the exact prompt in mode prefill-exact; 0: half the context")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 1 << 24));
   r->add_option("--buckets", replay.buckets, "position buckets in the JSON")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
@@ -116,8 +116,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   add_common(*m, memory.common, flags, false);
   m->add_option("--context", memory.contexts, "contexts, e.g. 1k,4k,32k")->capture_default_str();
   m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->capture_default_str();
   m->add_option("--child-context", memory.child_context, "")->group("");
   m->footer(
       "Examples:\n"
@@ -129,7 +128,9 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   s->add_option("--prompt-tokens", speed.prompt_tokens, "prompt length")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 24));
-  s->add_option("--new-tokens", speed.new_tokens, "decode steps")->capture_default_str()->check(CLI::Range(0, 1 << 24));
+  s->add_option("--new-tokens", speed.new_tokens, "decode steps; 0: prefill alone")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 24));
   s->add_option("--batch", speed.batch,
                 "sequences of their own that decode together, one token each a step; tokens/s are of all of them")
       ->capture_default_str()

@@ -130,15 +130,21 @@ int run_generate(const GenerateVerb& v) {
   }
   if (prompt.empty()) fail_data("the prompt holds no token");
 
+  Programs programs;
   std::vector<Continuation> runs(1);
   runs[0].codec = load_codec("exact", v.common, facts);
   for (auto& codec : load_codecs(v.common, facts)) {
+    programs.add(codec.exec);
     runs.emplace_back();
     runs.back().codec = std::move(codec);
   }
   if (interrupted()) return kExitOk;
   // The exact rows of all caches have one type, so that only the codes differ.
   if (runs.size() > 1) runs[0].codec.policy = CachePolicy::exact(runs[1].codec.policy.exact_dtype);
+
+  for (const Continuation& run : runs)
+    require_cache_memory(std::vector<HeldCaches>{{run.codec.label, *run.codec.codecs, run.codec.policy}},
+                         static_cast<int64_t>(prompt.size()) + v.new_tokens);
 
   Progress progress("generate: token", v.new_tokens * static_cast<int64_t>(runs.size()));
   int64_t drawn = 0;

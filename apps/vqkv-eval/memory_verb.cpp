@@ -1,19 +1,19 @@
 // Bytes of a cache: the ledger by kind, what the allocator saw, and what the process peaked at. Each peak comes from a
 // fresh child process, since a peak never goes down.
 #include <fmt/format.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <array>
-#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
+#include <limits>
+#include <span>
 
 #include "attention/sequence.h"
 #include "codec/codec_archive.h"
 #include "common/tool.h"
+#include "core/child_process.h"
 #include "core/clock.h"
+#include "core/error.h"
 #include "core/log.h"
 #include "core/rng.h"
 #include "core/thread_pool.h"
@@ -46,55 +46,26 @@ void hand_over(const LoadedCodec& codec, ChildCodec& child) {
 }
 
 // Runs this program again with one codec and one context and reads the JSON line it prints. Null when interrupted.
-Json measure_in_child(const MemoryVerb& v, const std::string& codec, int64_t context) {
-  std::vector<std::string> arguments{"vqkv-eval",
-                                     "memory",
-                                     "--model",
-                                     v.common.model,
-                                     "--codec",
-                                     codec,
-                                     "--attention",
-                                     v.common.attention,
-                                     "--weights",
-                                     v.common.weights,
-                                     "--child-context",
-                                     std::to_string(context),
-                                     "--threads",
-                                     std::to_string(thread_count()),
-                                     "-q"};
-  std::vector<char*> argv;
-  for (auto& a : arguments) argv.push_back(a.data());
-  argv.push_back(nullptr);
-  std::array<int, 2> pipe_ends{};
-  if (pipe(pipe_ends.data()) != 0) fail_internal("no pipe for a child process");
-  const pid_t child = fork();
-  if (child < 0) fail_internal("no child process");
-  if (child == 0) {
-    dup2(pipe_ends[1], STDOUT_FILENO);
-    close(pipe_ends[0]);
-    close(pipe_ends[1]);
-    execv("/proc/self/exe", argv.data());
-    _exit(127);
+Json measure_in_child(const MemoryVerb& v, const std::string& label, const std::string& codec, int64_t context) {
+  ChildProcess child({"/proc/self/exe", "memory", "--model", v.common.model, "--codec", codec, "--attention",
+                      v.common.attention, "--weights", v.common.weights, "--child-context", std::to_string(context),
+                      "--threads", std::to_string(thread_count()), "-q"});
+  std::string text(size_t{1} << 16, ' ');  // far more than the line takes
+  constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+  const auto [end, received] =
+      child.exchange({}, std::as_writable_bytes(std::span(text)), kNoLimit, [] { return interrupted(); });
+  if (end == ChildProcess::End::kStopped) {
+    child.signal(interrupt_signal());
+    return nullptr;
   }
-  close(pipe_ends[1]);
-  std::string text;
-  std::array<char, 4096> buffer{};
-  while (true) {
-    const ssize_t n = read(pipe_ends[0], buffer.data(), buffer.size());
-    if (n < 0 && errno == EINTR) {
-      kill(child, interrupt_signal());  // a signal to this process alone
-      continue;
-    }
-    if (n <= 0) break;
-    text.append(buffer.data(), static_cast<size_t>(n));
+  text.resize(received);
+  if (text.ends_with('\n')) {
+    if (const std::string warnings = child.stderr_tail(); !warnings.empty()) std::fputs(warnings.c_str(), stderr);
+    return parse_json(text, "child process");
   }
-  close(pipe_ends[0]);
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
-  if (interrupted()) return nullptr;
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-    fail_internal(fmt::format("the child process that measured {} tokens ended with status {}", context, status));
-  return parse_json(text, "child process");
+  const int code = child.exit_code();
+  throw Error(code >= kExitUsage && code <= kExitUnavailable ? static_cast<ErrorKind>(code) : ErrorKind::kInternal,
+              fmt::format("{} at {} tokens: the process that measured it: {}", label, context, child.last_words()));
 }
 
 // What the child does: a prompt of pseudo-random tokens through the compressed cache, as replay would feed it.
@@ -139,6 +110,7 @@ int run_memory(const MemoryVerb& v) {
   for (const int64_t context : contexts)
     if (context < 1 || context > (int64_t{1} << 24))
       fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));
+  const int64_t measured_up_to = parse_count(v.measured_up_to);
   const ModelFacts model = read_model_facts(v.common.model);
   const CacheShape shape = model.cache_shape();
   std::vector<LoadedCodec> codecs{load_codec("exact", v.common, model)};
@@ -168,7 +140,7 @@ int run_memory(const MemoryVerb& v) {
     hand_over(codec, child);
     for (const int64_t context : contexts) {
       if (interrupted()) break;
-      const bool measurable = context <= v.measured_up_to && context <= model.longest_context();
+      const bool measurable = context <= measured_up_to && context <= model.longest_context();
       if (codec.policy.keep && !measurable) {
         log_warning(
             fmt::format("{}: what its cache holds at {} tokens depends on the text, and so long a context is not "
@@ -178,8 +150,9 @@ int run_memory(const MemoryVerb& v) {
       }
       Json measured;
       if (measurable) {
+        require_cache_memory(std::vector<HeldCaches>{{codec.label, *codec.codecs, codec.policy}}, context);
         log_info(fmt::format("measuring {} at {} tokens in a fresh process", codec.label, context));
-        measured = measure_in_child(v, child.spec, context);
+        measured = measure_in_child(v, codec.label, child.spec, context);
         if (measured.is_null()) break;
       }
       const ByteLedger ledger = codec.policy.keep ? ByteLedger::from_json(measured.at("ledger"))

@@ -134,6 +134,16 @@ int run_replay(const ReplayVerb& v) {
                                                    .attention = v.common.attention,
                                                    .windowless = v.no_window_rows});
   warn(codecs, rows, v.context);
+  Programs programs;
+  std::vector<HeldCaches> held;
+  for (const ReplayRow& row : rows) {
+    programs.add(row.exec);
+    held.push_back({row.candidate.label, *row.candidate.codecs, row.candidate.policy});
+  }
+  const auto exact = exact_codec_set(shape);
+  held.push_back({"exact", *exact, CachePolicy::exact(exact_dtype)});
+  require_cache_memory(held, v.context);
+
   const ReplayOptions options{.context = v.context,
                               .windows = v.windows,
                               .prompt = v.prompt,
@@ -141,7 +151,7 @@ int run_replay(const ReplayVerb& v) {
                               .exact_dtype = exact_dtype,
                               .attention = v.common.attention};
   const ReplayResult result = replay(*model, texts, candidates_of(rows), options, [] { return interrupted(); });
-  if (interrupted()) log_warning(fmt::format("interrupted; the numbers are of the first {} windows", result.windows));
+  if (interrupted()) log_warning(fmt::format("the numbers are of the first {} windows", result.windows));
   if (result.windows == 0) return kExitOk;
 
   Table table;

@@ -10,7 +10,9 @@
 #include "common/tool.h"
 #include "config/config.h"
 #include "core/log.h"
+#include "core/memory.h"
 #include "experiment/cost.h"
+#include "experiment/protocol.h"
 #include "experiment/runner.h"
 #include "verbs.h"
 
@@ -191,6 +193,26 @@ std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFac
 void refuse_exec(const CommonOptions& common, const std::string& reason) {
   for (const auto& spec : common.codecs)
     if (spec.starts_with(kExec)) fail_usage(fmt::format("--codec {}: {}", spec, reason));
+}
+
+void require_cache_memory(std::span<const HeldCaches> caches, int64_t tokens) {
+  int64_t all = 0, most = -1;
+  const HeldCaches* largest = nullptr;
+  for (const HeldCaches& c : caches) {
+    CachePolicy policy = c.policy;
+    policy.keep = nullptr;
+    const int64_t bytes = c.sequences * ledger_at(c.codecs, policy, tokens).total_sequence();
+    all += bytes;
+    if (bytes > most) largest = &c;
+    most = std::max(most, bytes);
+  }
+  if (!largest) return;
+  const std::string of_all =
+      caches.size() == 1 ? "" : fmt::format(", the largest of {} caches held at once", caches.size());
+  const std::string sequences = largest->sequences == 1 ? "" : fmt::format("{} sequences of ", largest->sequences);
+  require_memory(
+      fmt::format("{} ({}), {}{} tokens{}", largest->label, protocol_text(largest->policy), sequences, tokens, of_all),
+      all);
 }
 
 std::string printable(const std::string& bytes) {

@@ -79,6 +79,9 @@ int run_speed(const SpeedVerb& v) {
   for (auto& c : load_codecs(v.common, facts))
     if (c.policy.codes || c.label != "exact") codecs.push_back(std::move(c));
   if (interrupted()) return kExitOk;
+  for (const LoadedCodec& c : codecs)
+    require_cache_memory(std::vector<HeldCaches>{{c.label, *c.codecs, c.policy, v.batch}},
+                         v.prompt_tokens + v.new_tokens);
   Rng rng(1);
   std::vector<int32_t> tokens(static_cast<size_t>((v.prompt_tokens + v.new_tokens) * v.batch));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(facts.vocab)));
@@ -93,7 +96,8 @@ int run_speed(const SpeedVerb& v) {
     progress.update(r + 1);
   }
   if (times[0].prefill.empty()) return kExitOk;
-  const auto median = [](const std::vector<double>& x) { return x.empty() ? 0.0 : quantile(x, 0.5); };
+  // Without decode steps there is no such number.
+  const auto median = [](const std::vector<double>& x) { return x.empty() ? Json() : Json(quantile(x, 0.5)); };
   const auto paired = [&](const std::vector<double>& x, const std::vector<double>& exact) {
     return median(paired_ratios(x, exact));
   };

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -53,8 +54,8 @@ struct GenerateVerb {
 struct MemoryVerb {
   CommonOptions common;
   std::string contexts = "1k,4k,32k";
-  int64_t measured_up_to = 4096;  // longer contexts show the ledger alone
-  int64_t child_context = -1;     // hidden: this process is one measurement
+  std::string measured_up_to = "4k";  // longer contexts show the ledger alone
+  int64_t child_context = -1;         // hidden: this process is one measurement
 };
 
 struct SpeedVerb {
@@ -79,8 +80,27 @@ LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, con
 // All of --codec; empty when a training was interrupted.
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);
+// Caches that are held at once.
+struct HeldCaches {
+  std::string label;
+  const CodecSet& codecs;
+  CachePolicy policy;
+  int64_t sequences = 1;
+};
+// Refuses (kUsage) caches that don't fit this machine's memory together, before any of it is taken: sinks are allocated
+// whole with the first token. What a policy gives up counts as kept, since that depends on the text.
+void require_cache_memory(std::span<const HeldCaches> caches, int64_t tokens);
+
 // UTF-8 for a table or JSON: bytes of a token that are only part of a character become U+FFFD.
 std::string printable(const std::string& bytes);
+// Codecs in other programs, ended together whatever ends the verb.
+struct Programs {
+  std::vector<std::shared_ptr<const ExecCodec>> running;
+  void add(const std::shared_ptr<const ExecCodec>& program) {
+    if (program) running.push_back(program);
+  }
+  ~Programs() { ExecCodec::end_together(running); }
+};
 // Refuses (kUsage) exec:COMMAND for a verb that has no use for it.
 void refuse_exec(const CommonOptions& common, const std::string& reason);
 // The columns bits_per_value, _1 and _64 of a row. Bytes that another program claims are no ledger's: the first then

@@ -134,7 +134,7 @@ int run_run(const RunVerb& verb, const Common& common) {
              {"seconds", clock.seconds()}}};
   print(t, common.format);
   if (interrupted())
-    log_warning("interrupted; the same command continues");
+    log_warning(fmt::format("{} cells are left; the same command continues", s.left));
   else if (s.out_of_time)
     log_warning(fmt::format("the time budget is spent with {} cells left; the same command continues", s.left));
   const ResultSet r = load_results(verb.out, plan, Records::kStatus);

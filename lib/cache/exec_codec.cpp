@@ -74,6 +74,13 @@ class ExecCodec::Talk {
     return claimed_;
   }
 
+  // Whoever asks from now on is refused: the caller ends the child.
+  ChildProcess* leave() {
+    const std::lock_guard lock(mutex_);
+    if (broken_.empty()) broken_ = fmt::format("exec:{}: the program was ended", options_.command);
+    return &child_;
+  }
+
   // A (layer, role) of a sequence begins, and ends.
   void begin(int layer, Role role) {
     const std::lock_guard lock(mutex_);
@@ -108,9 +115,7 @@ class ExecCodec::Talk {
 
   // Ends in kBadData, now and for whoever asks next: the stream is out of step.
   [[noreturn]] void fail(const std::string& where, const std::string& what) {
-    broken_ = fmt::format("exec:{}: {}{}; the program: {}", options_.command, where, what, child_.state());
-    const std::string tail = child_.stderr_tail();
-    broken_ += tail.empty() ? ", nothing on its stderr" : fmt::format(", its stderr ends with:\n{}", tail);
+    broken_ = fmt::format("exec:{}: {}{}; the program: {}", options_.command, where, what, child_.last_words());
     fail_data(broken_);
   }
 
@@ -333,6 +338,11 @@ ExecCodec::ExecCodec(const CacheShape& shape, const CachePolicy& policy, const E
 
 std::shared_ptr<const ExecCodec> ExecCodec::under(const CachePolicy& policy) const {
   return std::make_shared<const ExecCodec>(codecs_->shape(), policy, talk_->options());
+}
+void ExecCodec::end_together(std::span<const std::shared_ptr<const ExecCodec>> programs) {
+  std::vector<ChildProcess*> children;
+  for (const auto& p : programs) children.push_back(p->talk_->leave());
+  ChildProcess::end_together(children);
 }
 const std::string& ExecCodec::name() const { return talk_->facts().name; }
 int64_t ExecCodec::claimed_bytes() const { return talk_->claimed_bytes(); }

@@ -4,6 +4,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "cache/policy.h"
@@ -27,6 +28,9 @@ class ExecCodec {
 
   // The same program once more, for a cache under another policy.
   std::shared_ptr<const ExecCodec> under(const CachePolicy& policy) const;
+
+  // Ends the programs at once, so that several take no longer than one; none codes anything afterwards.
+  static void end_together(std::span<const std::shared_ptr<const ExecCodec>> programs);
 
   // What the program calls itself: 1 to 40 printable characters.
   const std::string& name() const;

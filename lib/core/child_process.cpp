@@ -129,12 +129,14 @@ struct ChildProcess::Parts {
   pid_t child = -1;
   Descriptor in, out, err;  // this side's ends of its stdin, stdout and stderr
   bool ended = false;
-  siginfo_t end{};  // how, when it has
+  bool reaped = false;  // its number may be another's
+  siginfo_t end{};      // how, when it has
   std::string tail;
 
   // Whether the child has ended; waits for it up to `seconds`, taking what it writes to stderr. It isn't reaped here:
   // until then nobody else gets its number, nor its group's.
   bool wait(double seconds) {
+    if (reaped) return true;
     const Stopwatch time;
     do {
       drain_stderr();
@@ -186,15 +188,41 @@ ChildProcess::ChildProcess(const std::vector<std::string>& words) : parts_(std::
 }
 
 ChildProcess::~ChildProcess() {
-  Parts& p = *parts_;
-  p.in.close();
-  p.out.close();
-  if (!p.wait(kGrace)) {
-    ::kill(-p.child, SIGTERM);
-    p.wait(kGrace);
+  ChildProcess* const self = this;
+  end_together({&self, 1});
+}
+
+void ChildProcess::end_together(std::span<ChildProcess* const> children) {
+  std::vector<Parts*> left;
+  for (ChildProcess* const c : children)
+    if (!c->parts_->reaped) left.push_back(c->parts_.get());
+  // In turns: one that fills its stderr meanwhile is read, too.
+  const auto wait = [&] {
+    const Stopwatch time;
+    bool all = false;
+    while (!all && time.seconds() < kGrace) {
+      all = true;
+      for (Parts* const p : left) all = p->wait(0) && all;
+    }
+  };
+  for (Parts* const p : left) {
+    p->in.close();
+    p->out.close();
   }
-  ::kill(-p.child, SIGKILL);  // with all that it started in its group, had it ended long ago
-  while (::waitpid(p.child, nullptr, 0) < 0 && errno == EINTR) {}
+  wait();
+  for (Parts* const p : left)
+    if (!p->ended) ::kill(-p->child, SIGTERM);
+  wait();
+  for (Parts* const p : left) {
+    ::kill(-p->child, SIGKILL);  // with all that it started in its group, had it ended long ago
+    while (!p->wait(kGrace)) {}
+    while (::waitpid(p->child, nullptr, 0) < 0 && errno == EINTR) {}
+    p->reaped = true;
+  }
+}
+
+void ChildProcess::signal(int number) {
+  if (!parts_->reaped) ::kill(-parts_->child, number);
 }
 
 ChildProcess::Exchange ChildProcess::exchange(std::span<const std::byte> send, std::span<std::byte> receive,
@@ -243,9 +271,19 @@ std::string ChildProcess::state() {
   return fmt::format("killed by signal {} ({})", p.end.si_status, strsignal(p.end.si_status));
 }
 
+int ChildProcess::exit_code() {
+  Parts& p = *parts_;
+  return p.wait(0.5) && p.end.si_code == CLD_EXITED ? p.end.si_status : -1;
+}
+
 std::string ChildProcess::stderr_tail() {
   parts_->drain_stderr();
   return parts_->tail;
+}
+
+std::string ChildProcess::last_words() {
+  const std::string how = state(), tail = stderr_tail();
+  return how + (tail.empty() ? ", nothing on its stderr" : ", its stderr ends with:\n" + tail);
 }
 
 }  // namespace vqkv

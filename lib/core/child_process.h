@@ -19,7 +19,7 @@ class ChildProcess {
   // Looks the first word up in PATH. kUsage when it can't be started. The child ends with the thread that starts it at
   // the latest.
   explicit ChildProcess(const std::vector<std::string>& words);
-  // Closes its stdin, waits briefly, then ends it and its process group.
+  // end_together of itself alone.
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
@@ -36,14 +36,24 @@ class ChildProcess {
                     const std::function<bool()>& stop = {},
                     const std::function<void(std::span<const std::byte>)>& look = {});
 
+  // Closes the stdin of each, waits briefly for all of them, then ends those that are left and their process groups:
+  // several take no longer than one. Nothing can be said to a child afterwards; one that has ended stays as it is.
+  static void end_together(std::span<ChildProcess* const> children);
+  // Sends a signal to it and its process group.
+  void signal(int number);
+
   // Bytes that it has written and nobody has read.
   size_t unread() const;
 
   // What became of it, for messages: "exit code 3", "killed by signal 9 (Killed)", "still running". Waits a moment for
   // one that is about to end.
   std::string state();
+  // Its exit code; -1 while it runs and where a signal ended it. Waits as state() does.
+  int exit_code();
   // The end of what it wrote to stderr, at most 2 KiB, as it came.
   std::string stderr_tail();
+  // state() and stderr_tail() as a message ends with them.
+  std::string last_words();
 
  private:
   struct Parts;

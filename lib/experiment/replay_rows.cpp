@@ -128,6 +128,7 @@ std::vector<ReplayRow> replay_rows(std::span<const LoadedCodec> codecs, const Ca
       row.candidate.label = label;
       row.candidate.codecs = exec ? exec->codecs() : codec.codecs;
       row.candidate.policy = policy;
+      row.exec = exec;
       if (exec) row.candidate.claimed_bytes = [exec] { return exec->claimed_bytes(); };
       rows.push_back(row);
     };

@@ -54,6 +54,7 @@ struct ReplayRow {
   ReplayCandidate candidate;
   Kind kind = Kind::kProtocol;  // protocol: no codec's (self-noise, streaming)
   Learned learned = {.known = true};
+  std::shared_ptr<const ExecCodec> exec = nullptr;  // of its own where the codec is another program
 
   // What a reader must know of the row: Learned::flags, and a policy that took nothing out.
   std::vector<std::string> flags(const ReplayTrack& track, int64_t context) const;

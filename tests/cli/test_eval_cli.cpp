@@ -1,65 +1,13 @@
-// The real vqkv-eval over the real small model: what it prints, and how it ends.
+// The real vqkv-eval over the real small model: what it prints.
 #include <fmt/format.h>
-#include <signal.h>
 
-#include <chrono>
 #include <cmath>
-#include <thread>
 
-#include "codec/build.h"
-#include "codec/codec_archive.h"
 #include "core/json.h"
 #include "io/atomic_file.h"
-#include "model/runtime.h"
-#include "support/catch.h"
-#include "support/run_tool.h"
-#include "support/sweep_trace.h"
+#include "support/eval_tool.h"
 
 using namespace vqkv;
-
-namespace {
-
-const std::string kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-const std::string kText = VQKV_SOURCE_DIR "/data/jargon-3.txt";
-
-struct NoRows final : TrainSource {
-  TrainData unit(const UnitShape&, const TrainNeeds&) const override { return {}; }
-};
-
-void write_codec(const std::string& path, const Json& config, const Json& cache, const std::string& hash = "") {
-  static const ModelFacts facts = read_model_facts(kModel);
-  const CacheShape shape = facts.cache_shape();
-  TrainOptions options;
-  options.cell = "test";
-  options.model_hash = hash.empty() ? facts.hash : hash;
-  save_codec_set(*train_codec_set(resolve_codec(config, shape), shape, NoRows(), options), path, {{"cache", cache}});
-}
-
-struct Eval {
-  TestFolder dir;
-  std::string codec = dir / "rtn4.codec.h5";
-  Eval() { write_codec(codec, {{"name", "rtn"}, {"bits", 4}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}); }
-  ToolRun operator()(const std::vector<std::string>& arguments) const {
-    return run_tool_of_build("vqkv-eval", dir.path.string(), arguments);
-  }
-  Json json(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.end(), {"--json", "-q"});
-    const ToolRun r = (*this)(arguments);
-    INFO(r.err);
-    REQUIRE(r.code == 0);
-    CHECK(r.err.empty());
-    return Json::parse(r.out);  // stdout is one document and nothing else
-  }
-  void refuses(int code, const std::string& part, const std::vector<std::string>& arguments) const {
-    const ToolRun r = (*this)(arguments);
-    INFO(fmt::format("{}\n{}", fmt::join(arguments, " "), r.err));
-    CHECK(r.code == code);
-    CHECK(r.out.empty());
-    CHECK(r.err.find(part) != std::string::npos);
-  }
-};
-
-}  // namespace
 
 TEST_CASE("vqkv-eval: help, version, what there is", "[cli][eval]") {
   const Eval eval;
@@ -75,59 +23,6 @@ TEST_CASE("vqkv-eval: help, version, what there is", "[cli][eval]") {
   const ToolRun backends = eval({"ls", "backends", "--format", "csv"});
   CHECK(backends.out.rfind("name\n", 0) == 0);
   CHECK(backends.out.find("\nreference\n") != std::string::npos);
-}
-
-TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval]") {
-  const Eval eval;
-  const std::vector<std::string> replay{"replay", "--model", kModel, "--text", kText, "--codec"};
-  const auto with = [&](std::vector<std::string> more) {
-    more.insert(more.begin(), replay.begin(), replay.end());
-    return more;
-  };
-  // Usage.
-  eval.refuses(2, "did you mean 'replay'", {"repaly"});
-  eval.refuses(2, "did you mean '--context'", with({"exact", "--contxt", "64"}));
-  eval.refuses(2, "--model", {"replay", "--codec", "exact"});
-  eval.refuses(2, "did you mean 'reference'", with({"exact", "--attention", "refrence"}));
-  eval.refuses(2, "allowed: forced, stepwise", with({"exact", "--mode", "force"}));
-  eval.refuses(2, "neither exact nor", with({"exat"}));
-  eval.refuses(2, "no text was given", {"replay", "--model", kModel, "--codec", "exact"});
-  eval.refuses(2, "beyond the model's", with({"exact", "--context", "8193"}));
-  eval.refuses(2, "did you mean 'window'", with({eval.codec, "cache.windw=3"}));
-  eval.refuses(2, "only --mode prefill-exact tells a prompt", with({"exact", "--prompt", "32"}));
-  eval.refuses(2, "'cache.policy=h2o': the exact cache takes no overrides", with({"exact", "cache.policy=h2o"}));
-  // An override ends the list of texts; what is neither is a file that is not there.
-  eval.refuses(2, "did you mean 'window'",
-               {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "cache.windw=3"});
-  eval.refuses(2, "error: --text: File does not exist: gone.txt",
-               {"replay", "--model", kModel, "--codec", eval.codec, "--text", "gone.txt"});
-  eval.refuses(2, "--no-thinking requires --chat",
-               {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--no-thinking"});
-  eval.refuses(2, "only qwen3 has that switch",
-               {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--chat", "--no-thinking"});
-  eval.refuses(2, "a frozen codec takes only cache.*", with({eval.codec, "codec.bits=3"}));
-  eval.refuses(2, "has no meaning", with({eval.codec, "cache.residual=32"}));
-  eval.refuses(2, "no prompt was given", {"generate", "--model", kModel, "--codec", "exact"});
-  eval.refuses(2, "top_p", {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--top-p", "0"});
-  eval.refuses(2, "not a count", {"memory", "--model", kModel, "--context", "4q"});
-  // Data.
-  eval.refuses(3, "nowhere.gguf", {"replay", "--model", "/nowhere.gguf", "--codec", "exact", "--text", kText});
-  eval.refuses(3, "nowhere.codec.h5", with({"/nowhere.codec.h5"}));
-  write_codec(eval.dir / "other.codec.h5", {{"name", "rtn"}}, {{"sinks", 4}}, std::string(64, 'b'));
-  eval.refuses(3, "other.codec.h5: trained on the model with hash bbbb", with({eval.dir / "other.codec.h5"}));
-  const std::string archive = read_file(eval.codec);
-  write_file(eval.dir / "half.codec.h5", archive.substr(0, archive.size() / 2));
-  eval.refuses(3, "half.codec.h5", with({eval.dir / "half.codec.h5"}));
-  write_file(eval.dir / "bad.txt", std::string(2000, 'a') + "\xff\xfe");
-  eval.refuses(3, "byte 2000", {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "bad.txt"});
-  write_file(eval.dir / "short.txt", "too short");
-  eval.refuses(3, "no text holds a whole window",
-               {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "short.txt"});
-  write_file(eval.dir / "ids.txt", "1 2 49152");
-  eval.refuses(3, "token id 49152",
-               {"replay", "--model", kModel, "--codec", "exact", "--token-ids", eval.dir / "ids.txt"});
-  // Not there.
-  eval.refuses(4, "CUDA", with({"exact", "--attention", "cuda-table"}));
 }
 
 TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a frozen cache", "[cli][eval]") {
@@ -348,29 +243,4 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
     CHECK(row["decode"] > 0);
   }
   CHECK(batch[0]["decode_ratio"] == 1);
-}
-
-TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][eval]") {
-  const Eval eval;
-  const pid_t child = start_tool("vqkv-eval", eval.dir.path.string(),
-                                 {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "--context",
-                                  "128", "--windows", "0", "--json"});
-  // A sanitizer build on a busy machine takes over a minute for its first window; ctest bounds the rest.
-  for (int i = 0; i < 12000 && text_of(eval.dir / "stderr").find("window") == std::string::npos; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  kill(child, SIGINT);
-  const ToolRun r = finish_tool(eval.dir.path.string(), child);
-  CHECK(r.code == 130);
-  const Json partial = Json::parse(r.out);
-  CHECK(partial["facts"]["interrupted"] == true);
-  CHECK(partial["facts"]["windows"] >= 1);
-  // Before anything is finished nothing is printed.
-  const pid_t early = start_tool(
-      "vqkv-eval", eval.dir.path.string(),
-      {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "2048", "--mode", "stepwise"});
-  std::this_thread::sleep_for(std::chrono::milliseconds(2500));
-  kill(early, SIGTERM);
-  const ToolRun nothing = finish_tool(eval.dir.path.string(), early);
-  CHECK(nothing.code == 143);
-  CHECK(nothing.out.empty());
 }

@@ -277,3 +277,15 @@ TEST_CASE("exec: generate goes token by token through the child", "[cli][exec]")
   CHECK(row["first_divergence"].is_null());
   CHECK_THAT(row["bits_per_value"].get<std::string>(), Contains("claimed by exec:child, not held"));
 }
+
+TEST_CASE("exec: programs are told to end together, none waits for another's end", "[cli][exec]") {
+  const Eval eval;
+  const std::string a = eval.dir / "a", b = eval.dir / "b";
+  auto arguments = eval.replay(child(fmt::format("meet '{}' '{}'", a, b)));
+  arguments.insert(arguments.end(), {"--codec", child(fmt::format("meet '{}' '{}'", b, a)), "--skip-no-window"});
+  const ToolRun r = eval(arguments);
+  INFO(r.err);
+  CHECK(r.code == 0);
+  CHECK(std::filesystem::exists(a + ".met"));
+  CHECK(std::filesystem::exists(b + ".met"));
+}

@@ -1,7 +1,10 @@
 // A program beside this one: words of a command, large exchanges, and every way to end.
 #include "core/child_process.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 
 #include "core/clock.h"
@@ -101,4 +104,33 @@ TEST_CASE("a child that ends, hangs or can't be started", "[child]") {
     CHECK(e.kind() == ErrorKind::kUsage);
     CHECK_THAT(e.what(), Contains("'/no/such/program' can't be started: No such file"));
   }
+}
+
+TEST_CASE("children are ended together, and how they ended stays known", "[child]") {
+  std::string name = (std::filesystem::temp_directory_path() / "vqkv-child-XXXXXX").string();
+  const std::filesystem::path folder = mkdtemp(name.data());
+  const std::string a = folder / "a", b = folder / "b";
+  // Each ends by itself once both have lost their stdin.
+  const std::string meet = "cat > /dev/null; : > $0; while [ ! -e $1 ]; do sleep 0.02; done; exit 5";
+  ChildProcess first({"sh", "-c", meet, a, b}), second({"sh", "-c", meet, b, a});
+  ChildProcess stubborn({"sh", "-c", "trap '' TERM; echo no >&2; while :; do sleep 1; done"});
+  ChildProcess* const all[] = {&first, &second, &stubborn};
+  ChildProcess::end_together(all);
+  for (ChildProcess* const c : {&first, &second}) {
+    CHECK(c->state() == "exit code 5");
+    CHECK(c->exit_code() == 5);
+    CHECK(c->last_words() == "exit code 5, nothing on its stderr");
+  }
+  CHECK(stubborn.last_words() == "killed by signal 9 (Killed), its stderr ends with:\nno\n");
+  CHECK(stubborn.exit_code() == -1);
+  ChildProcess::end_together(all);  // again: nothing happens
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a signal reaches a child at once", "[child]") {
+  ChildProcess child({"sleep", "60"});
+  child.signal(15);
+  std::string room(1, ' ');
+  CHECK(child.exchange({}, room_of(room), 60).end == ChildProcess::End::kClosed);
+  CHECK(child.state() == "killed by signal 15 (Terminated)");
 }
