@@ -92,7 +92,8 @@ int run_tokens(const TokensVerb& v) {
   std::unique_ptr<Tokenizer> loaded;
   const Tokenizer* tokenizer =
       tokenizer_for(v.text, [&]() -> const Tokenizer& { return *(loaded = load_tokenizer(v.model)); });
-  const auto documents = read_documents(v.text, tokenizer, tokenizer ? 0 : read_model_facts(v.model).vocab);
+  const auto documents =
+      read_documents(v.text, tokenizer, v.text.token_ids.empty() ? 0 : read_model_facts(v.model).vocab);
   if (v.ids) {
     for (const TextDocument& d : documents) {
       std::string line;
@@ -117,8 +118,9 @@ int run_tokens(const TokensVerb& v) {
   for (const TextDocument& d : documents)
     for (size_t i = 0; i < d.tokens.size(); ++i) {
       // As JSON text, so that spaces, line ends and broken UTF-8 are visible.
+      const bool text = tokenizer && !tokenizer->padded(d.tokens[i]);
       const std::string piece =
-          tokenizer ? Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace) : "";
+          text ? Json(tokenizer->piece(d.tokens[i])).dump(-1, ' ', false, Json::error_handler_t::replace) : "";
       table.rows.push_back({{"document", d.name}, {"index", i}, {"id", d.tokens[i]}, {"piece", piece}});
     }
   print(table, v.format);

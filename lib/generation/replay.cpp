@@ -269,6 +269,11 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
   if (windows.empty())
     fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context",
                           options.context));
+  // A token that the tokenizer has no text for leaves no bytes to divide by.
+  const auto untold = [&](const auto& w) {
+    return std::any_of(w.tokens.begin(), w.tokens.end(), [&](int32_t id) { return tokenizer->padded(id); });
+  };
+  if (tokenizer && std::any_of(windows.begin(), windows.end(), untold)) tokenizer = nullptr;
   Stretches stretches = stretches_for(candidates, options);
 
   ReplayResult result;

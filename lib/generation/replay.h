@@ -73,7 +73,7 @@ struct ReplayResult {
   std::string exact_path;           // what attention the exact cache ran
   std::vector<ReplayTrack> tracks;  // one a candidate
   int64_t windows = 0, tokens = 0;  // tokens fed
-  int64_t text_bytes = 0;           // bytes of the scored tokens' text, for bits per byte; 0 without a tokenizer
+  int64_t text_bytes = 0;           // bytes of the scored tokens' text, for bits per byte; 0 where some have none
   int64_t prompt = 0;               // tokens of each window that were not scored; 0 without kPrefillExact
   bool bos = false;                 // the model adds BOS and each window starts with it
   double exact_seconds = 0;         // of the exact cache, in turn with the candidates

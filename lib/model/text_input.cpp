@@ -83,8 +83,7 @@ std::vector<TextDocument> read_documents(const TextSources& sources, const Token
     out.push_back({std::filesystem::path(path).filename().string(), tokenizer->encode(text, sources.special)});
   }
   for (const auto& path : sources.token_ids)
-    out.push_back({std::filesystem::path(path).filename().string(),
-                   parse_token_ids(read_file(path), tokenizer ? tokenizer->size() : vocab, path)});
+    out.push_back({std::filesystem::path(path).filename().string(), parse_token_ids(read_file(path), vocab, path)});
   for (auto& d : out) {
     if (sources.max_tokens > 0 && static_cast<int64_t>(d.tokens.size()) > sources.max_tokens)
       d.tokens.resize(static_cast<size_t>(sources.max_tokens));

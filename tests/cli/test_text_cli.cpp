@@ -32,6 +32,12 @@ struct TinyModel {
     write_file(dir / "plain.txt", "abaabb");
     write_file(dir / "special.txt", "<s>aba<end>abb");
   }
+  // Leaves the tokenizer six entries, beside 96 rows in the model.
+  void pad() const {
+    Json json = Json::parse(read_file(model + "/tokenizer.json", 1 << 20));
+    for (int id = 6; id < 96; ++id) json["model"]["vocab"].erase("token" + std::to_string(id));
+    write_file(model + "/tokenizer.json", json.dump());
+  }
   ToolRun run(const std::string& tool, const std::vector<std::string>& arguments) const {
     return run_tool_of_build(tool, dir.path.string(), arguments);
   }
@@ -160,9 +166,7 @@ TEST_CASE("ids of --token-ids need no tokenizer", "[cli][text]") {
 
 TEST_CASE("ids of padded vocabulary rows: drawn, kept in --json, printed as nothing, and said", "[cli][text]") {
   const TinyModel m;
-  Json json = Json::parse(read_file(m.model + "/tokenizer.json", 1 << 20));
-  for (int id = 6; id < 96; ++id) json["model"]["vocab"].erase("token" + std::to_string(id));
-  write_file(m.model + "/tokenizer.json", json.dump());  // six entries, and 96 rows in the model
+  m.pad();
   const std::vector<std::string> verb{"generate", "--model",      m.model, "--prompt",      "abab", "--codec",
                                       "exact",    "--new-tokens", "24",    "--temperature", "2",    "--seed",
                                       "3"};
@@ -182,6 +186,30 @@ TEST_CASE("ids of padded vocabulary rows: drawn, kept in --json, printed as noth
   INFO(run.err);
   CHECK(run.code == 0);
   CHECK_THAT(run.err, Contains("are beyond the tokenizer's 6 entries (the model has 96 rows)"));
+}
+
+TEST_CASE("ids of padded vocabulary rows in --token-ids are used as they are, in every verb", "[cli][text]") {
+  const TinyModel m;
+  m.pad();
+  std::string numbers = "3";
+  for (int i = 1; i < 128; ++i) numbers += " " + std::to_string(i * 7 % 96);
+  const std::string ids = m.dir / "x.ids";
+  write_file(ids, numbers);
+  CHECK(m.run("vqkv-dump", {"tokens", "--model", m.model, "--token-ids", ids, "--ids"}).out == numbers + "\n");
+  const ToolRun table = m.run("vqkv-dump", {"tokens", "--model", m.model, "--token-ids", ids});
+  CHECK(table.code == 0);
+  CHECK(m.run("vqkv-dump",
+              {"capture", "--model", m.model, "--token-ids", ids, "--context", "32", "-o", m.dir / "t.trace.h5"})
+            .code == 0);
+  const std::vector<std::string> replay{"replay",      "--model", m.model,     "--codec", "exact",
+                                        "--token-ids", ids,       "--context", "32"};
+  const Json rows = m.json("vqkv-eval", replay)["rows"];
+  CHECK(rows[0].contains("ppl"));
+  CHECK_FALSE(rows[0].contains("bits_per_byte"));  // some scored tokens have no bytes
+  write_file(ids, numbers + " 96");
+  const ToolRun far = m.run("vqkv-eval", replay);
+  CHECK(far.code == 3);
+  CHECK_THAT(far.err, Contains("token id 96 is outside the vocabulary of 96"));
 }
 
 TEST_CASE("RoPE's attention factor is said where it is not 1", "[cli][text]") {
