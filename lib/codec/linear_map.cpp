@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "core/error.h"
+#include "core/row_products.h"
 
 namespace vqkv {
 namespace {
@@ -191,13 +192,6 @@ void check_map(const LinearMap& map, int rows, int cols) {
 }
 
 void add_product(const LinearMap& map, const double* y, int cols, double* x) {
-  const auto add_block = [](const double* from, const float* values, int rows, int width, double* to) {
-    for (int i = 0; i < rows; ++i) {
-      if (from[i] == 0) continue;
-      const float* row = values + int64_t{i} * width;
-      for (int j = 0; j < width; ++j) to[j] += from[i] * row[j];
-    }
-  };
   std::visit(Overloaded{[&](const IdentityMap&) {
                           for (int j = 0; j < cols; ++j) x[j] += y[j];
                         },
@@ -210,7 +204,7 @@ void add_product(const LinearMap& map, const double* y, int cols, double* x) {
                         },
                         [&](const BlockMap& m) {
                           for (const BlockMap::Block& b : m.blocks) {
-                            add_block(y, b.values.data(), b.rows, b.cols, x);
+                            add_row_product(y, b.rows, b.values.data(), b.cols, x);
                             y += b.rows;
                             x += b.cols;
                           }
@@ -223,7 +217,7 @@ void add_product(const LinearMap& map, const double* y, int cols, double* x) {
                             for (int i = 0; i < m.block; ++i) x[c + i] += v[at(i)] * factor_at(m.after, c + i);
                           }
                         },
-                        [&](const DenseMap& m) { add_block(y, m.values.data(), m.rows, cols, x); }},
+                        [&](const DenseMap& m) { add_row_product(y, m.rows, m.values.data(), cols, x); }},
              map);
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/row_products.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -25,6 +26,8 @@ RowMatrix widened(const Matrix<float>& m) {
       .cast<double>();
 }
 
+constexpr int64_t kMomentRows = 64;  // whose outer products are summed together
+
 // The start of a stage: a layer that gives the codewords 0.36 of the residual's covariance around its mean.
 SimVqStage start_of(const Matrix<float>& rest, const Rows& rows, uint64_t seed) {
   const int64_t width = rest.cols;
@@ -35,12 +38,17 @@ SimVqStage start_of(const Matrix<float>& rest, const Rows& rows, uint64_t seed) 
   Eigen::VectorXd mean = Eigen::VectorXd::Zero(width);
   RowMatrix moment = RowMatrix::Zero(width, width);
   double total = 0;
-  for (int64_t r = 0; r < rest.rows; ++r) {
-    const Eigen::VectorXd v = Eigen::Map<const Eigen::VectorXf>(rest.row(r), width).cast<double>();
-    const double w = rows.of(r);
-    total += w;
-    mean += w * v;
-    moment.selfadjointView<Eigen::Lower>().rankUpdate(v, w);
+  for (int64_t first = 0; first < rest.rows; first += kMomentRows) {
+    const int64_t count = std::min(kMomentRows, rest.rows - first);
+    RowMatrix v(count, width);
+    Eigen::VectorXd w(count);
+    for (int64_t r = 0; r < count; ++r) {
+      v.row(r) = Eigen::Map<const Eigen::RowVectorXf>(rest.row(first + r), width).cast<double>();
+      w(r) = rows.of(first + r);
+      total += w(r);
+      mean += w(r) * v.row(r).transpose();
+    }
+    add_outer_products(v.data(), w.data(), count, width, moment.data());
   }
   if (total <= 0) return stage;
   mean /= total;
@@ -105,6 +113,17 @@ RowMatrix with_ones(const Matrix<float>& base) {
   return out;
 }
 
+// base: the frozen matrix of the stage, with ones. Drawing it costs more than all else here.
+Matrix<float> codewords_of(const SimVqStage& stage, const RowMatrix& base) {
+  const int64_t width = stage.linear.rows;
+  const RowMatrix product = base.leftCols(width) * widened(stage.linear).transpose();
+  Matrix<float> out(base.rows(), width);
+  for (int64_t s = 0; s < out.rows; ++s)
+    for (int64_t k = 0; k < width; ++k)
+      out(s, k) = static_cast<float>(product(s, k) + stage.bias[static_cast<size_t>(k)]);
+  return out;
+}
+
 double variance_of(const Rows& rows) {
   const int64_t width = rows.x.cols;
   Eigen::VectorXd mean = Eigen::VectorXd::Zero(width);
@@ -146,7 +165,7 @@ class Descent {
     std::vector<std::vector<int32_t>> index(count);
     std::vector<RowMatrix> own(count);  // per codeword sums of (codeword - residual)
     for (size_t i = 0; i < count; ++i) {
-      const Matrix<float> book = simvq_codewords(stages_[i], options_.entries);
+      const Matrix<float> book = codewords(i);
       index[i].resize(static_cast<size_t>(n));
       Assigner(book).assign(rest, index[i].data());
       subtract(book, index[i], rest);  // now residual - codeword
@@ -161,6 +180,8 @@ class Descent {
       update(i, gradient);
     });
   }
+
+  Matrix<float> codewords(size_t stage) const { return codewords_of(stages_[stage], base_[stage]); }
 
  private:
   RowMatrix sums(const Matrix<float>& values, const std::vector<int64_t>& picked,
@@ -206,13 +227,7 @@ Matrix<float> simvq_base(uint64_t seed, int64_t entries, int64_t width) {
 }
 
 Matrix<float> simvq_codewords(const SimVqStage& stage, int64_t entries) {
-  const int64_t width = stage.linear.rows;
-  const RowMatrix product = widened(simvq_base(stage.seed, entries, width)) * widened(stage.linear).transpose();
-  Matrix<float> out(entries, width);
-  for (int64_t s = 0; s < entries; ++s)
-    for (int64_t k = 0; k < width; ++k)
-      out(s, k) = static_cast<float>(product(s, k) + stage.bias[static_cast<size_t>(k)]);
-  return out;
+  return codewords_of(stage, with_ones(simvq_base(stage.seed, entries, stage.linear.rows)));
 }
 
 SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const SimVqOptions& options, const Rng& rng) {
@@ -228,15 +243,16 @@ SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const Si
   const double variance = variance_of(rows);
 
   SimVqTraining result;
+  std::vector<Matrix<float>> books;
   result.vectors = rows.x.rows;
   Matrix<float> rest = rows.x;
   std::vector<int32_t> index(static_cast<size_t>(rest.rows));
   std::vector<float> error(index.size());
   for (int i = 0; i < options.stages; ++i) {
     SimVqStage stage = start_of(rest, rows, rng.split(1 + static_cast<uint64_t>(i)).key());
-    Matrix<float> book = simvq_codewords(stage, options.entries);
+    const RowMatrix base = with_ones(simvq_base(stage.seed, options.entries, x.cols));
+    Matrix<float> book = codewords_of(stage, base);
     if (!options.sgd) {
-      const RowMatrix base = with_ones(simvq_base(stage.seed, options.entries, x.cols));
       double last = 0;
       for (int round = 0; round < options.rounds; ++round) {
         Assigner(book).assign(rest, index.data(), error.data());
@@ -245,7 +261,7 @@ SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const Si
         if (round > 0 && now >= last * (1 - 1e-4)) break;  // converged: the rest of the rounds gains under 1e-4 each
         last = now;
         solve(rest, rows, index, base, stage);
-        book = simvq_codewords(stage, options.entries);
+        book = codewords_of(stage, base);
       }
     }
     round_codewords(options.sgd ? DType::kF32 : options.stored_as, book);
@@ -253,18 +269,17 @@ SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const Si
     subtract(book, index, rest);
     result.curve.push_back(weighted_sum(error, rows) / variance);
     result.stages.push_back(std::move(stage));
+    books.push_back(std::move(book));
   }
   if (options.sgd) {
     Descent descent(rows, options, result.stages);
     Rng batches = rng.split(UINT64_MAX);
     for (int step = 0; step < options.steps; ++step) descent.step(batches);
     result.iterations = options.steps;
-  }
-
-  std::vector<Matrix<float>> books;
-  for (const SimVqStage& stage : result.stages) {
-    books.push_back(simvq_codewords(stage, options.entries));
-    round_codewords(options.stored_as, books.back());
+    for (size_t i = 0; i < books.size(); ++i) {
+      books[i] = descent.codewords(i);
+      round_codewords(options.stored_as, books[i]);
+    }
   }
   result.quantizer = ResidualQuantizer(std::move(books), options.beam);
   if (options.sgd) {

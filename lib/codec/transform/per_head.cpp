@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/row_products.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -18,10 +19,7 @@ void HeadMatrices::forward(ConstMatrix x, MutMatrix y) const {
         const float* in = x.row(r) + static_cast<int64_t>(h) * d;
         float* out = y.row(r) + static_cast<int64_t>(h) * d;
         std::fill_n(out, d, 0.0f);
-        for (int i = 0; i < d; ++i) {  // channels in order: one sum per output, the same at every thread count
-          const float* row = matrix[h].data() + int64_t{i} * d;
-          for (int j = 0; j < d; ++j) out[j] += in[i] * row[j];
-        }
+        add_row_product(in, d, matrix[h].data(), d, out);
       }
   });
 }

@@ -3,9 +3,11 @@
 // One thread: OpenMP would choose blockings by the thread count, and with them the rounding.
 #define EIGEN_DONT_PARALLELIZE
 #include <Eigen/Eigenvalues>
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
+#include "core/row_products.h"
 
 namespace vqkv {
 
@@ -36,15 +38,18 @@ SymmetricEigen symmetric_eigen(const std::vector<double>& a, int n) {
 
 std::vector<double> covariance(ConstMatrix x, int64_t first, int n) {
   const auto size = static_cast<size_t>(n);
-  std::vector<double> mean(size, 0.0), c(size * size, 0.0), v(size);
+  constexpr int64_t kRows = 64;
+  std::vector<double> mean(size, 0.0), c(size * size, 0.0), v(static_cast<size_t>(kRows) * size);
   for (int64_t r = 0; r < x.rows; ++r)
     for (size_t i = 0; i < size; ++i) mean[i] += x(r, first + static_cast<int64_t>(i));
   const double count = x.rows > 0 ? static_cast<double>(x.rows) : 1.0;
   for (double& m : mean) m /= count;
-  for (int64_t r = 0; r < x.rows; ++r) {
-    for (size_t i = 0; i < size; ++i) v[i] = x(r, first + static_cast<int64_t>(i)) - mean[i];
-    for (size_t i = 0; i < size; ++i)
-      for (size_t j = 0; j <= i; ++j) c[i * size + j] += v[i] * v[j];
+  for (int64_t r0 = 0; r0 < x.rows; r0 += kRows) {
+    const int64_t rows = std::min(kRows, x.rows - r0);
+    for (int64_t r = 0; r < rows; ++r)
+      for (size_t i = 0; i < size; ++i)
+        v[static_cast<size_t>(r) * size + i] = x(r0 + r, first + static_cast<int64_t>(i)) - mean[i];
+    add_outer_products(v.data(), nullptr, rows, n, c.data());
   }
   for (size_t i = 0; i < size; ++i)
     for (size_t j = 0; j <= i; ++j) c[j * size + i] = c[i * size + j] /= count;
