@@ -62,6 +62,13 @@ void check_term(const DecodePlan& plan, const DenseTerm& t) {
   for (const int32_t c : t.channel) VQKV_CHECK(c >= 0 && c < plan.code_channels);
 }
 
+// Do codewords lie on neighbouring channels, one behind the other, as they are? Then whole vectors are added.
+bool words_in_order(const TableTerm& t) {
+  for (size_t i = 0; i < t.channel.size(); ++i)
+    if (i % static_cast<size_t>(t.width) != 0 && t.channel[i] != t.channel[i - 1] + 1) return false;
+  return t.op == TableTerm::Op::kIdentity;
+}
+
 // One token of a block: where its codes and side values lie.
 struct TokenRef {
   int64_t token;
@@ -69,7 +76,7 @@ struct TokenRef {
   int64_t in_block;
 };
 
-void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block, const TokenRef& at,
+void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block, const TokenRef& at, bool in_order,
               std::vector<double>& y) {
   const int field_slots = plan.layout.fields[static_cast<size_t>(t.field)].slots;
   const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * field_slots + t.first_slot;
@@ -80,6 +87,11 @@ void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block
     const int book = t.book_of_slot[static_cast<size_t>(s)];
     const float* word = t.codewords->data() + (int64_t{book} * t.entries + code) * t.width;
     const int32_t* channel = t.channel.data() + int64_t{s} * t.width;
+    if (in_order) {
+      double* to = y.data() + channel[0];
+      for (int i = 0; i < t.width; ++i) to[i] += word[i];
+      continue;
+    }
     for (int i = 0; i < t.width; ++i) {
       double v = word[i];
       if (t.op == TableTerm::Op::kRotate90) v = i < half ? -word[i + half] : word[i - half];
@@ -98,7 +110,7 @@ double group_value(const DecodePlan& plan, const LevelsTerm& t, int side, const 
   return values[static_cast<size_t>(at.block * spec.slots + at.in_block / t.group_tokens * channel_groups + group)];
 }
 
-void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& block, const TokenRef& at,
+void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& block, const TokenRef& at, bool,
               std::vector<double>& y) {
   const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * plan.code_channels;
   for (int j = 0; j < plan.code_channels; ++j) {
@@ -111,17 +123,19 @@ void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& bloc
   }
 }
 
-void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, const TokenRef& at,
+void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, const TokenRef& at, bool,
               std::vector<double>& y) {
   const size_t slots = t.channel.size();
   const float* values = block.sides[static_cast<size_t>(t.side)].data() + static_cast<size_t>(at.token) * slots;
   for (size_t i = 0; i < slots; ++i) y[static_cast<size_t>(t.channel[i])] += values[i];
 }
 
-void decode_token(const DecodePlan& plan, const CodeBlock& block, const TokenRef& at, std::vector<double>& y,
-                  std::vector<double>& z, float* x) {
+// in_order: for each term, words_in_order.
+void decode_token(const DecodePlan& plan, const std::vector<char>& in_order, const CodeBlock& block, const TokenRef& at,
+                  std::vector<double>& y, std::vector<double>& z, float* x) {
   std::fill(y.begin(), y.end(), 0.0);
-  for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { add_term(plan, t, block, at, y); }, term);
+  for (size_t i = 0; i < plan.terms.size(); ++i)
+    std::visit([&](const auto& t) { add_term(plan, t, block, at, in_order[i] != 0, y); }, plan.terms[i]);
   for (int j = 0; j < plan.channels; ++j)
     z[static_cast<size_t>(j)] = plan.inner_bias.empty() ? 0.0 : double{plan.inner_bias[static_cast<size_t>(j)]};
   add_product(plan.map, y.data(), plan.channels, z.data());
@@ -189,11 +203,16 @@ void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x, Co
     const SideSpec& spec = plan.layout.sides[s];
     VQKV_CHECK(block.sides[s].size() == static_cast<size_t>((spec.per_token ? x.rows : block.blocks) * spec.slots));
   }
+  std::vector<char> in_order;
+  for (const PlanTerm& term : plan.terms) {
+    const auto* table = std::get_if<TableTerm>(&term);
+    in_order.push_back(table && words_in_order(*table));
+  }
   constexpr int64_t kChunk = 256;  // tokens are independent, so the chunking changes no bit
   parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
     std::vector<double> y(static_cast<size_t>(plan.code_channels)), z(static_cast<size_t>(plan.channels));
     for (int64_t t = chunk * kChunk; t < std::min(x.rows, (chunk + 1) * kChunk); ++t)
-      decode_token(plan, block, {t, t / block_tokens, t % block_tokens}, y, z, x.row(t));
+      decode_token(plan, in_order, block, {t, t / block_tokens, t % block_tokens}, y, z, x.row(t));
   });
   for (const OverlayEntry& e : block.overlay) {
     VQKV_CHECK(e.token >= 0 && e.token < x.rows && e.channel >= 0 && e.channel < plan.channels);

@@ -74,8 +74,7 @@ void outer_products(const double* v, const double* weight, int64_t rows, int64_t
   const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<double>()));
   std::vector<double> left(static_cast<size_t>(rows));
   for (int64_t i = 0; i < n; ++i, sum += n) {
-    for (int64_t r = 0; r < rows; ++r)
-      left[static_cast<size_t>(r)] = weight ? weight[r] * v[r * n + i] : v[r * n + i];
+    for (int64_t r = 0; r < rows; ++r) left[static_cast<size_t>(r)] = weight ? weight[r] * v[r * n + i] : v[r * n + i];
     int64_t j = 0;
     for (; j <= i && j + 4 * lanes <= n; j += 4 * lanes) outer_columns<4>(left.data(), v + j, rows, n, sum + j);
     for (; j <= i && j + lanes <= n; j += lanes) outer_columns<1>(left.data(), v + j, rows, n, sum + j);

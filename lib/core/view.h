@@ -61,6 +61,12 @@ struct Matrix {
 
   Matrix() = default;
   Matrix(int64_t r, int64_t c, T fill = T{}) : storage(static_cast<size_t>(r * c), fill), rows(r), cols(c) {}
+  // To (r, c), values in any state; memory is kept where that is its shape.
+  void reshape(int64_t r, int64_t c) {
+    if (rows == r && cols == c) return;
+    *this = Matrix();
+    *this = Matrix(r, c);
+  }
   T* data() { return storage.data(); }
   const T* data() const { return storage.data(); }
   T* row(int64_t r) { return storage.data() + r * cols; }

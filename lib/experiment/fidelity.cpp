@@ -195,6 +195,7 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
   const bool drops = rows.config().policy().drops;
   MetricSet sets[2] = {MetricSet(rows.config().metrics, drops), MetricSet(rows.config().metrics, drops)};
   const std::vector<std::vector<Tile>> batches = batches_of(windows, shape.group(), limits);
+  std::vector<std::shared_ptr<AttentionRows>> rooms;  // of a batch; the next takes what fits
   FidelityResult out;
   double attended = 0, coded_k = 0, coded_v = 0;
   for (int l = 0; l < shape.layers; ++l) {
@@ -223,12 +224,15 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
       });
       for (const std::vector<Tile>& batch : batches) {
         std::vector<FidelitySample> samples(batch.size());
+        rooms.resize(batch.size());
         parallel_for(static_cast<int64_t>(batch.size()), [&](int64_t i) {
           const Tile& tile = batch[static_cast<size_t>(i)];
           FidelitySample& s = samples[static_cast<size_t>(i)];
           s = sample_of(rows, codecs, l, h, tile, layer.at(static_cast<int>(tile.window), h), queries[tile.window],
                         w_o);
-          s.build_rows();
+          std::shared_ptr<AttentionRows>& room = rooms[static_cast<size_t>(i)];
+          if (!room) room = std::make_shared<AttentionRows>();
+          s.build_rows(room);
         });
         const auto kinds = static_cast<int64_t>(sets[0].metrics.size());
         parallel_for(2 * kinds, [&](int64_t i) {

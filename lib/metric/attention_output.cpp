@@ -12,16 +12,16 @@ class AttentionOutput final : public Metric {
   void add(const FidelitySample& s) override {
     const AttentionRows& r = s.rows();
     const int64_t rows = r.p.rows, d = s.v.cols;
-    Matrix<float> v_error(s.v.rows, d);
+    v_error_.reshape(s.v.rows, d);
     for (int64_t t = 0; t < s.v.rows; ++t)
-      for (int64_t c = 0; c < d; ++c) v_error(t, c) = s.v_hat(t, c) - s.v(t, c);
+      for (int64_t c = 0; c < d; ++c) v_error_(t, c) = s.v_hat(t, c) - s.v(t, c);
     Matrix<float> exact(rows, d), both(rows, d), k_only(rows, d), v_only(rows, d);
     gemm(r.p, s.v, false, exact);
     gemm(r.p_hat, s.v, false, k_only);
     both = k_only;
     v_only = exact;
-    gemm(coded_values_only(s, r, r.p_hat), v_error, false, both, true);
-    gemm(coded_values_only(s, r, r.p), v_error, false, v_only, true);
+    gemm(coded_values_only(s, r, r.p_hat), v_error_, false, both, true);
+    gemm(coded_values_only(s, r, r.p), v_error_, false, v_only, true);
     relative(s, exact, both, both_);
     relative(s, exact, k_only, k_only_);
     relative(s, exact, v_only, v_only_);
@@ -48,15 +48,18 @@ class AttentionOutput final : public Metric {
 
  private:
   // Probabilities with everything but the coded values of each row zeroed.
-  static Matrix<float> coded_values_only(const FidelitySample& s, const AttentionRows& r, const Matrix<float>& p) {
-    Matrix<float> out(p.rows, p.cols);
+  const Matrix<float>& coded_values_only(const FidelitySample& s, const AttentionRows& r, const Matrix<float>& p) {
+    coded_.reshape(p.rows, p.cols);
     for (int64_t i = 0; i < p.rows; ++i) {
       const int64_t length = r.tokens[static_cast<size_t>(i)];
       const int64_t begin = std::min(s.sinks, length);
       const int64_t end = std::clamp(s.coded_end_v[static_cast<size_t>(i / s.group)], begin, length);
-      std::copy(p.row(i) + begin, p.row(i) + end, out.row(i) + begin);
+      float* out = coded_.row(i);
+      std::fill(out, out + begin, 0.0f);
+      std::copy(p.row(i) + begin, p.row(i) + end, out + begin);
+      std::fill(out + end, out + p.cols, 0.0f);
     }
-    return out;
+    return coded_;
   }
 
   static void relative(const FidelitySample& s, const Matrix<float>& exact, const Matrix<float>& other, ByHead& sums) {
@@ -70,6 +73,7 @@ class AttentionOutput final : public Metric {
   }
 
   ByHead both_, k_only_, v_only_, projected_;
+  Matrix<float> v_error_, coded_;  // of the sample at hand; memory for all
 };
 
 const MetricInfo kInfo{"attention_output",

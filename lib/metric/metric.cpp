@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -38,9 +39,20 @@ const MetricKind& find_metric(const std::string& name) {
 
 namespace {
 
+float largest(const float* s, int64_t n) {
+  constexpr int64_t kLanes = 16;  // side by side, which a compiler makes vectors of
+  std::array<float, kLanes> most;
+  most.fill(s[0]);
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int64_t i = 0; i < kLanes; ++i) most[i] = most[i] < s[j + i] ? s[j + i] : most[i];
+  for (; j < n; ++j) most[0] = std::max(most[0], s[j]);
+  return *std::max_element(most.begin(), most.end());
+}
+
 // softmax of the first n entries; the rest become 0.
 void softmax(const float* s, int64_t n, float* p, int64_t all) {
-  const float top = *std::max_element(s, s + n);
+  const float top = largest(s, n);
   double sum = 0;
   for (int64_t j = 0; j < n; ++j) {
     p[j] = std::exp(s[j] - top);
@@ -51,14 +63,10 @@ void softmax(const float* s, int64_t n, float* p, int64_t all) {
   std::fill(p + n, p + all, 0.0f);
 }
 
-AttentionRows attention_rows(const FidelitySample& x) {
+void fill_rows(const FidelitySample& x, AttentionRows& r) {
   const int64_t rows = x.q.rows, n = x.k.rows;
   VQKV_CHECK(rows == static_cast<int64_t>(x.query_position.size()) * x.group && x.k_hat.rows == n && x.v.rows == n);
-  AttentionRows r;
-  r.s = Matrix<float>(rows, n);
-  r.s_hat = Matrix<float>(rows, n);
-  r.p = Matrix<float>(rows, n);
-  r.p_hat = Matrix<float>(rows, n);
+  for (Matrix<float>* m : {&r.s, &r.s_hat, &r.p, &r.p_hat}) m->reshape(rows, n);
   r.tokens.resize(static_cast<size_t>(rows));
   r.coded_begin.resize(r.tokens.size());
   r.coded_end.resize(r.tokens.size());
@@ -86,12 +94,14 @@ AttentionRows attention_rows(const FidelitySample& x) {
     r.coded_begin[k] = begin;
     r.coded_end[k] = end;
   });
-  return r;
 }
 
 }  // namespace
 
-void FidelitySample::build_rows() { rows_ = std::make_shared<const AttentionRows>(attention_rows(*this)); }
+void FidelitySample::build_rows(std::shared_ptr<AttentionRows> room) {
+  fill_rows(*this, *room);
+  rows_ = std::move(room);
+}
 
 const AttentionRows& FidelitySample::rows() const {
   VQKV_CHECK(rows_ != nullptr);

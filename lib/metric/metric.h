@@ -10,7 +10,13 @@
 
 namespace vqkv {
 
-struct AttentionRows;
+// Scores and probabilities of a sample's queries, exact and with the coded tokens decoded. Rows are query * group + g.
+struct AttentionRows {
+  Matrix<float> s, s_hat;       // scaled logits; only the first tokens[row] entries of a row mean anything
+  Matrix<float> p, p_hat;       // probabilities, zero beyond the causal edge
+  std::vector<int64_t> tokens;  // causal length of a row
+  std::vector<int64_t> coded_begin, coded_end;  // coded keys of a row
+};
 
 // One (layer, KV head, window) of a select or report document: exact and decoded, keys POST-RoPE, all (tokens,
 // head_dim). A metric instance sees the samples of one role of documents, ordered by (layer, KV head, window).
@@ -35,21 +41,13 @@ struct FidelitySample {
   const CodeLayout* key_layout = nullptr;
   const CodeLayout* value_layout = nullptr;
 
-  // Shared by the metrics that need them, which run side by side: whoever makes the sample builds them before.
-  // kBadData: a logit is not finite.
-  void build_rows();
+  // Shared by the metrics that need them, which run side by side: whoever makes the sample builds them before, in the
+  // memory of an earlier sample's where it has some. kBadData: a logit is not finite.
+  void build_rows(std::shared_ptr<AttentionRows> room = std::make_shared<AttentionRows>());
   const AttentionRows& rows() const;
 
  private:
   std::shared_ptr<const AttentionRows> rows_;
-};
-
-// Scores and probabilities of a sample's queries, exact and with the coded tokens decoded. Rows are query * group + g.
-struct AttentionRows {
-  Matrix<float> s, s_hat;       // scaled logits; only the first tokens[row] entries of a row mean anything
-  Matrix<float> p, p_hat;       // probabilities, zero beyond the causal edge
-  std::vector<int64_t> tokens;  // causal length of a row
-  std::vector<int64_t> coded_begin, coded_end;  // coded keys of a row
 };
 
 class Metric {

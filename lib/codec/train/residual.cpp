@@ -198,10 +198,12 @@ ResidualTraining train_residual(ConstMatrix x, std::span<const float> weight, co
     result.repeated += stage.repeated;
     std::vector<int32_t> index(static_cast<size_t>(x.rows));
     Assigner(stage.codewords).assign(rest, index.data(), error.data());
-    for (int64_t r = 0; r < x.rows; ++r)
-      codes[static_cast<size_t>(r * options.stages + i)] = static_cast<uint16_t>(index[static_cast<size_t>(r)]);
     result.curve.push_back(weighted_sum(error, weight) / variance);
-    shift(stage.codewords, codes, options.stages, i, -1.0f, rest);
+    if (i + 1 < options.stages) {
+      for (int64_t r = 0; r < x.rows; ++r)
+        codes[static_cast<size_t>(r * options.stages + i)] = static_cast<uint16_t>(index[static_cast<size_t>(r)]);
+      shift(stage.codewords, codes, options.stages, i, -1.0f, rest);
+    }
     books.push_back(std::move(stage.codewords));
   }
 
