@@ -68,6 +68,8 @@ bool words_in_order(const TableTerm& t) {
     if (i % static_cast<size_t>(t.width) != 0 && t.channel[i] != t.channel[i - 1] + 1) return false;
   return t.op == TableTerm::Op::kIdentity;
 }
+bool words_in_order(const LevelsTerm&) { return false; }
+bool words_in_order(const DenseTerm&) { return false; }
 
 // One token of a block: where its codes and side values lie.
 struct TokenRef {
@@ -204,10 +206,8 @@ void decode_plan(const DecodePlan& plan, const CodeBlock& block, MutMatrix x, Co
     VQKV_CHECK(block.sides[s].size() == static_cast<size_t>((spec.per_token ? x.rows : block.blocks) * spec.slots));
   }
   std::vector<char> in_order;
-  for (const PlanTerm& term : plan.terms) {
-    const auto* table = std::get_if<TableTerm>(&term);
-    in_order.push_back(table && words_in_order(*table));
-  }
+  for (const PlanTerm& term : plan.terms)
+    in_order.push_back(std::visit([](const auto& t) { return words_in_order(t); }, term));
   constexpr int64_t kChunk = 256;  // tokens are independent, so the chunking changes no bit
   parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
     std::vector<double> y(static_cast<size_t>(plan.code_channels)), z(static_cast<size_t>(plan.channels));
