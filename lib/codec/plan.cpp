@@ -1,10 +1,12 @@
 #include "codec/plan.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 #include <utility>
 
 #include "core/error.h"
+#include "core/row_products.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -62,8 +64,10 @@ void check_term(const DecodePlan& plan, const DenseTerm& t) {
   for (const int32_t c : t.channel) VQKV_CHECK(c >= 0 && c < plan.code_channels);
 }
 
-// Do codewords lie on neighbouring channels, one behind the other, as they are? Then whole vectors are added.
+// Do codewords lie on neighbouring channels as they are? Then whole vectors are added, where they are wide enough.
 bool words_in_order(const TableTerm& t) {
+  constexpr int kWide = 16;
+  if (t.width < kWide) return false;
   for (size_t i = 0; i < t.channel.size(); ++i)
     if (i % static_cast<size_t>(t.width) != 0 && t.channel[i] != t.channel[i - 1] + 1) return false;
   return t.op == TableTerm::Op::kIdentity;
@@ -83,6 +87,9 @@ void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block
   const int field_slots = plan.layout.fields[static_cast<size_t>(t.field)].slots;
   const uint16_t* codes = block.fields[static_cast<size_t>(t.field)].data() + at.token * field_slots + t.first_slot;
   const int half = t.width / 2;
+  constexpr int kTogether = 32;
+  std::array<const float*, kTogether> words;  // in order, all on the same channels: the stages of a residual code
+  int held = 0;
   for (int s = 0; s < t.slots; ++s) {
     const int code = codes[s];
     VQKV_CHECK(code < t.entries);
@@ -90,8 +97,10 @@ void add_term(const DecodePlan& plan, const TableTerm& t, const CodeBlock& block
     const float* word = t.codewords->data() + (int64_t{book} * t.entries + code) * t.width;
     const int32_t* channel = t.channel.data() + int64_t{s} * t.width;
     if (in_order) {
-      double* to = y.data() + channel[0];
-      for (int i = 0; i < t.width; ++i) to[i] += word[i];
+      words[static_cast<size_t>(held++)] = word;
+      if (held < kTogether && s + 1 < t.slots && channel[t.width] == channel[0]) continue;
+      add_rows(words.data(), held, t.width, y.data() + channel[0]);
+      held = 0;
       continue;
     }
     for (int i = 0; i < t.width; ++i) {

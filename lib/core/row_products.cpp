@@ -56,6 +56,26 @@ void row_product_f64(const double* x, int64_t rows, const float* m, int64_t cols
   row_product(x, rows, m, cols, out);
 }
 
+template <int Vectors>
+HWY_INLINE void add_columns(const float* const* rows, int64_t count, int64_t c, double* out) {
+  const hn::ScalableTag<double> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  hn::Vec<decltype(d)> sum[Vectors];
+  for (int v = 0; v < Vectors; ++v) sum[v] = hn::LoadU(d, out + c + v * lanes);
+  for (int64_t i = 0; i < count; ++i)
+    for (int v = 0; v < Vectors; ++v) sum[v] = hn::Add(sum[v], load(d, rows[i] + c + v * lanes));
+  for (int v = 0; v < Vectors; ++v) hn::StoreU(sum[v], d, out + c + v * lanes);
+}
+
+void sum_rows(const float* const* rows, int64_t count, int64_t cols, double* out) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<double>()));
+  int64_t c = 0;
+  for (; c + 8 * lanes <= cols; c += 8 * lanes) add_columns<8>(rows, count, c, out);
+  for (; c + lanes <= cols; c += lanes) add_columns<1>(rows, count, c, out);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = c; j < cols; ++j) out[j] += rows[i][j];
+}
+
 // sum[j..] += left[r] * v(r, j..) over the rows, Vectors * lanes of them in registers.
 template <int Vectors>
 HWY_INLINE void outer_columns(const double* left, const double* v, int64_t rows, int64_t n, double* sum) {
@@ -91,6 +111,7 @@ HWY_AFTER_NAMESPACE();
 namespace vqkv {
 HWY_EXPORT(row_product_f32);
 HWY_EXPORT(row_product_f64);
+HWY_EXPORT(sum_rows);
 HWY_EXPORT(outer_products);
 
 void add_row_product(const float* x, int64_t rows, const float* m, int64_t cols, float* out) {
@@ -98,6 +119,9 @@ void add_row_product(const float* x, int64_t rows, const float* m, int64_t cols,
 }
 void add_row_product(const double* x, int64_t rows, const float* m, int64_t cols, double* out) {
   HWY_DYNAMIC_DISPATCH(row_product_f64)(x, rows, m, cols, out);
+}
+void add_rows(const float* const* rows, int64_t count, int64_t cols, double* out) {
+  HWY_DYNAMIC_DISPATCH(sum_rows)(rows, count, cols, out);
 }
 void add_outer_products(const double* v, const double* weight, int64_t rows, int64_t n, double* sum) {
   HWY_DYNAMIC_DISPATCH(outer_products)(v, weight, rows, n, sum);

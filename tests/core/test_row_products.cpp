@@ -31,6 +31,20 @@ void check_row_product(int64_t rows, int64_t cols) {
 
 }  // namespace
 
+TEST_CASE("sums of rows have the bits of the plain loop", "[gemm]") {
+  const int64_t cols = GENERATE(1, 5, 16, 64, 100), rows = 7;
+  INFO(cols);
+  const std::vector<float> m = random_values<float>(rows * cols, 6);
+  std::vector<double> out = random_values<double>(cols, 7), expected = out;
+  std::vector<const float*> list;
+  for (int64_t i = 0; i < rows; ++i) {
+    list.push_back(m.data() + i * cols);
+    for (int64_t j = 0; j < cols; ++j) expected[static_cast<size_t>(j)] += m[static_cast<size_t>(i * cols + j)];
+  }
+  add_rows(list.data(), rows, cols, out.data());
+  CHECK(out == expected);
+}
+
 TEST_CASE("products of single rows have the bits of the plain loops", "[gemm]") {
   const int64_t cols = GENERATE(1, 7, 16, 24, 64, 100, 192);
   INFO(cols);
