@@ -452,13 +452,14 @@ void CompressedCache::truncate(int64_t n) {
           fmt::format("truncate to {} tokens: {} are coded; only exact tokens can be rolled back", n, r.coded_end));
   if (n < map.length && n < map.decided)
     fail_internal(
-        fmt::format("truncate to {} tokens: at {} {} took tokens out; only what came later can be rolled back", n,
-                    map.decided, map.policy.keep->text()));
+        fmt::format("truncate to {} tokens: at {} {} took tokens out; roll back to {} or later, or take a policy that "
+                    "takes none out (all, streaming)",
+                    n, map.decided, map.policy.keep->text(), map.decided));
   if (n < map.length && n < map.observed)
-    fail_internal(
-        fmt::format("truncate to {} tokens: {} sums what tokens received, and what the queries from {} on gave "
-                    "can't be told apart",
-                    n, map.policy.keep->text(), n));
+    fail_internal(fmt::format(
+        "truncate to {} tokens: {} sums what tokens received, and what the queries from {} on gave "
+        "can't be told apart; roll back to {} or later, or take a policy that sums nothing (all, streaming)",
+        n, map.policy.keep->text(), n, map.observed));
   map.length = n;
   for (RoleMap& r : map.roles) c.drop_exact(r, r.exact_begin, n);
   map.forget_evictions(n);

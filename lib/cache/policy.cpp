@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <string>
 #include <vector>
@@ -59,7 +60,7 @@ Json canonical_cache_config(const Json& config) {
     const Json& own = given.raw(role);
     out[role] = canonical_rule(own.is_null() ? Json::object() : own, std::string("cache.") + role, base);
   }
-  const Json& policy = given.raw("policy");
+  const Json policy = without_nulls(given.raw("policy"));
   given.finish();
   if ((out["k"]["rule"] == "none") != (out["v"]["rule"] == "none"))
     fail_usage(
@@ -92,22 +93,21 @@ CachePolicy CachePolicy::from_json(const Json& config) {
   return p;
 }
 
-void CachePolicy::check_exact(const float* values, int64_t n) const {
+int64_t CachePolicy::first_beyond(const float* values, int64_t n) const {
   // The smallest magnitude that rounds to infinity, as bits: they are ordered as the numbers are, and the compiler
   // tests many at once.
   const uint32_t limit = exact_dtype == DType::kF16    ? std::bit_cast<uint32_t>(65520.0f)
                          : exact_dtype == DType::kBF16 ? 0x7f7f8000u
                                                        : 0x7f800000u;
+  const auto beyond = [&](float v) { return (std::bit_cast<uint32_t>(v) & 0x7fffffffu) >= limit; };
   uint32_t bad = 0;
-  for (int64_t i = 0; i < n; ++i) bad |= (std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu) >= limit;
-  if (bad != 0)
-    fail_data(fmt::format("a value leaves {}, the cache's exact_dtype; bf16 and f32 reach further (cache.exact_dtype)",
-                          dtype_name(exact_dtype)));
+  for (int64_t i = 0; i < n; ++i) bad |= beyond(values[i]);
+  return bad == 0 ? -1 : std::find_if(values, values + n, beyond) - values;
 }
 
-void CachePolicy::round_exact(float* values, int64_t n) const {
-  check_exact(values, n);
-  round_to(exact_dtype, values, n);
+void CachePolicy::fail_beyond(const std::string& place, float value) const {
+  fail_data(fmt::format("{}: {} leaves {}, the cache's exact_dtype; bf16 and f32 reach further (cache.exact_dtype)",
+                        place, value, dtype_name(exact_dtype)));
 }
 
 CachePolicy CachePolicy::exact(DType dtype) {

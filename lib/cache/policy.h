@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "codec/codec.h"
 #include "core/dtype.h"
@@ -43,10 +44,17 @@ struct CachePolicy {
   DType exact_dtype = DType::kF16;  // of sinks and window
   // What heads give up as the text goes on (cache/keep_rule.h); null: nothing.
   std::shared_ptr<const KeepRule> keep = nullptr;
-  // Error (data): one of n values leaves exact_dtype, or is not finite.
-  void check_exact(const float* values, int64_t n) const;
+  // Error (data): one of n values leaves exact_dtype, or is not finite. place(i) says where value i stands.
+  template <class Place>
+  void check_exact(const float* values, int64_t n, Place&& place) const {
+    if (const int64_t bad = first_beyond(values, n); bad >= 0) fail_beyond(place(bad), values[bad]);
+  }
   // Rounds n values in place, as the cache stores what is exact, and checks them.
-  void round_exact(float* values, int64_t n) const;
+  template <class Place>
+  void round_exact(float* values, int64_t n, Place&& place) const {
+    check_exact(values, n, place);
+    round_to(exact_dtype, values, n);
+  }
   bool keeps_codes() const { return codes && !drops; }
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
   // First token that is exact for the query at `position`, beyond the sinks.
@@ -60,6 +68,10 @@ struct CachePolicy {
 
   static CachePolicy from_json(const Json& cache_config);
   static CachePolicy exact(DType dtype = DType::kF16);
+
+ private:
+  int64_t first_beyond(const float* values, int64_t n) const;  // -1: none
+  [[noreturn]] void fail_beyond(const std::string& place, float value) const;
 };
 Json canonical_cache_config(const Json& cache_config);
 

@@ -1,5 +1,7 @@
 #include "cache/store.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -28,8 +30,10 @@ int64_t place(Role role, int64_t head, int64_t channel, int64_t token, int64_t h
 }
 
 // Refuses what leaves the type: an infinity would poison every query, and a clipped value would be another one.
-void narrow(const CachePolicy& policy, const float* values, int64_t n, std::byte* base, int64_t index) {
-  policy.check_exact(values, n);
+template <class Place>
+void narrow(const CachePolicy& policy, const float* values, int64_t n, std::byte* base, int64_t index,
+            const Place& where) {
+  policy.check_exact(values, n, where);
   switch (policy.exact_dtype) {
     case DType::kF16:
       to_f16(values, reinterpret_cast<f16*>(base) + index, n);
@@ -82,15 +86,20 @@ void store_exact(const SequenceMap& map, int layer, Role role, int head, ConstMa
   std::vector<float> line(static_cast<size_t>(std::max(map.policy.sinks, kChunkTokens)));
   for_each_run(map.role(layer, role), map.policy.sinks, first_token, rows.rows,
                [&](std::byte* base, int64_t held, int64_t within, int64_t at, int64_t n) {
+                 const auto where = [&](int64_t row, int64_t channel) {
+                   return fmt::format("layer {}, {} of KV head {}, token {}, channel {}", layer,
+                                      role == Role::kKey ? "key" : "value", head, first_token + row, channel);
+                 };
                  if (role == Role::kKey) {
                    for (int64_t c = 0; c < d; ++c) {
                      for (int64_t i = 0; i < n; ++i) line[static_cast<size_t>(i)] = rows(at + i, head * d + c);
-                     narrow(map.policy, line.data(), n, base, place(role, head, c, within, d, held));
+                     narrow(map.policy, line.data(), n, base, place(role, head, c, within, d, held),
+                            [&](int64_t i) { return where(at + i, c); });
                    }
                  } else {
                    for (int64_t i = 0; i < n; ++i)
-                     narrow(map.policy, rows.row(at + i) + head * d, d, base,
-                            place(role, head, 0, within + i, d, held));
+                     narrow(map.policy, rows.row(at + i) + head * d, d, base, place(role, head, 0, within + i, d, held),
+                            [&](int64_t c) { return where(at + i, c); });
                  }
                });
 }

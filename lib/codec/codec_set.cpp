@@ -101,7 +101,7 @@ Json canonical_transforms(const Json& list, const std::string& path) {
       knobs = list[i];
       knobs.erase("name");
     }
-    Json entry = find_transform(name, here).canonical(knobs, here + "." + name);
+    Json entry = find_transform(name, here).canonical(knobs, here);
     entry["name"] = name;
     out.push_back(entry);
   }
@@ -174,6 +174,7 @@ Json canonical_role(const Json& raw, Role role, const std::string& path) {
 // `layers` or `heads` of an override: "all", a number or a list of numbers.
 Json canonical_selection(const Json& value, const std::string& path) {
   if (value.is_string() && value == "all") return value;
+  refuse_empty_list(path, value, ", or all");
   const Json list = value.is_array() ? value : Json::array({value});
   std::set<int> numbers;
   for (const Json& v : list) {
@@ -181,7 +182,6 @@ Json canonical_selection(const Json& value, const std::string& path) {
     if (!number || *number < 0 || *number > 65535) fail_expected(path, "all, a number or a list of numbers from 0", v);
     numbers.insert(static_cast<int>(*number));
   }
-  if (numbers.empty()) fail_usage(path + ": an empty list selects nothing; write all or name some");
   return Json(numbers);
 }
 
@@ -336,8 +336,9 @@ std::unique_ptr<Codec> make_codec(const UnitSpec& spec) {
   return with_transforms(std::move(chain), find_method(spec.method).make(spec.knobs, behind.unit), spec.unit);
 }
 
-Json canonical_codec_config(const Json& codec_config) {
-  require_object(codec_config, "codec");
+Json canonical_codec_config(const Json& given) {
+  require_object(given, "codec");
+  const Json codec_config = without_nulls(given);
   Json out;
   for (const Role role : {Role::kKey, Role::kValue}) {
     const std::string r = role_name(role);
@@ -346,14 +347,16 @@ Json canonical_codec_config(const Json& codec_config) {
   if (codec_config.contains("overrides")) {
     const Json& list = codec_config["overrides"];
     if (!list.is_array()) fail_expected("codec.overrides", "a list", list);
+    refuse_empty_list("codec.overrides", list);
     for (size_t i = 0; i < list.size(); ++i)
       out["overrides"].push_back(canonical_override(list[i], fmt::format("codec.overrides[{}]", i)));
   }
   return out;
 }
 
-Json preset_cache_config(const Json& codec_config) {
-  require_object(codec_config, "codec");
+Json preset_cache_config(const Json& of_codec) {
+  require_object(of_codec, "codec");
+  const Json codec_config = without_nulls(of_codec);
   Json wanted[2];
   for (const Role role : {Role::kKey, Role::kValue}) {
     Json given = codec_config;

@@ -65,10 +65,11 @@ struct Loader {
     if (++files > kMaxConfigFiles)
       fail_usage(fmt::format("{}: more than {} included files", named_by, kMaxConfigFiles));
     Config own = parse_yaml(read_text(path, named_by), path.string());
-    if (!own.tree.contains("include")) return own;
-    const Json list = own.tree["include"];
+    const Json list = own.tree.value("include", Json());
     own.tree.erase("include");
+    if (list.is_null()) return own;
     const std::string where = own.where("include");
+    refuse_empty_list(where + ": include", list);
     std::vector<std::string> names;
     if (list.is_string())
       names.push_back(list.get<std::string>());
@@ -113,9 +114,10 @@ std::string Config::annotate(const std::string& message) const {
     if (path.size() <= length) continue;
     for (size_t at = message.find(path); at != std::string::npos; at = message.find(path, at + 1)) {
       const size_t end = at + path.size();
-      const bool starts = at == 0 || (is_boundary(message[at - 1]));
-      const bool ends = end == message.size() || is_boundary(message[end]) ||
-                        (message[end] == '.' && (end + 1 == message.size() || message[end + 1] == ' '));
+      // What follows may be deeper than anything that was written: "codec.transform[0].rank" of a default.
+      const bool starts = at == 0 || is_boundary(message[at - 1]);
+      const bool ends =
+          end == message.size() || is_boundary(message[end]) || message[end] == '.' || message[end] == '[';
       if (!starts || !ends) continue;
       best = &mark;
       best_path = path;
@@ -130,7 +132,7 @@ std::string Config::annotate(const std::string& message) const {
     const auto it = marks.find(best_path + "." + message.substr(begin, message.find('\'', begin) - begin));
     if (it != marks.end()) best = &it->second;
   }
-  return best ? best->text() + ": " + message : message;
+  return best && !message.starts_with(best->text()) ? best->text() + ": " + message : message;
 }
 
 Config load_config(const std::string& path) { return Loader().load(path, ""); }
@@ -221,7 +223,7 @@ void apply_override(Config& config, const std::string& assignment) {
         it->first.size() > path.size() && (it->first[path.size()] == '.' || it->first[path.size()] == '[');
     it = inside ? config.marks.erase(it) : std::next(it);
   }
-  config.marks[path] = {"command line: " + path, 0, 0};
+  config.marks[path] = {"command line", 0, 0};  // messages name the path
   config.overrides.push_back(assignment);
 }
 
@@ -283,6 +285,24 @@ std::vector<Json> range_or_list(const Json& value, const std::string& what) {
       out.push_back(first + static_cast<double>(i) * step);
   }
   return out;
+}
+
+Json without_nulls(const Json& tree) {
+  if (!tree.is_structured()) return tree;
+  Json out = tree.is_object() ? Json::object() : Json::array();
+  if (tree.is_object()) {
+    for (const auto& [key, value] : tree.items())
+      if (!value.is_null()) out[key] = without_nulls(value);
+  } else {
+    for (const auto& value : tree) out.push_back(without_nulls(value));
+  }
+  return out;
+}
+
+void refuse_empty_list(const std::string& path, const Json& value, const std::string& instead) {
+  if (value.is_array() && value.empty())
+    fail_usage(
+        fmt::format("{}: an empty list; leave the key out (or write null) for what holds without it{}", path, instead));
 }
 
 void fail_expected(const std::string& path, const std::string& what, const Json& found) {
@@ -362,6 +382,7 @@ bool ConfigReader::boolean(const std::string& key, bool fallback) {
 std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t low, int64_t high, bool may_be_all) {
   const Json* v = find(key);
   if (!v || (may_be_all && v->is_string() && v->get<std::string>() == "all")) return {};
+  refuse_empty_list(place(key), *v, may_be_all ? ", or all" : "");
   std::vector<Json> values;
   if (v->is_number())
     values.push_back(*v);
@@ -386,6 +407,7 @@ std::vector<std::string> ConfigReader::texts(const std::string& key) {
   std::vector<std::string> out;
   if (v->is_string()) return {v->get<std::string>()};
   if (!v->is_array()) fail_expected(key, "a list of names", *v);
+  refuse_empty_list(place(key), *v);
   for (const auto& x : *v) {
     if (!x.is_string()) fail_expected(key, "a list of names", x);
     out.push_back(x.get<std::string>());

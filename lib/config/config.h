@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/error.h"
 #include "core/json.h"
 
 namespace vqkv {
@@ -25,10 +26,21 @@ struct Config {
 
   // "file:line:column" of `path`, or of its nearest enclosing path.
   std::string where(const std::string& path) const;
-  // `message` led by the position of the longest path of this configuration that it names, so that a check deep in a
-  // codec, which knows "codec.k.bits" and no file, still points at the line.
+  // `message` led by the position of the longest path of this configuration that it names or leads to, so that a check
+  // deep in a codec, which knows "codec.k.bits" and no file, still points at the line. Once is enough.
   std::string annotate(const std::string& message) const;
 };
+
+// What `f` gives; a usage error from below it gets its position here.
+template <class F>
+auto annotated(const Config& config, F&& f) -> decltype(f()) {
+  try {
+    return f();
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kUsage) throw;
+    fail_usage(config.annotate(e.what()));
+  }
+}
 
 // Limits that hostile files run into: a message and kUsage instead of a hang.
 inline constexpr int64_t kMaxConfigBytes = 1 << 20;  // a file
@@ -67,11 +79,18 @@ const Json* find_path(const Json& tree, const std::string& path);  // null when 
 // Creates the maps on the way; kUsage when something on the way is not a map.
 void set_path(Json& tree, const std::string& path, Json value);
 
+// Without the keys whose value is null, at any depth: null is a key that was not given.
+Json without_nulls(const Json& tree);
+
+// kUsage for a list without entries: what it would mean (none? all?) nobody can say. `instead`: what to write, beside
+// leaving the key out.
+void refuse_empty_list(const std::string& path, const Json& value, const std::string& instead = "");
+
 // kUsage: "`path`: expected `what`, found `found`".
 [[noreturn]] void fail_expected(const std::string& path, const std::string& what, const Json& found);
 
 // Strict typed reading of one map. Every key must be asked for; finish() refuses the others with the nearest name. A
-// key whose value is null counts as absent.
+// key whose value is null counts as absent, and a list is never empty.
 class ConfigReader {
  public:
   ConfigReader(const Config& config, std::string path);  // the map at `path`; absent or null reads as empty

@@ -29,6 +29,8 @@ void flatten(const Config& c, const Json& map, const std::string& prefix, const 
     const std::string path = prefix.empty() ? key : prefix + "." + key;
     split_path(path);
     const std::string name = shown + "." + key;
+    if (value.is_null()) continue;
+    refuse_empty_list(at(c, name), value);
     if (value.is_object() && !value.contains("range")) {
       flatten(c, value, path, name, out);
       continue;
@@ -36,7 +38,6 @@ void flatten(const Config& c, const Json& map, const std::string& prefix, const 
     for (const auto& other : out)
       if (other.path == path) fail_usage(fmt::format("{}: {} is swept twice", at(c, name), path));
     out.push_back({path, name, Json(range_or_list(value, at(c, name)))});
-    if (out.back().values.empty()) fail_usage(fmt::format("{}: an empty list", at(c, name)));
   }
 }
 
@@ -63,6 +64,7 @@ void add_zip(const Config& c, const Json& list, std::vector<Axis>& axes) {
   if (list.is_null()) return;
   const Json entries = list.is_object() ? Json::array({list}) : list;
   if (!entries.is_array()) fail_expected(at(c, "sweep.zip"), "a list of maps", entries);
+  refuse_empty_list(at(c, "sweep.zip"), entries);
   for (size_t i = 0; i < entries.size(); ++i) {
     const std::string shown = fmt::format("sweep.zip[{}]", i);
     require_map(c, entries[i], shown);
@@ -108,6 +110,7 @@ Sweep expand_sweep(const Config& config) {
   const Json skip = reader.raw("skip");
   reader.finish();
   if (!skip.is_null() && !skip.is_array()) fail_expected(at(config, "sweep.skip"), "a list of maps", skip);
+  refuse_empty_list(at(config, "sweep.skip"), skip);
   for (size_t i = 0; i < skip.size(); ++i) {
     require_map(config, skip[i], fmt::format("sweep.skip[{}]", i));
     if (skip[i].empty())

@@ -16,17 +16,6 @@ constexpr int64_t kMaxTokens = int64_t{1} << 24;
 
 Json all_or_list(const std::vector<int64_t>& v) { return v.empty() ? Json("all") : Json(v); }
 
-// Codecs and policies know the path and not the file: their messages get the position here.
-template <class F>
-auto annotated(const Config& config, F&& f) -> decltype(f()) {
-  try {
-    return f();
-  } catch (const Error& e) {
-    if (e.kind() != ErrorKind::kUsage) throw;
-    fail_usage(config.annotate(e.what()));
-  }
-}
-
 void refuse_overlap(const Config& config, const char* a, const std::vector<int64_t>& x, const char* b,
                     const std::vector<int64_t>& y) {
   for (const int64_t d : x)
@@ -50,7 +39,9 @@ CellConfig read_cell_config(const Config& config, bool measured) {
   c.train_tokens = trace.integer("train_tokens", 0, 0, int64_t{1} << 40);
   c.queries = trace.integer("queries", 0, 0, kMaxTokens);
   trace.finish();
-  if (c.trace.empty()) trace.fail("path", "the trace to sweep over is missing; write trace.path=FILE.trace.h5");
+  const bool documents = !c.train.empty() || !c.select.empty() || !c.report.empty();
+  if (c.trace.empty() && (measured || documents))
+    trace.fail("path", "the trace to sweep over is missing; write trace.path=FILE.trace.h5");
   if (c.report.empty() && measured)
     trace.fail("report", "no document to report on; `vqkv-dump inspect` lists a trace's documents");
   refuse_overlap(config, "train", c.train, "select", c.select);
@@ -70,6 +61,7 @@ CellConfig read_cell_config(const Config& config, bool measured) {
     const Json asked = preset_cache_config(*codec);
     return canonical_cache_config(asked.is_null() ? Json::object() : asked);
   });
+  annotated(config, [&] { return c.policy(); });  // rules that don't go with the policy
 
   c.layers = top.integers("layers", 0, 100'000, true);
   c.heads = top.integers("heads", 0, 100'000, true);

@@ -27,7 +27,8 @@ struct CellConfig {
 };
 
 // Reads and checks a resolved configuration (no include, group or sweep left). Throws kUsage with file:line:column.
-// Without `measured`, trace.report may be absent: the cell is trained and measured elsewhere.
+// Without `measured`, trace.report may be absent: the cell is trained and measured elsewhere; and the whole trace, for
+// a cell that learns nothing.
 CellConfig read_cell_config(const Config& config, bool measured = true);
 
 }  // namespace vqkv

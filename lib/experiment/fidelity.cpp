@@ -44,7 +44,9 @@ class WindowRows final : public HeldRows {
     const Matrix<float>& from = role == Role::kValue ? exact.v : pre(head) ? before_rope(head) : exact.k;
     for (int64_t r = 0; r < out.rows; ++r) {
       std::copy_n(from.row(first + r), out.cols, out.row(r));
-      policy_.round_exact(out.row(r), out.cols);
+      policy_.round_exact(out.row(r), out.cols, [&](int64_t channel) {
+        return rows_.place(role, layer_, head, window_.window.first_token + first + r, channel);
+      });
     }
   }
   void positions(int64_t first, std::span<int32_t> out) const override {

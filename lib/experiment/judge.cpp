@@ -5,6 +5,8 @@
 #include "config/config.h"
 #include "core/error.h"
 #include "experiment/fidelity.h"
+#include "experiment/protocol.h"
+#include "experiment/trace_facts.h"
 #include "io/recon.h"
 #include "io/trace_check.h"
 
@@ -48,14 +50,12 @@ Json judge(const JudgeOptions& options) {
     apply_override(config, o);
   }
   const CellConfig cell = read_cell_config(config);
-  for (const int64_t id : cell.report)
-    if (id >= static_cast<int64_t>(trace.documents().size()))
-      fail_usage(fmt::format("trace.report: document {} is not in {}", id, options.trace));
-  for (const int64_t l : cell.layers)
-    if (l >= trace.info().shape.layers) fail_usage(fmt::format("layers: {} is not in {}", l, options.trace));
-  for (const int64_t h : cell.heads)
-    if (h >= trace.info().shape.kv_heads) fail_usage(fmt::format("heads: {} is not in {}", h, options.trace));
+  check_against_trace(config, cell, read_trace_facts(options.trace));
   const TraceRows rows(trace, cell);
+  if (!cell.policy().codes) fail_usage(fmt::format("{}: cache.rule: none codes nothing", config.where("cache.rule")));
+  if (const std::string reason = codes_nothing(cell.policy(), rows.longest_window(true)); !reason.empty())
+    fail_usage(
+        fmt::format("{}: cache: {}; write cache.window=N for a narrower window", config.where("cache.window"), reason));
   FidelityResult f;
   try {
     f = measure_fidelity(rows, ReconSource(recon, rows), [&](int) {

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <set>
 
+#include "codec/build.h"
 #include "codec/codec_set.h"
 #include "codec/transform/transform.h"
 #include "config/sweep.h"
@@ -15,77 +16,16 @@
 #include "core/version.h"
 #include "experiment/cost.h"
 #include "experiment/fidelity.h"
+#include "experiment/trace_facts.h"
 #include "io/atomic_file.h"
 #include "io/result_index.h"
 #include "io/store.h"
-#include "io/trace.h"
 #include "metric/metric.h"
 
 namespace vqkv {
 namespace {
 
 constexpr size_t kShortId = 8;
-
-struct TraceFacts {
-  CacheShape shape;
-  std::vector<TraceDocument> documents;
-  bool has_output_weight = false;
-  Json json;
-};
-
-TraceFacts read_facts(const std::string& path) {
-  const TraceReader reader(path);
-  const TraceInfo& info = reader.info();
-  TraceFacts f;
-  f.shape = info.shape;
-  f.documents = reader.documents();
-  Json documents = Json::array();
-  for (const auto& d : f.documents) documents.push_back({{"id", d.id}, {"name", d.name}, {"tokens", d.tokens}});
-  f.json = {{"path", path},
-            {"content_hash", info.content_hash},
-            {"model_name", info.model_name},
-            {"model_hash", info.model_hash},
-            {"layers", info.shape.layers},
-            {"q_heads", info.shape.q_heads},
-            {"kv_heads", info.shape.kv_heads},
-            {"head_dim", info.shape.head_dim},
-            {"tokens", reader.tokens()},
-            {"queries", reader.queries()},
-            {"documents", documents}};
-  return f;
-}
-
-std::string document_list(const TraceFacts& f) {
-  std::string out;
-  for (size_t i = 0; i < f.documents.size() && i < 12; ++i)
-    out += fmt::format("{}{} {} ({} tokens)", i ? ", " : "", f.documents[i].id, f.documents[i].name,
-                       f.documents[i].tokens);
-  if (f.documents.size() > 12) out += fmt::format(", … {} in all", f.documents.size());
-  return out;
-}
-
-void check_against(const Config& config, const CellConfig& c, const TraceFacts& f) {
-  const auto check_documents = [&](const char* role, const std::vector<int64_t>& ids) {
-    for (const int64_t id : ids) {
-      const bool known =
-          std::any_of(f.documents.begin(), f.documents.end(), [&](const TraceDocument& d) { return d.id == id; });
-      if (!known)
-        fail_usage(fmt::format("{}: trace.{}: document {} is not in {}, which has {}",
-                               config.where(std::string("trace.") + role), role, id, c.trace, document_list(f)));
-    }
-  };
-  check_documents("train", c.train);
-  check_documents("select", c.select);
-  check_documents("report", c.report);
-  for (const int64_t l : c.layers)
-    if (l >= f.shape.layers)
-      fail_usage(fmt::format("{}: layers: {} is not in {}, which has layers 0 to {}", config.where("layers"), l,
-                             c.trace, f.shape.layers - 1));
-  for (const int64_t h : c.heads)
-    if (h >= f.shape.kv_heads)
-      fail_usage(fmt::format("{}: heads: {} is not in {}, which has KV heads 0 to {}", config.where("heads"), h,
-                             c.trace, f.shape.kv_heads - 1));
-}
 
 Json without(Json tree, const std::string& path) {
   const auto parts = split_path(path);
@@ -203,6 +143,49 @@ Json paths_of(const std::vector<SweepPoint>& points, Json SweepPoint::*which) {
   return Json(std::vector<std::string>(paths.begin(), paths.end()));
 }
 
+// What of a plan learns: "codec 'rvq' (role k)", "transform 'center' (role v)"; "" for nothing.
+std::string what_learns(const CodecPlan& plan) {
+  for (const UnitSpec& u : plan.units) {
+    const auto named = [&](const char* kind, const std::string& name) {
+      return fmt::format("{} '{}' (role {})", kind, name, role_name(u.unit.role));
+    };
+    if (find_method(u.method).needs(u.knobs).rows) return named("codec", u.method);
+    for (Json t : u.transforms) {
+      const auto name = t.at("name").get<std::string>();
+      t.erase("name");
+      if (find_transform(name).needs(t).rows) return named("transform", name);
+    }
+  }
+  return "";
+}
+
+void require_train_documents(const Config& config, const CellConfig& c, const std::string& learner) {
+  if (!learner.empty() && c.train.empty())
+    fail_usage(
+        fmt::format("{}: trace.train: no document to learn from, and {} learns; `vqkv-dump inspect` lists a trace's "
+                    "documents",
+                    config.where("trace.train"), learner));
+}
+
+// One cell, as far as its file tells.
+CellConfig read_single(Config& config) {
+  apply_group(config);
+  if (const Json* sweep = find_path(config.tree, "sweep"); sweep && !sweep->is_null())
+    fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", config.where("sweep")));
+  config.tree.erase("sweep");
+  return read_cell_config(config, false);
+}
+
+CodecPlan resolve_single(const Config& config, const CellConfig& c, const CacheShape& shape) {
+  const CodecPlan plan = annotated(config, [&] { return resolve_codec(c.codec, shape); });
+  if (!plan.skip.empty()) fail_usage(fmt::format("{}: codec: {}", config.where("codec"), plan.skip));
+  return plan;
+}
+
+struct NoRows final : TrainSource {
+  TrainData unit(const UnitShape&, const TrainNeeds&) const override { fail_internal("nothing learns here"); }
+};
+
 }  // namespace
 
 Plan make_plan(const Config& config) {
@@ -211,34 +194,49 @@ Plan make_plan(const Config& config) {
   const Sweep sweep = expand_sweep(grouped);
   Plan plan;
   std::map<std::string, TraceFacts> traces;
-  std::map<std::string, std::pair<CodecPlan, std::string>> resolved;  // by canonical codec and trace
+  struct Resolved {
+    CodecPlan codec;
+    std::string learner;
+  };
+  std::map<std::string, Resolved> resolved;  // by canonical codec and trace
   std::map<std::string, size_t> seen;
   int64_t duplicates = 0, skipped = 0;
   Config point;
   point.marks = sweep.marks;
   for (const auto& p : sweep.points) {
     point.tree = p.tree;
-    CellConfig c;
+    const auto checked = [&]() -> Json {
+      const CellConfig c = read_cell_config(point);
+      if (!traces.contains(c.trace)) traces[c.trace] = read_trace_facts(c.trace);
+      const TraceFacts& facts = traces.at(c.trace);
+      check_against_trace(point, c, facts);
+      const std::string key = canonical_json(c.codec) + c.trace;
+      if (!resolved.contains(key)) {
+        CodecPlan codec = annotated(point, [&] { return resolve_codec(c.codec, facts.shape); });
+        const std::string learner = what_learns(codec);
+        resolved[key] = {std::move(codec), learner};
+      }
+      const auto& [codec, learner] = resolved.at(key);
+      Json cell = describe_cell(c, facts, codec, p.axes, p.repeat);
+      const std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
+      if (!skip.empty())
+        cell["skip"] = skip;
+      else
+        require_train_documents(point, c, learner);
+      return cell;
+    };
+    Json cell;
     try {
-      c = read_cell_config(point);
+      cell = checked();
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::kUsage || p.axes.empty()) throw;
       fail_usage(fmt::format("{}\n  in the cell {}", e.what(), canonical_json(p.axes)));
     }
-    if (!traces.contains(c.trace)) traces[c.trace] = read_facts(c.trace);
-    const TraceFacts& facts = traces.at(c.trace);
-    check_against(point, c, facts);
-    const std::string key = canonical_json(c.codec) + c.trace;
-    if (!resolved.contains(key)) resolved[key] = {resolve_codec(c.codec, facts.shape), ""};
-    const CodecPlan& codec = resolved.at(key).first;
-    Json cell = describe_cell(c, facts, codec, p.axes, p.repeat);
-    const std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
-    if (!skip.empty()) cell["skip"] = skip;
     if (!seen.emplace(cell.at("cell").get<std::string>(), plan.cells.size()).second) {
       ++duplicates;
       continue;
     }
-    skipped += !skip.empty();
+    skipped += cell.contains("skip");
     cell["index"] = plan.cells.size();
     plan.cells.push_back(std::move(cell));
   }
@@ -261,15 +259,34 @@ Plan make_plan(const Config& config) {
 
 Json make_cell(const Config& config) {
   Config grouped = config;
-  apply_group(grouped);
-  if (grouped.tree.contains("sweep"))
-    fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", grouped.where("sweep")));
-  const CellConfig c = read_cell_config(grouped, false);
-  const TraceFacts facts = read_facts(c.trace);
-  check_against(grouped, c, facts);
-  const CodecPlan codec = resolve_codec(c.codec, facts.shape);
-  if (!codec.skip.empty()) fail_usage(fmt::format("{}: codec: {}", grouped.where("codec"), codec.skip));
+  const CellConfig c = read_single(grouped);
+  if (c.trace.empty())
+    fail_usage(fmt::format("{}: trace.path: the trace is missing; write trace.path=FILE.trace.h5",
+                           grouped.where("trace.path")));
+  const TraceFacts facts = read_trace_facts(c.trace);
+  check_against_trace(grouped, c, facts);
+  const CodecPlan codec = resolve_single(grouped, c, facts.shape);
+  require_train_documents(grouped, c, what_learns(codec));
   return describe_cell(c, facts, codec, Json::object(), Json::object());
+}
+
+std::optional<UntracedCell> make_untraced_cell(const Config& config, const CacheShape& shape,
+                                               const std::string& model_hash) {
+  Config grouped = config;
+  UntracedCell out;
+  out.config = read_single(grouped);
+  if (!out.config.trace.empty()) return std::nullopt;
+  const CodecPlan codec = resolve_single(grouped, out.config, shape);
+  if (const std::string learner = what_learns(codec); !learner.empty())
+    fail_usage(
+        fmt::format("{}: {} learns from a trace, and none is named; write trace: {{path: FILE.trace.h5, train: "
+                    "[...]}}",
+                    grouped.where("codec"), learner));
+  const TrainOptions options{.cell = config_hash({{"codec", out.config.codec}, {"seed", out.config.seed}}),
+                             .model_hash = model_hash,
+                             .progress = {}};
+  out.codecs = train_codec_set(codec, shape, NoRows(), options);
+  return out;
 }
 
 std::string plan_text(const Plan& plan) { return plan.header.dump() + "\n" + cell_lines(plan.cells); }
@@ -361,6 +378,9 @@ std::string planned_hash(const std::string& path) {
 CellConfig config_of(const Json& cell) {
   Config config;
   config.tree = cell.at("config");
+  Json& roles = config.tree.at("trace");
+  for (const char* role : {"train", "select", "report"})  // canonical form writes a role without documents, too
+    if (roles.at(role).empty()) roles.erase(role);
   try {
     return read_cell_config(config, false);
   } catch (const Error& e) {

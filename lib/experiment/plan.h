@@ -1,9 +1,12 @@
 // Plan: a sweep frozen. `plan` expands a configuration into cells, one JSON line each; `run` reads nothing else.
 #pragma once
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "codec/codec_set.h"
 #include "config/config.h"
 #include "core/json.h"
 #include "experiment/cell_config.h"
@@ -31,6 +34,15 @@ Plan make_plan(const Config& config);
 
 // One cell, not a sweep (kUsage with a `sweep:` section): what `run` would train, for tools that replay it.
 Json make_cell(const Config& config);
+
+// A cell that names no trace, since nothing in it learns: its codecs for a model of `shape`. Unset where it names one;
+// kUsage, naming it, where something learns.
+struct UntracedCell {
+  CellConfig config;
+  std::shared_ptr<const CodecSet> codecs;
+};
+std::optional<UntracedCell> make_untraced_cell(const Config& config, const CacheShape& shape,
+                                               const std::string& model_hash);
 
 std::string plan_text(const Plan& plan);
 void write_plan(const Plan& plan, const std::string& path);

@@ -27,6 +27,14 @@ std::string protocol_text(const CachePolicy& policy) {
   return out;
 }
 
+std::string codes_nothing(const CachePolicy& policy, int64_t tokens) {
+  const auto coded = [&](Role role) { return policy.coded_end(role, tokens - 1) > policy.sinks; };
+  if (!policy.codes || coded(Role::kKey) || coded(Role::kValue)) return "";
+  return fmt::format(
+      "nothing is coded: the longest window of the report documents holds {} tokens, all of them exact under {}",
+      tokens, protocol_text(policy));
+}
+
 std::string published_policy(const Json& codec_config, const Json& cache_config) {
   // By search: a store may hold cells of methods that this program was built without.
   for (const char* role : {"k", "v"})

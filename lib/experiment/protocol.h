@@ -10,6 +10,10 @@ namespace vqkv {
 // "everything exact".
 std::string protocol_text(const CachePolicy& policy);
 
+// Why no query of a window of `tokens` tokens meets a code under a policy that codes: every number would be the exact
+// cache's. "" where one does, and for a policy that codes nothing.
+std::string codes_nothing(const CachePolicy& policy, int64_t tokens);
+
 // The preset of a method of this canonical codec whose own cache rule the canonical `cache` is, as "kivi r32"; "" for a
 // rule that no method of it published.
 std::string published_policy(const Json& codec_config, const Json& cache_config);

@@ -25,6 +25,7 @@
 #include "core/version.h"
 #include "experiment/cost.h"
 #include "experiment/fidelity.h"
+#include "experiment/protocol.h"
 #include "experiment/result_set.h"
 #include "experiment/store_folder.h"
 #include "io/record_index.h"
@@ -258,6 +259,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   r["path"] = {{"encode", "cpu " + cpu_arithmetic()}, {"decode", "reference"}, {"attend", "reference"}};
   Json flags = Json::array();
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
+  if (!codes_nothing(config.policy(), rows.longest_window(true)).empty()) flags.push_back("nothing-coded");
   if (rows.scope().subsampled) flags.push_back("subsampled");
   if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {
@@ -421,10 +423,14 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
                               r.at("reason").get<std::string>()));
       if (options.fail_fast) ended = true;
     }
-    for (const auto& f : r.value("flags", Json::array()))
-      if (f == "extrapolated")
-        log_warning(fmt::format("cell {}: positions beyond those trained on; its row says extrapolated",
-                                cell.at("id").get<std::string>()));
+    for (const auto& f : r.value("flags", Json::array())) {
+      const char* what = f == "extrapolated"    ? "positions beyond those trained on"
+                         : f == "nothing-coded" ? "no query saw a coded token, its numbers are the exact cache's"
+                                                : nullptr;
+      if (what)
+        log_warning(
+            fmt::format("cell {}: {}; its row says {}", cell.at("id").get<std::string>(), what, f.get<std::string>()));
+    }
     progress.update(summary.ok + summary.skipped + summary.failed, cell.at("id").get<std::string>() + axes_text(cell));
   };
   const auto lane = [&](int64_t) {

@@ -144,6 +144,12 @@ int64_t TraceRows::queries(bool report) const {
   return n;
 }
 
+int64_t TraceRows::longest_window(bool report) const {
+  int64_t n = 0;
+  for (const auto& w : windows_) n = std::max(n, w.report == report ? w.window.tokens : 0);
+  return n;
+}
+
 Matrix<float> TraceRows::keys(int layer, int head, const EvalWindow& w) const {
   const CacheShape& s = reader_.info().shape;
   Matrix<float> k(w.window.tokens, s.head_dim);
@@ -156,6 +162,12 @@ Matrix<float> TraceRows::values(int layer, int head, const EvalWindow& w) const 
   Matrix<float> v(w.window.tokens, reader_.info().shape.head_dim);
   read_values(layer, head, w.window, v);
   return v;
+}
+
+std::string TraceRows::place(Role role, int layer, int head, int64_t row, int64_t channel) const {
+  return fmt::format("{}: {}: layer {}, head {}, row {}, channel {}", reader_.path(),
+                     role == Role::kKey ? "/key" : "/value", scope_.layers.at(static_cast<size_t>(layer)),
+                     scope_.heads.at(static_cast<size_t>(head)), row, channel);
 }
 
 void TraceRows::read_keys(int layer, int head, const TraceWindow& w, MutMatrix out) const {
@@ -245,7 +257,9 @@ void TraceRows::add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainDa
       } else {
         read_values(unit.layer, unit.first_head + h, w.window, x);
       }
-      policy.round_exact(x.data(), x.rows * d);
+      policy.round_exact(x.data(), x.rows * d, [&](int64_t i) {
+        return place(role, unit.layer, unit.first_head + h, w.window.first_token + i / d, i % d);
+      });
       for (const int64_t r : w.rows) std::copy_n(x.row(r), d, to.row(at++) + h * d);
     }
   };

@@ -43,6 +43,7 @@ class TraceRows final : public TrainSource {
   int64_t train_rows() const { return static_cast<int64_t>(train_.size()); }
   int64_t tokens(bool report) const;
   int64_t queries(bool report) const;
+  int64_t longest_window(bool report) const;  // in tokens
   // Positions of select and report rows lie beyond those trained on.
   bool extrapolated() const { return extrapolated_; }
 
@@ -58,6 +59,8 @@ class TraceRows final : public TrainSource {
   // W_O columns of a KV head's query heads, or empty.
   Matrix<float> output_weight(int layer, int first_head, int heads) const;
   const RopeTable& rope() const { return rope_; }
+  // Where a value of a head of the scope stands, for messages; `row` of the trace.
+  std::string place(Role role, int layer, int head, int64_t row, int64_t channel) const;
 
  private:
   struct TrainWindow {

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include "attention/plan_codec.h"
 #include "cache/view.h"
 #include "codec/codec_set.h"
@@ -221,14 +223,15 @@ TEST_CASE("a value that leaves the exact type is refused by name, not stored as 
     const CachePolicy policy = CachePolicy::exact(type);
     std::vector<float> rounded = x;
     round_to(type, rounded.data(), 2);
-    policy.round_exact(x.data(), 2);
+    const auto place = [](int64_t i) { return fmt::format("value {}", i); };
+    policy.round_exact(x.data(), 2, place);
     CHECK(x == rounded);
     x[1] = 65520.0f;  // the first that f16 rounds to infinity
     if (type == DType::kF16)
-      CHECK_THROWS_WITH(policy.round_exact(x.data(), 2),
-                        Catch::Contains("leaves f16") && Catch::Contains("exact_dtype"));
+      CHECK_THROWS_WITH(policy.round_exact(x.data(), 2, place),
+                        Catch::Contains("value 1: 65520 leaves f16") && Catch::Contains("exact_dtype"));
     else
-      CHECK_NOTHROW(policy.round_exact(x.data(), 2));
+      CHECK_NOTHROW(policy.round_exact(x.data(), 2, place));
   }
 }
 
@@ -243,7 +246,10 @@ TEST_CASE("a cache refuses what its exact type cannot hold, as a sweep does", "[
       for (const bool codes : {true, false}) {
         policy.codes = codes;
         CompressedCache cache = codes ? CompressedCache(pq_set(shape, 1), policy) : CompressedCache(shape, policy);
-        CHECK_THROWS_WITH(feed(cache, x, 0, 40), Catch::Contains("leaves f16"));
+        CHECK_THROWS_WITH(feed(cache, x, 0, 40),
+                          Catch::Contains("leaves f16") &&
+                              Catch::Contains(fmt::format("layer 0, {} of KV head 1, token 33, channel 4: ",
+                                                          role == Role::kKey ? "key" : "value")));
       }
       policy.exact_dtype = DType::kBF16;
       CompressedCache wider(pq_set(shape, 1), policy);

@@ -143,6 +143,7 @@ TEST_CASE("judge: files that lie are refused with their place", "[cli][judge]") 
   o.trace = dir / "t.trace.h5";
   o.recon = dir / "r.h5";
   o.bytes = 1000;
+  o.overrides = {"cache.window=16"};
   write_sweep_trace(o.trace);
   const TraceReader t(o.trace);
   const auto refused = [&](const Recon& how, const std::string& part, ErrorKind kind = ErrorKind::kBadData) {
@@ -176,6 +177,12 @@ TEST_CASE("judge: files that lie are refused with their place", "[cli][judge]") 
   how = {};
   how.with_nan = true;
   refused(how, "/key: layer 1, head 1, token 300, channel 3");
+  // Numbers of the exact cache would say nothing of the file.
+  o.overrides = {"cache.window=1000"};
+  refused({}, "command line: cache: nothing is coded: the longest window of the report documents holds 160 tokens",
+          ErrorKind::kUsage);
+  o.overrides = {"cache.rule=none"};
+  refused({}, "command line: cache.rule: none codes nothing", ErrorKind::kUsage);
   o.overrides = {"codec.name=rtn"};
   refused({}, "no meaning for `judge`", ErrorKind::kUsage);
   o.overrides = {"trace.report=[9]"};

@@ -147,7 +147,7 @@ TEST_CASE("overrides", "[config]") {
   CHECK(c.tree["sweep"]["grid"] == Json::parse(R"({"codec.bits":[2]})"));
   CHECK(c.tree["empty"].is_null());
   CHECK(c.tree["trace"]["path"] == "a=b.h5");
-  CHECK(c.where("codec.bits") == "command line: codec.bits");
+  CHECK(c.where("codec.bits") == "command line");
   has(message_of([&] { apply_override(c, "nothing"); }), "write path=value");
   has(message_of([&] { apply_override(c, "a..b=1"); }), "empty part");
   has(message_of([&] { apply_override(c, "codec.bits.low=1"); }), "codec.bits is 6, not a map");
@@ -228,7 +228,7 @@ TEST_CASE("a group merges over the rest", "[config]") {
     apply_override(over, "groups.test.codec.beam=4");
     apply_group(over);
     CHECK(over.tree == Json::parse(R"({"codec":{"name":"rvq","iterations":7,"beam":4}})"));
-    CHECK(over.where("codec.iterations") == "command line: codec.iterations");
+    CHECK(over.where("codec.iterations") == "command line");
   }
   Config wrong = parse_yaml("group: tst\ngroups: {test: {}}\n", "f.yaml");
   has(message_of([&] { apply_group(wrong); }), "group: 'tst' is not known, did you mean 'test'?; allowed: test");
@@ -252,6 +252,34 @@ TEST_CASE("the strict reader", "[config]") {
   CHECK(bad.integers("r", 0, 9, false) == std::vector<int64_t>{0, 3, 6});
   CHECK(bad.integers("all", 0, 9, true).empty());
   has(message_of([&] { bad.integers("all", 0, 9, false); }), "a list of integers");
+}
+
+TEST_CASE("an empty list is refused wherever it might mean none or all; null is a key that was not given", "[config]") {
+  const Config c = parse_yaml(
+      "lists: {a: [], b: []}\nnulls: {a: ~, b: ~, i: ~, t: ~, c: ~, f: ~}\nsweep: {grid: {x: ~, y: [1, 2]}, zip: ~, "
+      "skip: ~, repeat: ~}\n",
+      "f.yaml");
+  ConfigReader lists(c, "lists");
+  has(message_of([&] { lists.integers("a", 0, 9, false); }), "f.yaml:1:9: lists.a: an empty list; leave the key out");
+  has(message_of([&] { lists.integers("a", 0, 9, true); }), ", or all");
+  has(message_of([&] { lists.texts("b"); }), "f.yaml:1:16: lists.b: an empty list; leave the key out");
+  ConfigReader nulls(c, "nulls");
+  CHECK(nulls.integers("a", 0, 9, false).empty());
+  CHECK(nulls.texts("b").empty());
+  CHECK(nulls.integer("i", 3, 0, 9) == 3);
+  CHECK(nulls.text("t", "x") == "x");
+  CHECK(nulls.choice("c", "x", {"x"}) == "x");
+  CHECK(nulls.boolean("f", true));
+  nulls.finish();
+  CHECK(expand_sweep(c).points.size() == 2);
+  for (const char* sweep : {"zip: []", "skip: []", "grid: {a: []}", "grid: {a: {b: []}}", "repeat: {a: []}"})
+    has(message_of([&] { expand_sweep(parse_yaml(fmt::format("sweep: {{{}}}\n", sweep), "f.yaml")); }),
+        ": an empty list; leave the key out");
+  const Folder dir;
+  has(message_of([&] { load_config(dir.write("a.yaml", "include: []\n")); }), "a.yaml:1:1: include: an empty list");
+  CHECK(load_config(dir.write("b.yaml", "include: ~\na: 1\n")).tree == Json{{"a", 1}});
+  CHECK(without_nulls(Json::parse(R"({"a":null,"b":{"c":null,"d":[{"e":null},null,1]}})")) ==
+        Json::parse(R"({"b":{"d":[{},null,1]}})"));
 }
 
 TEST_CASE("sweeps expand in a fixed order", "[config][sweep]") {

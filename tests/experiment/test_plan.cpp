@@ -185,7 +185,7 @@ TEST_CASE("configurations that lie are refused with their place", "[plan]") {
   has(error("trace.report="), "no document to report on");
   has(error("layers=[2]"), "layers 0 to 1");
   has(error("heads=[0, 7]"), "KV heads 0 to 1");
-  has(error("codec.bitz=4"), "command line: codec.bitz");
+  has(error("codec.bitz=4"), "command line: codec: unknown key 'bitz'");
   has(error("codec.bitz=4"), "bits");
   has(error("cache.wndow=4"), "window");
   has(error("metrics=[softmax]"), "softmax_kl");
@@ -200,6 +200,140 @@ TEST_CASE("configurations that lie are refused with their place", "[plan]") {
   has(error_of([&] { make_plan(parse_yaml("trace: {path: gone.h5, report: [1]}\ncodec: {name: rtn}\n", "s.yaml")); },
                ErrorKind::kBadData),
       "gone.h5");
+}
+
+TEST_CASE("no list of a plan may be empty, and null leaves every key at what it would be without it", "[plan]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto planned = [&](const std::string& more, const std::vector<std::string>& overrides) {
+    Config c = sweep_config(trace, more);
+    for (const auto& o : overrides) apply_override(c, o);
+    return make_plan(c);
+  };
+  for (const char* list : {"layers", "heads", "metrics", "contexts", "sequences", "trace.train", "trace.select",
+                           "trace.report", "codec.overrides", "sweep.skip", "sweep.zip", "sweep.grid.codec.bits"})
+    has(error_of([&] { planned("", {fmt::format("{}=[]", list)}); }),
+        fmt::format("command line: {}: an empty list; leave the key out", list));
+  has(error_of([&] { planned("", {"codec.overrides=[{layers: [], set: {bits: 2}}]"}); }),
+      "codec.overrides[0].layers: an empty list; leave the key out (or write null) for what holds without it, or all");
+  // No transform is a list without any.
+  CHECK(planned("", {"codec.transform=[]"}).hash() == planned("", {}).hash());
+
+  const Plan plain = planned("", {});
+  std::vector<std::string> nulls;
+  for (const char* key : {"layers",
+                          "heads",
+                          "metrics",
+                          "contexts",
+                          "sequences",
+                          "seed",
+                          "train",
+                          "trace.train_tokens",
+                          "trace.queries",
+                          "codec.bits",
+                          "codec.k",
+                          "codec.v.bits",
+                          "codec.overrides",
+                          "codec.transform",
+                          "codec.rope",
+                          "codec.heads",
+                          "codec.share",
+                          "codec.preset",
+                          "cache.rule",
+                          "cache.k",
+                          "cache.v.window",
+                          "cache.policy",
+                          "cache.exact_dtype",
+                          "cache.residual",
+                          "groups",
+                          "sweep"})
+    nulls.push_back(fmt::format("{}=null", key));
+  for (const auto& one : nulls) {
+    INFO(one);
+    CHECK(planned("", {one}).hash() == plain.hash());
+  }
+  // What is inherited holds, not the default.
+  CHECK(planned("", {"codec.bits=2", "codec.k.bits=null"}).hash() == planned("", {"codec.bits=2"}).hash());
+  CHECK(planned("", {"cache.policy={name: streaming, x: null}"}).hash() ==
+        planned("", {"cache.policy=streaming"}).hash());
+  // Roles without documents come back from a file as they went.
+  const std::string path = dir / "plan.jsonl";
+  write_plan(planned("", {"trace.train=null", "trace.select=null"}), path);
+  CHECK(config_of(read_plan(path).cells[0]).train.empty());
+}
+
+TEST_CASE("what learns needs train documents when it is planned, and is named", "[plan]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto config = [&](const std::string& codec) {
+    return parse_yaml(fmt::format("trace:\n  path: {}\n  report: [3]\ncodec: {}\n", trace, codec), "s.yaml");
+  };
+  const std::string begin = "s.yaml:1:1: trace.train: no document to learn from, and ";
+  for (const auto& plan :
+       {std::function([](const Config& c) { make_plan(c); }), std::function([](const Config& c) { make_cell(c); })}) {
+    has(error_of([&] { plan(config("{name: rvq}")); }), begin + "codec 'rvq' (role k) learns");
+    has(error_of([&] { plan(config("{name: rtn, group: 16, v: {transform: [center]}}")); }),
+        begin + "transform 'center' (role v) learns");
+    CHECK_NOTHROW(plan(config("{name: rtn, group: 16, transform: [hadamard]}")));
+  }
+  // A cell of a sweep is named; one that is skipped anyway need not learn.
+  Config swept = config("{name: rtn, group: 16}");
+  apply_override(swept, "sweep.grid.codec.transform=[[], [center]]");
+  has(error_of([&] { make_plan(swept); }), "in the cell {\"codec.transform\":[\"center\"]}");
+  apply_override(swept, "sweep.skip=[{codec.transform: [center]}]");
+  CHECK(make_plan(swept).header["skipped"] == 1);
+}
+
+TEST_CASE("a cell in which nothing learns needs no trace", "[plan]") {
+  const CacheShape shape = [] {
+    CacheShape s;
+    s.layers = 2;
+    s.q_heads = s.kv_heads = 2;
+    s.head_dim = 16;
+    s.rope = RopeFacts::plain(16, 16, 10000.0);
+    return s;
+  }();
+  const auto cell = [&](const std::string& text) { return make_untraced_cell(parse_yaml(text, "c.yaml"), shape, "m"); };
+  const auto made = cell("codec: {name: kivi, group: 16}\ncache: {sinks: 0}\nsweep: ~\n");
+  REQUIRE(made);
+  CHECK(made->codecs->units().size() == 8);
+  CHECK(made->codecs->model_hash() == "m");
+  CHECK(made->config.cache["sinks"] == 0);
+  CHECK_FALSE(cell("trace: {path: t.h5}\ncodec: {name: rtn, group: 16}\n"));
+  has(error_of([&] { cell("codec:\n  name: pq\n"); }), "c.yaml:1:1: codec 'pq' (role k) learns from a trace");
+  has(error_of([&] { cell("codec: {name: rtn, group: 16}\ntrace: {train: [0]}\n"); }), "c.yaml:2:1: trace.path");
+}
+
+TEST_CASE("mistakes in transforms, overrides and policies have a line", "[plan]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto error = [&](const std::string& more) {
+    return error_of([&] {
+      make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\n{}", trace, more), "s.yaml"));
+    });
+  };
+  has(error("codec:\n  name: rtn\n  transform:\n    - center\n    - {name: low_rank, rank: -1}\n"),
+      "s.yaml:6:24: codec.transform[1].rank: expected an integer");
+  has(error("codec:\n  name: rtn\n  transform:\n    - {name: low_rank, rnk: 4}\n"),
+      "s.yaml:5:24: codec.transform[0]: unknown key 'rnk', did you mean 'rank'?");
+  has(error("codec:\n  name: rtn\n  transform: [hadamrd]\n"), "s.yaml:4:15: codec.transform[0]: transform 'hadamrd'");
+  has(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [0], set: {bits: 99}}\n"),
+      "s.yaml:5:21: codec.overrides[0].set.k.bits: expected an integer");
+  has(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [0], set: {v.bits: 99}}\n"),
+      "s.yaml:5:27: codec.overrides[0].set.v.bits: expected an integer");
+  has(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [7], set: {bits: 2}}\n"),
+      "s.yaml:5:8: codec.overrides[0].layers: 7 is out of range");
+  has(error("codec: {name: rtn}\ncache:\n  window: 0\n  policy: streaming\n"), "s.yaml:4:3: cache.window: expected 1");
+  has(error("codec: {name: rtn}\ncache:\n  policy:\n    name: h2o\n    heavy: 1.5\n"),
+      "s.yaml:6:5: cache.policy.heavy: expected a fraction");
+  // The path is said once, and so is the place.
+  Config c =
+      parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec: {{name: rtn}}\n", trace), "s");
+  apply_override(c, "codec.bits=99");
+  CHECK(error_of([&] { make_plan(c); }).rfind("command line: codec.bits: expected an integer", 0) == 0);
 }
 
 TEST_CASE("an edited plan is refused", "[plan]") {

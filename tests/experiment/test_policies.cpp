@@ -28,6 +28,7 @@ TEST_CASE("streaming in a sweep: what attention loses to a window alone, and no 
   for (const CellResult& c : results.cells) {
     const Json& config = c.cell.at("config");
     const int64_t window = config.at("cache").at("k").at("window");
+    CHECK(c.flagged("nothing-coded") == (window == 1000));
     if (!config.at("cache").contains("policy")) {
       CHECK(c.find("report", "attention.softmax_kl") != nullptr);
       continue;

@@ -31,8 +31,6 @@ struct SnapKvKnobs {
       fail_expected(path + ".budget", fmt::format("a fraction below 1, or at least the {} observing tokens", observe),
                     budget);
     if (kernel % 2 == 0) fail_expected(path + ".kernel", "an odd number", kernel);
-    if (observe > interval)
-      fail_expected(path + ".observe", fmt::format("at most the {} tokens of an interval", interval), observe);
   }
 };
 
@@ -45,6 +43,11 @@ class SnapKvRule final : public KeepRule {
   }
   int64_t next_decision(int64_t length, int64_t prompt) const override {
     if (prompt > 0) return length < prompt ? prompt : kNever;
+    if (knobs_.observe > knobs_.interval)
+      fail_expected(
+          "cache.policy.observe",
+          fmt::format("at most the {} tokens of cache.policy.interval, as no prompt is seen exactly", knobs_.interval),
+          knobs_.observe);
     return (length / knobs_.interval + 1) * knobs_.interval;
   }
   int64_t observed_from(int64_t length) const override { return length - knobs_.observe; }
