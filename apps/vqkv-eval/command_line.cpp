@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include "common/flags.h"
@@ -57,7 +58,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   add_common(*r, replay.common, flags, true);
   add_exec(*r, replay.common);
   add_text_flags(*r, replay.text);
-  r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant")->capture_default_str();
+  r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant (below)")->capture_default_str();
   r->add_option("--context", replay.context, "tokens a window; windows don't overlap")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 24));
@@ -79,7 +80,10 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       ->delimiter(',')
       ->check(CLI::IsMember({"kld", "ppl"}));
   r->add_option("-o,--out", replay.out, "also write the full JSON to this file");
+  std::string modes = "Modes:\n";
+  for (const ReplayModeInfo& m : replay_modes()) modes += fmt::format("  {:<14} {}\n", m.name, m.meaning);
   r->footer(
+      modes +
       "Examples:\n"
       "  vqkv-eval replay --model data/models/SmolLM2-135M-Instruct.Q4_1.gguf --codec out/best.codec.h5 --text "
       "data/jargon-3.txt\n"
@@ -144,8 +148,12 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5\n"
       "  vqkv-eval speed --model M --codec c.codec.h5 --batch 16");
 
-  auto* l = app.add_subcommand("ls", "what there is: modes, backends");
-  l->add_option("what", what, "modes or backends")->required()->check(CLI::IsMember({"modes", "backends"}));
+  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, backends");
+  l->add_option("what", what,
+                "modes (of replay), rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
+                "stay) or backends (of attention)")
+      ->required()
+      ->check(CLI::IsMember({"modes", "rules", "policies", "backends"}));
   flags.add_to(*l);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
 

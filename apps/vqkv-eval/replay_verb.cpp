@@ -125,6 +125,13 @@ int run_replay(const ReplayVerb& v) {
   const int64_t block = mode == ReplayMode::kStepwise ? 1 : v.block;
   const auto codecs = load_codecs(v.common, model->facts());
   if (codecs.empty()) return kExitOk;  // interrupted
+  if (mode == ReplayMode::kFakeQuant)
+    for (const auto& codec : codecs)
+      if (const auto policy = codec.cache.find("policy"); policy != codec.cache.end())
+        fail_usage(
+            fmt::format("--mode fake-quant: {} stands under the policy {}, which decides as the text goes on, and "
+                        "fake-quant codes all tokens at once; use --mode forced, or cache.policy=all",
+                        codec.label, policy->at("name").get<std::string>()));
   const DType exact_dtype = codecs[0].policy.exact_dtype;
 
   const std::vector<ReplayRow> rows = replay_rows(codecs, shape, texts,

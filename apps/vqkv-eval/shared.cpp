@@ -7,6 +7,7 @@
 #include <set>
 
 #include "codec/codec_archive.h"
+#include "common/cache_tables.h"
 #include "common/tool.h"
 #include "config/config.h"
 #include "core/log.h"
@@ -79,7 +80,7 @@ void override_cache(Json& cache, const std::string& assignment) {
     for (const char* role : {"k", "v"}) after[role][key] = after[key];
     after.erase(key);
   }
-  cache = canonical_cache_config(after);
+  cache = annotated(config, [&] { return canonical_cache_config(after); });
   const bool reached = key.find('.') != std::string::npos
                            ? find_path(cache, key) != nullptr
                            : cache.contains(key) || (cache["k"].contains(key) && cache["v"].contains(key));
@@ -114,14 +115,22 @@ LoadedCodec load_archive(const std::string& path, const CommonOptions& common, c
 LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
   Config config = load_config(path);
   for (const auto& o : common.overrides) apply_override(config, o);
-  const Json cell = make_cell(config);
-  if (cell.contains("skip")) fail_usage(fmt::format("{}: can't be built: {}", path, cell["skip"].get<std::string>()));
-  const CellConfig typed = config_of(cell);
-  if (!typed.layers.empty() || !typed.heads.empty())
-    fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
-  log_info(fmt::format("training {} on {}", path, typed.trace));
   LoadedCodec out;
   out.label = std::filesystem::path(path).stem().string();
+  const auto require_whole = [&](const CellConfig& c) {
+    if (!c.layers.empty() || !c.heads.empty())
+      fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
+  };
+  if (auto untraced = make_untraced_cell(config, model.cache_shape(), model.hash)) {
+    require_whole(untraced->config);
+    out.codecs = untraced->codecs;
+    out.cache = untraced->config.cache;
+    return out;
+  }
+  const Json cell = make_cell(config);
+  const CellConfig typed = config_of(cell);
+  require_whole(typed);
+  log_info(fmt::format("training {} on {}", path, typed.trace));
   out.codecs = codecs_of_cell(cell, [] { return interrupted(); });
   if (!out.codecs) return out;
   require_same_model(*out.codecs, model, path);
@@ -252,21 +261,13 @@ std::vector<Column> bits_columns() {
 }
 
 int run_ls(const std::string& what, TableFormat format) {
-  Table table;
-  if (what == "backends") {
-    table.columns = {{"name", "name", "", false}};
-    for (const auto& name : attention_backend_names()) table.rows.push_back({{"name", name}});
-  } else {
-    table.columns = {{"mode", "mode", "", false}, {"meaning", "meaning", "", false}};
-    table.rows = {
-        {{"mode", "forced"}, {"meaning", "what decoding token by token does, computed in blocks"}},
-        {{"mode", "stepwise"}, {"meaning", "token by token; equals forced up to rounding"}},
-        {{"mode", "prefill-exact"}, {"meaning", "exact attention over the prompt, coded once, then as forced"}},
-        {{"mode", "fake-quant"},
-         {"meaning",
-          "every K and V beyond the sinks decoded, the token's own included, no window; some papers' perplexity"}}};
-  }
-  print(table, format);
+  Table modes{{{"mode", "mode", "", false}, {"meaning", "meaning", "", false}}, {}};
+  for (const ReplayModeInfo& m : replay_modes()) modes.rows.push_back({{"mode", m.name}, {"meaning", m.meaning}});
+  print(what == "backends"   ? backends_table()
+        : what == "rules"    ? rules_table()
+        : what == "policies" ? policies_table()
+                             : modes,
+        format);
   return kExitOk;
 }
 

@@ -23,13 +23,17 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   ExportVerb exported;
   JudgeVerb judge;
 
-  auto* ls = app.add_subcommand("ls", "what there is: codecs, transforms, policies, metrics, backends");
-  ls->add_option("what", what, "codecs, transforms, policies, metrics or backends")->required();
+  auto* ls = app.add_subcommand("ls", "what there is: codecs, transforms, rules, policies, metrics, backends");
+  ls->add_option("what", what,
+                 "codecs, transforms, rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
+                 "stay), metrics "
+                 "or backends")
+      ->required();
   flags.add_to(*ls);
   ls->footer("Examples:\n  vqkv-sweep ls codecs\n  vqkv-sweep ls metrics --format csv");
 
   auto* explain =
-      app.add_subcommand("explain", "a codec, transform, policy or metric: knobs, ranges, bits, paper, caveat");
+      app.add_subcommand("explain", "a codec, transform, rule, policy or metric: knobs, ranges, bits, paper, caveat");
   explain->add_option("name", name, "as `ls` prints it")->required();
   flags.add_to(*explain);
   explain->footer("Examples:\n  vqkv-sweep explain rvq\n  vqkv-sweep explain softmax_kl --json");
@@ -101,7 +105,8 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
                 "what the budget limits: resident, shared (with constants) or codes (codes and side data alone)")
       ->capture_default_str();
   b->add_option("--context", best.context, "tokens, e.g. 4k (default: the longest planned)");
-  b->add_option("--sequences", best.sequences, "that share the constants, with --column shared")->capture_default_str();
+  b->add_option("--sequences", best.sequences, "that share the constants, with --column shared (default: 1)")
+      ->check(CLI::Range(1, 1'000'000));
   b->add_option("--top", best.top, "rows")->capture_default_str()->check(CLI::Range(1, 1'000'000));
   flags.add_to(*b);
 

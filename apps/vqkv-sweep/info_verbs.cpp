@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "attention/attention.h"
 #include "cache/policies/kinds.h"
 #include "codec/transform/transform.h"
+#include "common/cache_tables.h"
 #include "common/tool.h"
 #include "core/error.h"
 #include "core/names.h"
@@ -14,18 +14,6 @@
 
 namespace vqkv::sweep {
 namespace {
-
-struct RuleInfo {
-  const char *name, *title, *knobs, *source;
-};
-// The rules of `cache:`; cache/policy.h holds their arithmetic.
-constexpr RuleInfo kRules[] = {
-    {"window", "the newest `window` tokens stay exact; older ones are coded in pages of `flush`",
-     "sinks: first tokens kept exact (4); window (128); flush (64); exact_dtype: f16 | bf16 | f32", "common practice"},
-    {"kivi", "keys are coded in whole groups of `residual` tokens, values one by one behind the newest `residual`",
-     "residual (128); sinks; exact_dtype", "KIVI, ICML 2024, arXiv 2402.02750"},
-    {"none", "nothing is coded: the exact cache", "exact_dtype", "baseline"},
-};
 
 std::string join_list(const std::vector<std::string>& v) { return fmt::format("{}", fmt::join(v, ", ")); }
 
@@ -113,21 +101,10 @@ int run_ls(const std::string& what, const Common& common) {
                         {"paper", i.paper},
                         {"caveat", i.caveat}});
     }
+  } else if (what == "rules") {
+    t = rules_table();
   } else if (what == "policies") {
-    left({"name", "key", "title", "knobs", "source"});
-    for (const RuleInfo& p : kRules)
-      t.rows.push_back(
-          {{"name", p.name}, {"key", "cache.rule"}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}});
-    for (const PolicyKind* k : all_policies()) {
-      const PolicyInfo i = k->describe();
-      std::vector<std::string> knobs;
-      for (const Knob& knob : k->knobs()) knobs.push_back(fmt::format("{} ({})", knob.name, knob.get().dump()));
-      t.rows.push_back({{"name", i.name},
-                        {"key", "cache.policy"},
-                        {"title", i.title},
-                        {"knobs", fmt::format("{}", fmt::join(knobs, "; "))},
-                        {"source", i.paper.empty() ? "common practice" : i.paper}});
-    }
+    t = policies_table();
   } else if (what == "metrics") {
     if (common.format == TableFormat::kMarkdown)
       left({"name", "title", "unit", "better"});
@@ -145,10 +122,9 @@ int run_ls(const std::string& what, const Common& common) {
                         {"caveat", i.caveat}});
     }
   } else if (what == "backends") {
-    left({"name"});
-    for (const auto& n : attention_backend_names()) t.rows.push_back({{"name", n}});
+    t = backends_table();
   } else {
-    fail_unknown("ls:", what, {"codecs", "transforms", "policies", "metrics", "backends"});
+    fail_unknown("ls:", what, {"codecs", "transforms", "rules", "policies", "metrics", "backends"});
   }
   print(t, common.format);
   return kExitOk;
@@ -157,7 +133,7 @@ int run_ls(const std::string& what, const Common& common) {
 int run_explain(const std::string& full_name, const Common& common) {
   std::string name = full_name;
   std::vector<std::string> known;
-  for (const std::string prefix : {"codec.", "transform.", "metric.", "policy."})
+  for (const std::string prefix : {"codec.", "transform.", "metric.", "rule.", "policy."})
     if (name.starts_with(prefix)) name = name.substr(prefix.size());
   for (const Method* m : all_methods()) {
     const MethodInfo i = m->describe();
@@ -205,10 +181,10 @@ int run_explain(const std::string& full_name, const Common& common) {
                 {}, common);
     return kExitOk;
   }
-  for (const RuleInfo& p : kRules) {
+  for (const RuleInfo& p : cache_rules()) {
     known.push_back(p.name);
     if (name != p.name) continue;
-    print_facts({{"policy", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}}, {}, common);
+    print_facts({{"rule", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}}, {}, common);
     return kExitOk;
   }
   for (const PolicyKind* k : all_policies()) {
@@ -218,7 +194,7 @@ int run_explain(const std::string& full_name, const Common& common) {
     print_facts({{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}}, k->knobs(), common);
     return kExitOk;
   }
-  fail_unknown("explain: codec, transform, metric or policy", full_name, known);
+  fail_unknown("explain: codec, transform, metric, rule or policy", full_name, known);
 }
 
 }  // namespace vqkv::sweep

@@ -43,12 +43,16 @@ int run_best(const BestVerb& verb, const Common& common) {
   o.budget = parse_budget(verb.budget);
   o.by = verb.by;
   o.column = verb.column;
-  o.sequences = verb.sequences;
+  if (verb.sequences > 0 && verb.column != "shared")
+    fail_usage(fmt::format("--sequences {}: sequences share constants in --column shared alone; --column is {}",
+                           verb.sequences, verb.column));
+  if (verb.sequences > 0) o.sequences = verb.sequences;
   if (!verb.context.empty()) o.context = parse_count(verb.context);
+  if (!verb.context.empty() && o.context < 1) fail_usage("--context 0: no cache holds no token; allowed: 1 or more");
   const std::vector<Choice> found = choose(r, o);
   const int64_t context = o.context > 0 ? o.context : longest_context(r);
   const std::string at = verb.column == "codes"    ? "codes"
-                         : verb.column == "shared" ? fmt::format("shared by {} at {}", verb.sequences, context)
+                         : verb.column == "shared" ? fmt::format("shared by {} at {}", o.sequences, context)
                                                    : fmt::format("resident at {}", context);
   Table t;
   t.columns = {{"id", "", "", false}};

@@ -27,7 +27,7 @@ struct RunVerb {
 
 struct BestVerb {
   std::string folder, budget, by = "attention.softmax_kl", column = "resident", context;
-  int64_t sequences = 1;
+  int64_t sequences = 0;  // 0: not given
   int top = 5;
 };
 

@@ -17,14 +17,12 @@
 namespace vqkv {
 namespace {
 
-struct ModeName {
-  ReplayMode mode;
-  const char* name;
-};
-constexpr ModeName kModes[] = {{ReplayMode::kForced, "forced"},
-                               {ReplayMode::kStepwise, "stepwise"},
-                               {ReplayMode::kPrefillExact, "prefill-exact"},
-                               {ReplayMode::kFakeQuant, "fake-quant"}};
+constexpr ReplayModeInfo kModes[] = {
+    {ReplayMode::kForced, "forced", "what decoding token by token does, computed in blocks"},
+    {ReplayMode::kStepwise, "stepwise", "token by token; equals forced up to rounding"},
+    {ReplayMode::kPrefillExact, "prefill-exact", "exact attention over the prompt, coded once, then as forced"},
+    {ReplayMode::kFakeQuant, "fake-quant",
+     "every K and V beyond the sinks decoded, the token's own included, no window; some papers' perplexity"}};
 
 constexpr int64_t kStretch = 256;  // tokens whose logits are held at once: 48 MiB at a vocabulary of 49,152
 
@@ -53,8 +51,10 @@ struct Runner {
     for (int64_t at = 0; at < n; at += step) {
       if (stop && stop()) return false;
       const int64_t m = std::min(step, n - at);
-      model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), sequence->session(),
-                    LogitRows::kAll, logits.slice_rows(at, m), visibility);
+      try {
+        model.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(m)), sequence->session(),
+                      LogitRows::kAll, logits.slice_rows(at, m), visibility);
+      } catch (const Error& e) { throw Error(e.kind(), fmt::format("{}: {}", candidate->label, e.what())); }
     }
     return true;
   }
@@ -242,6 +242,8 @@ void append_window(const ReplayTrack& one, const Runner& runner, ReplayTrack& tr
 }
 
 }  // namespace
+
+std::span<const ReplayModeInfo> replay_modes() { return kModes; }
 
 ReplayMode replay_mode_from_name(const std::string& name) {
   std::vector<std::string> known;

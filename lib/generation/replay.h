@@ -18,6 +18,11 @@ enum class ReplayMode {
   kPrefillExact,  // exact attention over a prompt, coded once, then as kForced for the rest
   kFakeQuant,     // every K and V beyond the sinks replaced by its decoded form, the token's own included
 };
+struct ReplayModeInfo {
+  ReplayMode mode;
+  const char *name, *meaning;
+};
+std::span<const ReplayModeInfo> replay_modes();
 ReplayMode replay_mode_from_name(const std::string& name);  // forced|stepwise|prefill-exact|fake-quant
 std::string replay_mode_name(ReplayMode mode);
 

@@ -1,6 +1,7 @@
 // The real vqkv-eval over the real small model: what it prints.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/json.h"
@@ -19,7 +20,22 @@ TEST_CASE("vqkv-eval: help, version, what there is", "[cli][eval]") {
     CHECK(r.out.find("Examples:") != std::string::npos);
     CHECK(r.out.find("child") == std::string::npos);  // the hidden flag
   }
-  CHECK(eval.json({"ls", "modes"}).size() == 4);
+  const Json modes = eval.json({"ls", "modes"});
+  CHECK(modes.size() == 4);
+  const std::string help = eval({"replay", "--help"}).out;
+  for (const Json& m : modes) CHECK(help.find(m["meaning"].get<std::string>()) != std::string::npos);
+  // Rules and policies are two keys of `cache:`, listed apart, by both tools alike.
+  for (const auto& [what, names] : {std::pair("rules", Json{"window", "kivi", "none"}),
+                                    std::pair("policies", Json{"all", "h2o", "snapkv", "streaming"})}) {
+    const Json rows = eval.json({"ls", what});
+    std::vector<std::string> found;
+    for (const Json& row : rows) found.push_back(row["name"]);
+    std::sort(found.begin(), found.end());
+    std::vector<std::string> expected = names;
+    std::sort(expected.begin(), expected.end());
+    CHECK(found == expected);
+    CHECK(Json::parse(run_tool_of_build("vqkv-sweep", eval.dir.path.string(), {"ls", what, "--json"}).out) == rows);
+  }
   const ToolRun backends = eval({"ls", "backends", "--format", "csv"});
   CHECK(backends.out.rfind("name\n", 0) == 0);
   CHECK(backends.out.find("\nreference\n") != std::string::npos);
@@ -119,6 +135,23 @@ TEST_CASE("vqkv-eval replay: a cell trained on the spot is the codec", "[cli][ev
   write_file(cell, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rtn, group: 16}}\n",
                                trace + ".other"));
   eval.refuses(3, "made for 2 layers", {"replay", "--model", kModel, "--codec", cell, "--text", kText});
+}
+
+TEST_CASE("vqkv-eval replay: a cell in which nothing learns needs no trace", "[cli][eval]") {
+  const Eval eval;
+  const std::string cell = eval.dir / "rtn.yaml", kivi = eval.dir / "kivi.yaml";
+  write_file(cell, "codec: {name: rtn, bits: 4}\ncache: {sinks: 4, window: 16, flush: 16}\n");
+  write_file(kivi, "codec: {name: kivi, preset: default}\ncache: {rule: kivi, residual: 32}\n");
+  const Json rows = eval.json({"replay", "--model", kModel, "--codec", eval.codec, "--codec", cell, "--codec", kivi,
+                               "--text", kText, "--context", "128", "--windows", "1", "--skip-no-window"})["rows"];
+  REQUIRE(rows.size() == 5);
+  CHECK(rows[2]["codec"] == "rtn");
+  CHECK(rows[2]["kld.mean"] == rows[1]["kld.mean"]);
+  CHECK(rows[3]["codec"] == "kivi");
+  for (size_t i = 1; i < 4; ++i) CHECK(rows[i]["flags"] == Json::array());  // whether it was trained is known
+  write_file(cell, "codec: {name: rtn, transform: [center]}\n");
+  eval.refuses(2, "rtn.yaml:1:1: transform 'center' (role k) learns from a trace, and none is named",
+               {"replay", "--model", kModel, "--codec", cell, "--text", kText});
 }
 
 TEST_CASE("vqkv-eval generate: exact beside compressed", "[cli][eval]") {
@@ -243,4 +276,12 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
     CHECK(row["decode"] > 0);
   }
   CHECK(batch[0]["decode_ratio"] == 1);
+  // Without decode steps there is no decode speed, not one of 0.
+  const Json prefill = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "16",
+                                  "--new-tokens", "0", "--repeats", "1"});
+  for (const Json& row : prefill) {
+    CHECK(row["prefill"] > 0);
+    CHECK(row["decode"].is_null());
+    CHECK(row["decode_ratio"].is_null());
+  }
 }

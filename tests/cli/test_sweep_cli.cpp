@@ -212,6 +212,10 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   check({"best", at.dir / "out", "--budget", "lots"}, 2, "not a budget");
   check({"best", at.dir / "out", "--budget", "9bpv", "--by", "attention.softmax"}, 2,
         "did you mean 'attention.softmax_kl'?");
+  check({"best", at.dir / "out", "--budget", "9bpv", "--sequences", "0", "--column", "shared"}, 2, "--sequences");
+  check({"best", at.dir / "out", "--budget", "9bpv", "--sequences", "8"}, 2,
+        "--sequences 8: sequences share constants in --column shared alone; --column is resident");
+  check({"best", at.dir / "out", "--budget", "9bpv", "--context", "0"}, 2, "--context 0");
   check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "c.h5"}, 2, "cell 'zzzz' is not known");
   REQUIRE(at({"plan", at.sweep, "contexts=[256]", "-o", at.dir / "other.jsonl"}).code == 0);
   check({"run", at.dir / "other.jsonl", "-o", at.dir / "out"}, 2, "another plan");
@@ -226,7 +230,8 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   has(at({"explain", "h2o"}).out, "heavy");
   has(at({"explain", "snapkv"}).out, "observe");
   has(at({"ls", "policies"}).out, "snapkv");
-  for (const char* what : {"codecs", "transforms", "policies", "metrics", "backends"})
+  has(at({"explain", "window"}).out, "rule:");
+  for (const char* what : {"codecs", "transforms", "rules", "policies", "metrics", "backends"})
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
 }
 

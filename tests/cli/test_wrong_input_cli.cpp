@@ -34,6 +34,10 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(2, "did you mean 'window'", with({eval.codec, "cache.windw=3"}));
   eval.refuses(2, "only --mode prefill-exact tells a prompt", with({"exact", "--prompt", "32"}));
   eval.refuses(2, "'cache.policy=h2o': the exact cache takes no overrides", with({"exact", "cache.policy=h2o"}));
+  eval.refuses(2, "--mode fake-quant: rtn4 stands under the policy h2o, which decides as the text goes on",
+               with({eval.codec, "cache.policy=h2o", "--mode", "fake-quant"}));
+  eval.refuses(2, "window 0: rtn4: cache.policy.observe: expected at most the 16 tokens of cache.policy.interval",
+               with({eval.codec, "cache.policy={name: snapkv, interval: 16}", "--context", "128"}));
   // An override ends the list of texts; what is neither is a file that is not there.
   eval.refuses(2, "did you mean 'window'",
                {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "cache.windw=3"});

@@ -1,0 +1,58 @@
+#include "common/cache_tables.h"
+
+#include <fmt/format.h>
+
+#include <vector>
+
+#include "attention/attention.h"
+#include "cache/policies/kinds.h"
+
+namespace vqkv {
+namespace {
+
+constexpr RuleInfo kRules[] = {
+    {"window", "the newest `window` tokens stay exact; older ones are coded in pages of `flush`",
+     "sinks: first tokens kept exact (4); window (128); flush (64); exact_dtype: f16 | bf16 | f32", "common practice"},
+    {"kivi", "keys are coded in whole groups of `residual` tokens, values one by one behind the newest `residual`",
+     "residual (128); sinks; exact_dtype", "KIVI, ICML 2024, arXiv 2402.02750"},
+    {"none", "nothing is coded: the exact cache", "exact_dtype", "baseline"},
+};
+
+Table left_table(std::initializer_list<const char*> names) {
+  Table t;
+  for (const char* n : names) t.columns.push_back({n, "", "", false});
+  return t;
+}
+
+}  // namespace
+
+std::span<const RuleInfo> cache_rules() { return kRules; }
+
+Table rules_table() {
+  Table t = left_table({"name", "title", "knobs", "source"});
+  for (const RuleInfo& r : kRules)
+    t.rows.push_back({{"name", r.name}, {"title", r.title}, {"knobs", r.knobs}, {"source", r.source}});
+  return t;
+}
+
+Table policies_table() {
+  Table t = left_table({"name", "title", "knobs", "source"});
+  for (const PolicyKind* k : all_policies()) {
+    const PolicyInfo i = k->describe();
+    std::vector<std::string> knobs;
+    for (const Knob& knob : k->knobs()) knobs.push_back(fmt::format("{} ({})", knob.name, knob.get().dump()));
+    t.rows.push_back({{"name", i.name},
+                      {"title", i.title},
+                      {"knobs", fmt::format("{}", fmt::join(knobs, "; "))},
+                      {"source", i.paper.empty() ? "common practice" : i.paper}});
+  }
+  return t;
+}
+
+Table backends_table() {
+  Table t = left_table({"name"});
+  for (const auto& n : attention_backend_names()) t.rows.push_back({{"name", n}});
+  return t;
+}
+
+}  // namespace vqkv
