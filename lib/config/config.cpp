@@ -168,15 +168,40 @@ std::vector<std::string> split_path(const std::string& path) {
   }
 }
 
+namespace {
+
+// What `part` of a path names in a map, or in a list by its number from 0; null when absent.
+const Json* child_of(const Json& at, const std::string& part) {
+  if (at.is_object()) {
+    const auto it = at.find(part);
+    return it == at.end() ? nullptr : &*it;
+  }
+  const bool number = !part.empty() && part.size() < 7 && part.find_first_not_of("0123456789") == std::string::npos;
+  if (!at.is_array() || !number) return nullptr;
+  const auto index = static_cast<size_t>(std::stoi(part));
+  return index < at.size() ? &at[index] : nullptr;
+}
+
+}  // namespace
+
 const Json* find_path(const Json& tree, const std::string& path) {
   const Json* at = &tree;
   for (const auto& part : split_path(path)) {
-    if (!at->is_object()) return nullptr;
-    const auto it = at->find(part);
-    if (it == at->end()) return nullptr;
-    at = &*it;
+    at = child_of(*at, part);
+    if (!at) return nullptr;
   }
   return at;
+}
+Json* find_path(Json& tree, const std::string& path) { return const_cast<Json*>(find_path(std::as_const(tree), path)); }
+
+std::string mark_path(const Json& tree, const std::string& path) {
+  const Json* at = &tree;
+  std::string out;
+  for (const auto& part : split_path(path)) {
+    out = at && at->is_array() ? out + "[" + part + "]" : join(out, part);
+    if (at) at = child_of(*at, part);
+  }
+  return out;
 }
 
 void set_path(Json& tree, const std::string& path, Json value) {
@@ -185,15 +210,21 @@ void set_path(Json& tree, const std::string& path, Json value) {
   if (parts.size() > static_cast<size_t>(kMaxConfigDepth))
     fail_usage(fmt::format("'{}' has more than {} parts", path, kMaxConfigDepth));
   std::string so_far;
+  const auto step = [&](Json& from, const std::string& part) -> Json& {
+    if (!from.is_array()) return from[part];
+    if (const Json* entry = child_of(from, part)) return const_cast<Json&>(*entry);
+    fail_usage(fmt::format("{}: {} is a list of {} entries, numbered from 0; '{}' is none of them", path, so_far,
+                           from.size(), part));
+  };
   for (size_t i = 0; i + 1 < parts.size(); ++i) {
+    Json& next = step(*at, parts[i]);
     so_far = join(so_far, parts[i]);
-    Json& next = (*at)[parts[i]];
     if (next.is_null()) next = Json::object();
-    if (!next.is_object())
+    if (!next.is_object() && !next.is_array())
       fail_usage(fmt::format("{}: {} is {}, not a map, so it can't hold {}", path, so_far, next.dump(), parts[i + 1]));
     at = &next;
   }
-  (*at)[parts.back()] = std::move(value);
+  step(*at, parts.back()) = std::move(value);
 }
 
 void apply_override(Config& config, const std::string& assignment) {
@@ -218,12 +249,13 @@ void apply_override(Config& config, const std::string& assignment) {
   }
   if (!done) set_path(config.tree, path, std::move(value));
   // Positions inside what was replaced no longer say where a value comes from.
-  for (auto it = config.marks.lower_bound(path); it != config.marks.end() && it->first.starts_with(path);) {
+  const std::string shown = mark_path(config.tree, path);
+  for (auto it = config.marks.lower_bound(shown); it != config.marks.end() && it->first.starts_with(shown);) {
     const bool inside =
-        it->first.size() > path.size() && (it->first[path.size()] == '.' || it->first[path.size()] == '[');
+        it->first.size() > shown.size() && (it->first[shown.size()] == '.' || it->first[shown.size()] == '[');
     it = inside ? config.marks.erase(it) : std::next(it);
   }
-  config.marks[path] = {"command line", 0, 0};  // messages name the path
+  config.marks[shown] = {"command line", 0, 0};  // messages name the path
   config.overrides.push_back(assignment);
 }
 

@@ -75,8 +75,12 @@ void refuse_dotted_keys(const Config& config, const std::string& path = "");
 
 // "codec.k.bits" -> {"codec", "k", "bits"}; kUsage for an empty part.
 std::vector<std::string> split_path(const std::string& path);
-const Json* find_path(const Json& tree, const std::string& path);  // null when absent
-// Creates the maps on the way; kUsage when something on the way is not a map.
+// Null when absent. A number names an entry of a list: "codec.tiers.0.bits".
+const Json* find_path(const Json& tree, const std::string& path);
+Json* find_path(Json& tree, const std::string& path);
+// The path as marks and messages spell it, entries of lists in brackets: "codec.tiers[0].bits".
+std::string mark_path(const Json& tree, const std::string& path);
+// Creates the maps on the way; kUsage when something on the way is neither a map nor a list that has such an entry.
 void set_path(Json& tree, const std::string& path, Json value);
 
 // Without the keys whose value is null, at any depth: null is a key that was not given.

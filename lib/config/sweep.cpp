@@ -137,7 +137,8 @@ Sweep expand_sweep(const Config& config) {
   Sweep out;
   out.marks = config.marks;
   for (const auto& a : axes)
-    for (size_t k = 0; k < a.paths.size(); ++k) out.marks[a.paths[k]] = {config.where(a.shown[k]), 0, 0};
+    for (size_t k = 0; k < a.paths.size(); ++k)
+      out.marks[mark_path(base, a.paths[k])] = {config.where(a.shown[k]), 0, 0};
   out.points.reserve(static_cast<size_t>(count));
   std::vector<size_t> choice(axes.size(), 0);
   for (int64_t i = 0; i < count; ++i) {

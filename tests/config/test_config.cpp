@@ -154,6 +154,25 @@ TEST_CASE("overrides", "[config]") {
   has(message_of([&] { apply_override(c, "x=[1"); }), "command line: x");
 }
 
+TEST_CASE("a number in a path names an entry of a list", "[config]") {
+  Config c = parse_yaml("codec: {tiers: [{bits: 8}, {bits: 4}]}\n", "f.yaml");
+  apply_override(c, "codec.tiers.1.bits=3");
+  apply_override(c, "codec.tiers.0.k.rope=pre");
+  CHECK(c.tree["codec"] == Json::parse(R"({"tiers":[{"bits":8,"k":{"rope":"pre"}},{"bits":3}]})"));
+  CHECK(*find_path(c.tree, "codec.tiers.0.bits") == 8);
+  CHECK(find_path(c.tree, "codec.tiers.2.bits") == nullptr);
+  CHECK(find_path(c.tree, "codec.tiers.x") == nullptr);
+  CHECK(c.annotate("codec.tiers[1].bits: too few") == "command line: codec.tiers[1].bits: too few");
+  has(message_of([&] { apply_override(c, "codec.tiers.2.bits=3"); }), "codec.tiers is a list of 2 entries");
+  has(message_of([&] { apply_override(c, "codec.tiers.first=3"); }), "'first' is none of them");
+
+  c.tree["sweep"] = Json::parse(R"({"grid": {"codec.tiers.0.bits": [2, 6]}})");
+  const Sweep sweep = expand_sweep(c);
+  REQUIRE(sweep.points.size() == 2);
+  CHECK(sweep.points[1].tree["codec"]["tiers"][0]["bits"] == 6);
+  CHECK(sweep.points[1].tree["codec"]["tiers"][1]["bits"] == 3);
+}
+
 TEST_CASE("an override that is a path keeps every character", "[config]") {
   Config c;
   for (const std::string text :
