@@ -34,10 +34,12 @@ std::vector<Job> jobs_of(const CodecPlan& plan) {
   std::map<std::string, size_t> shared;
   for (size_t i = 0; i < plan.units.size(); ++i) {
     const UnitSpec& s = plan.units[i];
+    if (s.level > 0) continue;
     const bool alone = s.share == "none";
     const std::string layer = s.share == "layers" ? "all" : std::to_string(s.unit.layer);
     const std::string head = alone ? std::to_string(s.unit.first_head) : "all";
-    const std::string stream = fmt::format("{}/{}/{}", layer, head, role_name(s.unit.role));
+    const std::string tier = s.tier > 0 ? fmt::format("tier {}/", s.tier) : "";
+    const std::string stream = fmt::format("{}{}/{}/{}", tier, layer, head, role_name(s.unit.role));
     // Overrides may split a group: only units with equal configurations share.
     const std::string key = fmt::format("{}/{}/{}/{}/{}/{}", stream, s.unit.heads, s.unit.rope == RopePlacement::kPre,
                                         s.method, canonical_json(s.knobs), canonical_json(s.transforms));
@@ -209,11 +211,10 @@ std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const Cac
 
   std::vector<TrainedUnit> units(plan.units.size());
   for (size_t j = 0; j < jobs.size(); ++j)
-    for (const size_t i : jobs[j].members) {
-      units[i] = trained[j];
-      units[i].spec = plan.units[i];
-    }
-  return std::make_shared<CodecSet>(shape, plan.config, std::move(units), options.model_hash);
+    for (const size_t i : jobs[j].members) units[i] = trained[j];
+  for (size_t i = 0; i < units.size(); ++i) units[i].spec = plan.units[i];
+  set_levels(units);
+  return std::make_shared<CodecSet>(shape, plan.config, std::move(units), options.model_hash, plan.tiers);
 }
 
 }  // namespace vqkv

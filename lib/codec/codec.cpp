@@ -52,6 +52,8 @@ void Codec::encode_at(ConstMatrix x, const EncodeContext&, CodeBlock& out, const
   encode(x, out, state);
 }
 
+CodeLayout Codec::level_layout(int) const { fail_usage("this codec has no levels: its codes can't be cut"); }
+
 void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query, ConstMatrix lower) const {
   decode_plan(plan(query), block, x, lower);
 }

@@ -113,6 +113,9 @@ class Codec {
 
   virtual DecodePlan plan(const PlanQuery& query = {}) const = 0;
   virtual int levels() const { return 1; }  // how many values PlanQuery::level may take
+  // layout() with the slots that plan({level}) reads: the first ones of each field. What is coded once can be cut to it
+  // (codec/level.h). kUsage for a codec that has no levels.
+  virtual CodeLayout level_layout(int level) const;
 
   // Decodes through plan(): one definition of what a code means. lower: as in decode_plan.
   void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}, ConstMatrix lower = {}) const;

@@ -4,8 +4,10 @@
 
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "core/error.h"
+#include "core/whole_number.h"
 #include "io/archive.h"
 #include "io/json_fields.h"
 
@@ -13,6 +15,7 @@ namespace vqkv {
 namespace {
 
 // Far above any model, far below what would make a hostile file expensive.
+constexpr size_t kMaxTiers = 16;
 constexpr int kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 4096, kMaxUnitChannels = 1 << 17;
 
 std::string codec_name(int64_t i) { return fmt::format("codec/{:05}", i); }
@@ -50,21 +53,26 @@ int int_field(const Json& j, const char* key, int64_t low, int64_t high, const s
 }
 
 Json spec_to_json(const UnitSpec& s) {
-  return {{"role", role_name(s.unit.role)},
-          {"layer", s.unit.layer},
-          {"first_head", s.unit.first_head},
-          {"heads", s.unit.heads},
-          {"head_dim", s.unit.head_dim},
-          {"rope", s.unit.rope == RopePlacement::kPre ? "pre" : "post"},
-          {"method", s.method},
-          {"version", find_method(s.method).describe().version},
-          {"knobs", s.knobs},
-          {"transforms", s.transforms},
-          {"share", s.share}};
+  Json out{{"role", role_name(s.unit.role)},
+           {"layer", s.unit.layer},
+           {"first_head", s.unit.first_head},
+           {"heads", s.unit.heads},
+           {"head_dim", s.unit.head_dim},
+           {"rope", s.unit.rope == RopePlacement::kPre ? "pre" : "post"},
+           {"method", s.method},
+           {"version", find_method(s.method).describe().version},
+           {"knobs", s.knobs},
+           {"transforms", s.transforms},
+           {"share", s.share}};
+  if (s.tier > 0) out["tier"] = s.tier;
+  if (s.level > 0) out["level"] = s.level;
+  return out;
 }
 
-UnitSpec spec_from_json(const Json& j, const CacheShape& shape, const std::string& where) {
+UnitSpec spec_from_json(const Json& j, const CacheShape& shape, int tiers, const std::string& where) {
   UnitSpec s;
+  if (j.contains("tier")) s.tier = int_field(j, "tier", 1, tiers - 1, where);
+  if (j.contains("level")) s.level = int_field(j, "level", 1, UINT16_MAX, where);
   s.unit.role = choice_field(j, "role", {"k", "v"}, where) == "k" ? Role::kKey : Role::kValue;
   s.unit.layer = int_field(j, "layer", 0, shape.layers - 1, where);
   s.unit.heads = int_field(j, "heads", 1, shape.kv_heads, where);
@@ -116,7 +124,18 @@ CodecSet load(const ArchiveReader& in) {
     fail_data(where + ": 'shape', 'config' and a list 'units' must be there");
   const CacheShape shape = cache_shape_from_json(set["shape"], where + ": shape");
   const std::string model_hash = text_field(set, "model_hash", where);
-  const int64_t most = int64_t{2} * shape.layers * shape.kv_heads;
+  std::vector<int64_t> tiers;
+  if (set.contains("tiers")) {
+    if (!set["tiers"].is_array() || set["tiers"].size() >= kMaxTiers)
+      fail_data(fmt::format("{}: 'tiers' must be a list of up to {} numbers of tokens", where, kMaxTiers - 1));
+    for (const Json& t : set["tiers"]) {
+      const std::optional<int64_t> tokens = whole_number(t);
+      if (!tokens || *tokens < 1 || *tokens > INT32_MAX)
+        fail_data(fmt::format("{}: tiers: {} is no number of tokens", where, t.dump()));
+      tiers.push_back(*tokens);
+    }
+  }
+  const int64_t most = int64_t{2} * shape.layers * shape.kv_heads * static_cast<int64_t>(tiers.size() + 1);
   if (static_cast<int64_t>(set["units"].size()) > most)
     fail_data(fmt::format("{}: {} units; at most {}", where, set["units"].size(), most));
   std::vector<TrainedUnit> units;
@@ -125,7 +144,12 @@ CodecSet load(const ArchiveReader& in) {
     const std::string here = fmt::format("{}: unit {}", in.path(), units.size());
     if (!u.is_object() || !u.contains("spec") || !u.contains("report"))
       fail_data(here + ": 'spec' and 'report' must be there");
-    TrainedUnit unit{spec_from_json(u["spec"], shape, here), nullptr, report_from_json(u["report"], here)};
+    TrainedUnit unit{spec_from_json(u["spec"], shape, static_cast<int>(tiers.size()) + 1, here), nullptr,
+                     report_from_json(u["report"], here)};
+    if (unit.spec.level > 0) {
+      units.push_back(std::move(unit));
+      continue;
+    }
     const int number = int_field(u, "codec", 0, most - 1, here);
     const auto known = owner.find(number);
     if (known != owner.end()) {
@@ -141,7 +165,8 @@ CodecSet load(const ArchiveReader& in) {
     }
     units.push_back(std::move(unit));
   }
-  return CodecSet(shape, set["config"], std::move(units), model_hash);
+  set_levels(units);
+  return CodecSet(shape, set["config"], std::move(units), model_hash, std::move(tiers));
 }
 
 }  // namespace
@@ -177,6 +202,10 @@ void save_codec_set(const CodecSet& set, const std::string& path, const Json& fa
   std::map<const Codec*, int64_t> number;  // shared codecs once
   Json units = Json::array();
   for (const TrainedUnit& u : set.units()) {
+    if (u.spec.level > 0) {  // of another unit's codec
+      units.push_back({{"spec", spec_to_json(u.spec)}, {"report", u.report.to_json()}});
+      continue;
+    }
     const auto [it, fresh] = number.emplace(u.codec.get(), static_cast<int64_t>(number.size()));
     if (fresh) {
       Writer writer(out, codec_name(it->second));
@@ -184,10 +213,12 @@ void save_codec_set(const CodecSet& set, const std::string& path, const Json& fa
     }
     units.push_back({{"spec", spec_to_json(u.spec)}, {"codec", it->second}, {"report", u.report.to_json()}});
   }
-  out.facts("set", {{"shape", cache_shape_to_json(set.shape())},
-                    {"config", set.config()},
-                    {"model_hash", set.model_hash()},
-                    {"units", units}});
+  Json facts_of_set = {{"shape", cache_shape_to_json(set.shape())},
+                       {"config", set.config()},
+                       {"model_hash", set.model_hash()},
+                       {"units", units}};
+  if (set.tiers() > 1) facts_of_set["tiers"] = set.tier_tokens();
+  out.facts("set", facts_of_set);
   out.facts("facts", facts);
   out.finish();
 }

@@ -16,6 +16,8 @@ struct UnitSpec {
   Json knobs;                  // canonical
   Json transforms;             // canonical array of {name, ...knobs}
   std::string share = "none";  // codebook sharing: none | heads (one codec a layer) | layers (one a role)
+  int tier = 0;                // 0: what tokens are coded with first; then by age
+  int level = 0;               // > 0: the first `level` stages of the codec of the tier before, whose spec this is
   std::string check() const;   // reason why it can't be built, or ""
 };
 
@@ -27,13 +29,18 @@ struct UnitSpec {
 // a role that names another method takes that method's defaults instead of the common knobs); overrides (in order,
 // later wins; `layers`, `heads`: all or a list, `set`: keys of one or both roles, dotted or nested). heads (unit size)
 // that doesn't divide kv_heads, or a method that can't code the unit, gives a reason in `skip`.
+//   codec: {tiers: [{tokens: 1024, name: rvq, ...}, {level: 2}, ...]}
+// Tiers by age, the newest first; each but the last says how many coded tokens it holds. A tier is a codec as above, or
+// in one role or both a level: that many stages of the tier before, whose codes are cut and never coded again.
 struct CodecPlan {
   Json config;                  // canonical, without overrides expanded
-  std::vector<UnitSpec> units;  // ordered by (layer, role, first_head)
+  std::vector<UnitSpec> units;  // ordered by (tier, layer, role, first_head)
+  std::vector<int64_t> tiers;   // tokens of every tier but the last; empty: one tier
   std::string skip;             // non-empty: the cell is skipped with this reason
 };
 CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
-// The canonical form, {k: {...}, v: {...}, overrides?: [...]} with all defaults: a fixed point of itself. Throws kUsage
+// The canonical form, {k: {...}, v: {...}, overrides?: [...]} with all defaults, or {tiers: [...]} of such: a fixed
+// point of itself. Throws kUsage
 // for unknown keys (nearest name), wrong types and ranges. Overrides are checked for their form here, for their layers,
 // heads and knobs by resolve_codec.
 Json canonical_codec_config(const Json& codec_config);
@@ -51,16 +58,24 @@ struct TrainedUnit {
   TrainReport report;
 };
 
+// Gives the units of `units` that are levels their codecs, those of the tier before at that level. kUsage where there
+// is none; kBadData where the tier before has other units.
+void set_levels(std::vector<TrainedUnit>& units);
+
 // Frozen codecs for a model. codec(layer, head, role) gives the unit that holds the head and the head's index in it.
 class CodecSet {
  public:
-  CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units, std::string model_hash);
+  // tiers: CodecPlan::tiers. kUsage where a codec can't be one of several tiers.
+  CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units, std::string model_hash,
+           std::vector<int64_t> tiers = {});
   const CacheShape& shape() const { return shape_; }
   const Json& config() const { return config_; }
   const std::string& model_hash() const { return model_hash_; }
   const std::vector<TrainedUnit>& units() const { return units_; }
+  int tiers() const { return static_cast<int>(tier_tokens_.size()) + 1; }
+  const std::vector<int64_t>& tier_tokens() const { return tier_tokens_; }  // of every tier but the last
   // Index into units(); the head's place in the unit is head - units()[i].spec.unit.first_head.
-  int unit_index(int layer, int head, Role role) const;
+  int unit_index(int layer, int head, Role role, int tier = 0) const;
   // The unit one layer below whose decoded rows this one sees (Codec::sees_lower), or -1: it sees none, or is in layer
   // 0.
   int lower_unit(size_t unit) const { return lower_[unit]; }
@@ -73,7 +88,8 @@ class CodecSet {
   Json config_;
   std::vector<TrainedUnit> units_;
   std::string model_hash_;
-  std::vector<int> index_;  // (layer, role, head) -> unit
+  std::vector<int64_t> tier_tokens_;
+  std::vector<int> index_;  // (tier, layer, role, head) -> unit
   std::vector<int> lower_;  // (units)
 };
 

@@ -129,6 +129,13 @@ void TableCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) con
   });
 }
 
+CodeLayout TableCodec::level_layout(int level) const {
+  VQKV_CHECK(level >= 0 && level < shape_.stages);
+  CodeLayout out = layout_;
+  out.fields[0].slots = (level + 1) * shape_.groups;
+  return out;
+}
+
 DecodePlan TableCodec::plan(const PlanQuery& query) const {
   VQKV_CHECK(codewords_ && query.level < shape_.stages);
   DecodePlan plan;

@@ -33,6 +33,7 @@ class TableCodec : public Codec {
   const CodeLayout& layout() const override { return layout_; }
   RopePlacement rope() const override { return shape_.rope; }
   int levels() const override { return shape_.stages; }
+  CodeLayout level_layout(int level) const override;
   void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state = nullptr) const override;
   DecodePlan plan(const PlanQuery& query = {}) const override;
   void save(ParameterWriter& out) const override;

@@ -155,6 +155,11 @@ class ChainCodec final : public Codec {
   const CodeLayout& layout() const override { return layout_; }
   RopePlacement rope() const override { return inner_->rope(); }
   int levels() const override { return inner_->levels(); }
+  CodeLayout level_layout(int level) const override {
+    CodeLayout out = layout_;
+    out.fields = inner_->level_layout(level).fields;
+    return out;
+  }
 
   TrainReport train(const TrainSet& set, const Rng& rng) override {
     const Stopwatch watch;
