@@ -28,7 +28,8 @@ class ReferenceBackend final : public AttentionBackend {
                                                Matrix<float>(tap ? q.rows : 0, tokens));
       for (int64_t i = 0; i < q.rows; ++i) {
         const int64_t position = cache.length() + i;
-        const int64_t k_end = cache.coded_end(Role::kKey, position), v_end = cache.coded_end(Role::kValue, position);
+        const int64_t k_end = cache.coded_end(Role::kKey, position);
+        const Choice value(cache, Role::kValue, position, forms.exact_v, forms.coded_v);
         for (int g = 0; g < shape.group(); ++g) {
           const int head = h * shape.group() + g;
           const std::vector<double> p = softmax(cache, layer, h, position, q.row(i) + head * d, forms);
@@ -36,7 +37,7 @@ class ReferenceBackend final : public AttentionBackend {
           double coded = 0;
           for (size_t t = 0; t < p.size(); ++t) {
             const int64_t token = static_cast<int64_t>(t);
-            const Matrix<float>& v = token >= cache.policy().sinks && token < v_end ? forms.coded_v : forms.exact_v;
+            const Matrix<float>& v = value.of(token);
             if (p[t] != 0)  // an evicted token may have no form left
               for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += p[t] * v(token, c);
             if (token >= cache.policy().sinks && token < k_end) coded += p[t];
@@ -59,15 +60,33 @@ class ReferenceBackend final : public AttentionBackend {
 
  private:
   struct Forms {
-    Matrix<float> exact_k, coded_k, exact_v, coded_v;  // (tokens, head_dim); rows of the other form are unset
+    Matrix<float> exact_k, exact_v;               // (tokens, head_dim); rows of other forms are unset
+    std::vector<Matrix<float>> coded_k, coded_v;  // (tiers) of such
+  };
+  // Which form of a token the query at a position sees.
+  struct Choice {
+    const Matrix<float>& exact;
+    const std::vector<Matrix<float>>& coded;
+    int64_t sinks;
+    std::vector<int64_t> ends;  // (tiers)
+    Choice(const CacheView& cache, Role role, int64_t position, const Matrix<float>& exact_form,
+           const std::vector<Matrix<float>>& coded_forms)
+        : exact(exact_form), coded(coded_forms), sinks(cache.policy().sinks) {
+      for (int tier = 0; tier < cache.tiers(); ++tier) ends.push_back(cache.coded_end(role, position, tier));
+    }
+    const Matrix<float>& of(int64_t token) const {
+      if (token < sinks || token >= ends[0]) return exact;
+      size_t tier = 0;
+      while (tier + 1 < ends.size() && token < ends[tier + 1]) ++tier;
+      return coded[tier];
+    }
   };
 
   static void load(const CacheView& cache, int layer, int head, Role role, int64_t tokens, Matrix<float>& exact,
-                   Matrix<float>& coded) {
-    const int64_t d = cache.shape().head_dim;
-    const int64_t exact_begin = cache.exact_begin(layer, role), coded_end = cache.coded_end(layer, role);
+                   std::vector<Matrix<float>>& coded) {
+    const int64_t d = cache.shape().head_dim, exact_begin = cache.exact_begin(layer, role);
     exact = Matrix<float>(tokens, d);
-    coded = Matrix<float>(tokens, d);
+    coded.assign(static_cast<size_t>(cache.tiers()), Matrix<float>(tokens, d));
     const auto load_exact = [&](int64_t first, int64_t count) {
       if (count <= 0) return;
       if (role == Role::kValue) {
@@ -81,21 +100,27 @@ class ReferenceBackend final : public AttentionBackend {
     };
     load_exact(0, std::min(cache.policy().sinks, tokens));
     load_exact(exact_begin, tokens - exact_begin);
-    const int unit = cache.unit_of(layer, head, role);
-    if (unit >= 0 && cache.policy().keeps_codes() && coded_end > cache.policy().sinks) {
-      const UnitShape& u = cache.unit_shape(static_cast<size_t>(unit));
-      const Matrix<float> x = cache.decode_codes(static_cast<size_t>(unit), 0, cache.slots(static_cast<size_t>(unit)));
-      const std::span<const int32_t> listed = cache.slot_positions(static_cast<size_t>(unit));
+    for (int tier = 0; cache.policy().keeps_codes() && tier < cache.tiers(); ++tier) {
+      const int found = cache.unit_of(layer, head, role, tier);
+      if (found < 0) continue;
+      const auto unit = static_cast<size_t>(found);
+      const int64_t begin = cache.slot_begin(unit);
+      const Matrix<float> x = cache.decode_codes(unit, begin, cache.slots(unit));
+      const std::span<const int32_t> listed = cache.slot_positions(unit);
       for (int64_t s = 0; s < x.rows; ++s)
-        std::copy_n(x.row(s) + (head - u.first_head) * d, d,
-                    coded.row(listed.empty() ? cache.policy().sinks + s : listed[static_cast<size_t>(s)]));
+        std::copy_n(x.row(s) + (head - cache.unit_shape(unit).first_head) * d, d,
+                    coded[static_cast<size_t>(tier)].row(listed.empty() ? cache.policy().sinks + begin + s
+                                                                        : listed[static_cast<size_t>(s)]));
     }
     if (role == Role::kValue || cache.keys_post_rope(layer, head)) return;
-    for (Matrix<float>* m : {&exact, &coded})
+    const auto rotate = [&](Matrix<float>& m) {
       for (int64_t t = 0; t < tokens; ++t) {
         const auto position = static_cast<int32_t>(t);
-        rope_apply(cache.rope(), &position, m->view().slice_rows(t, 1));
+        rope_apply(cache.rope(), &position, m.view().slice_rows(t, 1));
       }
+    };
+    rotate(exact);
+    for (Matrix<float>& m : coded) rotate(m);
   }
 
   static std::vector<double> softmax(const CacheView& cache, int layer, int head, int64_t position, const float* q,
@@ -103,9 +128,10 @@ class ReferenceBackend final : public AttentionBackend {
     const int64_t d = cache.shape().head_dim, sinks = cache.policy().sinks, end = cache.coded_end(Role::kKey, position);
     std::vector<double> s(static_cast<size_t>(position + 1), -std::numeric_limits<double>::infinity());
     const bool any_evicted = cache.any_evicted(layer, head);
+    const Choice key(cache, Role::kKey, position, forms.exact_k, forms.coded_k);
     for (int64_t t = 0; t <= position; ++t) {
       if ((any_evicted && cache.evicted(layer, head, t)) || (cache.policy().drops && t >= sinks && t < end)) continue;
-      const Matrix<float>& k = t >= sinks && t < end ? forms.coded_k : forms.exact_k;
+      const Matrix<float>& k = key.of(t);
       double sum = 0;
       for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(q[c]) * k(t, c);
       s[static_cast<size_t>(t)] = sum * cache.shape().score_scale;

@@ -11,13 +11,13 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   const int head = piece.head;
   const int64_t origin = tile_begin * kTile, span = kChunkTiles * kTile;
   const HeadColumns& columns = call.columns(head);
-  const int64_t low = std::max(origin, columns.sinks) - columns.sinks;
+  const int64_t low = std::max({origin, columns.sinks, columns.from.front()}) - columns.sinks;
   const int64_t high = std::min(columns.k_end.back(), tile_end * kTile) - columns.sinks;
   if (high <= low) return;
   ensure_floats(s.table_scores, piece.rows() * span);
   const HeadQueries& q = call.heads[head];
-  const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
-  const CodedBody body = call.cache.body(call.layer, head, Role::kKey);
+  const TileDecoder& decoder = call.decoder(head, Role::kKey);
+  const CodedBody body = call.body(head, Role::kKey);
   const PageLayout& pages = decoder.pages();
   // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
   const auto& slots = decoder.slots();
@@ -45,8 +45,13 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   const auto loudest = [&](int64_t r) {
     if (!q.token_scale) return 1.0f;
     const auto query = static_cast<size_t>(r / call.group);
-    const int64_t end = std::min(columns.k_end[query], columns.seen[query]) - columns.sinks;
-    return end > low ? s.loudest[static_cast<size_t>(std::min(end, high) - low - 1)] : 0.0f;
+    const int64_t end = std::min({columns.k_end[query], columns.seen[query], high + columns.sinks}) - columns.sinks;
+    const int64_t begin = std::max(low, columns.from[query] - columns.sinks);
+    if (end <= begin) return 0.0f;
+    if (begin == low) return s.loudest[static_cast<size_t>(end - low - 1)];
+    float top = 0;  // the row sees less of this segment than others
+    for (int64_t t = begin; t < end; ++t) top = std::max(top, std::abs(s.run_scale[static_cast<size_t>(t - base)]));
+    return top;
   };
   const auto by_bytes = [&](int64_t r) {
     return !q.bytes.empty() && q.bytes[static_cast<size_t>(r)].bound * loudest(r) <= scan::kByteScanLimit;
@@ -109,7 +114,7 @@ namespace {
 
 void load_scale(const TiledCall& call, int head, const TileForms& k, int64_t begin, TileScratch& s) {
   if (!k.folded || !k.other) return;
-  const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
+  const TileDecoder& decoder = call.decoder(head, Role::kKey);
   if (!decoder.has_token_scale()) return;
   ensure_floats(s.scale, 2 * kTile);
   call.token_scale(head, Role::kKey, begin - call.columns(head).sinks + k.other_begin, k.other_end - k.other_begin,
@@ -123,18 +128,19 @@ TileForms load_key_tile(const TiledCall& call, int head, KeyScan mode, int64_t b
   const int64_t d = call.d;
   const RoleExtent e = call.extent(head, Role::kKey, begin, count);
   f.main = ensure_floats(s.keys, d * kTile);
-  f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kKey).folded();
+  f.folded = e.any_coded() && call.decoder(head, Role::kKey).folded();
   f.table = e.any_coded() && mode != KeyScan::kNone;
   const int64_t shared_end =
       f.folded || f.table ? e.coded_begin : e.all_coded_end;  // coded columns of the main form end here
-  if (e.coded_begin > 0) call.load_exact(head, Role::kKey, begin, e.coded_begin, f.main, kTile);
+  if (e.coded_begin > e.begin)
+    call.load_exact(head, Role::kKey, begin + e.begin, e.coded_begin - e.begin, f.main + e.begin, kTile);
   if (e.all_coded_end < count)
     call.load_exact(head, Role::kKey, begin + e.all_coded_end, count - e.all_coded_end, f.main + e.all_coded_end,
                     kTile);
   f.other_begin = shared_end;
   f.other_end = e.any_coded_end;
   if (e.any_coded() && !f.table) {
-    const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
+    const TileDecoder& decoder = call.decoder(head, Role::kKey);
     const int64_t origin = begin - call.columns(head).sinks;
     if (shared_end > e.coded_begin)
       call.decode(head, Role::kKey, origin + e.coded_begin, shared_end - e.coded_begin, f.main + e.coded_begin, kTile);
@@ -190,6 +196,8 @@ void score_tile(const TiledCall& call, int head, const TileForms& k, int64_t beg
   for (int64_t r = 0; r < batch; ++r) {
     float* line = scores + r * kTile;
     std::fill(line + call.seen(head, row + r, begin, count), line + columns, kNegativeInfinity);
+    if (const int64_t from = of_head.from[static_cast<size_t>((row + r) / call.group)] - begin; from > 0)
+      std::fill(line, line + std::min(from, columns), kNegativeInfinity);
     if (call.drops())
       if (const int64_t low = std::max<int64_t>(0, of_head.sinks - begin), high = std::min(count, boundary(r));
           high > low)

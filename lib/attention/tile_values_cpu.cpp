@@ -9,10 +9,13 @@ TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t
   TileForms f;
   const RoleExtent e = call.extent(head, Role::kValue, begin, count);
   f.main = ensure_floats(s.values, kTile * call.width);
-  f.folded = e.any_coded() && call.cache.decoder(call.layer, head, Role::kValue).folded();
+  f.folded = e.any_coded() && call.decoder(head, Role::kValue).folded();
   f.table = e.any_coded() && by_code;
   const int64_t shared_end = f.folded || f.table ? e.coded_begin : e.all_coded_end;
-  if (e.coded_begin > 0) call.load_exact(head, Role::kValue, begin, e.coded_begin, f.main, call.width);
+  if (e.begin > 0) std::fill(f.main, f.main + e.begin * call.width, 0.0f);  // weights of zero still multiply them
+  if (e.coded_begin > e.begin)
+    call.load_exact(head, Role::kValue, begin + e.begin, e.coded_begin - e.begin, f.main + e.begin * call.width,
+                    call.width);
   if (e.all_coded_end < count)
     call.load_exact(head, Role::kValue, begin + e.all_coded_end, count - e.all_coded_end,
                     f.main + e.all_coded_end * call.width, call.width);
@@ -21,7 +24,7 @@ TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t
   if (e.dropped)  // weights of zero still multiply them
     std::fill(f.main + e.coded_begin * call.width, f.main + e.all_coded_end * call.width, 0.0f);
   if (!e.any_coded()) return f;
-  const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
+  const TileDecoder& decoder = call.decoder(head, Role::kValue);
   const int64_t origin = begin - call.columns(head).sinks;
   if (shared_end > e.coded_begin)
     call.decode(head, Role::kValue, origin + e.coded_begin, shared_end - e.coded_begin,
@@ -69,9 +72,13 @@ void sum_tile(const TiledCall& call, const TileForms& v, Partial& p, int64_t beg
     while (r + n < batch && boundary(r + n) == end) ++n;
     if (end > v.other_begin) {
       if (v.folded || v.table)
-        for (int64_t i = r; i < r + n; ++i)
-          p.weigh(row + i, s.scores.data() + i * kTile, v.other_begin,
-                  std::min(end, call.seen(p.piece.head, row + i, begin, end)), s.scale.data() + kTile);
+        for (int64_t i = r; i < r + n; ++i) {
+          // From the row's own first token, whatever others see: sums depend on where they begin.
+          const int64_t from = columns.from[static_cast<size_t>((row + i) / call.group)] - begin;
+          const int64_t first = std::max(v.other_begin, from);
+          p.weigh(row + i, s.scores.data() + i * kTile, first,
+                  std::max(first, std::min(end, call.seen(p.piece.head, row + i, begin, end))), s.scale.data() + kTile);
+        }
       if (v.folded && !v.table) {
         kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride,
                           p.y_stride, p.y_row(row + r), p.y_stride, n, end - v.other_begin, p.y_stride, true);

@@ -15,6 +15,7 @@
 // are scanned as cpu-table scans them. Never chosen by auto.
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <set>
 
 #include "attention/backends_cpu.h"
@@ -52,13 +53,14 @@ class TiledEngine {
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
     if (scan_ != KeyScan::kNone && cache.policy().keeps_codes()) {
       int64_t entries = 1;  // table entries of one query, all heads
-      for (const size_t u : cache.layer_units(layer)) {
-        if (cache.unit_shape(u).role != Role::kKey) continue;
-        if (const auto reason = table_scan_reason(cache.form(u).plan))
-          fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
-        for (const TileDecoder& d : cache.form(u).decoders)
-          for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
-      }
+      for (int tier = 0; tier < cache.tiers(); ++tier)
+        for (const size_t u : cache.layer_units(layer, tier)) {
+          if (cache.unit_shape(u).role != Role::kKey) continue;
+          if (const auto reason = table_scan_reason(cache.form(u).plan))
+            fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
+          for (const TileDecoder& d : cache.form(u).decoders)
+            for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
+        }
       if (!tap) step = std::clamp<int64_t>(kTableFloats / entries, 1, kQueryBlock);
     }
     for (int64_t first = 0; first < q.rows; first += step) {
@@ -72,18 +74,29 @@ class TiledEngine {
  private:
   void attend_block(const CacheView& cache, int layer, int64_t first, ConstMatrix q, MutMatrix out, AttendStats* stats,
                     AttentionTap* tap, MassRequest* mass) {
-    TiledCall call(cache, layer, first, q.rows, rotation_);
     const int64_t heads = cache.shape().kv_heads;
+    const int tiers = cache.tiers();
+    std::deque<TiledCall> calls;  // a segment each
+    queries_.resize(static_cast<size_t>(tiers * heads));
+    for (int key_tier = 0; key_tier < tiers; ++key_tier) {
+      HeadQueries* const of_tier = queries_.data() + key_tier * heads;
+      const size_t before = calls.size();
+      for (int value_tier = 0; value_tier < tiers; ++value_tier) {
+        calls.emplace_back(cache, layer, first, q.rows, rotation_, key_tier, value_tier).heads = of_tier;
+        if (tiers > 1 && calls.back().empty()) calls.pop_back();
+      }
+      if (calls.size() == before) continue;
+      parallel_for(heads, [&](int64_t h) {
+        of_tier[h].prepare(calls.back(), static_cast<int>(h), q, cache.policy().keeps_codes() ? scan_ : KeyScan::kNone);
+      });
+    }
+    // Score maps and masses are of caches with one tier.
+    TiledCall& call = calls.front();
     const int64_t chunks = (call.tiles + kChunkTiles - 1) / kChunkTiles;
-    queries_.resize(static_cast<size_t>(heads));
-    call.heads = queries_.data();
-    parallel_for(heads, [&](int64_t h) {
-      queries_[static_cast<size_t>(h)].prepare(call, static_cast<int>(h), q,
-                                               call.cache.policy().keeps_codes() ? scan_ : KeyScan::kNone);
-    });
     // A score map needs the extremes of the whole coded segment before any probability.
     bool mapped = false;
     for (int h = 0; h < heads; ++h) mapped = mapped || call.score_map(h).kind != ScoreMap::Kind::kNone;
+    VQKV_CHECK(tiers == 1 || !(mapped || mass));
     if (mapped) {
       ranges_.resize(static_cast<size_t>(chunks * heads));
       parallel_for(chunks * heads, [&](int64_t item) {
@@ -93,14 +106,15 @@ class TiledEngine {
       for (int h = 0; h < heads; ++h)
         queries_[static_cast<size_t>(h)].set_score_map(call, call.score_map(h), ranges_, chunks, heads, h);
     }
-    const std::vector<Piece> pieces = cut(call);
+    const std::vector<Piece> pieces = cut(calls);
     if (partials_.size() < pieces.size()) partials_.resize(pieces.size());
     parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
-      run_piece(call, pieces[static_cast<size_t>(i)], partials_[static_cast<size_t>(i)]);
+      const Piece& piece = pieces[static_cast<size_t>(i)];
+      run_piece(calls[piece.segment], piece, partials_[static_cast<size_t>(i)]);
     });
     merge_partials(call, partials_, pieces.size(), out, stats, tap || mass ? &states_ : nullptr);
     if (mass) observe(call, chunks, *mass);
-    if (tap) report(call, layer, *tap);
+    if (tap) report(calls, layer, *tap);
   }
 
   // The mass of each token, by a second pass over the keys: no more than a tile of scores a thread. Rows come in
@@ -134,7 +148,7 @@ class TiledEngine {
         scan_key_chunk(call, piece, tile, std::min(tiles, tile + kChunkTiles), s);
       const int64_t begin = tile * kTile, count = std::min(kTile, call.columns(piece.head).tokens - begin);
       const int64_t first_row = std::max(piece.row_begin, call.first_row(piece.head, begin));
-      if (first_row >= piece.row_end || all_dropped(call, piece.head, begin, count)) continue;
+      if (first_row >= piece.row_end || nothing_seen(call, piece.head, begin, count)) continue;
       const TileForms k = load_key_tile(call, piece.head, scan_, begin, count, s);
       for (int64_t row = first_row; row < piece.row_end; row += kRowBatch) {
         const int64_t batch = std::min(kRowBatch, piece.row_end - row);
@@ -150,40 +164,51 @@ class TiledEngine {
     }
   }
 
-  static bool all_dropped(const TiledCall& call, int head, int64_t begin, int64_t count) {
+  static bool nothing_seen(const TiledCall& call, int head, int64_t begin, int64_t count) {
     const RoleExtent e = call.extent(head, Role::kKey, begin, count);
-    return e.dropped && e.all_coded_end - e.coded_begin == count;
+    return e.begin == count || (e.dropped && e.all_coded_end - e.coded_begin == count);
   }
 
-  // Segments whose later rows sum by code, then chunks for all other rows: the long pieces first, to end together.
-  std::vector<Piece> cut(const TiledCall& call) {
+  // Spans whose rows sum by code where enough of it is coded, then chunks for all other rows: the long pieces first, to
+  // end together.
+  std::vector<Piece> cut(const std::deque<TiledCall>& calls) {
     std::vector<Piece> pieces, chunks;
-    for (int head = 0; head < call.cache.shape().kv_heads; ++head) {
-      const int64_t tiles = call.columns(head).tiles();
-      ValueRule rule;
-      int64_t rows_at_once = call.rows;
-      if (const int unit = call.coded_unit(head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
-        const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kValue);
-        rule = value_rule(call.cache.form(static_cast<size_t>(unit)).plan, decoder, call.group, when_);
-        if (rule.segment > 0) rows_at_once = summed_rows(decoder);
-      }
-      const int64_t span = rule.segment > 0 ? rule.segment / kTile : tiles;
-      for (int64_t begin = 0; begin < tiles; begin += span) {
-        const int64_t end = std::min(tiles, begin + span);
-        int64_t split = call.rows;  // the first row that sums by code
-        while (rule.segment > 0 && split > 0 &&
-               call.coded_values(head, split - 1, begin * kTile, end * kTile) >= rule.least)
-          split -= call.group;
-        for (int64_t row = split; row < call.rows; row += rows_at_once)
-          pieces.push_back({head, begin, end, row, std::min(call.rows, row + rows_at_once), true});
-        if (split > 0)
-          for (int64_t tile = begin; tile < end; tile += kChunkTiles)
-            chunks.push_back({head, tile, std::min(end, tile + kChunkTiles), 0, split, false});
-      }
-    }
+    for (int head = 0; head < calls.front().cache.shape().kv_heads; ++head)
+      for (size_t segment = 0; segment < calls.size(); ++segment) cut(calls[segment], segment, head, pieces, chunks);
     summed_ = summed_ || !pieces.empty();
     pieces.insert(pieces.end(), chunks.begin(), chunks.end());
     return pieces;
+  }
+
+  void cut(const TiledCall& call, size_t segment, int head, std::vector<Piece>& pieces,
+           std::vector<Piece>& chunks) const {
+    const HeadColumns& columns = call.columns(head);
+    const int64_t tiles = columns.tiles();
+    ValueRule rule;
+    int64_t rows_at_once = call.rows;
+    if (const int unit = call.coded_unit(head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
+      const TileDecoder& decoder = call.decoder(head, Role::kValue);
+      rule = value_rule(call.cache.form(static_cast<size_t>(unit)).plan, decoder, call.group, when_);
+      if (rule.segment > 0) rows_at_once = summed_rows(decoder);
+    }
+    const int64_t span = rule.segment > 0 ? rule.segment / kTile : std::max<int64_t>(kChunkTiles, tiles);
+    const int64_t first = columns.from.front() / kTile;
+    for (int64_t begin = first / span * span; begin < tiles; begin += span) {
+      const int64_t end = std::min(tiles, begin + span);
+      const auto by_code = [&](int64_t row) {
+        return rule.segment > 0 && call.coded_values(head, row, begin * kTile, end * kTile) >= rule.least;
+      };
+      // Runs of rows that take one way.
+      for (int64_t row = 0, last = 0; row < call.rows; row = last) {
+        const bool sums = by_code(row);
+        for (last = row + call.group; last < call.rows && by_code(last) == sums;) last += call.group;
+        for (int64_t r = row; sums && r < last; r += rows_at_once)
+          pieces.push_back({head, begin, end, r, std::min(last, r + rows_at_once), true, segment});
+        for (int64_t tile = std::max(begin, first / kChunkTiles * kChunkTiles); !sums && tile < end;
+             tile += kChunkTiles)
+          chunks.push_back({head, tile, std::min(end, tile + kChunkTiles), row, last, false, segment});
+      }
+    }
   }
 
   void run_piece(const TiledCall& call, const Piece& piece, Partial& p) {
@@ -200,7 +225,7 @@ class TiledEngine {
       const int64_t begin = tile * kTile, count = std::min(kTile, call.columns(head).tokens - begin);
       // Queries before the tile see nothing of it.
       const int64_t first_row = std::max(piece.row_begin, call.first_row(head, begin));
-      if (first_row >= piece.row_end || all_dropped(call, head, begin, count)) continue;
+      if (first_row >= piece.row_end || nothing_seen(call, head, begin, count)) continue;
       const TileForms k = load_key_tile(call, head, scan_, begin, count, s);
       const TileForms v = load_value_tile(call, head, piece.by_code, begin, count, s);
       for (int64_t row = first_row; row < piece.row_end;) {
@@ -230,21 +255,25 @@ class TiledEngine {
                  });
   }
 
-  void report(const TiledCall& call, int layer, AttentionTap& tap) const {
-    const int64_t heads = call.cache.shape().kv_heads;
-    for (int head = 0; head < heads; ++head) {
-      const HeadColumns& columns = call.columns(head);
-      std::vector<Matrix<float>> p(static_cast<size_t>(call.group), Matrix<float>(call.queries, call.all.tokens));
-      visit_scores(
-          call, {head, 0, columns.tiles(), 0, call.rows}, [&](int64_t row, int64_t begin, int64_t count, float* line) {
-            const RowState& state = states_[static_cast<size_t>(head * call.rows + row)];
-            kernels::exp_row(line, padded(count), state.top);
-            float* to = p[static_cast<size_t>(row % call.group)].row(row / call.group);
-            for (int64_t t = 0; t < count; ++t)
-              to[columns.whole ? begin + t : columns.position[static_cast<size_t>(begin + t)]] = line[t] / state.sum;
-          });
-      for (int64_t g = 0; g < call.group; ++g)
-        tap.on_probabilities(layer, static_cast<int>(head * call.group + g), call.first, p[static_cast<size_t>(g)]);
+  void report(const std::deque<TiledCall>& calls, int layer, AttentionTap& tap) const {
+    const TiledCall& any = calls.front();
+    for (int head = 0; head < any.cache.shape().kv_heads; ++head) {
+      std::vector<Matrix<float>> p(static_cast<size_t>(any.group), Matrix<float>(any.queries, any.first + any.queries));
+      for (const TiledCall& call : calls) {
+        const HeadColumns& columns = call.columns(head);
+        visit_scores(call, {head, 0, columns.tiles(), 0, call.rows},
+                     [&](int64_t row, int64_t begin, int64_t count, float* line) {
+                       const RowState& state = states_[static_cast<size_t>(head * call.rows + row)];
+                       kernels::exp_row(line, padded(count), state.top);
+                       float* to = p[static_cast<size_t>(row % call.group)].row(row / call.group);
+                       // What another segment holds is 0 here.
+                       for (int64_t t = 0; t < count; ++t)
+                         to[columns.whole ? begin + t : columns.position[static_cast<size_t>(begin + t)]] +=
+                             line[t] / state.sum;
+                     });
+      }
+      for (int64_t g = 0; g < any.group; ++g)
+        tap.on_probabilities(layer, static_cast<int>(head * any.group + g), any.first, p[static_cast<size_t>(g)]);
     }
   }
 
@@ -301,11 +330,20 @@ class AutoBackend final : public AttentionBackend {
   // A pure function of plan, group and coded tokens. Nanoseconds, measured as those of value_rule: columns keys+decode
   // and tab+decode.
   static bool table_pays(const CacheView& cache, int layer) {
-    const double coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length()) - cache.policy().sinks);
-    if (!cache.policy().keeps_codes() || coded <= 0) return false;
-    const double group = cache.shape().group(), d = cache.shape().head_dim;
+    if (!cache.policy().keeps_codes()) return false;
     double table = 0, reconstruct = 0;
-    for (const size_t u : cache.layer_units(layer)) {
+    for (int tier = 0; tier < cache.tiers(); ++tier)
+      if (!add_costs(cache, layer, tier, table, reconstruct)) return false;
+    return table < reconstruct;
+  }
+  // Adds those of one tier; false where its keys can't be scored by tables.
+  static bool add_costs(const CacheView& cache, int layer, int tier, double& table, double& reconstruct) {
+    const int64_t begin =
+        tier + 1 < cache.tiers() ? cache.coded_end(Role::kKey, cache.length(), tier + 1) : cache.policy().sinks;
+    const auto coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length(), tier) - begin);
+    if (coded <= 0) return true;
+    const double group = cache.shape().group(), d = cache.shape().head_dim;
+    for (const size_t u : cache.layer_units(layer, tier)) {
       if (cache.unit_shape(u).role != Role::kKey) continue;
       if (table_scan_reason(cache.form(u).plan)) return false;
       for (const TileDecoder& decoder : cache.form(u).decoders) {
@@ -324,7 +362,7 @@ class AutoBackend final : public AttentionBackend {
         table += books > 0x1p20 ? 2.5 * build : build;  // books beyond the second-level cache
       }
     }
-    return table < reconstruct;
+    return true;
   }
 
   TiledEngine engine_;

@@ -1,7 +1,5 @@
 #include "attention/tiled_cpu.h"
 
-#include "attention/code_sums_cpu.h"
-
 #include <algorithm>
 #include <cmath>
 
@@ -31,6 +29,7 @@ HeadColumns columns_of(const CacheView& cache, int layer, int head, const HeadCo
   ends(all.seen, c.seen);
   ends(all.k_end, c.k_end);
   ends(all.v_end, c.v_end);
+  c.from = all.from;  // no segment but one loses tokens
   for (const Role role : {Role::kKey, Role::kValue}) {
     const int unit = cache.policy().keeps_codes() ? cache.unit_of(layer, head, role) : -1;
     if (unit < 0) continue;
@@ -98,10 +97,12 @@ void RotationTiles::rotate(float* keys, const int32_t* positions, int64_t from, 
 }
 
 TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int64_t queries_in,
-                     RotationTiles& rotation_in)
+                     RotationTiles& rotation_in, int key_tier_in, int value_tier_in)
     : cache(view),
       rotation(&rotation_in),
       layer(layer_in),
+      key_tier(key_tier_in),
+      value_tier(value_tier_in),
       first(first_in),
       queries(queries_in),
       d(view.shape().head_dim),
@@ -121,6 +122,19 @@ TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int6
   for (std::vector<int64_t>* end : {&all.k_end, &all.v_end})
     for (int64_t i = queries - 2; i >= 0; --i)
       if ((*end)[at(i)] == first + i + 1) (*end)[at(i)] = (*end)[at(i + 1)];
+  all.from.assign(at(queries), 0);
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const int own = tier(role);
+    for (int64_t i = 0; i < queries; ++i) {
+      if (own + 1 < cache.tiers())
+        all.from[at(i)] = std::max(all.from[at(i)], cache.coded_end(role, first + i, own + 1));
+      if (own > 0) all.seen[at(i)] = std::min(all.seen[at(i)], cache.coded_end(role, first + i, own));
+    }
+  }
+  all.tokens = all.seen.back();
+  // What a query sees of an older tier is coded.
+  if (key_tier > 0) all.k_end.assign(at(queries), all.tokens);
+  if (value_tier > 0) all.v_end.assign(at(queries), all.tokens);
   tiles = all.tiles();
   bool pre = false, lost = false;
   const int kv_heads = cache.shape().kv_heads;
@@ -137,27 +151,34 @@ TiledCall::TiledCall(const CacheView& view, int layer_in, int64_t first_in, int6
   }
 }
 
+bool TiledCall::empty() const {
+  for (int64_t i = 0; i < queries; ++i)
+    if (all.seen[at(i)] > all.from[at(i)]) return false;
+  return true;
+}
+
 RoleExtent TiledCall::extent(int head, Role role, int64_t begin, int64_t count) const {
   const HeadColumns& c = columns(head);
   const std::vector<int64_t>& ends = c.end(role);
   RoleExtent e;
   e.dropped = drops();
-  e.coded_begin = std::clamp<int64_t>(c.sinks - begin, 0, count);
-  e.all_coded_end =
-      std::clamp(ends[at(std::min(first_row(head, begin) / group, queries - 1))] - begin, e.coded_begin, count);
+  const int64_t query = std::min(first_row(head, begin) / group, queries - 1);
+  e.begin = std::clamp<int64_t>(c.from[at(query)] - begin, 0, count);
+  e.coded_begin = std::clamp<int64_t>(c.sinks - begin, e.begin, count);
+  e.all_coded_end = std::clamp(ends[at(query)] - begin, e.coded_begin, count);
   e.any_coded_end = std::clamp(ends.back() - begin, e.coded_begin, count);
   return e;
 }
 
 int64_t TiledCall::first_row(int head, int64_t begin) const {
   const HeadColumns& c = columns(head);
-  if (c.whole) return std::max<int64_t>(0, begin - first) * group;
+  if (c.whole && key_tier == 0 && value_tier == 0) return std::max<int64_t>(0, begin - first) * group;
   return (std::upper_bound(c.seen.begin(), c.seen.end(), begin) - c.seen.begin()) * group;
 }
 
 const ScoreMap& TiledCall::score_map(int head) const {
   static const ScoreMap none;
-  return coded_unit(head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey).score;
+  return coded_unit(head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey, key_tier).score;
 }
 
 template <class Body>
@@ -194,20 +215,20 @@ void TiledCall::load_exact(int head, Role role, int64_t first_column, int64_t co
 }
 
 void TiledCall::decode(int head, Role role, int64_t first_column, int64_t count, float* out, int64_t stride) const {
-  const TileDecoder& decoder = cache.decoder(layer, head, role);
-  const CodedBody body = cache.body(layer, head, role);
+  const TileDecoder& own = decoder(head, role);
+  const CodedBody coded = body(head, role);
   for_runs(head, role, first_column, count, [&](int64_t slot, int64_t n, int64_t i) {
     if (role == Role::kKey)
-      decoder.keys(body, slot, n, out + i, stride);
+      own.keys(coded, slot, n, out + i, stride);
     else
-      decoder.values(body, slot, n, out + i * stride, stride);
+      own.values(coded, slot, n, out + i * stride, stride);
   });
   add_lower(head, role, first_column, count, out, stride);
 }
 
 void TiledCall::add_lower(int head, Role role, int64_t first_column, int64_t count, float* out, int64_t stride) const {
   AlignedVector<float> rows;
-  int unit = cache.added_unit(static_cast<size_t>(cache.unit_of(layer, head, role)));
+  int unit = cache.added_unit(static_cast<size_t>(coded_unit(head, role)));
   for (int below = layer - 1; unit >= 0; --below, unit = cache.added_unit(static_cast<size_t>(unit))) {
     rows.resize(at(count * width));
     for_runs(head, role, first_column, count, [&](int64_t slot, int64_t n, int64_t i) {
@@ -223,17 +244,17 @@ void TiledCall::add_lower(int head, Role role, int64_t first_column, int64_t cou
 }
 
 void TiledCall::token_scale(int head, Role role, int64_t first_column, int64_t count, float* out) const {
-  const TileDecoder& decoder = cache.decoder(layer, head, role);
-  const CodedBody body = cache.body(layer, head, role);
+  const TileDecoder& own = decoder(head, role);
+  const CodedBody coded = body(head, role);
   for_runs(head, role, first_column, count,
-           [&](int64_t slot, int64_t n, int64_t i) { decoder.token_scale(body, slot, n, out + i); });
+           [&](int64_t slot, int64_t n, int64_t i) { own.token_scale(coded, slot, n, out + i); });
 }
 
 void TiledCall::codes(int head, Role role, int64_t first_column, int64_t count, uint16_t* out, int64_t stride) const {
-  const TileDecoder& decoder = cache.decoder(layer, head, role);
-  const CodedBody body = cache.body(layer, head, role);
+  const TileDecoder& own = decoder(head, role);
+  const CodedBody coded = body(head, role);
   for_runs(head, role, first_column, count,
-           [&](int64_t slot, int64_t n, int64_t i) { decoder.codes(body, slot, n, out + i, stride); });
+           [&](int64_t slot, int64_t n, int64_t i) { own.codes(coded, slot, n, out + i, stride); });
 }
 
 void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end) {
@@ -258,7 +279,7 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   from_.clear();
   token_scale = false;
   if (call.coded_unit(head, Role::kKey) < 0) return;
-  const TileDecoder& decoder = call.cache.decoder(call.layer, head, Role::kKey);
+  const TileDecoder& decoder = call.decoder(head, Role::kKey);
   if (!decoder.folded() && kind == KeyScan::kNone) return;
   y_width = decoder.code_width();
   y_stride = padded(y_width);
@@ -367,129 +388,6 @@ void HeadQueries::map_scores(int64_t row, int64_t begin, int64_t end, float* lin
   if (from_.empty()) return;
   for (int64_t t = begin; t < end; ++t)
     if (line[t] != kNegativeInfinity) line[t] = to_[at(row)] + (line[t] - from_[at(row)]) * factor_[at(row)];
-}
-
-void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums) {
-  piece = own;
-  sums = code_sums;
-  const auto rows = static_cast<size_t>(piece.rows());
-  width = call.width;
-  top.assign(rows, kNegativeInfinity);
-  sum.assign(rows, 0.0f);
-  coded.assign(rows, 0.0f);
-  out.assign(rows * static_cast<size_t>(width), 0.0f);
-  own_domain = false;
-  if (call.coded_unit(piece.head, Role::kValue) < 0) return;
-  const TileDecoder& decoder = call.cache.decoder(call.layer, piece.head, Role::kValue);
-  own_domain = decoder.folded() || sums;
-  if (!own_domain) return;
-  token_scale = decoder.has_token_scale();
-  y_width = decoder.code_width();
-  y_stride = padded(y_width);
-  y.assign((rows + 15) / 16 * 16 * static_cast<size_t>(y_stride), 0.0f);
-  mass.assign(rows, 0.0f);
-  scaled.assign(rows, 0.0f);
-  if (sums) sums->reset(decoder, piece.rows());
-}
-
-void Partial::absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end) {
-  const size_t r = at(row);
-  const float found = kernels::row_max(line, columns);
-  if (std::isnan(found)) {  // stays: the row must not pass for one that sees nothing here
-    sum[r] = found;
-    if (top[r] == kNegativeInfinity) top[r] = 0.0f;
-    std::fill(line, line + columns, 0.0f);
-    return;
-  }
-  // Sums by code are thousands of numbers a row: they follow a new maximum only where it is e^16 higher. fp32 holds
-  // such sums with the same relative error, and far from its largest number.
-  const float slack = sums && top[r] != kNegativeInfinity ? 16.0f : 0.0f;
-  const float higher = found > top[r] + slack ? found : top[r];
-  if (higher == kNegativeInfinity) {
-    std::fill(line, line + columns, 0.0f);
-    return;
-  }
-  if (higher > top[r] && top[r] != kNegativeInfinity) {
-    const float f = std::exp(top[r] - higher);
-    sum[r] *= f;
-    coded[r] *= f;
-    kernels::scale_row(out_row(row), width, f);
-    if (own_domain) {
-      mass[r] *= f;
-      scaled[r] *= f;
-      kernels::scale_row(y_row(row), y_stride, f);
-    }
-    if (sums) sums->scale(row - piece.row_begin, f);
-  }
-  top[r] = higher;
-  sum[r] += kernels::exp_row(line, columns, higher);
-  if (end > begin) coded[r] += kernels::range_sum(line, begin, end);
-}
-
-void Partial::weigh(int64_t row, float* line, int64_t begin, int64_t end, const float* scale) {
-  const float m = kernels::range_sum(line, begin, end);
-  mass[at(row)] += m;
-  if (!token_scale) {
-    scaled[at(row)] += m;
-    return;
-  }
-  for (int64_t t = begin; t < end; ++t) line[t] *= scale[t];
-  scaled[at(row)] += kernels::range_sum(line, begin, end);
-}
-
-void Partial::unfold(const TiledCall& call) {
-  if (!own_domain) return;
-  const TileDecoder& decoder = call.cache.decoder(call.layer, piece.head, Role::kValue);
-  if (sums) sums->unfold(y.data(), y_stride);
-  sums = nullptr;
-  decoder.map().multiply(y.data(), y_stride, out.data(), width, piece.rows(), true);
-  for (int64_t r = 0; r < piece.rows(); ++r) {
-    const auto i = static_cast<size_t>(r);
-    float* to = out.data() + r * width;
-    if (!decoder.inner_bias().empty()) kernels::add_scaled(decoder.inner_bias().data(), call.d, scaled[i], to);
-    if (!decoder.outer_bias().empty()) kernels::add_scaled(decoder.outer_bias().data(), call.d, mass[i], to);
-  }
-}
-
-void merge_partials(const TiledCall& call, const std::vector<Partial>& partials, size_t pieces, MutMatrix out,
-                    AttendStats* stats, RowStates* states) {
-  if (states) states->resize(at(call.cache.shape().kv_heads * call.rows));
-  const int64_t heads = call.cache.shape().kv_heads;
-  std::vector<std::vector<const Partial*>> of_head(static_cast<size_t>(heads));
-  for (size_t i = 0; i < pieces; ++i) of_head[static_cast<size_t>(partials[i].piece.head)].push_back(&partials[i]);
-  std::vector<float> share(at(heads * call.rows), 0.0f);
-  constexpr int64_t kRowsAtOnce = 64;
-  const int64_t steps = (call.rows + kRowsAtOnce - 1) / kRowsAtOnce;
-  parallel_for(heads * steps, [&](int64_t item) {
-    const int64_t h = item / steps;
-    for (int64_t row = item % steps * kRowsAtOnce; row < std::min(call.rows, (item % steps + 1) * kRowsAtOnce); ++row) {
-      const auto each = [&](auto&& body) {
-        for (const Partial* p : of_head[at(h)])
-          if (row >= p->piece.row_begin && row < p->piece.row_end && p->top[p->at(row)] != kNegativeInfinity) body(*p);
-      };
-      float top = kNegativeInfinity;
-      each([&](const Partial& p) { top = std::max(top, p.top[p.at(row)]); });
-      float* to = out.row(row / call.group) + (h * call.group + row % call.group) * call.d;
-      std::fill(to, to + call.d, 0.0f);
-      // Without a score there is no softmax: 0/0, as by the definition.
-      float sum = 0, coded = 0;
-      each([&](const Partial& p) {
-        const size_t r = p.at(row);
-        const float f = std::exp(p.top[r] - top);
-        sum += f * p.sum[r];
-        coded += f * p.coded[r];
-        kernels::add_scaled(p.out.data() + static_cast<int64_t>(r) * p.width, call.d, f, to);
-      });
-      kernels::scale_row(to, call.d, 1.0f / sum);
-      share[at(h * call.rows + row)] = coded / sum;
-      if (states) (*states)[at(h * call.rows + row)] = {top, sum};
-    }
-  });
-  if (!stats) return;
-  for (const float s : share) {
-    stats->coded_mass += s;
-    stats->total_mass += 1.0;
-  }
 }
 
 }  // namespace vqkv

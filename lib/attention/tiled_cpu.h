@@ -35,11 +35,11 @@ class RotationTiles {
   std::vector<AlignedVector<float>> tiles_;  // (half, kTile) cos, then sin
 };
 
-// Columns of a tile for one role: [0, coded_begin) exact; [coded_begin, all_coded_end) coded for every query that sees
-// the tile; [all_coded_end, any_coded_end) coded for the later queries and exact for the earlier; the rest exact. Of a
-// policy that drops, "coded" tokens are gone.
+// Columns of a tile for one role: [0, begin) seen by nobody; [begin, coded_begin) exact; [coded_begin, all_coded_end)
+// coded for every query that sees the tile; [all_coded_end, any_coded_end) coded for the later queries and exact for
+// the earlier; the rest exact. Of a policy that drops, "coded" tokens are gone.
 struct RoleExtent {
-  int64_t coded_begin = 0, all_coded_end = 0, any_coded_end = 0;
+  int64_t begin = 0, coded_begin = 0, all_coded_end = 0, any_coded_end = 0;
   bool dropped = false;
   bool any_coded() const { return !dropped && any_coded_end > coded_begin; }
 };
@@ -53,6 +53,7 @@ struct HeadColumns {
   bool whole = true;                        // column = position
   int64_t sinks = 0, tokens = 0;            // columns
   std::vector<int64_t> seen, k_end, v_end;  // (queries): columns that the query sees; that are coded for it
+  std::vector<int64_t> from;                // (queries): the first that it sees, in this segment
   std::vector<int32_t> position;            // (tokens), unless whole
   std::vector<int32_t> k_slot, v_slot;      // of columns from sinks on, as far as the cache holds codes; unless whole
   const std::vector<int64_t>& end(Role role) const { return role == Role::kKey ? k_end : v_end; }
@@ -60,8 +61,13 @@ struct HeadColumns {
 };
 
 // One attend call on at most a block of queries. Row = query * group + query head within the group.
+//
+// Where codes have several tiers, a call is of one segment: the tokens whose keys are in one tier and whose values are
+// in one, for each query those of its own position; exact tokens go with the newest tier, sinks with the oldest. Row by
+// row the segments are what the query sees, without a token twice.
 struct TiledCall {
-  TiledCall(const CacheView& view, int layer, int64_t first, int64_t queries, RotationTiles& rotation);
+  TiledCall(const CacheView& view, int layer, int64_t first, int64_t queries, RotationTiles& rotation, int key_tier = 0,
+            int value_tier = 0);
   TiledCall(const TiledCall&) = delete;
   TiledCall& operator=(const TiledCall&) = delete;
   const HeadColumns& columns(int head) const { return own.empty() ? all : own[static_cast<size_t>(head)]; }
@@ -82,11 +88,16 @@ struct TiledCall {
   int64_t coded_values(int head, int64_t row, int64_t begin, int64_t end) const {
     const HeadColumns& c = columns(head);
     const auto query = static_cast<size_t>(row / group);
-    return std::min({c.v_end[query], c.seen[query], end}) - std::max(c.sinks, begin);
+    return std::min({c.v_end[query], c.seen[query], end}) - std::max({c.sinks, c.from[query], begin});
   }
+  bool empty() const;  // no query sees anything here
+  int tier(Role role) const { return role == Role::kKey ? key_tier : value_tier; }
+  // Of a head whose codes are attended to.
+  const TileDecoder& decoder(int head, Role role) const { return cache.decoder(layer, head, role, tier(role)); }
+  CodedBody body(int head, Role role) const { return cache.body(layer, head, role, tier(role)); }
   bool drops() const { return cache.policy().drops; }
   // Unit of a head whose codes are attended to, or -1.
-  int coded_unit(int head, Role role) const { return drops() ? -1 : cache.unit_of(layer, head, role); }
+  int coded_unit(int head, Role role) const { return drops() ? -1 : cache.unit_of(layer, head, role, tier(role)); }
   const ScoreMap& score_map(int head) const;
   // Columns of a tile, as the view and the decoder give tokens: exact rows; codes of the columns from `first` on,
   // counted after the sinks.
@@ -108,6 +119,7 @@ struct TiledCall {
   const RotationTiles* rotation = nullptr;
   const HeadQueries* heads = nullptr;
   int layer = 0;
+  int key_tier = 0, value_tier = 0;
   int64_t first = 0, queries = 0;  // first position, queries
   int64_t d = 0, width = 0;        // head_dim, and padded
   int64_t group = 0, rows = 0;
@@ -163,6 +175,7 @@ struct Piece {
   int head = 0;
   int64_t tile_begin = 0, tile_end = 0, row_begin = 0, row_end = 0;
   bool by_code = false;  // values are summed by code
+  size_t segment = 0;    // the call that it is of
   int64_t rows() const { return row_end - row_begin; }
 };
 

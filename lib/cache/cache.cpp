@@ -6,312 +6,11 @@
 #include <array>
 #include <numeric>
 
-#include "cache/cache_rows.h"
-#include "cache/coding.h"
-#include "cache/map.h"
-#include "cache/store.h"
-#include "core/clock.h"
+#include "cache/cache_parts.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
-struct CompressedCache::Parts {
-  Parts(std::shared_ptr<const CacheModel> of_model, CachePolicy policy, std::pmr::memory_resource* memory)
-      : model(std::move(of_model)), map(model, policy, memory), store(memory) {}
-  ~Parts();
-  Parts(const Parts&) = delete;
-  Parts& operator=(const Parts&) = delete;
-
-  // Room for the exact rows of tokens [0, tokens).
-  void grow_chunks(RoleMap& role, int64_t tokens);
-  // Keeps exact tokens [begin, tokens) beyond the sinks.
-  void drop_exact(RoleMap& role, int64_t begin, int64_t tokens);
-  void free_blocks(const BlockTable& table, int64_t bytes) {
-    for (int32_t i = 0; i < table.count; ++i) store.release(table.blocks[i], bytes);
-  }
-  int64_t chunk_bytes() const { return kChunkTokens * map.row_bytes(); }
-
-  // Codes what `layers` hold exactly up to the ends of their roles, of `tokens` tokens.
-  void code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end);
-  void fit(std::span<const size_t> units, int64_t tokens);
-  // Tokens [from, to) go to `slot` and those after it.
-  struct Run {
-    int64_t from, to, slot;
-  };
-  // Codes into pages that are there; exceptions are returned.
-  std::vector<OverlayEntry> encode(size_t unit, const Run& run);
-  void add_overlay(size_t unit, int64_t slot, std::span<const OverlayEntry> entries);
-  // What of [from, to) some head of the unit still sees, in whole codec blocks.
-  std::vector<Run> survivors(size_t unit, int64_t from, int64_t to) const;
-  // Room for the slots of `runs`, the survivors of `tokens` tokens, and their positions.
-  void make_room(size_t unit, int64_t tokens, std::span<const Run> runs);
-  void resize_overlay(UnitMap& unit, int64_t capacity);
-  // Codec blocks from `first` on, into zeroed places.
-  void store_blocks(size_t unit, int64_t first, const CodeBlock& codes);
-  // Gives up the slots that no head of the unit sees any more: the others move together, pages behind them are freed.
-  void compact(size_t unit);
-
-  // The policy's rule decides at the end of the open block.
-  void decide();
-
-  std::shared_ptr<const CacheModel> model;
-  SequenceMap map;
-  HostStore store;
-  double encode_seconds = 0;
-  std::vector<float> staging;  // rotated keys of one append; freed by end_block
-};
-
-CompressedCache::Parts::~Parts() {
-  for (const RoleMap& r : map.roles) {
-    store.release(r.sinks, map.policy.sinks * map.row_bytes());
-    free_blocks(r.chunks, chunk_bytes());
-  }
-  for (size_t u = 0; u < map.units.size(); ++u) {
-    const UnitMap& s = map.units[u];
-    free_blocks(s.pages, map.form(u).pages->bytes());
-    store.release(s.overlay, s.overlay_capacity * static_cast<int64_t>(sizeof(StoredOverlay)));
-  }
-  for (const auto& f : map.fitted)
-    if (f) store.charge(-(f->state_bytes + f->form_bytes));
-}
-
-void CompressedCache::Parts::grow_chunks(RoleMap& role, int64_t tokens) {
-  const int64_t sinks = map.policy.sinks;
-  if (!role.sinks && sinks > 0) role.sinks = store.allocate(sinks * map.row_bytes());
-  BlockTable& t = role.chunks;
-  if (t.count == 0) t.first = (std::max(role.exact_begin, sinks) - sinks) / kChunkTokens;
-  const int64_t past = std::max<int64_t>(0, tokens - sinks);
-  const int64_t live = std::max<int64_t>(t.count, (past + kChunkTokens - 1) / kChunkTokens - t.first);
-  map.resize(t, live);
-  while (t.count < live) t.blocks[t.count++] = store.allocate(chunk_bytes());
-}
-
-void CompressedCache::Parts::drop_exact(RoleMap& role, int64_t begin, int64_t tokens) {
-  const int64_t sinks = map.policy.sinks;
-  BlockTable& t = role.chunks;
-  role.exact_begin = std::max(begin, sinks);
-  const int64_t low = role.exact_begin - sinks, high = tokens - sinks;
-  const int64_t first = low / kChunkTokens, last = high > low ? (high + kChunkTokens - 1) / kChunkTokens : first;
-  while (t.count > 0 && t.first + t.count > last) store.release(t.blocks[--t.count], chunk_bytes());
-  const int64_t dead = std::min<int64_t>(t.count, std::max<int64_t>(0, first - t.first));
-  for (int64_t i = 0; i < dead; ++i) store.release(t.blocks[i], chunk_bytes());
-  std::copy(t.blocks + dead, t.blocks + t.count, t.blocks);
-  t.count -= static_cast<int32_t>(dead);
-  t.first += dead;
-  map.resize(t, t.count);
-}
-
-void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) {
-  std::vector<std::unique_ptr<FittedForm>> made(units.size());
-  parallel_for(static_cast<int64_t>(units.size()), [&](int64_t i) {
-    const size_t u = units[static_cast<size_t>(i)];
-    const CacheModel::Unit& unit = model->units()[u];
-    auto state = fit_unit(*unit.codec, unit.shape, CacheRows(map, u), tokens);
-    if (!state) return;
-    CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages);
-    const int64_t state_bytes = state->bytes(), form_bytes = FittedForm::bytes(form, *unit.form);
-    made[static_cast<size_t>(i)].reset(new FittedForm{std::move(state), std::move(form), state_bytes, form_bytes});
-  });
-  for (size_t i = 0; i < units.size(); ++i) {
-    if (!made[i]) continue;
-    map.fitted.resize(map.units.size());
-    store.charge(made[i]->state_bytes + made[i]->form_bytes);
-    map.fitted[units[i]] = std::move(made[i]);
-  }
-}
-
-std::vector<OverlayEntry> CompressedCache::Parts::encode(size_t unit, const Run& run) {
-  const CacheModel::Unit& u = model->units()[unit];
-  const CodedForm& form = map.form(unit);
-  CodeBlock codes = encode_unit(*u.codec, form.plan, u.shape, CacheRows(map, unit), run.from, run.to, map.state(unit));
-  store_blocks(unit, run.slot / form.plan.layout.block_tokens, codes);
-  return std::move(codes.overlay);
-}
-
-void CompressedCache::Parts::store_blocks(size_t unit, int64_t first, const CodeBlock& codes) {
-  const PageLayout& pages = *map.form(unit).pages;
-  for (int64_t done = 0; done < codes.blocks;) {
-    const int64_t page = (first + done) / pages.blocks(), within = (first + done) % pages.blocks();
-    const int64_t count = std::min(codes.blocks - done, pages.blocks() - within);
-    pages.store(HostStore::at(map.units[unit].pages.at(page)), within, codes, done, count);
-    done += count;
-  }
-}
-
-std::vector<CompressedCache::Parts::Run> CompressedCache::Parts::survivors(size_t unit, int64_t from,
-                                                                           int64_t to) const {
-  const int64_t block = map.form(unit).plan.layout.block_tokens;
-  std::vector<Run> runs;
-  int64_t slot = map.slots(unit);
-  for (int64_t t = from; t < to; t += block) {
-    if (!map.alive(unit, t, t + block)) continue;
-    if (runs.empty() || runs.back().to != t) runs.push_back({t, t, slot});
-    runs.back().to += block;
-    slot += block;
-  }
-  return runs;
-}
-
-void CompressedCache::Parts::make_room(size_t unit, int64_t tokens, std::span<const Run> runs) {
-  const int64_t held = map.slots(unit);
-  int64_t slots = held;
-  for (const Run& r : runs) slots += r.to - r.from;
-  BlockTable& table = map.units[unit].pages;
-  const PageLayout& pages = *map.form(unit).pages;
-  const int64_t live = (slots + pages.tokens() - 1) / pages.tokens();
-  map.resize(table, std::max<int64_t>(live, table.count));
-  while (table.count < live) table.blocks[table.count++] = store.allocate(pages.bytes());
-  if (!map.lists_slots(unit)) {
-    if (slots - held == tokens) return;
-    std::vector<int32_t> all(static_cast<size_t>(held));
-    std::iota(all.begin(), all.end(), static_cast<int32_t>(map.policy.sinks));
-    map.list_slots(unit, all);
-  }
-  SlotList& list = *map.units[unit].listed;
-  map.reserve_slots(list, slots);
-  for (const Run& r : runs)
-    for (int64_t t = r.from; t < r.to; ++t) list.positions[list.count++] = static_cast<int32_t>(t);
-}
-
-void CompressedCache::Parts::compact(size_t unit) {
-  UnitMap& s = map.units[unit];
-  const PageLayout& pages = *map.form(unit).pages;
-  const int64_t block = pages.layout().block_tokens, slots = map.slots(unit), blocks = slots / block;
-  const std::span<const int32_t> listed = map.slot_positions(unit);
-  const auto position = [&](int64_t slot) {
-    return listed.empty() ? map.policy.sinks + slot : int64_t{listed[static_cast<size_t>(slot)]};
-  };
-  std::vector<int64_t> kept;  // blocks
-  for (int64_t b = 0; b < blocks; ++b)
-    if (const int64_t t = position(b * block); map.alive(unit, t, t + block)) kept.push_back(b);
-  if (static_cast<int64_t>(kept.size()) == blocks) return;
-  // Pages before the first gap stay as they are; the others are written anew.
-  int64_t first = 0;
-  while (first < static_cast<int64_t>(kept.size()) && kept[static_cast<size_t>(first)] == first) ++first;
-  first = first / pages.blocks() * pages.blocks();
-  CodeBlock codes;
-  codes.resize(pages.layout(), static_cast<int64_t>(kept.size()) - first);
-  for (int64_t i = 0; i < codes.blocks;) {
-    const int64_t b = kept[static_cast<size_t>(first + i)], within = b % pages.blocks();
-    int64_t n = 1;
-    while (i + n < codes.blocks && within + n < pages.blocks() && kept[static_cast<size_t>(first + i + n)] == b + n)
-      ++n;
-    pages.fetch(HostStore::at(s.pages.at(b / pages.blocks())), within, codes, i, n);
-    i += n;
-  }
-  const auto live = static_cast<int32_t>((static_cast<int64_t>(kept.size()) + pages.blocks() - 1) / pages.blocks());
-  while (s.pages.count > live) store.release(s.pages.blocks[--s.pages.count], pages.bytes());
-  map.resize(s.pages, live);
-  for (int64_t p = first / pages.blocks(); p < live; ++p)
-    std::fill_n(HostStore::at(s.pages.at(p)), pages.bytes(), std::byte{0});
-  store_blocks(unit, first, codes);
-
-  std::vector<int64_t> to(static_cast<size_t>(blocks), -1);
-  for (size_t i = 0; i < kept.size(); ++i) to[static_cast<size_t>(kept[i])] = static_cast<int64_t>(i);
-  auto* overlay = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
-  int64_t exceptions = 0;
-  for (int64_t i = 0; i < s.overlay_count; ++i) {
-    StoredOverlay o = overlay[i];
-    const int64_t b = to[static_cast<size_t>(o.token / block)];
-    if (b < 0) continue;
-    o.token = static_cast<int32_t>(b * block + o.token % block);
-    overlay[exceptions++] = o;
-  }
-  s.overlay_count = exceptions;
-  resize_overlay(s, exceptions);
-
-  std::vector<int32_t> positions;
-  for (const int64_t b : kept)
-    for (int64_t i = 0; i < block; ++i) positions.push_back(static_cast<int32_t>(position(b * block + i)));
-  map.list_slots(unit, positions);
-}
-
-void CompressedCache::Parts::decide() {
-  for (int layer = 0; layer < model->shape().layers; ++layer) {
-    map.decide(layer);
-    for (const size_t u : model->layer_units(layer)) compact(u);
-  }
-  map.decided = map.observed = map.total();
-}
-
-void CompressedCache::Parts::resize_overlay(UnitMap& s, int64_t capacity) {
-  if (capacity == s.overlay_capacity) return;
-  const int64_t entry = sizeof(StoredOverlay);
-  const BlockAddress moved = capacity > 0 ? store.allocate(capacity * entry) : 0;
-  if (capacity > 0) std::copy_n(HostStore::at(s.overlay), s.overlay_count * entry, HostStore::at(moved));
-  store.release(s.overlay, s.overlay_capacity * entry);
-  s.overlay = moved;
-  s.overlay_capacity = capacity;
-}
-
-void CompressedCache::Parts::add_overlay(size_t unit, int64_t slot, std::span<const OverlayEntry> entries) {
-  if (entries.empty()) return;
-  const CodeLayout& layout = map.form(unit).plan.layout;
-  VQKV_CHECK(layout.overlay && layout.overlay_value_bits == 16 && model->units()[unit].shape.channels() < (1 << 15));
-  UnitMap& s = map.units[unit];
-  const int64_t needed = s.overlay_count + static_cast<int64_t>(entries.size());
-  if (needed > s.overlay_capacity) resize_overlay(s, std::max(needed, s.overlay_capacity * 3 / 2));
-  auto* to = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
-  for (const OverlayEntry& e : entries)
-    to[s.overlay_count++] = {static_cast<int32_t>(slot) + e.token,
-                             static_cast<uint16_t>(e.channel | (e.add ? 0x8000 : 0)), to_f16(e.value)};
-}
-
-void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end) {
-  if (layers.size() > 1 && model->sees_lower()) {  // a layer is coded when the one below it is
-    for (const int& layer : layers) code({&layer, 1}, tokens, k_end, v_end);
-    return;
-  }
-  if (map.policy.drops) {
-    for (const int layer : layers)
-      for (const Role role : {Role::kKey, Role::kValue}) {
-        int64_t& end = map.role(layer, role).coded_end;
-        end = std::max(end, role == Role::kKey ? k_end : v_end);
-      }
-    return;
-  }
-  struct Task {
-    size_t unit;
-    int64_t from, to;
-    std::vector<Run> runs;
-    std::vector<std::vector<OverlayEntry>> overlays;  // a run
-  };
-  std::vector<Task> tasks;
-  // Parameters of the prompt: for both roles when the first of them codes, since a codec may look at either.
-  std::vector<size_t> fits;
-  const Stopwatch watch;
-  for (const int layer : layers) {
-    bool coded = false;
-    for (const Role role : {Role::kKey, Role::kValue})
-      coded = coded || map.role(layer, role).coded_end > map.policy.sinks;
-    const bool first = !coded && std::max(k_end, v_end) > map.policy.sinks;
-    for (const size_t u : model->layer_units(layer)) {
-      const Role role = model->units()[u].shape.role;
-      const int64_t from = map.role(layer, role).coded_end, to = role == Role::kKey ? k_end : v_end;
-      if (to > from) tasks.push_back({u, from, to, survivors(u, from, to), {}});
-      if (first) fits.push_back(u);
-    }
-  }
-  if (tasks.empty()) return;
-  const bool whole = map.exact_prompt || map.visibility == Visibility::kAllCoded;
-  fit(fits, whole ? tokens : fit_tokens(map.policy, tokens));
-  // Allocation alone and in order, before and after coding: the caller's resource is asked by the caller's thread, and
-  // the order of blocks in memory does not depend on threads.
-  for (Task& task : tasks) {
-    make_room(task.unit, task.to - task.from, task.runs);
-    task.overlays.resize(task.runs.size());
-  }
-  parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-    Task& task = tasks[static_cast<size_t>(i)];
-    for (size_t r = 0; r < task.runs.size(); ++r) task.overlays[r] = encode(task.unit, task.runs[r]);
-  });
-  for (const Task& task : tasks) {
-    for (size_t r = 0; r < task.runs.size(); ++r) add_overlay(task.unit, task.runs[r].slot, task.overlays[r]);
-    const UnitShape& u = model->units()[task.unit].shape;
-    map.role(u.layer, u.role).coded_end = task.to;
-  }
-  encode_seconds += watch.seconds();
-}
 
 CompressedCache::CompressedCache(std::shared_ptr<const CacheModel> model, CachePolicy policy,
                                  std::pmr::memory_resource* memory) {
@@ -344,6 +43,8 @@ void CompressedCache::begin_block(int64_t n, Visibility visibility) {
   VQKV_CHECK(!map.open && n > 0 && map.length + n < INT32_MAX);
   if (map.policy.drops && visibility == Visibility::kAllCoded)
     fail_usage("fake-quant codes every token; a cache that drops what leaves its window has none to code");
+  if (parts_->model->tiers() > 1 && map.policy.keeps_codes() && visibility == Visibility::kAllCoded)
+    fail_usage("fake-quant codes every token alike; the codec's tiers (codec.tiers) code it by its age");
   if (map.policy.keep && visibility == Visibility::kAllCoded)
     fail_usage(
         fmt::format("fake-quant codes all tokens at once; {} decides as the text goes on", map.policy.keep->text()));
@@ -401,6 +102,7 @@ void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v) {
                                                                           : map.policy.coded_among(role, map.total());
   }
   c.code({&layer, 1}, map.total(), end[0], end[1]);
+  c.age({&layer, 1}, map.total());
 }
 
 void CompressedCache::end_block() {
@@ -414,6 +116,7 @@ void CompressedCache::end_block() {
   std::vector<float>().swap(c.staging);  // "= {}" would keep its memory
   if (map.visibility == Visibility::kExactPrefill) map.exact_prompt = map.policy.codes;
   for (RoleMap& r : map.roles) c.drop_exact(r, map.exact_prompt ? r.exact_begin : r.coded_end, map.length);
+  c.drop_aged();
 }
 
 void CompressedCache::end_exact_prefill() {
@@ -425,8 +128,10 @@ void CompressedCache::end_exact_prefill() {
   std::iota(layers.begin(), layers.end(), 0);
   c.code(layers, map.length, map.policy.coded_among(Role::kKey, map.length),
          map.policy.coded_among(Role::kValue, map.length));
+  c.age(layers, map.length);
   map.exact_prompt = false;
   for (RoleMap& r : map.roles) c.drop_exact(r, r.coded_end, map.length);
+  c.drop_aged();
 }
 
 void CompressedCache::expect_prompt(int64_t tokens) {
@@ -470,6 +175,7 @@ void CompressedCache::evict(int layer, int kv_head, std::span<const int64_t> pos
   SequenceMap& map = c.map;
   VQKV_CHECK(!map.open && layer >= 0 && layer < shape().layers && kv_head >= 0 && kv_head < shape().kv_heads);
   if (c.model->sees_lower()) fail_usage("codecs that see the layer below need every token in it; none can be given up");
+  if (c.model->tiers() > 1) fail_usage("the tiers of a codec hold all tokens of an age; none can be given up");
   if (positions.empty()) return;
   map.mark_evicted(layer, kv_head, positions);
   for (const Role role : {Role::kKey, Role::kValue})

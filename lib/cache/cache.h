@@ -1,7 +1,8 @@
 // CompressedCache: the K and V of one sequence. Per layer, role and unit: exact sinks, a coded body in pages, an exact
 // recent window. Boundaries are per role and per query (FlushRule), so a block of queries that spans a flush sees both
 // forms of the tokens in between; the exact form is dropped once no later query needs it. A token is coded once, from
-// its exact value as stored (rounded to exact_dtype), so block and step replay code the same numbers.
+// its exact value as stored (rounded to exact_dtype), so block and step replay code the same numbers. Where the codec
+// set has several tiers, coded tokens pass into the next older one by the same rules (age_unit in cache/coding.h).
 #pragma once
 #include <cstdint>
 #include <memory>

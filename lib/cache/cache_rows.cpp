@@ -31,4 +31,31 @@ void CacheRows::lower(int64_t first, MutMatrix out) const {
   for (int64_t t = 0; t < out.rows; ++t) std::copy_n(rows.row(t), out.cols, out.row(t));
 }
 
+size_t CacheAgedRows::newer(Role role, int kv_head) const {
+  const CacheModel::Unit& u = map_.model->units()[unit_];
+  return static_cast<size_t>(map_.model->unit_of(u.shape.layer, kv_head, role, u.tier - 1));
+}
+
+void CacheAgedRows::load(Role role, int kv_head, int64_t first, MutMatrix out) const {
+  const size_t from = newer(role, kv_head);
+  const UnitShape& u = map_.model->units()[from].shape;
+  const Matrix<float> rows = CacheView(map_).decode_codes(from, first - map_.policy.sinks, out.rows);
+  for (int64_t t = 0; t < out.rows; ++t)
+    std::copy_n(rows.row(t) + (kv_head - u.first_head) * u.head_dim, out.cols, out.row(t));
+}
+
+void CacheAgedRows::positions(int64_t first, std::span<int32_t> out) const {
+  std::iota(out.begin(), out.end(), static_cast<int32_t>(first));
+}
+
+CodeBlock CacheAgedRows::codes(int64_t from, int64_t to) const {
+  const UnitShape& u = map_.model->units()[unit_].shape;
+  return CacheView(map_).fetch_codes(newer(u.role, u.first_head), from - map_.policy.sinks, to - from);
+}
+
+const CodeLayout& CacheAgedRows::layout() const {
+  const UnitShape& u = map_.model->units()[unit_].shape;
+  return map_.form(newer(u.role, u.first_head)).plan.layout;
+}
+
 }  // namespace vqkv

@@ -17,4 +17,19 @@ class CacheRows final : public HeldRows {
   size_t unit_;
 };
 
+// The same of a unit in an older tier.
+class CacheAgedRows final : public AgedRows {
+ public:
+  CacheAgedRows(const SequenceMap& map, size_t unit) : map_(map), unit_(unit) {}
+  void load(Role role, int kv_head, int64_t first, MutMatrix out) const override;
+  void positions(int64_t first, std::span<int32_t> out) const override;
+  CodeBlock codes(int64_t from, int64_t to) const override;
+  const CodeLayout& layout() const override;
+
+ private:
+  size_t newer(Role role, int kv_head) const;
+  const SequenceMap& map_;
+  size_t unit_;
+};
+
 }  // namespace vqkv

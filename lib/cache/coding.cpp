@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "codec/level.h"
 #include "core/error.h"
 #include "core/finite.h"
 
@@ -83,6 +84,41 @@ CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShap
   VQKV_CHECK(codes.blocks == (to - from) / block);
   check_codes(plan, codes);
   check_values(plan.layout, codes, from);
+  return codes;
+}
+
+CodeBlock codes_of(const CodeBlock& codes, const CodeLayout& layout, int64_t from, int64_t to) {
+  const int64_t block = layout.block_tokens;
+  VQKV_CHECK(from % block == 0 && to % block == 0 && from <= to && to <= codes.blocks * block);
+  CodeBlock out;
+  out.resize(layout, (to - from) / block);
+  const auto take = [&](const auto& all, auto& some, const auto& specs) {
+    for (size_t i = 0; i < specs.size(); ++i) {
+      const int64_t each = specs[i].slots * (specs[i].per_token ? block : 1);
+      std::copy_n(all[i].begin() + from / block * each, some[i].size(), some[i].begin());
+    }
+  };
+  take(codes.fields, out.fields, layout.fields);
+  take(codes.sides, out.sides, layout.sides);
+  for (OverlayEntry e : codes.overlay) {
+    e.token -= static_cast<int32_t>(from);
+    if (e.token >= 0 && e.token < to - from) out.overlay.push_back(e);
+  }
+  return out;
+}
+
+void refuse_fitted_tier(const std::string& method) {
+  fail_usage(
+      fmt::format("codec.tiers: codec '{}' fits parameters to each prompt, and a tier has none of its own", method));
+}
+
+void AgedRows::lower(int64_t, MutMatrix) const { fail_internal("no tier sees the layer below"); }
+
+CodeBlock age_unit(const Codec& codec, bool level, const DecodePlan& plan, const UnitShape& unit, const AgedRows& rows,
+                   int64_t from, int64_t to) {
+  if (!level) return encode_unit(codec, plan, unit, rows, from, to, nullptr);
+  CodeBlock codes = cut_codes(rows.codes(from, to), rows.layout(), plan.layout);
+  check_codes(plan, codes);
   return codes;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "cache/policy.h"
 #include "codec/codec.h"
@@ -25,6 +26,21 @@ class HeldRows {
   virtual void lower(int64_t first, MutMatrix out) const = 0;
 };
 
+// The same of a unit in an older tier: load() gives what the tier before decodes to.
+class AgedRows : public HeldRows {
+ public:
+  void lower(int64_t, MutMatrix) const final;  // kInternal: CodecSet refuses tiers of codecs that see one
+  // Codes of tokens [from, to) in the tier before. Asked only for a level, which has the same units there.
+  virtual CodeBlock codes(int64_t from, int64_t to) const = 0;
+  virtual const CodeLayout& layout() const = 0;
+};
+
+// Tokens [from, to) of `codes`, whole blocks of `layout`.
+CodeBlock codes_of(const CodeBlock& codes, const CodeLayout& layout, int64_t from, int64_t to);
+
+// kUsage: a codec of this method fits parameters to each prompt and is one of several tiers.
+[[noreturn]] void refuse_fitted_tier(const std::string& method);
+
 // How many of the `held` tokens of a prompt its parameters are fitted on: those that are there when its first token is
 // coded token by token, so that block and step replay fit the same. For a prompt that is whole before anything is coded
 // that is `held` itself.
@@ -38,5 +54,10 @@ std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& uni
 // are kInternal: table lookups trust what is stored.
 CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShape& unit, const HeldRows& rows,
                       int64_t from, int64_t to, const SequenceState* state);
+
+// Codes of tokens [from, to), whole codec blocks, that pass into an older tier. A level cuts the codes of the tier
+// before; any other codec codes what those decode to. Either way the text is not needed again.
+CodeBlock age_unit(const Codec& codec, bool level, const DecodePlan& plan, const UnitShape& unit, const AgedRows& rows,
+                   int64_t from, int64_t to);
 
 }  // namespace vqkv

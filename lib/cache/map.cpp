@@ -34,6 +34,11 @@ void add_exact(ByteLedger& b, int64_t sinks, int64_t total, int64_t held, int64_
   b.padding += layers * (sinks - std::min(sinks, total)) * row;
 }
 
+// Pages that slots [begin, end) lie in.
+int64_t pages_of(const PageLayout& layout, int64_t begin, int64_t end) {
+  return end > begin ? (end + layout.tokens() - 1) / layout.tokens() - begin / layout.tokens() : 0;
+}
+
 // `coded` tokens of a unit in `pages` pages.
 void add_codes(ByteLedger& b, const PageLayout& layout, int64_t coded, int64_t pages) {
   b.codes += layout.code_bytes(coded);
@@ -49,6 +54,7 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
       policy(of_policy),
       memory(resource),
       roles(resource),
+      boundaries(resource),
       units(resource),
       evicted(resource),
       fitted(resource),
@@ -58,6 +64,7 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
   RoleMap start;
   start.exact_begin = start.coded_end = policy.sinks;
   roles.assign(static_cast<size_t>(2 * shape.layers), start);
+  boundaries.assign(static_cast<size_t>(model->tiers() - 1) * roles.size(), {policy.sinks, policy.sinks});
   evicted.resize(static_cast<size_t>(shape.layers * shape.kv_heads));
   units.resize(model->units().size());
   if (policy.keep) mass.resize(evicted.size());
@@ -75,14 +82,16 @@ SequenceMap::~SequenceMap() {
   for (MassSums& m : mass) release(memory, m.sums, m.capacity);
 }
 
-int64_t SequenceMap::coded_end(Role r, int64_t position) const {
+int64_t SequenceMap::coded_end(Role r, int64_t position, int tier) const {
   if (!policy.codes) return std::min(policy.sinks, position + 1);
   const RoleMap& first = role(0, r);
-  // After a rollback the rule may name a boundary below what was coded: the exact form is gone, the coded one serves.
-  const int64_t gone = std::min(std::max(policy.sinks, first.exact_begin), position + 1);
+  // After a rollback the rule may name a boundary below what was coded: the newer form is gone, the older one serves.
+  const int64_t newer = tier > 0 ? boundary(tier, 0, r).begin : first.exact_begin;
+  const int64_t gone = std::min(std::max(policy.sinks, newer), position + 1);
   if (open && visibility == Visibility::kExactPrefill) return gone;
-  if (open && visibility == Visibility::kAllCoded) return std::max(gone, std::min(position + 1, first.coded_end));
-  return std::max(gone, std::min(policy.coded_end(r, position), position + 1));
+  if (open && visibility == Visibility::kAllCoded && tier == 0)
+    return std::max(gone, std::min(position + 1, first.coded_end));
+  return std::max(gone, std::min(policy.coded_end(r, position, model->newer_tokens(tier)), position + 1));
 }
 
 int64_t SequenceMap::whole_blocks(Role r, int64_t end) const {
@@ -148,10 +157,15 @@ void SequenceMap::resize_sums(MassSums& m, int64_t count) {
   m.count = static_cast<int32_t>(count);
 }
 
-int64_t SequenceMap::slots(size_t unit) const {
+int64_t SequenceMap::slot_begin(size_t unit) const {
+  const CacheModel::Unit& u = model->units()[unit];
+  return tier_begin(u.tier, u.shape.layer, u.shape.role) - policy.sinks;
+}
+
+int64_t SequenceMap::slot_end(size_t unit) const {
   if (lists_slots(unit)) return units[unit].listed->count;
-  const UnitShape& u = model->units()[unit].shape;
-  return policy.keeps_codes() ? std::max<int64_t>(0, role(u.layer, u.role).coded_end - policy.sinks) : 0;
+  const CacheModel::Unit& u = model->units()[unit];
+  return policy.keeps_codes() ? std::max<int64_t>(0, tier_end(u.tier, u.shape.layer, u.shape.role) - policy.sinks) : 0;
 }
 
 void SequenceMap::reserve_slots(SlotList& list, int64_t count) {
@@ -186,9 +200,10 @@ bool SequenceMap::alive(size_t unit, int64_t from, int64_t to) const {
 
 ByteLedger SequenceMap::bytes() const {
   ByteLedger b;
-  b.index = static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
-                                 evicted.capacity() * sizeof(EvictedSet) + fitted.capacity() * sizeof(fitted[0]) +
-                                 mass.capacity() * sizeof(MassSums));
+  b.index =
+      static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
+                           boundaries.capacity() * sizeof(TierBoundary) + evicted.capacity() * sizeof(EvictedSet) +
+                           fitted.capacity() * sizeof(fitted[0]) + mass.capacity() * sizeof(MassSums));
   for (const EvictedSet& e : evicted) b.index += e.count * static_cast<int64_t>(sizeof(uint64_t));
   for (const MassSums& m : mass) b.workspace += m.capacity * static_cast<int64_t>(sizeof(double));
   for (const RoleMap& r : roles) {
@@ -229,12 +244,15 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
                     policy.keep->text()));
   const CacheShape& shape = codecs.shape();
   const int64_t row = int64_t{shape.kv_heads} * shape.head_dim * static_cast<int64_t>(dtype_size(policy.exact_dtype));
-  // What has left the exact rows of a role, counted after the sinks.
-  const auto past_window = [&](Role role) {
-    return std::max<int64_t>(0, policy.coded_among(role, tokens) - policy.sinks);
+  // What has left the exact rows of a role and `newer` coded tokens, counted after the sinks.
+  const auto past_window = [&](Role role, int64_t newer = 0) {
+    return std::max<int64_t>(0, policy.coded_among(role, tokens, newer) - policy.sinks);
   };
+  std::vector<int64_t> newer{0};
+  for (const int64_t held : codecs.tier_tokens()) newer.push_back(newer.back() + held);
   ByteLedger b;
   b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleMap)) +
+            2 * shape.layers * (codecs.tiers() - 1) * static_cast<int64_t>(sizeof(TierBoundary)) +
             static_cast<int64_t>(codecs.units().size() * sizeof(UnitMap)) +
             int64_t{shape.layers} * shape.kv_heads * static_cast<int64_t>(sizeof(EvictedSet));
   const int64_t past = std::max<int64_t>(0, tokens - policy.sinks);
@@ -249,8 +267,11 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
   for (size_t i = 0; i < codecs.units().size(); ++i) {
     const TrainedUnit& u = codecs.units()[i];
     const PageLayout pages(u.codec->layout());
-    const int64_t coded = policy.keeps_codes() ? past_window(u.spec.unit.role) : 0,
-                  count = (coded + pages.tokens() - 1) / pages.tokens();
+    const auto tier = static_cast<size_t>(u.spec.tier);
+    const Role role = u.spec.unit.role;
+    const int64_t end = policy.keeps_codes() ? past_window(role, newer[tier]) : 0;
+    const int64_t begin = policy.keeps_codes() && tier + 1 < newer.size() ? past_window(role, newer[tier + 1]) : 0;
+    const int64_t coded = end - begin, count = pages_of(pages, begin, end);
     add_codes(b, pages, coded, count);
     b.index += BlockTable::capacity_for(count) * kAddress;
     if (extras.empty()) continue;

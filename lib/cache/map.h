@@ -37,6 +37,13 @@ struct RoleMap {
   int64_t coded_end = 0;
 };
 
+// Where the coded tokens of one (layer, role) pass from a tier into the next older one: the older holds those before
+// coded_end, the newer those from `begin` on; the two overlap inside a block only.
+struct TierBoundary {
+  int64_t begin = 0;
+  int64_t coded_end = 0;
+};
+
 // Tokens of one (layer, head) that a policy took out: a bit a position. No words: nothing was evicted.
 struct EvictedSet {
   uint64_t* words = nullptr;
@@ -58,10 +65,10 @@ struct MassSums {
   int32_t count = 0, capacity = 0;
 };
 
-// Coded tokens of one unit: slots without gaps, in pages.
+// Coded tokens of one unit: slots without gaps, in pages. Those of a newer tier leave at the front as they age.
 struct UnitMap {
   BlockTable pages;
-  SlotList* listed = nullptr;  // null while slot s holds token sinks + s: while no slot was given up
+  SlotList* listed = nullptr;  // null while slot s holds token sinks + s: while no policy gave a slot up
   BlockAddress overlay = 0;    // StoredOverlay entries in the order of their tokens
   int64_t overlay_count = 0, overlay_capacity = 0;
 };
@@ -103,8 +110,21 @@ class SequenceMap {
            static_cast<int64_t>(dtype_size(policy.exact_dtype));
   }
   int64_t total() const { return length + pending; }
-  // End of what a query at `position` sees coded, honouring the open block's visibility.
-  int64_t coded_end(Role role, int64_t position) const;
+  // End of what a query at `position` sees coded in `tier` or an older one, honouring the open block's visibility.
+  int64_t coded_end(Role role, int64_t position, int tier = 0) const;
+  TierBoundary& boundary(int older_tier, int layer, Role r) {
+    return boundaries[static_cast<size_t>(2 * (older_tier - 1) * model->shape().layers) + slot(layer, r)];
+  }
+  const TierBoundary& boundary(int older_tier, int layer, Role r) const {
+    return boundaries[static_cast<size_t>(2 * (older_tier - 1) * model->shape().layers) + slot(layer, r)];
+  }
+  // Tokens [tier_begin, tier_end) are there as codes of the tier.
+  int64_t tier_begin(int tier, int layer, Role r) const {
+    return tier + 1 < model->tiers() ? boundary(tier + 1, layer, r).begin : policy.sinks;
+  }
+  int64_t tier_end(int tier, int layer, Role r) const {
+    return tier > 0 ? boundary(tier, layer, r).coded_end : role(layer, r).coded_end;
+  }
   // Where whole codec blocks end, when everything before `end` is coded.
   int64_t whole_blocks(Role role, int64_t end) const;
 
@@ -123,7 +143,10 @@ class SequenceMap {
   void decide(int layer);
   // Keeps what is there of `count` sums, the rest 0.
   void resize_sums(MassSums& m, int64_t count);
-  int64_t slots(size_t unit) const;  // tokens that are there as codes
+  int64_t slots(size_t unit) const { return slot_end(unit) - slot_begin(unit); }  // tokens that are there as codes
+  // Slots [slot_begin, slot_end): the first are gone where tokens passed into an older tier.
+  int64_t slot_begin(size_t unit) const;
+  int64_t slot_end(size_t unit) const;
   // Their positions, or nothing where slot s holds token sinks + s.
   std::span<const int32_t> slot_positions(size_t unit) const {
     const SlotList* list = units[unit].listed;
@@ -143,6 +166,7 @@ class SequenceMap {
   CachePolicy policy;
   std::pmr::memory_resource* memory;                     // of tables and sets
   std::pmr::vector<RoleMap> roles;                       // (layers * 2)
+  std::pmr::vector<TierBoundary> boundaries;             // (tiers - 1, layers * 2)
   std::pmr::vector<UnitMap> units;                       // (units)
   std::pmr::vector<EvictedSet> evicted;                  // (layers * kv_heads)
   std::pmr::vector<std::unique_ptr<FittedForm>> fitted;  // (units), empty before the first

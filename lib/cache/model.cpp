@@ -61,6 +61,9 @@ CacheModel::CacheModel(const CacheShape& shape) : shape_(shape), rope_(shape.rop
 CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(codecs->shape()) {
   codecs_ = std::move(codecs);
   constant_bytes_ = codecs_->constant_bytes();
+  for (const int64_t tokens : codecs_->tier_tokens()) newer_tokens_.push_back(newer_tokens_.back() + tokens);
+  unit_index_.resize(unit_index_.size() * newer_tokens_.size(), -1);
+  layer_units_.resize(layer_units_.size() * newer_tokens_.size());
   std::map<const Codec*, std::shared_ptr<const CodedForm>> forms;
   for (const TrainedUnit& u : codecs_->units()) {
     const UnitShape& at = u.spec.unit;
@@ -70,11 +73,12 @@ CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(code
     VQKV_CHECK(static_cast<int>(form->decoders.size()) == at.heads);
     int64_t& together = block_tokens_[static_cast<int>(at.role)];
     together = std::lcm(together, int64_t{form->plan.layout.block_tokens});
-    layer_units_[static_cast<size_t>(at.layer)].push_back(units_.size());
+    const int row = u.spec.tier * shape_.layers + at.layer;
+    layer_units_[static_cast<size_t>(row)].push_back(units_.size());
     for (int h = at.first_head; h < at.first_head + at.heads; ++h)
-      unit_index_[static_cast<size_t>((2 * at.layer + (at.role == Role::kValue)) * shape_.kv_heads + h)] =
+      unit_index_[static_cast<size_t>((2 * row + (at.role == Role::kValue)) * shape_.kv_heads + h)] =
           static_cast<int>(units_.size());
-    units_.push_back({at, u.codec.get(), form, codecs_->lower_unit(units_.size())});
+    units_.push_back({at, u.codec.get(), form, codecs_->lower_unit(units_.size()), u.spec.tier, u.spec.level > 0});
   }
 }
 
@@ -83,6 +87,7 @@ void CacheModel::check(const CachePolicy& policy) const {
              policy.v.window >= 0);
   if (!policy.keeps_codes()) return;
   if (units_.empty()) fail_internal("a policy that codes needs a codec for every layer and head");
+  if (const std::string reason = tiers_conflict(policy, codecs_->tier_tokens()); !reason.empty()) fail_usage(reason);
   for (size_t i = 0; i < units_.size(); ++i) {
     const int64_t block = units_[i].form->plan.layout.block_tokens;
     const Role role = units_[i].shape.role;

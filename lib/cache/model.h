@@ -31,7 +31,9 @@ class CacheModel {
     UnitShape shape;
     const Codec* codec = nullptr;
     std::shared_ptr<const CodedForm> form;
-    int lower = -1;  // CodecSet::lower_unit
+    int lower = -1;      // CodecSet::lower_unit
+    int tier = 0;        // by age, the newest first
+    bool level = false;  // its codes are those of the tier before, cut
   };
 
   explicit CacheModel(std::shared_ptr<const CodecSet> codecs);
@@ -42,12 +44,18 @@ class CacheModel {
   const CodecSet* codecs() const { return codecs_.get(); }
   const RopeTable& rope() const { return rope_; }
   const std::vector<Unit>& units() const { return units_; }
+  int tiers() const { return codecs_ ? codecs_->tiers() : 1; }
+  // Coded tokens that the tiers before this one hold.
+  int64_t newer_tokens(int tier) const { return newer_tokens_[static_cast<size_t>(tier)]; }
   // Unit of a head, or -1 without codecs.
-  int unit_of(int layer, int head, Role role) const {
-    return unit_index_[static_cast<size_t>((2 * layer + (role == Role::kValue)) * shape_.kv_heads + head)];
+  int unit_of(int layer, int head, Role role, int tier = 0) const {
+    return unit_index_[static_cast<size_t>(
+        (2 * (tier * shape_.layers + layer) + (role == Role::kValue)) * shape_.kv_heads + head)];
   }
-  // Units of a layer, both roles.
-  std::span<const size_t> layer_units(int layer) const { return layer_units_[static_cast<size_t>(layer)]; }
+  // Units of a layer and tier, both roles.
+  std::span<const size_t> layer_units(int layer, int tier = 0) const {
+    return layer_units_[static_cast<size_t>(tier * shape_.layers + layer)];
+  }
   // Keys of a head are held after RoPE: their unit codes them so, or there is none.
   bool keys_post_rope(int layer, int head) const {
     const int u = unit_of(layer, head, Role::kKey);
@@ -58,17 +66,18 @@ class CacheModel {
   int64_t block_tokens(Role role) const { return block_tokens_[static_cast<int>(role)]; }
   // CodecSet::constant_bytes, asked once.
   int64_t constant_bytes() const { return constant_bytes_; }
-  // Refuses (kUsage) a policy whose flushes cut the blocks of a codec, or that gives up tokens which a layer above
-  // needs.
+  // Refuses (kUsage) a policy whose flushes cut the blocks of a codec or its tiers, or that gives up tokens which a
+  // layer above needs.
   void check(const CachePolicy& policy) const;
 
  private:
   CacheShape shape_;
   std::shared_ptr<const CodecSet> codecs_;
   RopeTable rope_;
-  std::vector<int> unit_index_;  // (layer, role, head)
+  std::vector<int> unit_index_;  // (tier, layer, role, head)
   std::vector<Unit> units_;
-  std::vector<std::vector<size_t>> layer_units_;
+  std::vector<std::vector<size_t>> layer_units_;  // (tier, layer)
+  std::vector<int64_t> newer_tokens_{0};          // (tiers)
   int64_t block_tokens_[2] = {1, 1};
   int64_t constant_bytes_ = 0;
 };

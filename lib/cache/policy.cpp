@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/keep_rule.h"
 #include "cache/policies/kinds.h"
 #include "config/config.h"
 #include "core/error.h"
@@ -91,6 +92,20 @@ CachePolicy CachePolicy::from_json(const Json& config) {
   if (const auto policy = c.find("policy"); policy != c.end())
     find_policy(policy->at("name").get<std::string>()).apply(*policy, p);
   return p;
+}
+
+std::string tiers_conflict(const CachePolicy& policy, std::span<const int64_t> tier_tokens) {
+  if (tier_tokens.empty() || !policy.keeps_codes()) return "";
+  if (policy.keep)
+    return fmt::format(
+        "cache.policy {}: it gives up tokens head by head, and the tiers of a codec hold all tokens of an age",
+        policy.keep->text());
+  for (size_t i = 0; i < tier_tokens.size(); ++i)
+    for (const Role role : {Role::kKey, Role::kValue})
+      if (tier_tokens[i] % policy.rule(role).flush != 0)
+        return fmt::format("codec.tiers[{}]: {} tokens are not a multiple of {}, the flush of cache.{}", i,
+                           tier_tokens[i], policy.rule(role).flush, role_name(role));
+  return "";
 }
 
 int64_t CachePolicy::first_beyond(const float* values, int64_t n) const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "codec/codec.h"
@@ -21,6 +22,8 @@ class KeepRule;
 struct FlushRule {
   int64_t window = 128;
   int64_t flush = 64;
+  // When coded tokens leave the tiers that hold the newest `tokens` of them: the same rule, later.
+  FlushRule after(int64_t tokens) const { return {window + tokens, flush}; }
   int64_t coded_end(int64_t sinks, int64_t position) const {
     const int64_t past = std::max<int64_t>(0, position + 1 - window - sinks);
     return std::min(sinks, position + 1) + past / flush * flush;
@@ -57,13 +60,14 @@ struct CachePolicy {
   }
   bool keeps_codes() const { return codes && !drops; }
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
-  // First token that is exact for the query at `position`, beyond the sinks.
-  int64_t coded_end(Role r, int64_t position) const {
-    return codes ? rule(r).coded_end(sinks, position) : std::min(sinks, position + 1);
+  // First token that is exact for the query at `position`, beyond the sinks; newer: the first in a tier that is newer
+  // than one behind `newer` tokens (CacheModel::newer_tokens).
+  int64_t coded_end(Role r, int64_t position, int64_t newer = 0) const {
+    return codes ? rule(r).after(newer).coded_end(sinks, position) : std::min(sinks, position + 1);
   }
   // The same while `total` tokens are there (FlushRule::coded_among).
-  int64_t coded_among(Role r, int64_t total) const {
-    return codes ? rule(r).coded_among(sinks, total) : std::min(sinks, total);
+  int64_t coded_among(Role r, int64_t total, int64_t newer = 0) const {
+    return codes ? rule(r).after(newer).coded_among(sinks, total) : std::min(sinks, total);
   }
 
   static CachePolicy from_json(const Json& cache_config);
@@ -74,5 +78,7 @@ struct CachePolicy {
   [[noreturn]] void fail_beyond(const std::string& place, float value) const;
 };
 Json canonical_cache_config(const Json& cache_config);
+// Why no cache holds tiers of so many tokens each (CodecSet::tier_tokens) under the policy, or "".
+std::string tiers_conflict(const CachePolicy& policy, std::span<const int64_t> tier_tokens);
 
 }  // namespace vqkv

@@ -16,7 +16,9 @@ int64_t CacheView::length() const { return map_->length; }
 int64_t CacheView::tokens(int layer) const {
   return map_->length + (map_->open && layer < map_->appended ? map_->pending : 0);
 }
-int64_t CacheView::coded_end(Role role, int64_t position) const { return map_->coded_end(role, position); }
+int64_t CacheView::coded_end(Role role, int64_t position, int tier) const {
+  return map_->coded_end(role, position, tier);
+}
 int64_t CacheView::coded_end(int layer, Role role) const { return map_->role(layer, role).coded_end; }
 int64_t CacheView::exact_begin(int layer, Role role) const { return map_->role(layer, role).exact_begin; }
 
@@ -26,8 +28,8 @@ const SequenceState* CacheView::state(size_t unit) const { return map_->state(un
 bool CacheView::lists_slots(size_t unit) const { return map_->lists_slots(unit); }
 std::span<const int32_t> CacheView::slot_positions(size_t unit) const { return map_->slot_positions(unit); }
 
-CodedBody CacheView::body(int layer, int head, Role role) const {
-  return CodedBody(map_->units[unit(layer, head, role)]);
+CodedBody CacheView::body(int layer, int head, Role role, int tier) const {
+  return CodedBody(map_->units[unit(layer, head, role, tier)]);
 }
 
 void CacheView::load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const {
@@ -38,14 +40,16 @@ void CacheView::load_values(int layer, int head, int64_t first, int64_t count, f
 }
 
 int64_t CacheView::slots(size_t unit) const { return map_->slots(unit); }
+int64_t CacheView::slot_begin(size_t unit) const { return map_->slot_begin(unit); }
 
-CodeBlock CacheView::fetch_codes(size_t unit) const { return fetch_codes(unit, 0, slots(unit)); }
+CodeBlock CacheView::fetch_codes(size_t unit) const { return fetch_codes(unit, slot_begin(unit), slots(unit)); }
 
 CodeBlock CacheView::fetch_codes(size_t unit, int64_t first, int64_t count) const {
   const PageLayout& pages = *form(unit).pages;
   const CodedBody body(map_->units[unit]);
   const int64_t block = pages.layout().block_tokens, from = first / block;
-  VQKV_CHECK(first >= 0 && first % block == 0 && count % block == 0 && first + count <= slots(unit));
+  VQKV_CHECK(first >= slot_begin(unit) && first % block == 0 && count % block == 0);
+  VQKV_CHECK(count >= 0 && first + count <= map_->slot_end(unit));
   CodeBlock out;
   out.resize(pages.layout(), count / block);
   for (int64_t done = 0; done < out.blocks;) {
