@@ -191,7 +191,7 @@ int run_generate(const GenerateVerb& v) {
     const Generated& g = run.generated;
     Json row = {{"codec", run.codec.label},
                 {"protocol", (v.exact_prefill && run.codec.policy.codes ? "exact prompt, then " : "") +
-                                 protocol_text(run.codec.policy)},
+                                 protocol_text(run.codec.policy, run.codec.codecs->config())},
                 {"path", run.path},
                 {"new_tokens", g.tokens.size()},
                 {"coded_mass", run.coded_share},

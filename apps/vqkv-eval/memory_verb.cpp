@@ -159,7 +159,7 @@ int run_memory(const MemoryVerb& v) {
                                                   : ledger_at(*codec.codecs, codec.policy, context);
       Json row = ledger.to_json();
       row["codec"] = codec.label;
-      row["protocol"] = protocol_text(codec.policy);
+      row["protocol"] = protocol_text(codec.policy, codec.codecs->config());
       row["context"] = context;
       row["total"] = ledger.total_sequence();
       add_bits(row, ledger, shape, context);

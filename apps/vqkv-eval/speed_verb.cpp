@@ -116,7 +116,7 @@ int run_speed(const SpeedVerb& v) {
               {}};
   for (size_t c = 0; c < codecs.size(); ++c)
     table.rows.push_back({{"codec", codecs[c].label},
-                          {"protocol", protocol_text(codecs[c].policy)},
+                          {"protocol", protocol_text(codecs[c].policy, codecs[c].codecs->config())},
                           {"path", times[c].path},
                           {"batch", v.batch},
                           {"prefill", median(times[c].prefill)},

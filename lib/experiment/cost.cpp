@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "core/json.h"
+#include "experiment/tier_rows.h"
 #include "metric/measurement.h"
 
 namespace vqkv {
@@ -28,6 +32,16 @@ double shared_bytes(double resident, int64_t constants, int64_t sequences) {
   return resident + (sequences > 0 ? static_cast<double>(constants) / static_cast<double>(sequences) : 0);
 }
 
+// Share of the coded tokens that the tier holds in the longest of the contexts; of the newest where nothing is coded.
+double tier_share(const CodecSet& codecs, const CachePolicy& policy, Role role, int tier,
+                  const std::vector<int64_t>& contexts) {
+  if (codecs.tiers() == 1) return 1;
+  const int64_t longest = contexts.empty() ? 0 : *std::ranges::max_element(contexts);
+  const std::vector<int64_t> held = tokens_by_tier(codecs, policy, role, longest);
+  const int64_t all = std::accumulate(held.begin(), held.end(), int64_t{0});
+  return all > 0 ? static_cast<double>(held[static_cast<size_t>(tier)]) / static_cast<double>(all) : tier == 0;
+}
+
 }  // namespace
 
 double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences) {
@@ -40,8 +54,12 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::sp
   const CachePolicy policy = config.policy();
   const double per_token = static_cast<double>(values_per_token(codecs.shape()));
   double bits = 0;
-  for (const TrainedUnit& u : codecs.units()) bits += u.codec->layout().bits_per_token();
-  for (const UnitExtras& e : extras) bits += 8 * static_cast<double>(kExceptionBytes) * e.exceptions;
+  for (size_t i = 0; i < codecs.units().size(); ++i) {
+    const TrainedUnit& u = codecs.units()[i];
+    const double held = tier_share(codecs, policy, u.spec.unit.role, u.spec.tier, config.contexts);
+    bits += held * u.codec->layout().bits_per_token();
+    if (!extras.empty()) bits += held * 8 * static_cast<double>(kExceptionBytes) * extras[i].exceptions;
+  }
   if (policy.keeps_codes()) out.push_back(row("bits_per_value.codes", bits / per_token, "bits/value", 0, 0));
   const int64_t constants = policy.keeps_codes() ? codecs.constant_bytes() : 0;
   out.push_back(row("bytes.constants", static_cast<double>(constants), "bytes", 0, 0));

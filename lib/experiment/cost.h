@@ -16,7 +16,8 @@ inline constexpr int kLedgerVersion = 2;
 double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
 
 // Measurements of role "cost", as JSON:
-//   bits_per_value.codes              codes, side data and exact exceptions of a coded value, K and V together
+//   bits_per_value.codes              codes, side data and exact exceptions of a coded value, K and V together; of the
+//                                     tiers as the longest context mixes them
 //   bytes, bits_per_value             resident bytes of one sequence at `context`, all kinds of the ledger
 //   bytes, bits_per_value + sequences the same with the model-side constants shared by that many sequences
 //   bytes.constants                   codebooks, transforms, encoders

@@ -24,11 +24,13 @@ double row_width(const TraceRows& rows) {
 
 // Measuring a layer: its exact and decoded rows and their codes, then either the rows in coding, a unit a thread, or
 // the queries and attention rows of a head, of which `attention_output` copies a tile.
-double measuring_bytes(const TraceRows& rows, double unit_width, const ScoreLimits& limits) {
+double measuring_bytes(const TraceRows& rows, double unit_width, size_t older_tiers, const ScoreLimits& limits) {
   const CacheShape& s = rows.scope().shape;
   double longest = 0;
   for (const EvalWindow& w : rows.windows()) longest = std::max(longest, static_cast<double>(w.window.tokens));
-  const double kept = eval_tokens(rows) * row_width(rows) * (4 * kFloat + 2 * sizeof(uint16_t));
+  const double kept =
+      eval_tokens(rows) * row_width(rows) *
+      (4 * kFloat + 2 * sizeof(uint16_t) + static_cast<double>(older_tiers) * 2 * (2 * kFloat + sizeof(uint16_t)));
   const double coding = thread_count() * longest * unit_width * 2 * kFloat;
   const auto scores = static_cast<double>(limits.peak(rows.windows(), s.group()));
   const double queries = static_cast<double>(rows.queries(true) + rows.queries(false)) * s.group() * s.head_dim;
@@ -58,7 +60,7 @@ CellBytes cell_bytes(const TraceRows& rows, const CodecPlan& codec) {
   const double element = static_cast<double>(dtype_size(rows.reader().info().stored));
   const double values = 2 * row_width(rows) * (static_cast<double>(rows.train_rows()) + eval_tokens(rows));
   return {2 * rows.scope().shape.layers * values * element,
-          std::max(training_bytes(rows, codec, unit_width), measuring_bytes(rows, unit_width, {}))};
+          std::max(training_bytes(rows, codec, unit_width), measuring_bytes(rows, unit_width, codec.tiers.size(), {}))};
 }
 
 }  // namespace

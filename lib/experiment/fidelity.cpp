@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <mutex>
@@ -13,6 +14,7 @@
 #include "core/error.h"
 #include "core/finite.h"
 #include "core/thread_pool.h"
+#include "experiment/tier_rows.h"
 
 namespace vqkv {
 namespace {
@@ -105,25 +107,21 @@ struct MetricSet {
   }
 };
 
-// A row of NaN would leave most metrics unharmed: what isn't attended to isn't seen.
-void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow& w, int64_t first, ConstMatrix x) {
-  for (int64_t t = 0; t < x.rows; ++t)
-    if (const int64_t c = first_not_finite(x.row(t), x.cols); c >= 0)
-      fail_data(fmt::format("layer {}, role {}, KV head {}, document {}: token {}, channel {} decodes to {}",
-                            rows.scope().layers[static_cast<size_t>(u.layer)], role_name(u.role),
-                            rows.scope().heads[static_cast<size_t>(u.first_head + c / u.head_dim)], w.window.document,
-                            first + t, c % u.head_dim, x(t, c)));
-}
-
 // Queries of one window that are measured together.
 struct Tile {
   size_t window = 0;
   int64_t first = 0, queries = 0;
+  bool opens = false;  // the window's rows and codes count with it
 };
 
+// Whether two queries of a window see the same older tiers.
+using SameTiers = std::function<bool(size_t window, int64_t a, int64_t b)>;
+
 // All queries of all windows in order, in batches whose attention rows are in memory at once.
-std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows, int group,
-                                          const ScoreLimits& limits) {
+// With several tiers a tile's queries see the same ones, and a window's rows are those at its end, in a tile without
+// queries.
+std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows, int group, const ScoreLimits& limits,
+                                          const SameTiers& same = {}) {
   std::vector<std::vector<Tile>> batches;
   int64_t held = 0;
   for (size_t w = 0; w < windows.size(); ++w) {
@@ -131,8 +129,13 @@ std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows
     const int64_t scores = group * windows[w].window.tokens,
                   step = std::max<int64_t>(1, limits.tile / std::max<int64_t>(1, scores));
     int64_t first = 0;
-    do {  // a window without queries has rows to compare
-      const Tile tile{w, first, std::min(step, all - first)};
+    bool opens = true;
+    while (opens || first < all) {  // a window without queries has rows to compare
+      Tile tile{w, first, std::min(step, all - first), opens};
+      if (same && opens) tile.queries = 0;
+      for (int64_t q = 1; same && q < tile.queries; ++q)
+        if (!same(w, first, first + q)) tile.queries = q;
+      opens = false;
       if (batches.empty() || held + tile.queries * scores > limits.held) {
         batches.emplace_back();
         held = 0;
@@ -140,16 +143,18 @@ std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows
       batches.back().push_back(tile);
       held += tile.queries * scores;
       first += tile.queries;
-    } while (first < all);
+    }
   }
   return batches;
 }
 
 FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, int h, const Tile& tile,
-                         const HeadRows& r, const Matrix<float>& queries, ConstMatrix w_o) {
+                         const HeadRows& r, const Matrix<float>& queries, ConstMatrix w_o,
+                         std::array<Matrix<float>, 2>& aged) {
   const CachePolicy policy = rows.config().policy();
   const EvalWindow& w = rows.windows()[tile.window];
   FidelitySample s;
+  const int64_t sinks = std::min(policy.sinks, w.window.tokens);
   s.layer = rows.scope().layers[static_cast<size_t>(l)];
   s.kv_head = rows.scope().heads[static_cast<size_t>(h)];
   s.document = w.window.document;
@@ -157,11 +162,21 @@ FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, i
   s.k_hat = r.k_hat;
   s.v = r.v;
   s.v_hat = r.v_hat;
+  if (!r.older_k.empty())
+    for (const Role role : {Role::kKey, Role::kValue}) {
+      const bool key = role == Role::kKey;
+      const std::vector<int64_t> ends =
+          tile.queries > 0 ? older_ends(*codecs, policy, role, w.query_position[static_cast<size_t>(tile.first)])
+                           : older_ends_among(*codecs, policy, role, w.window.tokens);
+      Matrix<float>& rows_then = aged[static_cast<size_t>(role)];
+      rows_then = rows_by_age(key ? r.k_hat : r.v_hat, key ? r.older_k : r.older_v, ends, sinks);
+      (key ? s.k_hat : s.v_hat) = rows_then;
+    }
   s.group = rows.scope().shape.group();
   s.q = queries.view().slice_rows(tile.first * s.group, tile.queries * s.group);
   const auto first = w.query_position.begin() + tile.first;
   s.query_position.assign(first, first + tile.queries);
-  s.sinks = std::min(policy.sinks, w.window.tokens);
+  s.sinks = sinks;
   s.dropped = policy.drops;
   for (const int64_t p : s.query_position) {
     s.coded_end_k.push_back(std::min({policy.coded_end(Role::kKey, p), p + 1, r.coded_k}));
@@ -169,8 +184,8 @@ FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, i
   }
   s.score_scale = rows.scope().shape.score_scale;
   s.w_o = w_o;
-  // Rows and codes are those of the window: they count with its first queries alone.
-  const bool opens = tile.first == 0;
+  // Rows and codes are those of the window: they count once. Codes are those of the newest tier, which all tokens pass.
+  const bool opens = tile.opens;
   s.coded_last_k = opens ? r.coded_k : s.sinks;
   s.coded_last_v = opens ? r.coded_v : s.sinks;
   const auto layout = [&](Role role) {
@@ -196,7 +211,17 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
   const CacheShape& shape = rows.scope().shape;
   const bool drops = rows.config().policy().drops;
   MetricSet sets[2] = {MetricSet(rows.config().metrics, drops), MetricSet(rows.config().metrics, drops)};
-  const std::vector<std::vector<Tile>> batches = batches_of(windows, shape.group(), limits);
+  const CachePolicy policy = rows.config().policy();
+  SameTiers same;
+  if (codecs && codecs->tiers() > 1 && policy.keeps_codes())
+    same = [&](size_t w, int64_t a, int64_t b) {
+      const std::vector<int64_t>& at = windows[w].query_position;
+      return std::ranges::all_of(std::array{Role::kKey, Role::kValue}, [&](Role role) {
+        return older_ends(*codecs, policy, role, at[static_cast<size_t>(a)]) ==
+               older_ends(*codecs, policy, role, at[static_cast<size_t>(b)]);
+      });
+    };
+  const std::vector<std::vector<Tile>> batches = batches_of(windows, shape.group(), limits, same);
   std::vector<std::shared_ptr<AttentionRows>> rooms;  // of a batch; the next takes what fits
   FidelityResult out;
   double attended = 0, coded_k = 0, coded_v = 0;
@@ -226,12 +251,13 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
       });
       for (const std::vector<Tile>& batch : batches) {
         std::vector<FidelitySample> samples(batch.size());
+        std::vector<std::array<Matrix<float>, 2>> aged(batch.size());  // rows of samples where tiers have several forms
         rooms.resize(batch.size());
         parallel_for(static_cast<int64_t>(batch.size()), [&](int64_t i) {
           const Tile& tile = batch[static_cast<size_t>(i)];
           FidelitySample& s = samples[static_cast<size_t>(i)];
-          s = sample_of(rows, codecs, l, h, tile, layer.at(static_cast<int>(tile.window), h), queries[tile.window],
-                        w_o);
+          s = sample_of(rows, codecs, l, h, tile, layer.at(static_cast<int>(tile.window), h), queries[tile.window], w_o,
+                        aged[static_cast<size_t>(i)]);
           std::shared_ptr<AttentionRows>& room = rooms[static_cast<size_t>(i)];
           if (!room) room = std::make_shared<AttentionRows>();
           s.build_rows(room);
@@ -266,6 +292,15 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
 }
 
 }  // namespace
+
+void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow& w, int64_t first, ConstMatrix x) {
+  for (int64_t t = 0; t < x.rows; ++t)
+    if (const int64_t c = first_not_finite(x.row(t), x.cols); c >= 0)
+      fail_data(fmt::format("layer {}, role {}, KV head {}, document {}: token {}, channel {} decodes to {}",
+                            rows.scope().layers[static_cast<size_t>(u.layer)], role_name(u.role),
+                            rows.scope().heads[static_cast<size_t>(u.first_head + c / u.head_dim)], w.window.document,
+                            first + t, c % u.head_dim, x(t, c)));
+}
 
 std::string not_swept(const CachePolicy& policy) {
   if (!policy.keep) return "";
@@ -329,6 +364,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     const auto state = fit_unit(codec, u, exact, fit_tokens(policy, n));
     const DecodePlan plan = codec.plan({-1, state.get()});
     if (state) {
+      if (codecs.tiers() > 1) refuse_fitted_tier(unit.spec.method);
       t.state_bytes = state->bytes();
       t.form_bytes = fitted_form_bytes(codec, u, *state);
     }
@@ -359,8 +395,9 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, c
                                 const ScoreLimits& limits) {
   const auto& windows = rows.windows();
   std::vector<CodingTotals> by_unit(codecs.units().size());  // over the report windows
-  // (units, windows): decoded rows that the layer above sees, while it is coded
-  std::vector<Matrix<float>> decoded(codecs.sees_lower() ? codecs.units().size() * windows.size() : 0);
+  // (units, windows): decoded rows that the layer above or the next tier sees, while it is coded
+  const bool ages = codecs.tiers() > 1 && rows.config().policy().keeps_codes();
+  std::vector<Matrix<float>> decoded(codecs.sees_lower() || ages ? codecs.units().size() * windows.size() : 0);
   std::vector<char> seen(codecs.units().size());
   for (size_t u = 0; u < seen.size(); ++u)
     if (codecs.lower_unit(u) >= 0) seen[static_cast<size_t>(codecs.lower_unit(u))] = true;
@@ -370,17 +407,36 @@ FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, c
       [&](int l, Layer& layer) {
         std::vector<size_t> units;
         for (size_t u = 0; u < codecs.units().size(); ++u)
-          if (codecs.units()[u].spec.unit.layer == l) units.push_back(u);
+          if (codecs.units()[u].spec.unit.layer == l && (ages || codecs.units()[u].spec.tier == 0)) units.push_back(u);
         layer.blocks.resize(units.size() * windows.size());
         std::vector<CodingTotals> parts(layer.blocks.size());
-        parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
-          const size_t w = static_cast<size_t>(i) / units.size(), u = units[static_cast<size_t>(i) % units.size()];
-          const int lower = codecs.lower_unit(u);
-          parts[static_cast<size_t>(i)] = code_unit(
-              rows, codecs, codecs.units()[u], windows[w], layer.window(static_cast<int>(w)),
-              layer.blocks[static_cast<size_t>(i)], lower < 0 ? ConstMatrix() : ConstMatrix(*rows_of(lower, w)),
-              seen[u] ? rows_of(static_cast<int>(u), w) : nullptr);
-        });
+        const auto block_of = [&](size_t unit, size_t w) -> CodeBlock& {
+          const auto at = std::lower_bound(units.begin(), units.end(), unit) - units.begin();
+          return layer.blocks[w * units.size() + static_cast<size_t>(at)];
+        };
+        // Tier by tier, since each codes what the one before holds.
+        for (int tier = 0; tier < codecs.tiers(); ++tier)
+          parallel_for(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+            const size_t w = static_cast<size_t>(i) / units.size(), u = units[static_cast<size_t>(i) % units.size()];
+            const TrainedUnit& unit = codecs.units()[u];
+            if (unit.spec.tier != tier) return;
+            CodeBlock& block = layer.blocks[static_cast<size_t>(i)];
+            CodingTotals& part = parts[static_cast<size_t>(i)];
+            const int lower = codecs.lower_unit(u);
+            if (tier == 0)
+              part = code_unit(rows, codecs, unit, windows[w], layer.window(static_cast<int>(w)), block,
+                               lower < 0 ? ConstMatrix() : ConstMatrix(*rows_of(lower, w)),
+                               seen[u] || ages ? rows_of(static_cast<int>(u), w) : nullptr);
+            else
+              part = code_older_unit(
+                  rows, codecs, u, windows[w], layer.window(static_cast<int>(w)),
+                  [&](size_t newer) {
+                    return CodedUnit{&block_of(newer, w), rows_of(static_cast<int>(newer), w)};
+                  },
+                  block, *rows_of(static_cast<int>(u), w));
+          });
+        for (const size_t u : units)
+          for (size_t w = 0; w < windows.size() && ages; ++w) *rows_of(static_cast<int>(u), w) = Matrix<float>();
         for (const size_t u : units)
           for (size_t w = 0; w < windows.size() && codecs.lower_unit(u) >= 0; ++w)
             *rows_of(codecs.lower_unit(u), w) = Matrix<float>();

@@ -32,6 +32,7 @@ struct HeadRows {
   const CodeBlock* key_block = nullptr;  // on the first head of a unit
   const CodeBlock* value_block = nullptr;
   int64_t coded_k = 0, coded_v = 0;
+  std::vector<Matrix<float>> older_k, older_v;  // (tiers - 1): what k_hat and v_hat become with age, as far as they do
 };
 // k and v, as recorded.
 HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w);
@@ -48,6 +49,10 @@ struct CodingTotals {
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
                        std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower = {},
                        Matrix<float>* keep = nullptr);
+
+// kBadData, with the place: a row of a unit's decoded `x`, from token `first` of the window on, is not finite. It would
+// leave most metrics unharmed: what isn't attended to isn't seen.
+void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow& w, int64_t first, ConstMatrix x);
 
 // What bounds memory where contexts grow: attention rows (query head x query, tokens) are held in tiles of queries.
 struct ScoreLimits {

@@ -28,13 +28,9 @@ namespace {
 constexpr size_t kShortId = 8;
 
 Json without(Json tree, const std::string& path) {
-  const auto parts = split_path(path);
-  Json* at = &tree;
-  for (size_t i = 0; i + 1 < parts.size(); ++i) {
-    if (!at->is_object() || !at->contains(parts[i])) return tree;
-    at = &(*at)[parts[i]];
-  }
-  if (at->is_object()) at->erase(parts.back());
+  const size_t dot = path.rfind('.');
+  Json* map = dot == std::string::npos ? &tree : find_path(tree, path.substr(0, dot));
+  if (map && map->is_object()) map->erase(dot == std::string::npos ? path : path.substr(dot + 1));
   return tree;
 }
 
@@ -218,7 +214,8 @@ Plan make_plan(const Config& config) {
       }
       const auto& [codec, learner] = resolved.at(key);
       Json cell = describe_cell(c, facts, codec, p.axes, p.repeat);
-      const std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
+      std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
+      if (skip.empty()) skip = tiers_conflict(c.policy(), codec.tiers);
       if (!skip.empty())
         cell["skip"] = skip;
       else

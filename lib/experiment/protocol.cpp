@@ -9,6 +9,12 @@
 namespace vqkv {
 namespace {
 
+std::string grouped_digits(int64_t n) {
+  std::string out = std::to_string(n);
+  for (auto at = static_cast<int64_t>(out.size()) - 3; at > 0; at -= 3) out.insert(static_cast<size_t>(at), ",");
+  return out;
+}
+
 std::string rule_text(const FlushRule& rule) {
   if (rule.window == 0) return rule.flush > 1 ? fmt::format("no window, blocks of {}", rule.flush) : "no exact token";
   if (rule.window == 1) return rule.flush > 1 ? fmt::format("blocks of {}", rule.flush) : "no exact token but its own";
@@ -35,6 +41,31 @@ std::string codes_nothing(const CachePolicy& policy, int64_t tokens) {
       tokens, protocol_text(policy));
 }
 
+std::string protocol_text(const CachePolicy& policy, const Json& codec_config) {
+  std::string out = protocol_text(policy);
+  if (!policy.keeps_codes() || !codec_config.is_object() || !codec_config.contains("tiers")) return out;
+  std::string names[2];
+  bool newest = true;
+  for (const Json& tier : codec_config.at("tiers")) {
+    std::string shown[2];
+    for (const int r : {0, 1}) {
+      const Json& role = tier.at(r == 0 ? "k" : "v");
+      if (role.contains("name")) shown[r] = names[r] = role.at("name").get<std::string>();
+      if (role.contains("level"))
+        shown[r] = fmt::format("{} at {} stage{}", names[r], role.at("level").dump(), role.at("level") == 1 ? "" : "s");
+    }
+    const std::string what = shown[0] == shown[1] ? shown[0] : fmt::format("keys {}, values {}", shown[0], shown[1]);
+    const std::string tokens =
+        tier.contains("tokens") ? grouped_digits(tier.at("tokens").get<int64_t>()) : std::string();
+    if (tokens.empty())
+      out += ", older " + what;
+    else
+      out += fmt::format(", {} {}", newest ? tokens + " newest coded tokens" : "next " + tokens, what);
+    newest = false;
+  }
+  return out;
+}
+
 std::string published_policy(const Json& codec_config, const Json& cache_config) {
   // By search: a store may hold cells of methods that this program was built without.
   for (const char* role : {"k", "v"})
@@ -53,7 +84,8 @@ std::string protocol_of_cell(const Json& config) {
   if (!config.contains("cache")) return "";
   const Json& cache = config.at("cache");
   const std::string preset = published_policy(config.at("codec"), cache);
-  return protocol_text(CachePolicy::from_json(cache)) + (preset.empty() ? "" : fmt::format(" (preset {})", preset));
+  const CachePolicy policy = CachePolicy::from_json(cache);
+  return protocol_text(policy, config.at("codec")) + (preset.empty() ? "" : fmt::format(" (preset {})", preset));
 }
 
 }  // namespace vqkv

@@ -10,6 +10,10 @@ namespace vqkv {
 // "everything exact".
 std::string protocol_text(const CachePolicy& policy);
 
+// The same with what holds the coded tokens by age, where a canonical codec configuration has tiers: "..., 1,024 newest
+// coded tokens rvq, older pq"; "..., older rvq at 2 stages".
+std::string protocol_text(const CachePolicy& policy, const Json& codec_config);
+
 // Why no query of a window of `tokens` tokens meets a code under a policy that codes: every number would be the exact
 // cache's. "" where one does, and for a policy that codes nothing.
 std::string codes_nothing(const CachePolicy& policy, int64_t tokens);

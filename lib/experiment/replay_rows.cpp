@@ -33,7 +33,8 @@ std::string protocol_of(const ReplayCandidate& c) {
   if (!c.policy.codes) return protocol_text(c.policy);
   if (c.mode == ReplayMode::kFakeQuant)  // no window at all: every key and value beyond the sinks is its code
     return protocol_text({.sinks = c.policy.sinks, .k = {0, 1}, .v = {0, 1}});
-  return (c.mode == ReplayMode::kPrefillExact ? "exact prompt, then " : "") + protocol_text(c.policy);
+  return (c.mode == ReplayMode::kPrefillExact ? "exact prompt, then " : "") +
+         protocol_text(c.policy, c.codecs ? c.codecs->config() : Json());
 }
 
 ReplayCandidate self_noise(const CacheShape& shape, DType exact_dtype, const std::string& attention, int64_t block) {

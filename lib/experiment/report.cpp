@@ -75,6 +75,13 @@ std::string method_of(const Json& config) {
     if (!n) n = at_path(codec, "name");
     return n ? short_value(*n) : std::string("?");
   };
+  if (codec.contains("tiers")) {  // "rvq, older pq"
+    std::string out;
+    for (const Json& tier : codec["tiers"])
+      out += (out.empty() ? "" : ", older ") +
+             (tier.dump().find("\"name\"") == std::string::npos ? std::string("level") : method_of({{"codec", tier}}));
+    return out;
+  }
   const std::string k = name("k"), v = name("v");
   return k == v ? k : k + " + " + v;
 }

@@ -8,6 +8,7 @@
 #include "codec/transform/transform.h"
 #include "core/thread_pool.h"
 #include "experiment/fidelity.h"
+#include "experiment/tier_rows.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
 #include "support/memory_parameters.h"
@@ -237,4 +238,68 @@ TEST_CASE("a sweep measures the rows that a replay holds: positions, rows of the
           return std::make_unique<SparseDummy>(unit, 3, true);
         });
     }
+}
+
+TEST_CASE("a sweep measures the rows that a replay holds: tiers by age", "[conformance][coder][tiers]") {
+  const Recorded in;
+  const TraceRows& rows = *in.rows;
+  const EvalWindow& w = rows.windows().at(0);
+  for (const char* text :
+       {R"({"tiers": [{"tokens": 64, "name": "rvq", "preset": "embedded", "codebooks": 4, "bits": 5, "iterations": 3},
+                      {"level": 2}]})",
+        R"({"tiers": [{"tokens": 64, "name": "rvq", "codebooks": 3, "bits": 5, "iterations": 3, "rope": "pre",
+                       "heads": 2, "transform": ["center", "token_scale"]},
+                      {"k": {"level": 1}, "v": {"name": "rtn", "bits": 3, "group": 32}}]})",
+        R"({"tiers": [{"tokens": 64, "name": "kivi", "bits": 4, "group": 32, "heads": 2},
+                      {"tokens": 64, "name": "rtn", "bits": 3, "group": 32, "transform": ["hadamard"]},
+                      {"name": "pq", "codebooks": 16, "bits": 4, "iterations": 3}]})"}) {
+    CAPTURE(text);
+    const CodecPlan plan =
+        plan_in_scope(resolve_codec(parse_json(text, "test"), in.reader->info().shape), rows.scope());
+    REQUIRE(plan.skip == "");
+    const auto set = train_codec_set(plan, rows.scope().shape, rows, {});
+    const CachePolicy policy = rows.config().policy();
+    std::vector<HeadRows> heads;
+    for (int h = 0; h < 2; ++h) heads.push_back(exact_rows(rows, 0, h, w));
+    std::vector<CodeBlock> blocks(set->units().size());
+    std::vector<Matrix<float>> decoded(set->units().size());
+    for (size_t u = 0; u < blocks.size(); ++u)  // tier by tier, as units stand
+      if (set->units()[u].spec.tier == 0)
+        code_unit(rows, *set, set->units()[u], w, heads, blocks[u], {}, &decoded[u]);
+      else
+        code_older_unit(
+            rows, *set, u, w, heads,
+            [&](size_t newer) {
+              return CodedUnit{&blocks[newer], &decoded[newer]};
+            },
+            blocks[u], decoded[u]);
+    for (const int64_t block : {kTokens, int64_t{19}, int64_t{1}})
+      for (const bool exact_prompt : {false, true}) {
+        const Replayed replayed(in, set, block, exact_prompt);
+        const CacheView view(replayed.cache);
+        for (int h = 0; h < 2; ++h)
+          for (const Role role : {Role::kKey, Role::kValue})
+            for (int tier = 0; tier < set->tiers(); ++tier) {
+              CAPTURE(block, exact_prompt, h, role_name(role), tier);
+              const auto unit = static_cast<size_t>(set->unit_index(0, h, role, tier));
+              const int64_t first = view.slot_begin(unit), n = view.slots(unit);
+              CHECK(n == tokens_by_tier(*set, policy, role, kTokens)[static_cast<size_t>(tier)]);
+              const Matrix<float> held = view.decode_codes(unit, first, n);
+              const HeadRows& from = heads[static_cast<size_t>(h)];
+              const Matrix<float>& measured =
+                  tier == 0 ? role == Role::kKey ? from.k_hat : from.v_hat
+                            : (role == Role::kKey ? from.older_k : from.older_v)[static_cast<size_t>(tier - 1)];
+              bool same = true;
+              for (int64_t t = 0; t < n; ++t) {
+                std::vector<float> row(64);
+                std::copy_n(held.row(t) + (h - view.unit_shape(unit).first_head) * 64, 64, row.data());
+                const auto position = static_cast<int32_t>(policy.sinks + first + t);
+                if (role == Role::kKey && view.form(unit).plan.rope == RopePlacement::kPre)
+                  rope_apply(rows.rope(), &position, MutMatrix(row.data(), 1, 64));
+                same = same && std::equal(row.begin(), row.end(), measured.row(position));
+              }
+              CHECK(same);
+            }
+      }
+  }
 }

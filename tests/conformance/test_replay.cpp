@@ -200,3 +200,46 @@ TEST_CASE("policies that decide replay a tiny model on every path, alike in step
         }
       }
 }
+
+TEST_CASE("tiers by age replay a tiny model through every attention path, in blocks as in steps",
+          "[conformance][replay][tiers]") {
+  const Captured in;
+  const ReplayText text{"text", in.ids(3, kContext)};
+  const auto codecs = in.codecs(parse_json(R"({"tiers": [
+      {"tokens": 32, "name": "rvq", "preset": "embedded", "codebooks": 6, "bits": 5, "iterations": 3},
+      {"tokens": 64, "level": 3}, {"level": 1}]})",
+                                           "test"));
+  REQUIRE(codecs);
+  std::vector<ReplayCandidate> candidates;
+  for (const std::string& path : attention_backend_names())
+    for (const bool steps : {false, true})
+      candidates.push_back({.label = path,
+                            .codecs = codecs,
+                            .policy = CachePolicy::from_json(canonical_cache_config(kCache)),
+                            .attention = path,
+                            .mode = steps ? ReplayMode::kStepwise : ReplayMode::kForced,
+                            .block = 77});
+  const ReplayResult r =
+      replay(*in.model, std::span(&text, 1), candidates, {.context = kContext, .attention = "reference"});
+  for (size_t i = 0; i < r.tracks.size(); i += 2) {
+    CAPTURE(r.tracks[i].label);
+    CHECK(r.tracks[i].nll == r.tracks[i + 1].nll);
+    CHECK(largest(r.tracks[i].nll, r.tracks[0].nll) < (r.tracks[i].label == "cpu-table8" ? 0.3 : 0.02));
+  }
+  // Between the code of all stages and that of one.
+  const auto kld = [&](const char* config, int64_t& bytes) {
+    candidates[0].codecs = in.codecs(parse_json(config, "test"));
+    const ReplayResult one =
+        replay(*in.model, std::span(&text, 1), std::span(candidates).first(1), {.context = kContext});
+    bytes = one.tracks[0].bytes.codes;
+    return mean(one.tracks[0].kld, std::vector<double>(one.tracks[0].kld.size()));
+  };
+  int64_t all = 0, one = 0;
+  const double best = kld(R"({"name": "rvq", "preset": "embedded", "codebooks": 6, "bits": 5, "iterations": 3})", all);
+  const double worst = kld(R"({"name": "rvq", "preset": "embedded", "codebooks": 1, "bits": 5, "iterations": 3})", one);
+  const double tiers = mean(r.tracks[0].kld, std::vector<double>(r.tracks[0].kld.size()));
+  CHECK(best < tiers);
+  CHECK(tiers < worst);
+  CHECK(one < r.tracks[0].bytes.codes);
+  CHECK(r.tracks[0].bytes.codes < all / 2);
+}

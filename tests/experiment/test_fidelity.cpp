@@ -208,3 +208,59 @@ TEST_CASE("a codec that sees the layer below is skipped where that layer is not 
   CHECK(chosen({0, 1}).skip.empty());
   CHECK_THAT(chosen({1}).skip, Catch::Contains("layer 1 sees the rows of layer 0, which is not chosen"));
 }
+
+TEST_CASE("a query of a sweep sees each token in the tier of its age", "[fidelity][tiers]") {
+  const Recorded in;
+  const CacheShape& shape = in.rows->scope().shape;
+  const auto trained = [&](const char* codec) {
+    const CodecPlan plan = resolve_codec(parse_json(codec, "test"), shape);
+    REQUIRE(plan.skip == "");
+    return train_codec_set(plan, shape, *in.rows, {});
+  };
+  const auto value = [](const std::vector<Measurement>& all, const char* tag) {
+    for (const Measurement& m : all)
+      if (m.tag == tag) return m.value;
+    FAIL(tag);
+    return 0.0;
+  };
+  const char* const tags[] = {"attention.softmax_kl", "output.relative_error", "key.nmse", "value.nmse"};
+  const FidelityResult whole =
+                           in.measure(*trained(R"({"name": "rvq", "preset": "embedded", "codebooks": 4, "bits": 4})")),
+                       first =
+                           in.measure(*trained(R"({"name": "rvq", "preset": "embedded", "codebooks": 1, "bits": 4})"));
+  // No token lives long enough: what one tier gives, sample by sample.
+  const FidelityResult young = in.measure(*trained(R"({"tiers": [
+      {"tokens": 160, "name": "rvq", "preset": "embedded", "codebooks": 4, "bits": 4}, {"level": 1}]})"));
+  const FidelityResult mixed = in.measure(*trained(R"({"tiers": [
+      {"tokens": 48, "name": "rvq", "preset": "embedded", "codebooks": 4, "bits": 4}, {"level": 1}]})"));
+  for (const char* tag : tags) {
+    CAPTURE(tag);
+    const double a = value(whole.report, tag), b = value(first.report, tag);
+    CHECK(value(young.report, tag) == Approx(a).epsilon(1e-6));
+    CHECK(value(mixed.report, tag) > a);
+    CHECK(value(mixed.report, tag) < b);
+    CHECK(value(mixed.select, tag) > value(whole.select, tag));
+  }
+  CHECK(mixed.coded_share_k == whole.coded_share_k);
+  CHECK(mixed.extras.size() == 2 * whole.extras.size());
+  // Bits are those of the mix at the context: of 128 coded tokens 48 are in the newest tier.
+  const auto set = trained(R"({"tiers": [
+      {"tokens": 48, "name": "rvq", "preset": "embedded", "codebooks": 4, "bits": 4}, {"level": 1}]})");
+  const Json costs = cost_measurements(*set, in.config, mixed.extras);
+  CHECK(costs[0]["tag"] == "bits_per_value.codes");
+  CHECK(costs[0]["value"].get<double>() == Approx((48 * 16 + 80 * 4) / 128.0 / 16));
+  CHECK(ledger_at(*set, in.config.policy(), 160, mixed.extras).codes ==
+        2 * shape.layers * shape.kv_heads * (48 * 16 + 80 * 4) / 8);
+  CHECK_THROWS_WITH(in.measure(*[&] {
+    std::vector<TrainedUnit> units = dummy_codec_set(shape, RopePlacement::kPost, 1, [](const UnitShape& unit) {
+                                       return std::make_unique<PromptDummy>(unit);
+                                     })->units();
+    const auto exact = exact_codec_set(shape);
+    for (TrainedUnit u : exact->units()) {
+      u.spec.tier = 1;
+      units.push_back(std::move(u));
+    }
+    return std::make_shared<CodecSet>(shape, Json::object(), std::move(units), "", std::vector<int64_t>{48});
+  }()),
+                    Catch::Contains("each prompt"));
+}

@@ -167,6 +167,34 @@ TEST_CASE("cells that can't be coded are planned as skipped, with the reason", "
   CHECK(ruled.header["skipped"] == 1);
 }
 
+TEST_CASE("tiers are swept by their number, and those that a cache can't hold are skipped", "[plan][tiers]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto planned = [&](const std::string& grid) {
+    Config config = sweep_config(trace, "sweep: {grid: {" + grid + "}}\n");
+    config.tree["codec"] = Json::parse(R"({"tiers": [
+        {"tokens": 16, "name": "rvq", "codebooks": 4, "bits": 3}, {"name": "rtn", "group": 16}]})");
+    return make_plan(config);
+  };
+  const Plan bits = planned("codec.tiers.0.bits: [2, 4], codec.tiers.1.bits: [2, 3]");
+  REQUIRE(bits.cells.size() == 4);
+  CHECK(bits.cells[1]["axes"] == Json::parse(R"({"codec.tiers.0.bits": 2, "codec.tiers.1.bits": 3})"));
+  CHECK(bits.cells[1]["config"]["codec"]["tiers"][1]["k"]["bits"] == 3);
+  CHECK(bits.cells[1]["config"]["codec"]["tiers"][0]["v"]["bits"] == 2);
+  CHECK(bits.cells[0]["versions"].contains("rtn"));
+  CHECK(bits.cells[0]["cell"] != bits.cells[1]["cell"]);
+  const Plan tokens = planned("codec.tiers.0.tokens: [24, 12]");
+  CHECK_FALSE(tokens.cells[0].contains("skip"));
+  has(tokens.cells[1]["skip"], "codec.tiers[0]: 12 tokens are not a multiple of 8, the flush of cache.k");
+  const Plan second = planned("codec.tiers.1: [{level: 2}, {level: 4}, {name: pq, codebooks: 4, bits: 3}]");
+  CHECK_FALSE(second.cells[0].contains("skip"));
+  has(second.cells[1]["skip"], "1 to 3");
+  CHECK_FALSE(second.cells[2].contains("skip"));
+  has(error_of([&] { planned("codec.tiers.2.bits: [2]"); }), "list of 2 entries");
+  has(error_of([&] { planned("codec.tiers.1.bit: [2]"); }), "did you mean 'bits'");
+}
+
 TEST_CASE("configurations that lie are refused with their place", "[plan]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";

@@ -1,3 +1,4 @@
+#include "codec/codec_set.h"
 #include "experiment/protocol.h"
 #include "experiment/report.h"
 
@@ -158,6 +159,16 @@ TEST_CASE("a protocol in words") {
   CHECK(text(R"({"sinks": 0, "window": 0, "flush": 1})") == "no exact token");
   CHECK(text(R"({"sinks": 1, "rule": "kivi"})") == "keys: blocks of 128; values: window 129 + 1 sink");
   CHECK(text(R"({"rule": "none"})") == "everything exact");
+  const Json codec = canonical_codec_config(Json::parse(R"({"tiers": [
+      {"tokens": 1024, "name": "rvq", "codebooks": 4}, {"tokens": 64, "k": {"level": 2}, "v": {"level": 1}},
+      {"name": "pq"}]})"));
+  const Json cache = canonical_cache_config(Json::object());
+  const std::string tiers =
+      "window 128, blocks of 64 + 4 sinks, 1,024 newest coded tokens rvq, next 64 keys rvq at 2 "
+      "stages, values rvq at 1 stage, older pq";
+  CHECK(protocol_text(CachePolicy::from_json(cache), codec) == tiers);
+  CHECK(protocol_of_cell({{"codec", codec}, {"cache", cache}}) == tiers);
+  CHECK(protocol_text(CachePolicy::from_json({{"policy", "streaming"}}), codec).find("rvq") == std::string::npos);
 }
 
 TEST_CASE("one report document gives no standard error, and the report says so") {
