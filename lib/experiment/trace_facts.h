@@ -14,7 +14,7 @@ namespace vqkv {
 struct TraceFacts {
   CacheShape shape;
   std::vector<TraceDocument> documents;
-  Json json;                                  // as a plan's header holds them
+  Json json;  // as a plan's header holds them
 };
 
 TraceFacts read_trace_facts(const std::string& path);
