@@ -7,6 +7,14 @@
 #include "cache/view.h"
 
 namespace vqkv {
+namespace {
+
+// A token's place is its position: what a policy gives up leaves a gap.
+void count_from(int64_t first, std::span<int32_t> out) {
+  std::iota(out.begin(), out.end(), static_cast<int32_t>(first));
+}
+
+}  // namespace
 
 void CacheRows::load(Role role, int head, int64_t first, MutMatrix out) const {
   const int layer = map_.model->units()[unit_].shape.layer;
@@ -20,10 +28,7 @@ void CacheRows::load(Role role, int head, int64_t first, MutMatrix out) const {
     for (int64_t c = 0; c < out.cols; ++c) out(t, c) = transposed(c, t);
 }
 
-// A token's place is its position: what a policy gives up leaves a gap.
-void CacheRows::positions(int64_t first, std::span<int32_t> out) const {
-  std::iota(out.begin(), out.end(), static_cast<int32_t>(first));
-}
+void CacheRows::positions(int64_t first, std::span<int32_t> out) const { count_from(first, out); }
 
 void CacheRows::lower(int64_t first, MutMatrix out) const {
   const auto below = static_cast<size_t>(map_.model->units()[unit_].lower);
@@ -44,9 +49,7 @@ void CacheAgedRows::load(Role role, int kv_head, int64_t first, MutMatrix out) c
     std::copy_n(rows.row(t) + (kv_head - u.first_head) * u.head_dim, out.cols, out.row(t));
 }
 
-void CacheAgedRows::positions(int64_t first, std::span<int32_t> out) const {
-  std::iota(out.begin(), out.end(), static_cast<int32_t>(first));
-}
+void CacheAgedRows::positions(int64_t first, std::span<int32_t> out) const { count_from(first, out); }
 
 CodeBlock CacheAgedRows::codes(int64_t from, int64_t to) const {
   const UnitShape& u = map_.model->units()[unit_].shape;

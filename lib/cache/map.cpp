@@ -248,8 +248,6 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
   const auto past_window = [&](Role role, int64_t newer = 0) {
     return std::max<int64_t>(0, policy.coded_among(role, tokens, newer) - policy.sinks);
   };
-  std::vector<int64_t> newer{0};
-  for (const int64_t held : codecs.tier_tokens()) newer.push_back(newer.back() + held);
   ByteLedger b;
   b.index = 2 * shape.layers * static_cast<int64_t>(sizeof(RoleMap)) +
             2 * shape.layers * (codecs.tiers() - 1) * static_cast<int64_t>(sizeof(TierBoundary)) +
@@ -267,10 +265,11 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
   for (size_t i = 0; i < codecs.units().size(); ++i) {
     const TrainedUnit& u = codecs.units()[i];
     const PageLayout pages(u.codec->layout());
-    const auto tier = static_cast<size_t>(u.spec.tier);
+    const int tier = u.spec.tier;
     const Role role = u.spec.unit.role;
-    const int64_t end = policy.keeps_codes() ? past_window(role, newer[tier]) : 0;
-    const int64_t begin = policy.keeps_codes() && tier + 1 < newer.size() ? past_window(role, newer[tier + 1]) : 0;
+    const auto older_than = [&](int t) { return past_window(role, codecs.newer_tokens(t)); };
+    const int64_t end = policy.keeps_codes() ? older_than(tier) : 0;
+    const int64_t begin = policy.keeps_codes() && tier + 1 < codecs.tiers() ? older_than(tier + 1) : 0;
     const int64_t coded = end - begin, count = pages_of(pages, begin, end);
     add_codes(b, pages, coded, count);
     b.index += BlockTable::capacity_for(count) * kAddress;

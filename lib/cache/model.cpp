@@ -61,9 +61,9 @@ CacheModel::CacheModel(const CacheShape& shape) : shape_(shape), rope_(shape.rop
 CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(codecs->shape()) {
   codecs_ = std::move(codecs);
   constant_bytes_ = codecs_->constant_bytes();
-  for (const int64_t tokens : codecs_->tier_tokens()) newer_tokens_.push_back(newer_tokens_.back() + tokens);
-  unit_index_.resize(unit_index_.size() * newer_tokens_.size(), -1);
-  layer_units_.resize(layer_units_.size() * newer_tokens_.size());
+  const auto tiers = static_cast<size_t>(codecs_->tiers());
+  unit_index_.resize(unit_index_.size() * tiers, -1);
+  layer_units_.resize(layer_units_.size() * tiers);
   std::map<const Codec*, std::shared_ptr<const CodedForm>> forms;
   for (const TrainedUnit& u : codecs_->units()) {
     const UnitShape& at = u.spec.unit;

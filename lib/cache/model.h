@@ -45,8 +45,8 @@ class CacheModel {
   const RopeTable& rope() const { return rope_; }
   const std::vector<Unit>& units() const { return units_; }
   int tiers() const { return codecs_ ? codecs_->tiers() : 1; }
-  // Coded tokens that the tiers before this one hold.
-  int64_t newer_tokens(int tier) const { return newer_tokens_[static_cast<size_t>(tier)]; }
+  // CodecSet::newer_tokens.
+  int64_t newer_tokens(int tier) const { return codecs_ ? codecs_->newer_tokens(tier) : 0; }
   // Unit of a head, or -1 without codecs.
   int unit_of(int layer, int head, Role role, int tier = 0) const {
     return unit_index_[static_cast<size_t>(
@@ -77,7 +77,6 @@ class CacheModel {
   std::vector<int> unit_index_;  // (tier, layer, role, head)
   std::vector<Unit> units_;
   std::vector<std::vector<size_t>> layer_units_;  // (tier, layer)
-  std::vector<int64_t> newer_tokens_{0};          // (tiers)
   int64_t block_tokens_[2] = {1, 1};
   int64_t constant_bytes_ = 0;
 };

@@ -61,7 +61,7 @@ struct CachePolicy {
   bool keeps_codes() const { return codes && !drops; }
   const FlushRule& rule(Role r) const { return r == Role::kKey ? k : v; }
   // First token that is exact for the query at `position`, beyond the sinks; newer: the first in a tier that is newer
-  // than one behind `newer` tokens (CacheModel::newer_tokens).
+  // than one behind `newer` tokens (CodecSet::newer_tokens).
   int64_t coded_end(Role r, int64_t position, int64_t newer = 0) const {
     return codes ? rule(r).after(newer).coded_end(sinks, position) : std::min(sinks, position + 1);
   }

@@ -15,7 +15,6 @@ namespace vqkv {
 namespace {
 
 // Far above any model, far below what would make a hostile file expensive.
-constexpr size_t kMaxTiers = 16;
 constexpr int kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 4096, kMaxUnitChannels = 1 << 17;
 
 std::string codec_name(int64_t i) { return fmt::format("codec/{:05}", i); }
@@ -130,7 +129,7 @@ CodecSet load(const ArchiveReader& in) {
       fail_data(fmt::format("{}: 'tiers' must be a list of up to {} numbers of tokens", where, kMaxTiers - 1));
     for (const Json& t : set["tiers"]) {
       const std::optional<int64_t> tokens = whole_number(t);
-      if (!tokens || *tokens < 1 || *tokens > INT32_MAX)
+      if (!tokens || *tokens < 1 || *tokens > kMaxTierTokens)
         fail_data(fmt::format("{}: tiers: {} is no number of tokens", where, t.dump()));
       tiers.push_back(*tokens);
     }

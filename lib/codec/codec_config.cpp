@@ -253,9 +253,6 @@ Json canonical_codec(const Json& config, const std::string& path) {
   return out;
 }
 
-constexpr int64_t kMaxTierTokens = int64_t{1} << 24;
-constexpr size_t kMaxTiers = 16;
-
 }  // namespace
 
 std::string codec_config::tier_path(size_t tier) { return fmt::format("codec.tiers[{}]", tier); }

@@ -1,6 +1,8 @@
 // A codec configuration resolved for a model, and the frozen codecs of every (layer, unit, role).
 #pragma once
+#include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -38,11 +40,12 @@ struct CodecPlan {
   std::vector<int64_t> tiers;   // tokens of every tier but the last; empty: one tier
   std::string skip;             // non-empty: the cell is skipped with this reason
 };
+inline constexpr size_t kMaxTiers = 16;
+inline constexpr int64_t kMaxTierTokens = int64_t{1} << 24;
 CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
 // The canonical form, {k: {...}, v: {...}, overrides?: [...]} with all defaults, or {tiers: [...]} of such: a fixed
-// point of itself. Throws kUsage
-// for unknown keys (nearest name), wrong types and ranges. Overrides are checked for their form here, for their layers,
-// heads and knobs by resolve_codec.
+// point of itself. Throws kUsage for unknown keys (nearest name), wrong types and ranges. Overrides are checked for
+// their form here, for their layers, heads and knobs by resolve_codec.
 Json canonical_codec_config(const Json& codec_config);
 // The `cache:` section of the presets that a configuration names (KIVI's rule with `preset: default`), or null: without
 // a preset all methods stand on equal ground. Takes the configuration as written: the canonical form no longer knows
@@ -74,6 +77,10 @@ class CodecSet {
   const std::vector<TrainedUnit>& units() const { return units_; }
   int tiers() const { return static_cast<int>(tier_tokens_.size()) + 1; }
   const std::vector<int64_t>& tier_tokens() const { return tier_tokens_; }  // of every tier but the last
+  // Coded tokens that the tiers before this one hold.
+  int64_t newer_tokens(int tier) const {
+    return std::accumulate(tier_tokens_.begin(), tier_tokens_.begin() + tier, int64_t{0});
+  }
   // Index into units(); the head's place in the unit is head - units()[i].spec.unit.first_head.
   int unit_index(int layer, int head, Role role, int tier = 0) const;
   // The unit one layer below whose decoded rows this one sees (Codec::sees_lower), or -1: it sees none, or is in layer

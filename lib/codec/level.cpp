@@ -22,16 +22,12 @@ class LevelCodec final : public Codec {
     VQKV_CHECK(level <= last_);
     return whole_->level_layout(level);
   }
-  bool sees_lower() const override { return whole_->sees_lower(); }
   int64_t constant_bytes() const override { return 0; }  // those of the whole
 
   TrainReport train(const TrainSet&, const Rng&) override { fail_internal("a level has no training of its own"); }
   void save(ParameterWriter&) const override { fail_internal("a level is saved as the codec that it is of"); }
   void load(const ParameterReader&) override { fail_internal("a level is loaded as the codec that it is of"); }
 
-  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
-    return whole_->fit(k, v, q);
-  }
   void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
     CodeBlock codes;
     whole_->encode(x, codes, state);

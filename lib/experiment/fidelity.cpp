@@ -302,6 +302,15 @@ void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow&
                             first + t, c % u.head_dim, x(t, c)));
 }
 
+void put_decoded(const TraceRows& rows, const TrainedUnit& unit, const EvalWindow& w, ConstMatrix decoded, int head,
+                 int64_t first, Matrix<float>& hat) {
+  const UnitShape& u = unit.spec.unit;
+  for (int64_t r = 0; r < decoded.rows; ++r)
+    std::copy_n(decoded.row(r) + head * u.head_dim, u.head_dim, hat.row(first + r));
+  if (u.role == Role::kKey && unit.codec->rope() == RopePlacement::kPre && decoded.rows > 0)
+    rope_apply(rows.rope(), w.position.data() + first, hat.view().slice_rows(first, decoded.rows));
+}
+
 std::string not_swept(const CachePolicy& policy) {
   if (!policy.keep) return "";
   return fmt::format(
@@ -345,7 +354,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   const UnitShape& u = unit.spec.unit;
   const Codec& codec = *unit.codec;
   const CachePolicy policy = rows.config().policy();
-  const bool key = u.role == Role::kKey, pre = key && codec.rope() == RopePlacement::kPre;
+  const bool key = u.role == Role::kKey;
   const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
   const int64_t coded = policy.codes ? (n - sinks) / step * step : 0;
   CodingTotals t;
@@ -382,8 +391,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     HeadRows& to = heads[static_cast<size_t>(u.first_head + h)];
     Matrix<float>& hat = key ? to.k_hat : to.v_hat;
     hat = key ? to.k : to.v;
-    for (int64_t r = 0; r < coded; ++r) std::copy_n(decoded.row(r) + h * u.head_dim, u.head_dim, hat.row(sinks + r));
-    if (pre && coded > 0) rope_apply(rows.rope(), w.position.data() + sinks, hat.view().slice_rows(sinks, coded));
+    put_decoded(rows, unit, w, decoded, h, sinks, hat);
     (key ? to.coded_k : to.coded_v) = sinks + coded;
     if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
   }

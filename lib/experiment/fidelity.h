@@ -54,6 +54,11 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
 // leave most metrics unharmed: what isn't attended to isn't seen.
 void require_finite(const TraceRows& rows, const UnitShape& u, const EvalWindow& w, int64_t first, ConstMatrix x);
 
+// Puts what a unit decoded of its head `head` into `hat`, (tokens, head_dim), from token `first` of the window on; keys
+// that it codes before RoPE are rotated.
+void put_decoded(const TraceRows& rows, const TrainedUnit& unit, const EvalWindow& w, ConstMatrix decoded, int head,
+                 int64_t first, Matrix<float>& hat);
+
 // What bounds memory where contexts grow: attention rows (query head x query, tokens) are held in tiles of queries.
 struct ScoreLimits {
   int64_t tile = int64_t{1} << 22;  // scores of a tile, one query's at least; a window within it is one tile

@@ -46,8 +46,7 @@ class WindowAgedRows final : public AgedRows {
 template <class End>
 std::vector<int64_t> by_tier(const CodecSet& codecs, End&& end) {
   std::vector<int64_t> out;
-  int64_t newer = 0;
-  for (const int64_t tokens : codecs.tier_tokens()) out.push_back(end(newer += tokens));
+  for (int tier = 1; tier < codecs.tiers(); ++tier) out.push_back(end(codecs.newer_tokens(tier)));
   return out;
 }
 
@@ -77,7 +76,7 @@ CodingTotals code_older_unit(const TraceRows& rows, const CodecSet& codecs, size
   const TrainedUnit& own = codecs.units()[unit];
   const UnitShape& u = own.spec.unit;
   const CachePolicy policy = rows.config().policy();
-  const bool key = u.role == Role::kKey, pre = key && own.codec->rope() == RopePlacement::kPre;
+  const bool key = u.role == Role::kKey;
   const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n);
   const int64_t end = older_ends_among(codecs, policy, u.role, n)[static_cast<size_t>(own.spec.tier - 1)];
   const int64_t coded = std::max<int64_t>(0, end - sinks);
@@ -103,8 +102,7 @@ CodingTotals code_older_unit(const TraceRows& rows, const CodecSet& codecs, size
     older.resize(static_cast<size_t>(codecs.tiers() - 1));
     Matrix<float>& hat = older[static_cast<size_t>(own.spec.tier - 1)];
     hat = Matrix<float>(sinks + coded, u.head_dim);
-    for (int64_t r = 0; r < coded; ++r) std::copy_n(decoded.row(r) + h * u.head_dim, u.head_dim, hat.row(sinks + r));
-    if (pre && coded > 0) rope_apply(rows.rope(), w.position.data() + sinks, hat.view().slice_rows(sinks, coded));
+    put_decoded(rows, own, w, decoded, h, sinks, hat);
   }
   return t;
 }

@@ -11,6 +11,7 @@
 #include "core/json.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
+#include "support/train_data.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
@@ -28,16 +29,6 @@ std::shared_ptr<const CodecSet> join(const std::vector<std::shared_ptr<const Cod
   return std::make_shared<CodecSet>(tiers[0]->shape(), Json::object(), std::move(units), "", std::move(tokens));
 }
 
-struct GaussianSource final : TrainSource {
-  TrainData unit(const UnitShape& u, const TrainNeeds&) const override {
-    TrainData d;
-    d.x = random_matrix(300, u.channels(), static_cast<uint64_t>(10 * u.layer + u.first_head));
-    d.position.assign(300, 0);
-    d.document.assign(300, 0);
-    return d;
-  }
-};
-
 // Levels of one residual code, and another codec behind them for values.
 std::shared_ptr<const CodecSet> levels(const CacheShape& shape) {
   const CodecPlan plan = resolve_codec(parse_json(R"({"tiers": [
@@ -46,7 +37,7 @@ std::shared_ptr<const CodecSet> levels(const CacheShape& shape) {
                                                   "test"),
                                        shape);
   REQUIRE(plan.skip == "");
-  return train_codec_set(plan, shape, GaussianSource(), {});
+  return train_codec_set(plan, shape, MadeUp(300), {});
 }
 
 // One rule for both roles, one for each, KIVI's, and no window at all.

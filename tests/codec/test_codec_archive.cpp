@@ -5,6 +5,7 @@
 #include <map>
 
 #include "codec/codec_archive.h"
+#include "codec/small_shape.h"
 #include "codec/vq_support.h"
 #include "core/error.h"
 #include "io/archive.h"
@@ -23,17 +24,6 @@ struct TempDir {
   ~TempDir() { std::filesystem::remove_all(path); }
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 };
-
-CacheShape small_shape() {
-  CacheShape s;
-  s.layers = 2;
-  s.q_heads = 4;
-  s.kv_heads = 2;
-  s.head_dim = 16;
-  s.rope = RopeFacts::plain(16, 16, 10000.0);
-  s.score_scale = 0.25f;
-  return s;
-}
 
 CodecSet train_codecs(const char* config) {
   const CacheShape shape = small_shape();

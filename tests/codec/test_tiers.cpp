@@ -5,46 +5,27 @@
 #include "codec/build.h"
 #include "codec/codec_archive.h"
 #include "codec/level.h"
+#include "codec/small_shape.h"
 #include "codec/vq_support.h"
 #include "core/error.h"
 #include "io/archive.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
+#include "support/train_data.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
 
 namespace {
 
-CacheShape small_shape() {
-  CacheShape s;
-  s.layers = 2;
-  s.q_heads = 4;
-  s.kv_heads = 2;
-  s.head_dim = 16;
-  s.rope = RopeFacts::plain(16, 16, 10000.0);
-  s.score_scale = 0.25f;
-  return s;
-}
-
 Json json(const std::string& text) { return parse_json(text, "test"); }
 
 CodecPlan plan_of(const std::string& text) { return resolve_codec(json(text), small_shape()); }
 
-struct GaussianSource final : TrainSource {
-  TrainData unit(const UnitShape& u, const TrainNeeds&) const override {
-    TrainData d;
-    d.x = gaussian(600, u.channels(), static_cast<uint64_t>(10 * u.layer + u.first_head));
-    d.position.assign(600, 0);
-    d.document.assign(600, 0);
-    return d;
-  }
-};
-
 std::shared_ptr<const CodecSet> train(const std::string& text) {
   const CodecPlan plan = plan_of(text);
   REQUIRE(plan.skip == "");
-  return train_codec_set(plan, small_shape(), GaussianSource(), {});
+  return train_codec_set(plan, small_shape(), MadeUp(600), {});
 }
 
 const TrainedUnit& unit_at(const CodecSet& set, int tier, int layer, int head, Role role) {

@@ -13,6 +13,32 @@
 using namespace vqkv;
 using namespace vqkv::test;
 
+namespace {
+
+struct Coded {
+  std::unique_ptr<Codec> codec, loaded;  // loaded: from what codec saved
+  CodeBlock block;
+};
+
+// Trained on `data`, whose rows it gives back to within `margin`; what it saves is what it loads.
+Coded round_trip(const UnitSpec& spec, const Data& data, double margin) {
+  REQUIRE(spec.check() == "");
+  Coded out{make_codec(spec), make_codec(spec), {}};
+  out.codec->train(data.set, Rng(2));
+  out.codec->encode(data.x, out.block);
+  Matrix<float> y(data.x.rows, data.x.cols);
+  out.codec->decode(out.block, y);
+  for (size_t i = 0; i < y.storage.size(); ++i) REQUIRE(y.storage[i] == Approx(data.x.storage[i]).margin(margin));
+  MemoryParameters saved, again;
+  out.codec->save(saved);
+  out.loaded->load(saved);
+  out.loaded->save(again);
+  CHECK(saved == again);
+  return out;
+}
+
+}  // namespace
+
 TEST_CASE("what stands behind a narrower code sees its width", "[transform][width][chain]") {
   const UnitShape unit = unit_of(16, 2);
   Data data(unit, 14);
@@ -48,20 +74,7 @@ TEST_CASE("what stands behind a narrower code sees its width", "[transform][widt
       entry["name"] = t["name"];
       spec.transforms.push_back(entry);
     }
-    REQUIRE(spec.check() == "");
-    const auto codec = make_codec(spec);
-    codec->train(data.set, Rng(2));
-    CodeBlock block;
-    codec->encode(data.x, block);
-    Matrix<float> y(data.x.rows, 32);
-    codec->decode(block, y);
-    for (size_t i = 0; i < y.storage.size(); ++i) REQUIRE(y.storage[i] == Approx(data.x.storage[i]).margin(2e-2));
-    MemoryParameters saved, again;
-    codec->save(saved);
-    const auto loaded = make_codec(spec);
-    loaded->load(saved);
-    loaded->save(again);
-    CHECK(saved == again);
+    round_trip(spec, data, 2e-2);
   }
   // A head's codes of a pruned unit are its own.
   UnitSpec spec;
@@ -99,26 +112,11 @@ TEST_CASE("a chain decodes through one plan what its transforms would undo one b
       for (const char* name : names)
         if (*name) spec.transforms.push_back({{"name", name}});
       CAPTURE(spec.transforms.dump());
-      REQUIRE(spec.check() == "");
-      const auto codec = make_codec(spec);
-      codec->train(data.set, Rng(2));
-      CodeBlock block;
-      codec->encode(data.x, block);
-      Matrix<float> y(data.x.rows, 32);
-      codec->decode(block, y);
-      for (size_t i = 0; i < y.storage.size(); ++i) REQUIRE(y.storage[i] == Approx(data.x.storage[i]).margin(2e-3));
-      CHECK(codec->plan().layout.sides.size() == codec->layout().sides.size());
-
-      MemoryParameters saved;
-      codec->save(saved);
-      const auto loaded = make_codec(spec);
-      loaded->load(saved);
-      MemoryParameters again;
-      loaded->save(again);
-      CHECK(saved == again);
+      const Coded coded = round_trip(spec, data, 2e-3);
+      CHECK(coded.codec->plan().layout.sides.size() == coded.codec->layout().sides.size());
       CodeBlock other;
-      loaded->encode(data.x, other);
-      CHECK(other.sides == block.sides);
+      coded.loaded->encode(data.x, other);
+      CHECK(other.sides == coded.block.sides);
     }
 }
 
