@@ -320,6 +320,19 @@ Json canonical_codec_config(const Json& given) {
   return out.size() == 1 ? out[0] : Json{{"tiers", out}};  // one tier is a codec like any other
 }
 
+Json trained_part(const Json& canonical) {
+  if (!canonical.contains("tiers")) return canonical;
+  Json tiers = canonical["tiers"];
+  for (Json& tier : tiers) {
+    tier.erase("tokens");
+    for (const char* r : {"k", "v"})
+      if (tier[r].contains("level")) tier.erase(r);
+  }
+  // Behind the last tier that learns none has a say; one before it has its number, which names random streams.
+  while (tiers.back().empty()) tiers.erase(tiers.size() - 1);
+  return tiers.size() == 1 ? tiers[0] : Json{{"tiers", tiers}};
+}
+
 Json preset_cache_config(const Json& of_codec) {
   require_object(of_codec, "codec");
   const Json codec_config = without_nulls(of_codec);

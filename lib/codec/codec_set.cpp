@@ -30,6 +30,22 @@ void set_levels(std::vector<TrainedUnit>& units) {
   }
 }
 
+std::shared_ptr<const CodecSet> fit_to_plan(std::shared_ptr<const CodecSet> trained, const CodecPlan& plan) {
+  if (trained->config() == plan.config) return trained;
+  std::vector<TrainedUnit> units;
+  for (const UnitSpec& spec : plan.units) {
+    const UnitShape& u = spec.unit;
+    units.push_back({spec, nullptr, {}});
+    if (spec.level > 0) continue;
+    const TrainedUnit& made =
+        trained->units()[static_cast<size_t>(trained->unit_index(u.layer, u.first_head, u.role, spec.tier))];
+    units.back().codec = made.codec;
+    units.back().report = made.report;
+  }
+  set_levels(units);
+  return std::make_shared<CodecSet>(trained->shape(), plan.config, std::move(units), trained->model_hash(), plan.tiers);
+}
+
 CodecSet::CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units, std::string model_hash,
                    std::vector<int64_t> tiers)
     : shape_(std::move(shape)),

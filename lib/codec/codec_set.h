@@ -47,6 +47,9 @@ CodecPlan resolve_codec(const Json& codec_config, const CacheShape& shape);
 // point of itself. Throws kUsage for unknown keys (nearest name), wrong types and ranges. Overrides are checked for
 // their form here, for their layers, heads and knobs by resolve_codec.
 Json canonical_codec_config(const Json& codec_config);
+// What of a canonical form decides what its codecs learn. The tokens of a tier move a boundary and a level cuts codes:
+// configurations that differ there alone share this and one training.
+Json trained_part(const Json& canonical);
 // The `cache:` section of the presets that a configuration names (KIVI's rule with `preset: default`), or null: without
 // a preset all methods stand on equal ground. Takes the configuration as written: the canonical form no longer knows
 // its preset.
@@ -64,6 +67,10 @@ struct TrainedUnit {
 // Gives the units of `units` that are levels their codecs, those of the tier before at that level. kUsage where there
 // is none; kBadData where the tier before has other units.
 void set_levels(std::vector<TrainedUnit>& units);
+
+class CodecSet;
+// `trained` in the tiers and at the levels of `plan`, whose trained_part is the same.
+std::shared_ptr<const CodecSet> fit_to_plan(std::shared_ptr<const CodecSet> trained, const CodecPlan& plan);
 
 // Frozen codecs for a model. codec(layer, head, role) gives the unit that holds the head and the head's index in it.
 class CodecSet {

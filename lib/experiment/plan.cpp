@@ -57,7 +57,7 @@ std::string train_identity(const CellConfig& c, const Json& cell) {
   for (const auto& [name, version] : cell.at("versions").items())
     if (!is_measuring(name)) versions[name] = version;
 
-  return config_hash({{"codec", c.codec},
+  return config_hash({{"codec", trained_part(c.codec)},
                       {"train", c.train},
                       {"train_tokens", c.train_tokens},
                       {"layers", c.layers},
@@ -279,9 +279,10 @@ std::optional<UntracedCell> make_untraced_cell(const Config& config, const Cache
         fmt::format("{}: {} learns from a trace, and none is named; write trace: {{path: FILE.trace.h5, train: "
                     "[...]}}",
                     grouped.where("codec"), learner));
-  const TrainOptions options{.cell = config_hash({{"codec", out.config.codec}, {"seed", out.config.seed}}),
-                             .model_hash = model_hash,
-                             .progress = {}};
+  const TrainOptions options{
+      .cell = config_hash({{"codec", trained_part(out.config.codec)}, {"seed", out.config.seed}}),
+      .model_hash = model_hash,
+      .progress = {}};
   out.codecs = train_codec_set(codec, shape, NoRows(), options);
   return out;
 }

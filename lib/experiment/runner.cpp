@@ -219,7 +219,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   if (rows.tokens(true) == 0) return {{"status", "failed"}, {"reason", "the report documents hold no token"}};
 
   const std::string train_id = cell.at("train_id").get<std::string>();
-  const std::shared_ptr<const CodecSet> codecs = trained.get(train_id, check, [&] {
+  const auto shared = trained.get(train_id, check, [&] {
     if (auto kept = load_kept(options.folder, train_id)) return kept;
     if (!options.keep_codecs) return train(rows, plan, cell, check);
     // Another shard that trains the same ends first; its codecs are ours then.
@@ -230,6 +230,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
     save_codec_set(*made, path, {{"train_id", train_id}});
     return made;
   });
+  const std::shared_ptr<const CodecSet> codecs = fit_to_plan(shared, plan);
   const FidelityResult f = measure_fidelity(rows, *codecs, [&](int) { check(); });
 
   Json measurements = Json::array();
@@ -320,10 +321,11 @@ Json comparable(Json record) {
 
 std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop,
                                                const std::string& folder) {
-  if (auto kept = load_kept(folder, cell.at("train_id").get<std::string>())) return kept;
+  const CellConfig config = config_of(cell);
+  if (auto kept = load_kept(folder, cell.at("train_id").get<std::string>()))
+    return fit_to_plan(kept, resolve_codec(config.codec, kept->shape()));
   Traces traces(false);
   const auto reader = traces.open(cell);
-  const CellConfig config = config_of(cell);
   const TraceRows rows(*reader, config);
   const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader->info().shape), rows.scope());
   if (!plan.skip.empty())

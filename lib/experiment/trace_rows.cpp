@@ -70,6 +70,7 @@ CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope) {
   if (!scope.subsampled || !plan.skip.empty()) return plan;
   CodecPlan out;
   out.config = plan.config;
+  out.tiers = plan.tiers;
   for (const UnitSpec& unit : plan.units) {
     const auto layer = std::find(scope.layers.begin(), scope.layers.end(), unit.unit.layer);
     if (layer == scope.layers.end()) continue;

@@ -191,6 +191,12 @@ TEST_CASE("tiers are swept by their number, and those that a cache can't hold ar
   CHECK_FALSE(second.cells[0].contains("skip"));
   has(second.cells[1]["skip"], "1 to 3");
   CHECK_FALSE(second.cells[2].contains("skip"));
+  // A boundary that moves trains nothing again.
+  CHECK(tokens.cells[0]["cell"] != tokens.cells[1]["cell"]);
+  CHECK(tokens.cells[0]["train_id"] == tokens.cells[1]["train_id"]);
+  CHECK(bits.cells[0]["train_id"] != bits.cells[1]["train_id"]);
+  CHECK(second.cells[0]["train_id"] == second.cells[1]["train_id"]);  // nor do levels that are cut
+  CHECK(second.cells[0]["train_id"] != second.cells[2]["train_id"]);
   has(error_of([&] { planned("codec.tiers.2.bits: [2]"); }), "list of 2 entries");
   has(error_of([&] { planned("codec.tiers.1.bit: [2]"); }), "did you mean 'bits'");
 }

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "config/sweep.h"
@@ -433,4 +434,46 @@ TEST_CASE("cells that share a training train once, in lanes and in shards that k
   for (int i = 0; i < 4; ++i) running.emplace_back(shard, i);
   for (auto& r : running) r.join();
   check_shared(dir / "shards");
+}
+
+TEST_CASE("cells that differ only in the tokens or levels of tiers share one training and keep their own numbers",
+          "[runner][tiers]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  // More values than trainings that a run keeps in memory, and one tier among them.
+  const char* codecs[] = {
+      "{name: rvq, codebooks: 3, bits: 4, iterations: 4}",
+      "{tiers: [{tokens: 16, name: rvq, codebooks: 3, bits: 4, iterations: 4}, {level: 1}]}",
+      "{tiers: [{tokens: 48, name: rvq, codebooks: 3, bits: 4, iterations: 4}, {level: 1}]}",
+      "{tiers: [{tokens: 16, name: rvq, codebooks: 3, bits: 4, iterations: 4}, {level: 2}]}",
+      "{tiers: [{tokens: 16, name: rvq, codebooks: 3, bits: 4, iterations: 4}, {tokens: 16, level: 2}, {level: 1}]}"};
+  const auto planned = [&](const std::string& list) {
+    return small_plan(trace, "sweep: {grid: {codec: [" + list + "]}}\n",
+                      "cache: {sinks: 4, window: 16, flush: 16}\ncontexts: [128]\nlayers: [1]\n");
+  };
+  std::string list;
+  std::map<std::string, std::string> alone;
+  for (const char* codec : codecs) {
+    RunOptions options;
+    options.folder = dir / std::to_string(alone.size());
+    REQUIRE(run_plan(planned(codec), options).ok == 1);
+    Json record = comparable(load_results(options.folder).cells[0].record);
+    alone[record.at("cell").get<std::string>()] = record.at("measurements").dump();
+    list += fmt::format("{}{}", list.empty() ? "" : ", ", codec);
+  }
+  REQUIRE(alone.size() == std::size(codecs));
+  for (const bool keep : {false, true}) {
+    RunOptions options;
+    options.folder = dir / (keep ? "kept" : "together");
+    options.keep_codecs = keep;
+    REQUIRE(run_plan(planned(list), options).ok == static_cast<int64_t>(alone.size()));
+    std::set<double> seconds;
+    for (const auto& c : load_results(options.folder).cells) {
+      seconds.insert(c.value("time", "time.train"));
+      CHECK(comparable(c.record).at("measurements").dump() == alone.at(c.cell.at("cell").get<std::string>()));
+      if (keep) CHECK(codecs_of_cell(c.cell, nullptr, options.folder)->config() == c.cell.at("config").at("codec"));
+    }
+    CHECK(seconds.size() == 1);
+  }
 }
