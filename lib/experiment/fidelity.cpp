@@ -27,6 +27,11 @@ struct Layer {
   std::span<HeadRows> window(int w) { return {&at(w, 0), static_cast<size_t>(heads)}; }
 };
 
+// The RoPE domain in which a cache holds the exact keys of a head.
+RopePlacement held_rope(const CodecSet& codecs, int layer, int head) {
+  return codecs.units()[static_cast<size_t>(codecs.unit_index(layer, head, Role::kKey))].codec->rope();
+}
+
 // A window's rows as a cache that replays it holds them exactly.
 class WindowRows final : public HeldRows {
  public:
@@ -60,10 +65,7 @@ class WindowRows final : public HeldRows {
   }
 
  private:
-  bool pre(int head) const {
-    const auto unit = static_cast<size_t>(codecs_.unit_index(layer_, head, Role::kKey));
-    return codecs_.units()[unit].codec->rope() == RopePlacement::kPre;
-  }
+  bool pre(int head) const { return held_rope(codecs_, layer_, head) == RopePlacement::kPre; }
   const Matrix<float>& before_rope(int head) const {
     Matrix<float>& k = before_rope_[static_cast<size_t>(head)];
     if (k.rows == 0) k = rows_.keys(layer_, head, window_);
@@ -206,12 +208,11 @@ using FillLayer = std::function<CodingTotals(int layer, Layer& data)>;
 
 FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const FillLayer& fill,
                        const std::function<void(int)>& progress, const ScoreLimits& limits) {
-  if (const std::string reason = not_swept(rows.config().policy()); !reason.empty()) fail_usage(reason);
+  const CachePolicy policy = rows.config().policy();
+  if (const std::string reason = not_swept(policy); !reason.empty()) fail_usage(reason);
   const auto& windows = rows.windows();
   const CacheShape& shape = rows.scope().shape;
-  const bool drops = rows.config().policy().drops;
-  MetricSet sets[2] = {MetricSet(rows.config().metrics, drops), MetricSet(rows.config().metrics, drops)};
-  const CachePolicy policy = rows.config().policy();
+  MetricSet sets[2] = {MetricSet(rows.config().metrics, policy.drops), MetricSet(rows.config().metrics, policy.drops)};
   SameTiers same;
   if (codecs && codecs->tiers() > 1 && policy.keeps_codes())
     same = [&](size_t w, int64_t a, int64_t b) {
@@ -233,7 +234,8 @@ FidelityResult measure(const TraceRows& rows, const CodecSet* codecs, const Fill
     layer.rows.resize(windows.size() * static_cast<size_t>(shape.kv_heads));
     parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
       const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
-      layer.at(w, h) = exact_rows(rows, l, h, windows[static_cast<size_t>(w)]);
+      const RopePlacement held = codecs ? held_rope(*codecs, l, h) : RopePlacement::kPost;
+      layer.at(w, h) = exact_rows(rows, l, h, windows[static_cast<size_t>(w)], held);
     });
     const CodingTotals t = fill(l, layer);
     out.encode_seconds += t.encode;
@@ -315,8 +317,7 @@ std::string not_swept(const CachePolicy& policy) {
   if (!policy.keep) return "";
   return fmt::format(
       "cache.policy {} decides by what all queries attend to, and a trace holds some queries; `vqkv-eval replay` "
-      "measures "
-      "it",
+      "measures it",
       policy.keep->text());
 }
 
@@ -330,11 +331,14 @@ int64_t ScoreLimits::peak(const std::vector<EvalWindow>& windows, int group) con
   return most;
 }
 
-HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w) {
+HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w, RopePlacement held) {
   HeadRows r;
   r.k = rows.keys(layer, head, w);
+  if (held == RopePlacement::kPre) rows.check_exact(Role::kKey, layer, head, w, r.k);
   rope_apply(rows.rope(), w.position.data(), r.k);
+  if (held == RopePlacement::kPost) rows.check_exact(Role::kKey, layer, head, w, r.k);
   r.v = rows.values(layer, head, w);
+  rows.check_exact(Role::kValue, layer, head, w, r.v);
   return r;
 }
 

@@ -34,8 +34,10 @@ struct HeadRows {
   int64_t coded_k = 0, coded_v = 0;
   std::vector<Matrix<float>> older_k, older_v;  // (tiers - 1): what k_hat and v_hat become with age, as far as they do
 };
-// k and v, as recorded.
-HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w);
+// k and v, as recorded. kBadData, with the place, for what a cache that replays the window could not hold: sinks,
+// window and tail enter it in exact_dtype whether they are coded later or not, keys in the RoPE domain `held`.
+HeadRows exact_rows(const TraceRows& rows, int layer, int head, const EvalWindow& w,
+                    RopePlacement held = RopePlacement::kPost);
 
 struct CodingTotals {
   double encode = 0, decode = 0;  // seconds
@@ -68,7 +70,8 @@ struct ScoreLimits {
 };
 
 // Layer by layer: at most one layer's rows of the select and report documents are in memory, and of their attention
-// what `limits` allow. Keys and values are rounded to exact_dtype in the codec's domain first, as a cache does.
+// what `limits` allow. What is coded is rounded to exact_dtype in the codec's domain first, as a cache does; all rows
+// must fit it (exact_rows).
 // `progress(layers done)` may throw to stop.
 FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, const std::function<void(int)>& progress,
                                 const ScoreLimits& limits = {});

@@ -165,6 +165,13 @@ Matrix<float> TraceRows::values(int layer, int head, const EvalWindow& w) const 
   return v;
 }
 
+void TraceRows::check_exact(Role role, int layer, int head, const EvalWindow& w, ConstMatrix x) const {
+  const CachePolicy policy = config_.policy();
+  for (int64_t r = 0; r < x.rows; ++r)
+    policy.check_exact(x.row(r), x.cols,
+                       [&](int64_t channel) { return place(role, layer, head, w.window.first_token + r, channel); });
+}
+
 std::string TraceRows::place(Role role, int layer, int head, int64_t row, int64_t channel) const {
   return fmt::format("{}: {}: layer {}, head {}, row {}, channel {}", reader_.path(),
                      role == Role::kKey ? "/key" : "/value", scope_.layers.at(static_cast<size_t>(layer)),

@@ -59,6 +59,8 @@ class TraceRows final : public TrainSource {
   // W_O columns of a KV head's query heads, or empty.
   Matrix<float> output_weight(int layer, int first_head, int heads) const;
   const RopeTable& rope() const { return rope_; }
+  // kBadData, with the place: what a cache holds of the window exactly, (tokens, head_dim), leaves exact_dtype.
+  void check_exact(Role role, int layer, int head, const EvalWindow& w, ConstMatrix x) const;
   // Where a value of a head of the scope stands, for messages; `row` of the trace.
   std::string place(Role role, int layer, int head, int64_t row, int64_t channel) const;
 

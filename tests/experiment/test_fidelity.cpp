@@ -22,9 +22,10 @@ struct Recorded {
   std::unique_ptr<TraceReader> reader;
   CellConfig config;
   std::unique_ptr<TraceRows> rows;
-  explicit Recorded(int64_t tokens = 160, int64_t first_document = 0) {
+  explicit Recorded(int64_t tokens = 160, int64_t first_document = 0,
+                    const std::function<void(TraceWindowData&)>& edit = {}) {
     config.trace = folder / "t.trace.h5";
-    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document);
+    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document, 1, edit);
     config.train = {1};
     config.select = {2};
     config.report = {0, 3};
@@ -36,6 +37,25 @@ struct Recorded {
   }
   FidelityResult measure(const CodecSet& set) const {
     return measure_fidelity(*rows, set, [](int) {});
+  }
+  // The last window as a replay feeds it, in one block.
+  void replay(CompressedCache& cache) const {
+    const CacheShape& shape = cache.shape();
+    const EvalWindow& w = rows->windows().back();
+    const int64_t tokens = w.window.tokens;
+    cache.begin_block(tokens);
+    for (int l = 0; l < shape.layers; ++l) {
+      Matrix<float> k(tokens, shape.kv_heads * shape.head_dim), v = k;
+      for (int h = 0; h < shape.kv_heads; ++h) {
+        const Matrix<float> from_k = rows->keys(l, h, w), from_v = rows->values(l, h, w);
+        for (int64_t t = 0; t < tokens; ++t) {
+          std::copy_n(from_k.row(t), shape.head_dim, k.row(t) + h * shape.head_dim);
+          std::copy_n(from_v.row(t), shape.head_dim, v.row(t) + h * shape.head_dim);
+        }
+      }
+      cache.append(l, k, v);
+    }
+    cache.end_block();
   }
 };
 
@@ -91,6 +111,63 @@ TEST_CASE("rows that decode to no number end the measurement with their place", 
       }
 }
 
+TEST_CASE("what the exact type cannot hold is refused in a sweep as in a replay, wherever it stands", "[fidelity]") {
+  const auto error_of = [](const auto& body) -> std::string {
+    try {
+      body();
+    } catch (const Error& e) {
+      CHECK(e.kind() == ErrorKind::kBadData);
+      return e.what();
+    }
+    return "";
+  };
+  struct Case {
+    const char* what;
+    int64_t token;  // of 160, 4 of them sinks; blocks of 16 tokens leave a tail of 12
+    std::vector<std::pair<int64_t, float>> values;
+    bool pre = true, post = true;  // refused where keys are held before and after RoPE
+  };
+  for (const Case& c : {Case{"a sink", 2, {{15, 70'144}}}, Case{"a coded row", 60, {{15, 70'144}}},
+                        Case{"a short tail", 158, {{15, 70'144}}},
+                        // Held by f16 before they are turned, at 60,000 * (sin + cos) no longer.
+                        Case{"turned keys", 158, {{0, 59'904}, {8, 59'904}}, false, true}})
+    for (const Role role : {Role::kKey, Role::kValue}) {
+      if (role == Role::kValue && !c.pre) continue;
+      Recorded in(160, 0, [&](TraceWindowData& w) {
+        for (const auto& [channel, value] : c.values)
+          if (w.document == 3) (role == Role::kKey ? w.key : w.value)[1](c.token, 16 + channel) = value;
+      });
+      for (const bool streaming : {false, true})
+        for (const RopePlacement rope : {RopePlacement::kPre, RopePlacement::kPost})
+          for (const char* exact : {"f16", "bf16"}) {
+            CAPTURE(c.what, role_name(role), streaming, static_cast<int>(rope), exact);
+            Json cache = {{"sinks", 4}, {"window", 16}, {"flush", 16}, {"exact_dtype", exact}};
+            if (streaming) cache["policy"] = "streaming";
+            in.config.cache = canonical_cache_config(cache);
+            in.rows = std::make_unique<TraceRows>(*in.reader, in.config);
+            const auto set = dummy_codec_set(in.rows->scope().shape, rope, 1, [](const UnitShape& unit) {
+              return std::make_unique<PositionDummy>(unit, 16);
+            });
+            const std::string swept = error_of([&] { in.measure(*set); }),
+                              replayed = error_of([&] {
+                                CompressedCache held(set, in.config.policy());
+                                in.replay(held);
+                              });
+            INFO(swept);
+            INFO(replayed);
+            const bool refused = std::string(exact) == "f16" && (rope == RopePlacement::kPre ? c.pre : c.post);
+            REQUIRE(swept.empty() == !refused);
+            REQUIRE(replayed.empty() == !refused);
+            if (!refused) continue;
+            const auto words = [](const std::string& text) { return text.substr(text.find(", channel ")); };
+            CHECK(words(swept) == words(replayed));
+            CHECK_THAT(swept, Catch::Contains(fmt::format("/{}: layer 1, head 1, row {}, channel ",
+                                                          role == Role::kKey ? "key" : "value", 3 * 160 + c.token)));
+            CHECK_THAT(swept, Catch::Contains("leaves f16, the cache's exact_dtype; bf16 and f32 reach further"));
+          }
+    }
+}
+
 TEST_CASE("windows without recorded queries are measured where they can be", "[fidelity]") {
   const Recorded in(160, 6);  // document 0: 6 tokens, no query
   REQUIRE(in.rows->windows().at(0).query_row.empty());
@@ -107,7 +184,6 @@ TEST_CASE("the bytes of a sweep are those of a replay: exact exceptions and what
   const int64_t tokens = 160;
   const Recorded in(tokens);
   const CacheShape& shape = in.rows->scope().shape;
-  const EvalWindow& w = in.rows->windows().back();
   for (const bool fitted : {false, true}) {
     const auto set =
         dummy_codec_set(shape, RopePlacement::kPost, 2, [&](const UnitShape& unit) -> std::unique_ptr<Codec> {
@@ -117,19 +193,7 @@ TEST_CASE("the bytes of a sweep are those of a replay: exact exceptions and what
     const FidelityResult f = in.measure(*set);
     CountingResource memory;
     CompressedCache cache(set, in.config.policy(), &memory);
-    cache.begin_block(tokens);
-    for (int l = 0; l < shape.layers; ++l) {
-      Matrix<float> k(tokens, shape.kv_heads * shape.head_dim), v = k;
-      for (int h = 0; h < shape.kv_heads; ++h) {
-        const Matrix<float> from_k = in.rows->keys(l, h, w), from_v = in.rows->values(l, h, w);
-        for (int64_t t = 0; t < tokens; ++t) {
-          std::copy_n(from_k.row(t), shape.head_dim, k.row(t) + h * shape.head_dim);
-          std::copy_n(from_v.row(t), shape.head_dim, v.row(t) + h * shape.head_dim);
-        }
-      }
-      cache.append(l, k, v);
-    }
-    cache.end_block();
+    in.replay(cache);
     const ByteLedger held = cache.bytes();
     CHECK(cost_ledgers(*set, in.config, f.extras).at(std::to_string(tokens)) == held.to_json());
     CHECK(held.total_sequence() == memory.live());

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <string>
 
 #include "core/rng.h"
@@ -26,7 +27,7 @@ struct TestFolder {
 
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
-                              double attention_factor = 1) {
+                              double attention_factor = 1, const std::function<void(TraceWindowData&)>& edit = {}) {
   TraceInfo info;
   CacheShape& s = info.shape;
   s.layers = layers;
@@ -93,6 +94,7 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
       w.received_mass.emplace_back(static_cast<size_t>(kv_heads * tokens), 0.5f);
       w.received_mass2.emplace_back(static_cast<size_t>(kv_heads * tokens), 0.25f);
     }
+    if (edit) edit(w);
     writer.add(w);
   }
   for (int l = 0; l < layers; ++l) {
