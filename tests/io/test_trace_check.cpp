@@ -34,6 +34,20 @@ void edit(const std::string& path) {
   file.put(static_cast<char>(old ^ 1));
 }
 
+// Writes into `record` that the file as it stands now was verified.
+void forge(const std::string& path, const std::string& record) {
+  struct stat s {};
+  REQUIRE(::stat(path.c_str(), &s) == 0);
+  const auto nanoseconds = [](const timespec& t) { return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec; };
+  Json state = Json::parse(read_file(record));
+  REQUIRE(state.contains("content_xxh3"));
+  state["size"] = static_cast<int64_t>(s.st_size);
+  state["modified_ns"] = nanoseconds(s.st_mtim);
+  state["changed_ns"] = nanoseconds(s.st_ctim);
+  state["inode"] = static_cast<uint64_t>(s.st_ino);
+  std::ofstream(record) << state.dump() << "\n";
+}
+
 }  // namespace
 
 TEST_CASE("a trace is verified once a state of its file", "[trace][verified]") {
@@ -44,10 +58,14 @@ TEST_CASE("a trace is verified once a state of its file", "[trace][verified]") {
   const std::string first = read_file(record);
   CHECK(first.find(TraceReader(path).info().content_hash) != std::string::npos);
 
-  // A remembered state is believed: with the record of the edited file forged, nothing is read.
   edit(path);
   CHECK_THAT(refusal(path), Catch::Contains(path) && Catch::Contains("its values were changed"));
   CHECK(read_file(record) == first);
+  // A remembered state is believed: with the record of the edited file forged, its values are not read.
+  forge(path, record);
+  CHECK(refusal(path).empty());
+  std::filesystem::remove(record);
+  CHECK_THAT(refusal(path), Catch::Contains("its values were changed"));
   edit(path);  // back
   CHECK(refusal(path).empty());
   CHECK(read_file(record) != first);  // another time of modification
