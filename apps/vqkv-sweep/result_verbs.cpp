@@ -132,12 +132,13 @@ int run_judge(const JudgeVerb& verb, const Common& common) {
   const Json record = judge(o);
   if (record.is_null()) return kExitOk;
   Table t;
-  t.columns = {{"tag", "", "", false},  {"value", "", "{:.5g}"},  {"stderr", "", "{:.2g}"}, {"n", ""},
-               {"unit", "", "", false}, {"better", "", "", false}};
+  t.columns = {{"tag", "", "", false},  {"value", "", "{:.5g}"},   {"stderr", "", "{:.2g}"},   {"n", ""},
+               {"unit", "", "", false}, {"better", "", "", false}, {"protocol", "", "", false}};
   for (Json m : record.at("measurements")) {
     for (const char* big : {"details", "per_document"})
       if (common.format != TableFormat::kJson) m.erase(big);
     if (m.value("n", int64_t{0}) < 2) m["stderr"] = nullptr;  // one document gives none
+    if (m.at("role") == "report") m["protocol"] = record.at("protocol");
     t.rows.push_back(std::move(m));
   }
   print(t, common.format);

@@ -15,6 +15,7 @@
 #include "core/thread_pool.h"
 #include "experiment/estimate.h"
 #include "experiment/plan.h"
+#include "experiment/protocol.h"
 #include "experiment/report.h"
 #include "experiment/result_set.h"
 #include "experiment/runner.h"
@@ -179,7 +180,10 @@ int run_merge(const std::string& folder, const Common& common) {
   for (const auto& c : r.cells)
     if (!c.record.is_null()) done.push_back(&c.cell);
   const RecordSource records = [&](const auto& body) {
-    for_each_record(r, [&](size_t, Json&& record) { body(record); });
+    for_each_record(r, [&](size_t, Json&& record) {
+      record["protocol"] = protocol_of_cell(record.at("config"));
+      body(record);
+    });
   };
   const std::filesystem::path at(folder);
   write_result_csv((at / "results.csv").string(), done, records);

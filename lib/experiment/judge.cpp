@@ -62,7 +62,8 @@ Json judge(const JudgeOptions& options) {
       if (options.stop && options.stop()) throw Stopped();
     });
   } catch (const Stopped&) { return Json(); }
-  Json out = {{"measurements", Json::array()}, {"config", cell.canonical()}};
+  Json out = {
+      {"measurements", Json::array()}, {"config", cell.canonical()}, {"protocol", protocol_text(cell.policy())}};
   for (const auto& m : f.report) {
     Json j = to_json(m);
     j["role"] = "report";

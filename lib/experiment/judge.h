@@ -15,8 +15,8 @@ struct JudgeOptions {
   std::function<bool()> stop;
 };
 
-// {measurements: [...], coverage: {...}, config: {...}}; all documents are reported on unless trace.report says which.
-// Null when `stop` said so.
+// {measurements: [...], coverage: {...}, config: {...}, protocol: which tokens stood exact, in words}; all documents
+// are reported on unless trace.report says which. Null when `stop` said so.
 Json judge(const JudgeOptions& options);
 
 }  // namespace vqkv

@@ -137,7 +137,7 @@ void write_result_csv(const std::string& path, const std::vector<const Json*>& c
     for (const auto& [key, unused] : flat.items()) config_columns.insert(key);
   }
   AtomicFile file(path);
-  std::string out = "id,status,reason,flags";
+  std::string out = "id,status,reason,flags,protocol";
   for (const char* k : kMeasurementKeys) out += fmt::format(",{}", k);
   for (const auto& c : config_columns) out += "," + csv(c);
   file.write(out + "\n");
@@ -147,7 +147,8 @@ void write_result_csv(const std::string& path, const std::vector<const Json*>& c
     std::string tail;
     for (const auto& c : config_columns) tail += "," + csv(plain(get(flat, c.c_str())));
     const std::string head = csv(plain(get(r, "id"))) + "," + csv(plain(get(r, "status"))) + "," +
-                             csv(plain(get(r, "reason"))) + "," + csv(flags_of(r));
+                             csv(plain(get(r, "reason"))) + "," + csv(flags_of(r)) + "," +
+                             csv(plain(get(r, "protocol")));
     Json measurements = get(r, "measurements");
     if (!measurements.is_array() || measurements.empty())
       measurements = Json::array({Json::object()});  // a cell without numbers keeps its line
@@ -169,19 +170,20 @@ void write_result_sqlite(const std::string& path, const RecordSource& records, c
         "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;"
         "CREATE TABLE plan(key TEXT PRIMARY KEY, value TEXT);"
         "CREATE TABLE cell(cell TEXT PRIMARY KEY, id TEXT, status TEXT, reason TEXT, attempt INTEGER, flags TEXT, "
-        "record TEXT);"
+        "protocol TEXT, record TEXT);"
         "CREATE TABLE config(cell TEXT, path TEXT, value);"
         "CREATE TABLE measurement(cell TEXT, role TEXT, tag TEXT, context INTEGER, sequences INTEGER, value REAL, unit "
         "TEXT,"
         " stderr REAL, n INTEGER, better TEXT, exact INTEGER);");
     Insert plan(db, "INSERT INTO plan VALUES(?,?)");
     for (const auto& [key, value] : plan_header.items()) plan({key, plain(value)});
-    Insert cell(db, "INSERT INTO cell VALUES(?,?,?,?,?,?,?)");
+    Insert cell(db, "INSERT INTO cell VALUES(?,?,?,?,?,?,?,?)");
     Insert config(db, "INSERT INTO config VALUES(?,?,?)");
     Insert measurement(db, "INSERT INTO measurement VALUES(?,?,?,?,?,?,?,?,?,?,?)");
     records([&](const Json& r) {
       const Json id = get(r, "cell");
-      cell({id, get(r, "id"), get(r, "status"), get(r, "reason"), get(r, "attempt"), flags_of(r), r.dump()});
+      cell({id, get(r, "id"), get(r, "status"), get(r, "reason"), get(r, "attempt"), flags_of(r), get(r, "protocol"),
+            r.dump()});
       const Json flat = columns_of(r);
       for (const auto& [key, value] : flat.items()) config({id, key, value});
       for (const auto& m : r.value("measurements", Json::array())) {

@@ -12,7 +12,8 @@ namespace vqkv {
 // Every leaf of a map by its path: {"codec": {"bits": 4}} -> {"codec.bits": 4}. Lists are leaves.
 Json flatten_paths(const Json& tree);
 
-// Calls its argument with each record, in plan order and as the runner writes them; holds one at a time in memory.
+// Calls its argument with each record, in plan order and as the runner writes them, with `protocol`, which tokens stood
+// exact in words, beside; holds one at a time in memory.
 using RecordSource = std::function<void(const std::function<void(const Json&)>&)>;
 
 // Both files appear complete or not at all. The columns of the configuration are those of `cells`: the records, or the

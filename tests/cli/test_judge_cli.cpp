@@ -8,6 +8,7 @@
 #include "io/hdf5.h"
 #include "io/trace.h"
 #include "support/catch.h"
+#include "support/run_tool.h"
 #include "support/sweep_trace.h"
 
 using namespace vqkv;
@@ -115,6 +116,31 @@ TEST_CASE("judge: known errors come out as they went in", "[cli][judge]") {
   rotated.trace = t.info().content_hash;
   write_recon(o.recon, t, rotated);
   CHECK(value(judge(o), "key.nmse") < 1e-10);
+}
+
+TEST_CASE("judge: the table says in words which tokens stood exact", "[cli][judge]") {
+  const TestFolder dir;
+  const std::string trace = dir / "t.trace.h5", recon = dir / "r.h5";
+  write_sweep_trace(trace);
+  write_recon(recon, TraceReader(trace), {});
+  for (const auto& [cache, words] :
+       {std::pair{"cache={sinks: 4, window: 16, flush: 16}", "window 16, blocks of 16 + 4 sinks"},
+        {"cache={sinks: 0, window: 1, flush: 1}", "no exact token but its own"}}) {
+    CHECK(judge({.trace = trace, .recon = recon, .bytes = 1000, .overrides = {cache}, .stop = {}}).at("protocol") ==
+          words);
+    const auto run = [&](const char* format) {
+      const ToolRun r = run_tool_of_build("vqkv-sweep", dir.path.string(),
+                                          {"judge", trace, recon, "--bytes", "1000", cache, "--format", format});
+      INFO(r.err);
+      REQUIRE(r.code == 0);
+      return r.out;
+    };
+    CHECK_THAT(run("md"), Catch::Contains("| protocol") && Catch::Contains(fmt::format("| {}", words)));
+    for (const Json& m : Json::parse(run("json"))) {
+      CAPTURE(m.at("tag"));
+      CHECK(m.value("protocol", "") == (m.at("role") == "report" ? words : ""));
+    }
+  }
 }
 
 TEST_CASE("judge: keys after RoPE are turned back with the model's attention factor", "[cli][judge]") {

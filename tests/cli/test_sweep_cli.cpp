@@ -115,6 +115,7 @@ TEST_CASE("plan, run, status, merge, best, export, report", "[cli][sweep]") {
   CHECK(Json::parse(at({"status", at.dir / "out", "--json"}).out)[0]["ok"] == 8);
   CHECK(at({"merge", at.dir / "out"}).code == 0);
   has(slurp(at.dir / "out/results.csv"), "attention.softmax_kl");
+  has(slurp(at.dir / "out/results.csv"), ",\"window 16, blocks of 16 + 4 sinks\",report,attention.softmax_kl,");
   CHECK(std::filesystem::exists(at.dir / "out/results.sqlite"));
 
   const Ran best = at({"best", at.dir / "out", "--budget", "16bpv", "--json"});

@@ -99,7 +99,7 @@ TEST_CASE("the result index in long form", "[store]") {
   const TestFolder dir;
   const std::vector<Json> records = {
       Json::parse(
-          R"({"cell":"aa","id":"a","status":"ok","flags":["extrapolated"],"config":{"codec":{"k":{"bits":4},"name":"x, \"y\""},"list":[1,2]},"axes":{"codec.bits":4},
+          R"({"cell":"aa","id":"a","status":"ok","flags":["extrapolated"],"protocol":"window 64, blocks of 16","config":{"codec":{"k":{"bits":4},"name":"x, \"y\""},"list":[1,2]},"axes":{"codec.bits":4},
                       "measurements":[{"role":"report","tag":"key.nmse","value":0.5,"unit":"1","stderr":0.1,"n":3,"better":"lower","exact":false},
                                       {"role":"cost","tag":"bytes","context":4096,"sequences":64,"value":10}]})"),
       Json::parse(
@@ -107,11 +107,13 @@ TEST_CASE("the result index in long form", "[store]") {
   const RecordSource source = [&](const auto& body) { std::for_each(records.begin(), records.end(), body); };
   write_result_csv(dir / "r.csv", {&records[0], &records[1]}, source);
   CHECK(read_file(dir / "r.csv") ==
-        "id,status,reason,flags,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec.k.bits,"
+        "id,status,reason,flags,protocol,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec."
+        "k.bits,"
         "codec.name,list\n"
-        "a,ok,,extrapolated,report,key.nmse,,,0.5,1,0.1,3,lower,false,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
-        "a,ok,,extrapolated,cost,bytes,4096,64,10,,,,,,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
-        "b,skipped,3 does not divide 16,,,,,,,,,,,,,3,,\n");
+        "a,ok,,extrapolated,\"window 64, blocks of 16\",report,key.nmse,,,0.5,1,0.1,3,lower,false,4,4,\"x, "
+        "\"\"y\"\"\",\"[1,2]\"\n"
+        "a,ok,,extrapolated,\"window 64, blocks of 16\",cost,bytes,4096,64,10,,,,,,4,4,\"x, \"\"y\"\"\",\"[1,2]\"\n"
+        "b,skipped,3 does not divide 16,,,,,,,,,,,,,,3,,\n");
   write_result_sqlite(dir / "r.sqlite", source, {{"plan", "p"}});
   write_result_sqlite(dir / "r.sqlite", source, {{"plan", "p"}});  // rebuilt in place
   CHECK(std::filesystem::file_size(dir / "r.sqlite") > 4096);
