@@ -164,7 +164,8 @@ int run_explain(const std::string& full_name, const Common& common) {
                  {"learns from", join_list(k->needs(Json::object()).names())},
                  {"paper", i.paper},
                  {"caveat", i.caveat},
-                 {"suits", i.suits}},
+                 {"suits", i.suits},
+                 {"version", i.version}},
                 k->knobs(), common);
     return kExitOk;
   }
@@ -177,7 +178,8 @@ int run_explain(const std::string& full_name, const Common& common) {
                  {"unit", i.unit},
                  {"formula", i.formula},
                  {"source", i.source},
-                 {"caveat", i.caveat}},
+                 {"caveat", i.caveat},
+                 {"version", i.version}},
                 {}, common);
     return kExitOk;
   }
@@ -191,7 +193,9 @@ int run_explain(const std::string& full_name, const Common& common) {
     const PolicyInfo i = k->describe();
     known.push_back(i.name);
     if (name != i.name) continue;
-    print_facts({{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}}, k->knobs(), common);
+    print_facts(
+        {{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}, {"version", i.version}},
+        k->knobs(), common);
     return kExitOk;
   }
   fail_unknown("explain: codec, transform, metric, rule or policy", full_name, known);

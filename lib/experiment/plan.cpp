@@ -6,6 +6,7 @@
 #include <fstream>
 #include <set>
 
+#include "cache/policies/kinds.h"
 #include "codec/build.h"
 #include "codec/codec_set.h"
 #include "codec/transform/transform.h"
@@ -49,7 +50,8 @@ std::string group_identity(const Json& cell) {
 }
 
 bool is_measuring(const std::string& versioned) {
-  return versioned == "ledger" || versioned == "attention" || versioned.starts_with("metric.");
+  return versioned == "ledger" || versioned == "attention" || versioned.starts_with("metric.") ||
+         versioned.starts_with("policy.");
 }
 
 std::string train_identity(const CellConfig& c, const Json& cell) {
@@ -70,24 +72,48 @@ std::string train_identity(const CellConfig& c, const Json& cell) {
                       {"versions", versions}});
 }
 
+// Of this build, by its name in a cell's `versions`.
+int version_now(const std::string& name) {
+  if (name == "ledger") return kLedgerVersion;
+  if (name == "attention") return kAttentionVersion;
+  const size_t dot = name.find('.');
+  if (dot == std::string::npos) return find_method(name).describe().version;
+  const std::string kind = name.substr(0, dot), own = name.substr(dot + 1);
+  if (kind == "metric") return find_metric(own).describe().version;
+  if (kind == "policy") return find_policy(own).describe().version;
+  return find_transform(own).describe().version;
+}
+
+// "policy.streaming", or "" where every token stays: what the rules alone do is the attention's version.
+std::string versioned_policy(const Json& cache) {
+  const auto policy = cache.find("policy");
+  return policy == cache.end() ? "" : "policy." + policy->at("name").get<std::string>();
+}
+
+// Names of the versions that measuring a cell of this canonical configuration asks for, whatever its codec.
+std::vector<std::string> measuring_versions(const Json& config) {
+  std::vector<std::string> names = {"ledger", "attention"};
+  for (const auto& metric : config.at("metrics")) names.push_back("metric." + metric.get<std::string>());
+  if (const std::string policy = versioned_policy(config.at("cache")); !policy.empty()) names.push_back(policy);
+  return names;
+}
+
 // The versions of everything that a cell's numbers come from.
-Json versions_of(const CellConfig& c, const CodecPlan& codec) {
-  Json versions = {{"ledger", kLedgerVersion}, {"attention", kAttentionVersion}};
+Json versions_of(const Json& config, const CodecPlan& codec) {
+  Json versions = Json::object();
+  const auto add = [&](const std::string& name) { versions[name] = version_now(name); };
+  for (const std::string& name : measuring_versions(config)) add(name);
   for (const auto& u : codec.units) {
-    versions[u.method] = find_method(u.method).describe().version;
-    for (const Json& t : u.transforms) {
-      const auto name = t.at("name").get<std::string>();
-      versions["transform." + name] = find_transform(name).describe().version;
-    }
+    add(u.method);
+    for (const Json& t : u.transforms) add("transform." + t.at("name").get<std::string>());
   }
-  for (const auto& name : c.metrics) versions["metric." + name] = find_metric(name).describe().version;
   return versions;
 }
 
 Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes,
                    const Json& repeat) {
-  const Json versions = versions_of(c, codec);
-  Json cell = {{"config", c.canonical()},
+  const Json config = c.canonical(), versions = versions_of(config, codec);
+  Json cell = {{"config", config},
                {"axes", axes},
                {"repeat", repeat},
                {"trace", facts.json.at("content_hash")},
@@ -337,14 +363,10 @@ Plan read_plan(const std::string& path) {
 }
 
 void require_versions(const Plan& plan) {
-  std::map<std::string, int> current = {{"ledger", kLedgerVersion}, {"attention", kAttentionVersion}};
+  std::map<std::string, int> current;
   const auto now = [&](const std::string& name) {
     const auto it = current.find(name);
-    if (it != current.end()) return it->second;
-    const auto named = [&](std::string_view kind) { return name.substr(kind.size()); };
-    return current[name] = name.starts_with("metric.")      ? find_metric(named("metric.")).describe().version
-                           : name.starts_with("transform.") ? find_transform(named("transform.")).describe().version
-                                                            : find_method(name).describe().version;
+    return it != current.end() ? it->second : current[name] = version_now(name);
   };
   std::map<std::string, std::string> others;
   for (const Json& cell : plan.cells) {
@@ -352,9 +374,7 @@ void require_versions(const Plan& plan) {
     const Json& planned = cell.at("versions");
     for (const auto& [name, version] : planned.items())
       if (version != now(name)) others[name] = fmt::format("{} in the plan, {} here", version.dump(), now(name));
-    std::vector<std::string> wanted = {"ledger", "attention"};
-    for (const auto& metric : cell.at("config").at("metrics")) wanted.push_back("metric." + metric.get<std::string>());
-    for (const auto& name : wanted)
+    for (const std::string& name : measuring_versions(cell.at("config")))
       if (!planned.contains(name)) others[name] = fmt::format("absent in the plan, {} here", now(name));
   }
   if (others.empty()) return;

@@ -17,7 +17,7 @@ namespace vqkv {
 //   {cell, id, index, config, axes, repeat, group, train_id, trace, model, versions, skip?}
 // cell: SHA-256 over (configuration without trace.path, content hash of the trace, model hash, versions): what decides
 // the numbers, and nothing else, so that a moved trace keeps its results. versions: of methods, transforms, metrics,
-// the ledger and the sweep's attention. group: the same without the repeated paths; cells of one group are one point
+// the policy, the ledger and the sweep's attention. group: the same without the repeated paths; cells of one group are one point
 // with a spread. train_id: over what decides the trained parameters alone; it names the random streams, and cells that
 // share it share their codecs.
 struct Plan {

@@ -80,14 +80,18 @@ TEST_CASE("versions of all that makes a number are in a cell's identity, and ano
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
   write_sweep_trace(trace);
-  const auto one = [&](const std::string& more) {
-    return make_plan(sweep_config(trace, more + "sweep: {grid: {codec.bits: [4], codec.transform: [[center]]}}\n"));
+  const auto one = [&](const std::string& metrics, const std::string& policy) {
+    return make_plan(
+        sweep_config(trace, fmt::format("metrics: [{}]\nsweep: {{grid: {{codec.bits: [4], codec.transform: [[center]], "
+                                        "cache.policy: [{}]}}}}\n",
+                                        metrics, policy)));
   };
-  const Plan plan = one("metrics: [softmax_kl, top_k]\n");
+  const Plan plan = one("softmax_kl, top_k", "streaming");
   const Json& versions = plan.cells[0]["versions"];
-  for (const char* name : {"rtn", "transform.center", "metric.softmax_kl", "metric.top_k", "ledger", "attention"})
+  for (const char* name :
+       {"rtn", "transform.center", "metric.softmax_kl", "metric.top_k", "policy.streaming", "ledger", "attention"})
     CHECK(versions.contains(name));
-  CHECK(versions.size() == 6);
+  CHECK(versions.size() == 7);
   CHECK_NOTHROW(require_versions(plan));
   for (const auto& [name, version] : versions.items()) {
     INFO(name);
@@ -98,13 +102,15 @@ TEST_CASE("versions of all that makes a number are in a cell's identity, and ano
     // A plan file that says so is another cell: its hash no longer fits.
     write_plan(old, dir / "plan.jsonl");
     has(error_of([&] { read_plan(dir / "plan.jsonl"); }, ErrorKind::kBadData), "plan again");
-    if (name == "ledger" || name == "attention" || name.starts_with("metric.")) {
+    if (name == "ledger" || name == "attention" || name.starts_with("metric.") || name.starts_with("policy.")) {
       old.cells[0]["versions"].erase(name);  // as earlier releases planned
       has(error_of([&] { require_versions(old); }), name + ": absent in the plan");
     }
   }
-  // Metrics are measured, not trained.
-  CHECK(one("metrics: [top_k]\n").cells[0]["train_id"] == plan.cells[0]["train_id"]);
+  // Metrics are measured under a policy, not trained.
+  const Plan other = one("top_k", "all");
+  CHECK(other.cells[0]["train_id"] == plan.cells[0]["train_id"]);
+  CHECK(other.cells[0]["versions"].size() == 4);  // all tokens stay: what the rules do is the attention's version
 }
 
 TEST_CASE("without a cache section all codecs of a plan stand under one policy; a named preset brings its own",

@@ -14,6 +14,7 @@ struct PolicyInfo {
   std::string name, title;
   std::string paper;  // authors, venue, arXiv id
   std::string caveat;
+  int version = 1;  // raised when other tokens stay; part of the identity of cells under it
 };
 
 class PolicyKind {
