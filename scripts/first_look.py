@@ -85,7 +85,7 @@ def select(store, *conditions):
     wanted = dict(c.split("=", 1) for c in conditions)
     written = lambda v: v if isinstance(v, str) else json.dumps(v, separators=(",", ":"))
     for cell, _ in cells_of(store).values():
-        if all(written(cell["axes"][axis]) == value for axis, value in wanted.items()):
+        if all(written(cell["axes"].get(axis)) == value for axis, value in wanted.items()):
             print(cell["id"][:8])
 
 
@@ -202,6 +202,8 @@ def grid(out):
     rows = []
     for cell, record, kld, windowless in sorted(replayed(out).values(), key=lambda c: (bits_of(c[1]), c[0]["id"])):
         k = knobs(cell["config"]["codec"]["k"])
+        if k["name"] in SCALAR:
+            continue  # the window alone: no codes
         grouping = k["grouping"] if k["name"] == "pq" else f"groups of {k['group']}" if k["group"] else "whole"
         report = lambda tag, digits: number(value(record, "report", tag), digits)
         rows.append([f"{k['name']} {k['codebooks']}×{2 ** k['bits']}", grouping, "yes" if in_query_metric(k) else "no",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <set>
 
 #include "common/tool.h"
 #include "core/clock.h"
@@ -91,12 +92,17 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayRow> candidates
 }
 
 // What a reader of the table should know before it is there.
-void warn(std::span<const LoadedCodec> codecs, std::span<const ReplayRow> rows, int64_t context) {
+void warn(std::span<const LoadedCodec> codecs, std::span<const ReplayRow> rows, ReplayMode mode, int64_t context) {
   const DType exact_dtype = codecs[0].policy.exact_dtype;
   for (const LoadedCodec& codec : codecs)
     if (codec.policy.exact_dtype != exact_dtype)
       log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
                               dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
+  std::set<std::string> alone;  // once a protocol
+  for (const LoadedCodec& codec : codecs)
+    if (const std::string why = no_streaming_beside(codec.policy);
+        mode != ReplayMode::kFakeQuant && !why.empty() && alone.insert(why).second)
+      log_warning(why);
   for (const ReplayRow& row : rows) {
     if (row.kind != ReplayRow::Kind::kCodec) continue;
     const std::string& label = row.candidate.label;
@@ -140,7 +146,7 @@ int run_replay(const ReplayVerb& v) {
                                                    .self_noise_block = v.block,
                                                    .attention = v.common.attention,
                                                    .windowless = v.no_window_rows});
-  warn(codecs, rows, v.context);
+  warn(codecs, rows, mode, v.context);
   Programs programs;
   std::vector<HeldCaches> held;
   for (const ReplayRow& row : rows) {

@@ -108,6 +108,7 @@ Sweep expand_sweep(const Config& config) {
   add_zip(config, reader.raw("zip"), axes);
   add_product(config, reader.raw("repeat"), "sweep.repeat", true, axes);
   const Json skip = reader.raw("skip");
+  const bool streaming = reader.boolean("streaming", false);
   reader.finish();
   if (!skip.is_null() && !skip.is_array()) fail_expected(at(config, "sweep.skip"), "a list of maps", skip);
   refuse_empty_list(at(config, "sweep.skip"), skip);
@@ -136,6 +137,7 @@ Sweep expand_sweep(const Config& config) {
 
   Sweep out;
   out.marks = config.marks;
+  out.streaming = streaming;
   for (const auto& a : axes)
     for (size_t k = 0; k < a.paths.size(); ++k)
       out.marks[mark_path(base, a.paths[k])] = {config.where(a.shown[k]), 0, 0};

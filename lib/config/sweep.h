@@ -1,8 +1,9 @@
-// Sweep expansion: `sweep: {grid, zip, skip, repeat}` of a configuration becomes a list of configurations without it.
+// Sweep expansion: `sweep: {grid, zip, skip, repeat, streaming}` of a configuration becomes a list of configurations without it.
 //   grid:   {codec.bits: [4, 8], codec.codebooks: {range: [1, 4]}}   every combination
 //   zip:    [{codec.name: [rvq, pq], codec.group: [64, 8]}]          the lists of one entry go together
 //   skip:   [{codec.name: pq, codec.codebooks: 1}]                   a partial match; recorded as skipped, with the
-//   rule repeat: {seed: [1, 2, 3]}                                        aggregated, never separate points
+//   rule repeat: {seed: [1, 2, 3]}                                        aggregated, never separate points streaming:
+//   true                                                  what a window does alone, beside (experiment/plan.h)
 // A value may be a whole map (`codec: [{name: rtn}, {name: kivi}]`): it replaces what stands at the path.
 #pragma once
 #include <string>
@@ -22,6 +23,7 @@ struct SweepPoint {
 struct Sweep {
   std::vector<SweepPoint> points;
   std::map<std::string, ConfigMark> marks;  // of the configuration, a swept path pointing at its axis
+  bool streaming = false;
 };
 
 inline constexpr int64_t kMaxSweepPoints = 100'000;

@@ -17,6 +17,7 @@
 #include "core/version.h"
 #include "experiment/cost.h"
 #include "experiment/fidelity.h"
+#include "experiment/replay_rows.h"
 #include "experiment/trace_facts.h"
 #include "io/atomic_file.h"
 #include "io/result_index.h"
@@ -158,12 +159,43 @@ std::string cell_lines(const std::vector<Json>& cells) {
   return out;
 }
 
-Json paths_of(const std::vector<SweepPoint>& points, Json SweepPoint::*which) {
+Json paths_of(const std::vector<Json>& cells, const char* part) {
   std::set<std::string> paths;
-  for (const auto& p : points)
-    for (const auto& [path, value] : (p.*which).items()) paths.insert(path);
+  for (const auto& c : cells)
+    for (const auto& [path, value] : c.at(part).items()) paths.insert(path);
   return Json(std::vector<std::string>(paths.begin(), paths.end()));
 }
+
+// Points of the window alone, one for each protocol of a sweep: what its rows are measured beside.
+class WindowAlone {
+ public:
+  void add(const SweepPoint& p, const CellConfig& c) {
+    if (const std::string why = no_streaming_beside(c.policy()); !why.empty()) {
+      if (seen_.insert(why).second) log_info(why);
+      return;
+    }
+    if (!streaming_beside(c.policy())) return;
+    SweepPoint alone = p;
+    alone.tree["codec"] = {{"name", "exact"}};
+    alone.tree["cache"] = c.cache;
+    alone.tree["cache"]["policy"] = "streaming";
+    alone.axes = Json::object();
+    for (const auto& [path, value] : p.axes.items())
+      if (path == "codec")
+        alone.axes[path] = alone.tree["codec"];
+      else if (!path.starts_with("codec."))
+        alone.axes[path] = value;
+    alone.axes["cache.policy"] = "streaming";
+    // Nothing learns here: one seed is enough.
+    Json key = alone.tree;
+    for (const char* of_training : {"seed", "train"}) key.erase(of_training);
+    if (seen_.insert(canonical_json(key)).second) points.push_back(std::move(alone));
+  }
+  std::vector<SweepPoint> points;
+
+ private:
+  std::set<std::string> seen_;
+};
 
 // What of a plan learns: "codec 'rvq' (role k)", "transform 'center' (role v)"; "" for nothing.
 std::string what_learns(const CodecPlan& plan) {
@@ -225,7 +257,8 @@ Plan make_plan(const Config& config) {
   int64_t duplicates = 0, skipped = 0;
   Config point;
   point.marks = sweep.marks;
-  for (const auto& p : sweep.points) {
+  WindowAlone alone;
+  const auto add = [&](const SweepPoint& p) {
     point.tree = p.tree;
     const auto checked = [&]() -> Json {
       const CellConfig c = read_cell_config(point);
@@ -246,6 +279,7 @@ Plan make_plan(const Config& config) {
         cell["skip"] = skip;
       else
         require_train_documents(point, c, learner);
+      if (sweep.streaming && skip.empty()) alone.add(p, c);
       return cell;
     };
     Json cell;
@@ -257,12 +291,14 @@ Plan make_plan(const Config& config) {
     }
     if (!seen.emplace(cell.at("cell").get<std::string>(), plan.cells.size()).second) {
       ++duplicates;
-      continue;
+      return;
     }
     skipped += cell.contains("skip");
     cell["index"] = plan.cells.size();
     plan.cells.push_back(std::move(cell));
-  }
+  };
+  for (const SweepPoint& p : sweep.points) add(p);
+  for (const SweepPoint& p : alone.points) add(p);
   if (duplicates > 0)
     log_info(fmt::format("{} cells resolve to a configuration that is already there and were dropped", duplicates));
   assign_ids(plan.cells);
@@ -273,8 +309,8 @@ Plan make_plan(const Config& config) {
                  {"tool", version_facts()},
                  {"cells", plan.cells.size()},
                  {"skipped", skipped},
-                 {"axes", paths_of(sweep.points, &SweepPoint::axes)},
-                 {"repeats", paths_of(sweep.points, &SweepPoint::repeat)},
+                 {"axes", paths_of(plan.cells, "axes")},
+                 {"repeats", paths_of(plan.cells, "repeat")},
                  {"traces", trace_list},
                  {"content_xxh3", content_hash(cell_lines(plan.cells))}};
   return plan;

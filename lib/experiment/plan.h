@@ -17,9 +17,9 @@ namespace vqkv {
 //   {cell, id, index, config, axes, repeat, group, train_id, trace, model, versions, skip?}
 // cell: SHA-256 over (configuration without trace.path, content hash of the trace, model hash, versions): what decides
 // the numbers, and nothing else, so that a moved trace keeps its results. versions: of methods, transforms, metrics,
-// the policy, the ledger and the sweep's attention. group: the same without the repeated paths; cells of one group are one point
-// with a spread. train_id: over what decides the trained parameters alone; it names the random streams, and cells that
-// share it share their codecs.
+// the policy, the ledger and the sweep's attention. group: the same without the repeated paths; cells of one group are
+// one point with a spread. train_id: over what decides the trained parameters alone; it names the random streams, and
+// cells that share it share their codecs.
 struct Plan {
   // {plan_version, plan, tool, cells, skipped, axes, repeats, traces: [...], content_xxh3: of the cells' lines}
   Json header;
@@ -29,7 +29,9 @@ struct Plan {
 
 inline constexpr int kPlanVersion = 1;
 
-// Expands, checks every cell against its trace and codec, drops duplicates. Opens each trace once.
+// Expands, checks every cell against its trace and codec, drops duplicates. Opens each trace once. With
+// `sweep.streaming` one more cell for each protocol: codec exact under the policy streaming, what its window does
+// alone.
 Plan make_plan(const Config& config);
 
 // One cell, not a sweep (kUsage with a `sweep:` section): what `run` would train, for tools that replay it.

@@ -66,6 +66,13 @@ std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
   return policy;
 }
 
+std::string no_streaming_beside(const CachePolicy& policy) {
+  if (!policy.keeps_codes() || streaming_beside(policy)) return "";
+  return fmt::format("{}: {}, so no row says what its window does alone", protocol_text(policy),
+                     policy.k.window < 1 && policy.v.window < 1 ? "there is no window"
+                                                                : "keys and values leave by rules of their own");
+}
+
 std::vector<std::string> Learned::flags(int64_t context) const {
   std::vector<std::string> out;
   if (!known) out.push_back("training unknown");

@@ -26,6 +26,9 @@ CachePolicy without_window(const CodecSet& codecs, CachePolicy policy);
 
 // The same sinks and window with nothing between them, where one rule serves both roles.
 std::optional<CachePolicy> streaming_beside(CachePolicy policy);
+// Why none stands beside a policy that codes, for a note: "keys: blocks of 128; values: window 129: keys and values
+// leave by rules of their own, ..."; "" where one does, and where nothing is coded.
+std::string no_streaming_beside(const CachePolicy& policy);
 
 // What a codec learned from, as far as its trace is still where it was.
 struct Learned {
@@ -68,8 +71,8 @@ struct ReplayRowOptions {
   bool windowless = false;  // a second row for each codec, without its window
 };
 
-// Self-noise, each codec with its windowless twin where asked, `streaming` once a protocol. The exact rows of
-// self-noise are of the first codec's type.
+// Self-noise, each codec with its windowless twin where asked, `streaming` once a protocol (no_streaming_beside says
+// where none is). The exact rows of self-noise are of the first codec's type.
 std::vector<ReplayRow> replay_rows(std::span<const LoadedCodec> codecs, const CacheShape& shape,
                                    std::span<const ReplayText> texts, const ReplayRowOptions& options);
 

@@ -43,6 +43,7 @@ struct Point {
   size_t number = 0;  // its row in the table of cells, counted from 1; figures call it by that
   double bits = 0, kl = 0, kl_error = 0;
   bool front = false;
+  bool alone = false;  // a window with nothing behind it
 
   std::string numbered(const std::string& text) const { return fmt::format("{}: {}", number, text); }
 };
@@ -101,7 +102,7 @@ std::string label_of(const Json& cell) {
   std::string label = method_of(cell.at("config"));
   if (cell.contains("axes") && cell["axes"].is_object())
     for (const auto& [path, value] : cell["axes"].items()) {
-      if (path.ends_with(".name")) continue;
+      if (path.ends_with(".name") || (value.is_object() && knobs_text(value).empty())) continue;
       if (value.is_object())
         label += " " + knobs_text(value);
       else
@@ -147,11 +148,12 @@ std::string arithmetic_of(const CellResult& c) {
   return out;
 }
 
-// Whether the rows stand on equal ground.
+// Whether the rows of codecs stand on equal ground.
 std::string ground_of(const std::vector<Point>& points) {
   std::set<std::string> protocols;
-  for (const Point& p : points) protocols.insert(p.protocol);
-  if (protocols.size() == 1 && protocols.begin()->empty()) return "";
+  for (const Point& p : points)
+    if (!p.alone) protocols.insert(p.protocol);
+  if (protocols.empty() || (protocols.size() == 1 && protocols.begin()->empty())) return "";
   if (protocols.size() == 1)
     return fmt::format("Exact beside the codes, in every row: {}. ", escape_html(*protocols.begin()));
   return fmt::format(
@@ -393,6 +395,7 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     p.method = method_of(config);
     p.label = label_of(c.cell);
     p.protocol = protocol_of_cell(config);
+    p.alone = at_path(config, "cache.policy.name") && *at_path(config, "cache.policy.name") == "streaming";
     points.push_back(std::move(p));
   }
   const std::vector<int64_t> contexts(context_set.begin(), context_set.end()),
@@ -410,7 +413,8 @@ void write_report(const ResultSet& results, const std::string& out_html) {
   for (size_t i = 0; i < points.size(); ++i) points[i].number = i + 1;
 
   const std::string plan = results.plan.value("plan", std::string("?"));
-  const int64_t n = points.empty() ? 0 : documents_of(*points.front().cell);
+  int64_t n = 0;  // a window alone has no number of codes
+  for (const Point& p : points) n = std::max(n, documents_of(*p.cell));
   const std::string counted =
       fmt::format("n = {} report document{}; plan {}.", n, n == 1 ? "" : "s", plan.substr(0, 12));
   const std::string note =

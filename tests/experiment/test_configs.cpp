@@ -37,6 +37,8 @@ TEST_CASE("the test group of every configuration runs", "[configs]") {
         apply_override(config, o);
       const Plan whole = make_plan(config);
       for (const auto& c : whole.cells) CHECK_FALSE(c.contains("skip"));
+      if (folder == std::string("sweeps"))
+        CHECK(whole.cells.back().at("config").at("cache").at("policy").at("name") == "streaming");
       apply_override(config, "group=test");
       const Plan plan = make_plan(config);
       RunOptions options;

@@ -3,8 +3,10 @@
 
 #include "experiment/plan.h"
 #include "experiment/protocol.h"
+#include "experiment/report.h"
 #include "experiment/result_set.h"
 #include "experiment/runner.h"
+#include "io/atomic_file.h"
 #include "support/catch.h"
 #include "support/sweep_trace.h"
 
@@ -48,6 +50,56 @@ TEST_CASE("streaming in a sweep: what attention loses to a window alone, and no 
   CHECK(error(64) > 0.05);
   CHECK(error(1000) == 0);  // nothing has left
   CHECK(by_window[16]->value("report", "attention.top1_mass_recall") < 1);
+}
+
+TEST_CASE("a sweep asks for what a window does alone: one cell a protocol, beside the codecs", "[policy]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto plan_of = [&](const char* rest, const char* sweep) {
+    return make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
+                                            "contexts: [128]\n{}\nsweep:\n  {}\n",
+                                            trace, rest, sweep),
+                                "s.yaml"));
+  };
+  const auto protocols = [](const Plan& plan) {
+    std::vector<std::string> out;
+    for (const Json& c : plan.cells)
+      if (c.at("config").at("cache").contains("policy")) {
+        CHECK(c.at("config").at("codec").at("k").at("name") == "exact");
+        CHECK(c.at("axes").at("cache.policy") == "streaming");
+        out.push_back(protocol_of_cell(c.at("config")));
+      }
+    return out;
+  };
+  using Texts = std::vector<std::string>;
+  const char* const cache = "cache: {sinks: 4, window: 16, flush: 16}";
+  const char* const codecs =
+      "grid: {codec: [{name: rtn, bits: 2, group: 16}, {name: rtn, bits: 4, group: 16}, {name: rtn, heads: 3}]}";
+  const Plan plan = plan_of(cache, fmt::format("streaming: true\n  {}", codecs).c_str());
+  CHECK(plan.cells.size() == 4);
+  CHECK(protocols(plan) == Texts{"window 16, blocks of 16 + 4 sinks, nothing else"});
+  CHECK(plan.header.at("axes") == Json::array({"cache.policy", "codec"}));
+  CHECK(plan_of(cache, codecs).cells.size() == 3);
+  // Of each window; not of the codec's knobs or seeds.
+  CHECK(protocols(plan_of("codec: {name: rtn, group: 16}",
+                          "streaming: true\n  grid: {cache.window: [16, 32], codec.bits: [2, 4]}\n"
+                          "  repeat: {seed: [1, 2]}")) ==
+        Texts{"window 16, blocks of 64 + 4 sinks, nothing else", "window 32, blocks of 64 + 4 sinks, nothing else"});
+  // Keys and values that leave by rules of their own have no window alone; nothing coded, none beside.
+  for (const char* other : {"cache: {rule: kivi, residual: 32}", "cache: {rule: none}", "cache: {window: 0}"})
+    CHECK(protocols(plan_of(other, fmt::format("streaming: true\n  {}", codecs).c_str())).empty());
+
+  RunOptions options;
+  options.folder = dir / "out";
+  CHECK(run_plan(plan, options).ok == 3);
+  const ResultSet results = load_results(options.folder);
+  CHECK(results.cells.back().value("report", "output.relative_error") > 0.05);
+  write_report(results, dir / "r.html");
+  const std::string html = read_file(dir / "r.html");
+  for (const char* part : {"exact policy=streaming<", "window 16, blocks of 16 + 4 sinks, nothing else", "n = 2 report",
+                           "Exact beside the codes, in every row: window 16, blocks of 16 + 4 sinks."})
+    CHECK_THAT(html, Catch::Contains(part));
 }
 
 TEST_CASE("policies that ask every query are planned as skipped, and the reason names what measures them", "[policy]") {

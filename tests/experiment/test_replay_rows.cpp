@@ -61,6 +61,16 @@ TEST_CASE("rows of the protocol: self-noise in another type, no window, and the 
   CHECK_FALSE(streaming_beside(CachePolicy::exact()));
   CHECK_FALSE(streaming_beside(CachePolicy::from_json({{"rule", "kivi"}, {"residual", 32}})));  // two rules
 
+  CHECK(no_streaming_beside(window) == "");
+  CHECK(no_streaming_beside(*alone) == "");
+  CHECK(no_streaming_beside(CachePolicy::exact()) == "");
+  CHECK(no_streaming_beside(CachePolicy::from_json({{"rule", "kivi"}, {"residual", 32}})) ==
+        "keys: blocks of 32; values: window 33 + 4 sinks: keys and values leave by rules of their own, so no row says "
+        "what its window does alone");
+  CHECK_THAT(no_streaming_beside(CachePolicy::from_json({{"window", 64}, {"v", {{"window", 32}}}})),
+             Catch::Contains("rules of their own"));
+  CHECK_THAT(no_streaming_beside(CachePolicy::from_json({{"window", 0}})), Catch::Contains("there is no window"));
+
   ReplayCandidate c{.label = "c", .codecs = kivi, .policy = window};
   CHECK(protocol_of(c) == protocol_text(window));
   c.mode = ReplayMode::kPrefillExact;
