@@ -1,6 +1,7 @@
 #include "codec/level.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -53,9 +54,22 @@ class LevelCodec final : public Codec {
 
 }  // namespace
 
+std::vector<std::string> methods_with_levels() {
+  UnitShape unit;
+  unit.head_dim = 64;
+  std::vector<std::string> out;
+  for (const Method* m : all_methods()) {
+    const Json knobs = m->canonical(Json::object(), "");
+    if (m->check(knobs, unit).empty() && m->make(knobs, unit)->levels() > 1) out.push_back(m->describe().name);
+  }
+  return out;
+}
+
 std::string level_reason(const Codec& whole, int stages) {
   const int all = whole.levels();
-  if (all == 1) return "its codes have no levels; a level is the first stages of a residual code (rvq, simvq)";
+  if (all == 1)
+    return fmt::format("its codes have no levels; a level is the first stages of a residual code ({})",
+                       fmt::join(methods_with_levels(), ", "));
   if (stages >= 1 && stages < all) return "";
   return fmt::format("it has {} stages, so a level of it has 1 to {}, not {}", all, all - 1, stages);
 }

@@ -2,10 +2,14 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "codec/codec.h"
 
 namespace vqkv {
+
+// Methods whose codes have levels by default, on one head of 64 channels.
+std::vector<std::string> methods_with_levels();
 
 // Why `whole` has no level of `stages` stages, or "".
 std::string level_reason(const Codec& whole, int stages);

@@ -19,7 +19,8 @@ namespace {
 
 constexpr ReplayModeInfo kModes[] = {
     {ReplayMode::kForced, "forced", "what decoding token by token does, computed in blocks"},
-    {ReplayMode::kStepwise, "stepwise", "token by token; equals forced up to rounding"},
+    {ReplayMode::kStepwise, "stepwise",
+     "token by token; the same bits as forced (under --attention auto another path: up to rounding)"},
     {ReplayMode::kPrefillExact, "prefill-exact", "exact attention over the prompt, coded once, then as forced"},
     {ReplayMode::kFakeQuant, "fake-quant",
      "every K and V beyond the sinks decoded, the token's own included, no window; some papers' perplexity"}};

@@ -107,7 +107,7 @@ TEST_CASE("mistakes in tiers are named", "[tiers]") {
   CHECK_THAT(message(R"({"tiers": [{"name": "rvq", "codebooks": 4, "tokens": 64}, {"level": 4}]})"),
              Contains("codec.tiers[1]") && Contains("4 stages") && Contains("1 to 3"));
   CHECK_THAT(message(R"({"tiers": [{"name": "pq", "codebooks": 4, "tokens": 64}, {"level": 1}]})"),
-             Contains("codec.tiers[1]") && Contains("no levels") && Contains("rvq"));
+             Contains("codec.tiers[1]") && Contains("no levels") && Contains("(rvq, kumar, simvq)"));
   CHECK_THAT(message(R"({"tiers": [{"name": "rvq", "tokens": 64}, {"level": 3, "tokens": 64}, {"level": 3}]})"),
              Contains("codec.tiers[2]") && Contains("3 stages"));
   CHECK_THAT(
@@ -152,7 +152,8 @@ TEST_CASE("a level is the code of fewer stages, and shares the books", "[tiers]"
   // Behind transforms, a token scale among them, and in groups.
   for (const char* text :
        {R"({"name": "rvq", "codebooks": 3, "bits": 4, "group": 8, "transform": ["center", "token_scale", "hadamard"]})",
-        R"({"name": "simvq", "codebooks": 3, "bits": 4, "transform": ["rotation"]})"}) {
+        R"({"name": "simvq", "codebooks": 3, "bits": 4, "transform": ["rotation"]})",
+        R"({"name": "kumar", "codebooks": 3, "bits": 4, "group": 8, "ema_steps": 3})"}) {
     CAPTURE(text);
     CodecPlan plan = plan_of(text);
     REQUIRE(plan.skip == "");
@@ -168,6 +169,29 @@ TEST_CASE("a level is the code of fewer stages, and shares the books", "[tiers]"
     CHECK(a.storage == b.storage);
     CHECK(first->layout().code_bits_per_block() * 3 == chained->layout().code_bits_per_block());
     CHECK(first->layout().side_bits_per_block() == chained->layout().side_bits_per_block());
+    double last = round_trip_mse(*chained, test);
+    for (const int stages : {2, 1}) {
+      const double shorter = round_trip_mse(*codec_level(chained, stages), test);
+      CHECK(shorter == round_trip_mse(*chained, test, stages - 1));
+      CHECK(shorter > last);
+      last = shorter;
+    }
+  }
+}
+
+TEST_CASE("every method whose codes have levels is named where one is refused, and has them in tiers", "[tiers]") {
+  CHECK(methods_with_levels() == std::vector<std::string>{"rvq", "kumar", "simvq"});
+  for (const std::string& name : methods_with_levels()) {
+    CAPTURE(name);
+    Json config = {{"tiers", {{{"tokens", 64}, {"name", name}, {"codebooks", 3}, {"bits", 3}}, {{"level", 2}}}}};
+    if (name == "kumar") config["tiers"][0]["group"] = 8;
+    const auto set = train(config.dump());
+    CHECK(set->tiers() == 2);
+    for (const Role role : {Role::kKey, Role::kValue}) {
+      const CodeLayout &whole = unit_at(*set, 0, 1, 1, role).codec->layout(),
+                       &level = unit_at(*set, 1, 1, 1, role).codec->layout();
+      CHECK(3 * level.code_bits_per_block() == 2 * whole.code_bits_per_block());
+    }
   }
 }
 
