@@ -100,16 +100,21 @@ int run_best(const BestVerb& verb, const Common& common) {
 int run_export(const ExportVerb& verb, const Common& common) {
   const ResultSet r = load_results(verb.folder, Records::kStatus);
   const CellResult& c = find_cell(r, verb.cell);
-  if (c.flagged("subsampled") || c.cell.at("config").at("layers") != "all" || c.cell.at("config").at("heads") != "all")
+  Json line;
+  for_each_planned(r, [&](size_t i, Json&& planned) {
+    if (&r.cells[i] == &c) line = std::move(planned);
+  });
+  const Json& config = line.at("config");
+  if (c.flagged("subsampled") || config.at("layers") != "all" || config.at("heads") != "all")
     fail_usage(fmt::format("cell {} was trained on some layers or heads only; a codec file holds all of them", c.id()));
   const auto codecs = codecs_of_cell(
-      c.cell, [] { return interrupted(); }, verb.folder);
+      line, [] { return interrupted(); }, verb.folder);
   if (!codecs) return kExitOk;
   save_codec_set(*codecs, verb.out,
-                 {{"cell", c.cell.at("cell")},
-                  {"config", c.cell.at("config")},
-                  {"cache", c.cell.at("config").at("cache")},
-                  {"trace", c.cell.at("trace")},
+                 {{"cell", line.at("cell")},
+                  {"config", config},
+                  {"cache", config.at("cache")},
+                  {"trace", line.at("trace")},
                   {"tool", version_facts()},
                   {"command", common.command}});
   Table t;

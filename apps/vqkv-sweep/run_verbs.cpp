@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <set>
 
 #include "common/tool.h"
 #include "config/config.h"
@@ -176,9 +177,11 @@ int run_status(const std::string& folder, bool cells, const Common& common) {
 int run_merge(const std::string& folder, const Common& common) {
   const ResultSet r = load_results(folder, Records::kStatus);
   for (const auto& p : r.problems) log_warning(p);
-  std::vector<const Json*> done;
-  for (const auto& c : r.cells)
-    if (!c.record.is_null()) done.push_back(&c.cell);
+  std::set<std::string> columns;
+  for_each_planned(r, [&](size_t cell, Json&& line) {
+    if (!r.cells[cell].record.is_null()) add_config_columns(line, columns);
+  });
+  const auto done = static_cast<int64_t>(r.cells.size()) - r.count("pending");
   const RecordSource records = [&](const auto& body) {
     for_each_record(r, [&](size_t, Json&& record) {
       record["protocol"] = protocol_of_cell(record.at("config"));
@@ -186,12 +189,12 @@ int run_merge(const std::string& folder, const Common& common) {
     });
   };
   const std::filesystem::path at(folder);
-  write_result_csv((at / "results.csv").string(), done, records);
+  write_result_csv((at / "results.csv").string(), columns, records);
   write_result_sqlite((at / "results.sqlite").string(), records, r.plan);
   Table t;
   t.columns = {{"file", "", "", false}, {"cells", ""}, {"pending", ""}};
   for (const char* f : {"results.csv", "results.sqlite"})
-    t.rows.push_back({{"file", (at / f).string()}, {"cells", done.size()}, {"pending", r.count("pending")}});
+    t.rows.push_back({{"file", (at / f).string()}, {"cells", done}, {"pending", r.count("pending")}});
   print(t, common.format);
   return kExitOk;
 }

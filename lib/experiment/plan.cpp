@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <set>
 
 #include "cache/policies/kinds.h"
@@ -17,11 +16,9 @@
 #include "core/version.h"
 #include "experiment/cost.h"
 #include "experiment/fidelity.h"
+#include "experiment/plan_lines.h"
 #include "experiment/replay_rows.h"
 #include "experiment/trace_facts.h"
-#include "io/atomic_file.h"
-#include "io/result_index.h"
-#include "io/store.h"
 #include "metric/metric.h"
 
 namespace vqkv {
@@ -99,11 +96,10 @@ std::vector<std::string> measuring_versions(const Json& config) {
   return names;
 }
 
-// The versions of everything that a cell's numbers come from.
-Json versions_of(const Json& config, const CodecPlan& codec) {
+// Of the methods and transforms of a codec.
+Json codec_versions(const CodecPlan& codec) {
   Json versions = Json::object();
   const auto add = [&](const std::string& name) { versions[name] = version_now(name); };
-  for (const std::string& name : measuring_versions(config)) add(name);
   for (const auto& u : codec.units) {
     add(u.method);
     for (const Json& t : u.transforms) add("transform." + t.at("name").get<std::string>());
@@ -111,9 +107,10 @@ Json versions_of(const Json& config, const CodecPlan& codec) {
   return versions;
 }
 
-Json describe_cell(const CellConfig& c, const TraceFacts& facts, const CodecPlan& codec, const Json& axes,
-                   const Json& repeat) {
-  const Json config = c.canonical(), versions = versions_of(config, codec);
+// versions: of its codec; what else a cell's numbers come from is added.
+Json describe_cell(const CellConfig& c, const TraceFacts& facts, Json versions, const Json& axes, const Json& repeat) {
+  const Json config = c.canonical();
+  for (const std::string& name : measuring_versions(config)) versions[name] = version_now(name);
   Json cell = {{"config", config},
                {"axes", axes},
                {"repeat", repeat},
@@ -138,25 +135,6 @@ void assign_ids(std::vector<Json>& cells) {
     if (!unique) length += 4;
   }
   for (auto& c : cells) c["id"] = c.at("cell").get<std::string>().substr(0, length);
-}
-
-std::string plan_hash(const std::vector<Json>& cells) {
-  std::string all;
-  for (const auto& c : cells) all += c.at("cell").get<std::string>() + (c.contains("skip") ? " skip\n" : "\n");
-  return sha256_hex(all);
-}
-
-// Of the lines below a plan's first, as they stand in its file.
-std::string content_hash(std::string_view lines) {
-  ContentHash hash;
-  hash.update(lines.data(), lines.size());
-  return hash.hex();
-}
-
-std::string cell_lines(const std::vector<Json>& cells) {
-  std::string out;
-  for (const auto& c : cells) out += c.dump() + "\n";
-  return out;
 }
 
 Json paths_of(const std::vector<Json>& cells, const char* part) {
@@ -245,12 +223,13 @@ struct NoRows final : TrainSource {
 Plan make_plan(const Config& config) {
   Config grouped = config;
   apply_group(grouped);
-  const Sweep sweep = expand_sweep(grouped);
+  Sweep sweep = expand_sweep(grouped);
   Plan plan;
   std::map<std::string, TraceFacts> traces;
-  struct Resolved {
-    CodecPlan codec;
-    std::string learner;
+  struct Resolved {  // not the units: there may be as many codecs as cells
+    std::string skip, learner;
+    std::vector<int64_t> tiers;
+    Json versions;
   };
   std::map<std::string, Resolved> resolved;  // by canonical codec and trace
   std::map<std::string, size_t> seen;
@@ -267,18 +246,17 @@ Plan make_plan(const Config& config) {
       check_against_trace(point, c, facts);
       const std::string key = canonical_json(c.codec) + c.trace;
       if (!resolved.contains(key)) {
-        CodecPlan codec = annotated(point, [&] { return resolve_codec(c.codec, facts.shape); });
-        const std::string learner = what_learns(codec);
-        resolved[key] = {std::move(codec), learner};
+        const CodecPlan codec = annotated(point, [&] { return resolve_codec(c.codec, facts.shape); });
+        resolved[key] = {codec.skip, what_learns(codec), codec.tiers, codec_versions(codec)};
       }
-      const auto& [codec, learner] = resolved.at(key);
-      Json cell = describe_cell(c, facts, codec, p.axes, p.repeat);
+      const Resolved& codec = resolved.at(key);
+      Json cell = describe_cell(c, facts, codec.versions, p.axes, p.repeat);
       std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
       if (skip.empty()) skip = tiers_conflict(c.policy(), codec.tiers);
       if (!skip.empty())
         cell["skip"] = skip;
       else
-        require_train_documents(point, c, learner);
+        require_train_documents(point, c, codec.learner);
       if (sweep.streaming && skip.empty()) alone.add(p, c);
       return cell;
     };
@@ -297,7 +275,10 @@ Plan make_plan(const Config& config) {
     cell["index"] = plan.cells.size();
     plan.cells.push_back(std::move(cell));
   };
-  for (const SweepPoint& p : sweep.points) add(p);
+  for (SweepPoint& p : sweep.points) {
+    add(p);
+    p = {};  // of a hundred thousand configurations one form is enough
+  }
   for (const SweepPoint& p : alone.points) add(p);
   if (duplicates > 0)
     log_info(fmt::format("{} cells resolve to a configuration that is already there and were dropped", duplicates));
@@ -311,8 +292,8 @@ Plan make_plan(const Config& config) {
                  {"skipped", skipped},
                  {"axes", paths_of(plan.cells, "axes")},
                  {"repeats", paths_of(plan.cells, "repeat")},
-                 {"traces", trace_list},
-                 {"content_xxh3", content_hash(cell_lines(plan.cells))}};
+                 {"traces", trace_list}};
+  plan.header["content_xxh3"] = hash_of_lines(plan.cells);
   return plan;
 }
 
@@ -326,7 +307,7 @@ Json make_cell(const Config& config) {
   check_against_trace(grouped, c, facts);
   const CodecPlan codec = resolve_single(grouped, c, facts.shape);
   require_train_documents(grouped, c, what_learns(codec));
-  return describe_cell(c, facts, codec, Json::object(), Json::object());
+  return describe_cell(c, facts, codec_versions(codec), Json::object(), Json::object());
 }
 
 std::optional<UntracedCell> make_untraced_cell(const Config& config, const CacheShape& shape,
@@ -347,55 +328,6 @@ std::optional<UntracedCell> make_untraced_cell(const Config& config, const Cache
       .progress = {}};
   out.codecs = train_codec_set(codec, shape, NoRows(), options);
   return out;
-}
-
-std::string plan_text(const Plan& plan) { return plan.header.dump() + "\n" + cell_lines(plan.cells); }
-
-void write_plan(const Plan& plan, const std::string& path) { write_file(path, plan_text(plan)); }
-
-Plan read_plan(const std::string& path) {
-  const std::string text = read_file(path);
-  JsonlRead file = parse_jsonl(text, path);
-  if (!file.torn.empty()) fail_data(fmt::format("{}; a plan must be complete", file.torn));
-  if (file.records.empty() || !file.records[0].contains("plan_version"))
-    fail_data(fmt::format("{}: not a plan; `vqkv-sweep plan sweep.yaml -o plan.jsonl` writes one", path));
-  Plan plan;
-  plan.header = file.records[0];
-  if (plan.header["plan_version"] != kPlanVersion)
-    fail_data(fmt::format("{}: plan version {}; this tool reads version {}", path, plan.header["plan_version"].dump(),
-                          kPlanVersion));
-  // What this very build wrote it has checked; a hundred thousand configurations need not be read again at each start.
-  const bool as_written =
-      plan.header.value("tool", Json()) == version_facts() &&
-      plan.header.value("content_xxh3", Json()) == content_hash(std::string_view(text).substr(text.find('\n') + 1));
-  try {
-    if (as_written) {
-      plan.cells.assign(std::make_move_iterator(file.records.begin() + 1), std::make_move_iterator(file.records.end()));
-      (void)plan.hash();
-      return plan;
-    }
-    for (size_t i = 1; i < file.records.size(); ++i) {
-      const Json& c = file.records[i];
-      const auto bad = [&](const std::string& what) { fail_data(fmt::format("{} line {}: {}", path, i + 1, what)); };
-      if (identity(c.at("config"), c) != c.at("cell").get<std::string>())
-        bad("the configuration is not the one that was planned; plan again instead of editing");
-      if (!c.at("cell").get<std::string>().starts_with(c.at("id").get<std::string>()) ||
-          c.at("id").get<std::string>().size() < kShortId)
-        bad("id is not the beginning of cell");
-      if (group_identity(c).substr(0, kShortId) != c.at("group") || train_identity(config_of(c), c) != c.at("train_id"))
-        bad("group or train_id does not belong to the configuration");
-      if (c.at("index") != i - 1) bad("index is out of order");
-      if (!c.at("axes").is_object() || !c.at("repeat").is_object()) bad("axes and repeat must be maps");
-      if (c.contains("skip") && !c.at("skip").is_string()) bad("skip must be a text");
-      plan.cells.push_back(c);
-    }
-    if (plan.header.at("plan") != plan_hash(plan.cells))
-      fail_data(fmt::format("{}: cells were added or removed after planning", path));
-    for (const auto& t : plan.header.at("traces")) (void)t.at("path").get_ref<const std::string&>();
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("{}: a field of the plan is missing or mistyped: {}", path, e.what()));
-  }
-  return plan;
 }
 
 void require_versions(const Plan& plan) {
@@ -420,13 +352,17 @@ void require_versions(const Plan& plan) {
   fail_usage(fmt::format("the plan was made by versions whose numbers differ ({}); plan again", list));
 }
 
-std::string planned_hash(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::string line;
-  std::getline(in, line);
-  const JsonlRead read = parse_jsonl(line, path);
-  const Json hash = read.records.empty() ? Json() : read.records[0].value("plan", Json());
-  return hash.is_string() ? hash.get<std::string>() : "";
+std::string cell_problem(const Json& c) {
+  if (identity(c.at("config"), c) != c.at("cell").get<std::string>())
+    return "the configuration is not the one that was planned; plan again instead of editing";
+  if (!c.at("cell").get<std::string>().starts_with(c.at("id").get<std::string>()) ||
+      c.at("id").get<std::string>().size() < kShortId)
+    return "id is not the beginning of cell";
+  if (group_identity(c).substr(0, kShortId) != c.at("group") || train_identity(config_of(c), c) != c.at("train_id"))
+    return "group or train_id does not belong to the configuration";
+  if (!c.at("axes").is_object() || !c.at("repeat").is_object()) return "axes and repeat must be maps";
+  if (c.contains("skip") && !c.at("skip").is_string()) return "skip must be a text";
+  return "";
 }
 
 CellConfig config_of(const Json& cell) {
@@ -441,44 +377,6 @@ CellConfig config_of(const Json& cell) {
     if (e.kind() != ErrorKind::kUsage) throw;
     fail_data(fmt::format("a planned configuration is not valid: {}", e.what()));
   }
-}
-
-std::string plan_difference(const Plan& have, const Plan& want, int limit) {
-  std::map<std::string, const Json*> old;
-  for (const auto& c : have.cells) old[c.at("cell").get<std::string>()] = &c;
-  std::set<std::string> kept;
-  std::vector<const Json*> added, removed;
-  for (const auto& c : want.cells) {
-    if (old.contains(c.at("cell").get<std::string>()))
-      kept.insert(c.at("cell").get<std::string>());
-    else
-      added.push_back(&c);
-  }
-  for (const auto& c : have.cells)
-    if (!kept.contains(c.at("cell").get<std::string>())) removed.push_back(&c);
-  std::string out = fmt::format("{} cells in both, {} only in the store's plan, {} only in the new one", kept.size(),
-                                removed.size(), added.size());
-  // The paths that tell the first removed from the first added cell say what was changed.
-  if (!added.empty() && !removed.empty()) {
-    const Json a = flatten_paths(removed[0]->at("config")), b = flatten_paths(added[0]->at("config"));
-    std::set<std::string> paths;
-    for (const auto& [p, v] : a.items()) paths.insert(p);
-    for (const auto& [p, v] : b.items()) paths.insert(p);
-    int lines = 0;
-    const auto shown = [](const Json& flat, const std::string& p) {
-      return flat.contains(p) ? flat[p].dump() : std::string("absent");
-    };
-    for (const auto& p : paths) {
-      if (shown(a, p) == shown(b, p)) continue;
-      if (++lines > limit) break;
-      out += fmt::format("\n  {}: {} in the store, {} in the new plan", p, shown(a, p), shown(b, p));
-    }
-    for (const char* key : {"trace", "model", "versions"})
-      if (removed[0]->at(key) != added[0]->at(key))
-        out += fmt::format("\n  {}: {} in the store, {} in the new plan", key, removed[0]->at(key).dump(),
-                           added[0]->at(key).dump());
-  }
-  return out;
 }
 
 }  // namespace vqkv

@@ -1,5 +1,6 @@
 // Plan: a sweep frozen. `plan` expands a configuration into cells, one JSON line each; `run` reads nothing else.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -51,6 +52,9 @@ void write_plan(const Plan& plan, const std::string& path);
 // Checks every line's identity against its configuration: an edited plan is refused (kBadData). A plan that this build
 // wrote and nobody touched is known by the hash of its lines.
 Plan read_plan(const std::string& path);
+// The same with one cell in memory at a time; gives the header. What is wrong with the whole is told after the last
+// cell.
+Json read_plan(const std::string& path, const std::function<void(Json&& cell)>& body);
 
 // kUsage, naming them, when versions that a cell was planned for are not those of this build.
 void require_versions(const Plan& plan);

@@ -6,12 +6,66 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
-#include <map>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "io/record_index.h"
 
 namespace vqkv {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string plan_path(const std::string& folder) { return (fs::path(folder) / "plan.jsonl").string(); }
+
+// What is kept of a plan's line with kStatus.
+Json status_part(const Json& line) {
+  Json kept;
+  for (const char* key : {"cell", "id", "axes", "repeat"}) kept[key] = line.at(key);
+  return kept;
+}
+
+void read_records(ResultSet& out, Records records) {
+  std::error_code ec;
+  std::unordered_map<std::string, size_t> index;
+  for (size_t i = 0; i < out.cells.size(); ++i) index[out.cells[i].cell.at("cell").get<std::string>()] = i;
+  if (fs::is_directory(fs::path(out.folder) / "results", ec))
+    for (const auto& f : fs::directory_iterator(fs::path(out.folder) / "results"))
+      if (f.path().extension() == ".jsonl") out.files.push_back(f.path().string());
+  std::sort(out.files.begin(), out.files.end());
+  int64_t strangers = 0;
+  for (size_t file = 0; file < out.files.size(); ++file) {
+    RecordIndex read = read_record_index(out.files[file]);
+    if (!read.torn.empty()) out.problems.push_back(read.torn + " was left out; that cell runs again");
+    for (RecordEntry& e : read.entries) {
+      const Json& r = e.facts;
+      const auto it =
+          r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
+      if (it == index.end() || !r.contains("status") || !r["status"].is_string()) {
+        ++strangers;
+        continue;
+      }
+      const auto rank = [](const Json& x) { return x.value("status", std::string()) == "ok" ? 1 : 0; };
+      const auto attempt = [](const Json& x) {
+        return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0;
+      };
+      CellResult& have = out.cells[it->second];
+      const bool newer = have.record.is_null() || rank(r) > rank(have.record) ||
+                         (rank(r) == rank(have.record) && attempt(r) > attempt(have.record));
+      if (!newer) continue;
+      have.record = std::move(e.facts);
+      have.file = file;
+      have.at = e.at;
+      have.bytes = e.bytes;
+    }
+  }
+  if (records == Records::kWhole)
+    for_each_record(out, [&](size_t cell, Json&& record) { out.cells[cell].record = std::move(record); });
+  if (strangers > 0)
+    out.problems.push_back(fmt::format("{} records belong to no cell of the plan and were left out", strangers));
+}
+
+}  // namespace
 
 std::string CellResult::id() const { return cell.at("id").get<std::string>(); }
 std::string CellResult::status() const {
@@ -48,61 +102,36 @@ int64_t ResultSet::count(const std::string& status) const {
 }
 
 ResultSet load_results(const std::string& folder, Records records) {
-  namespace fs = std::filesystem;
   std::error_code ec;
-  if (!fs::exists(fs::path(folder) / "plan.jsonl", ec))
+  if (!fs::exists(plan_path(folder), ec))
     fail_usage(
         fmt::format("{} is not a result folder: it has no plan.jsonl; `vqkv-sweep run plan.jsonl -o {}` makes one",
                     folder, folder));
-  return load_results(folder, read_plan((fs::path(folder) / "plan.jsonl").string()), records);
+  ResultSet out;
+  out.folder = folder;
+  out.plan = read_plan(plan_path(folder), [&](Json&& line) {
+    out.cells.push_back({records == Records::kStatus ? status_part(line) : std::move(line), Json()});
+  });
+  read_records(out, records);
+  return out;
 }
 
 ResultSet load_results(const std::string& folder, const Plan& plan, Records records) {
-  namespace fs = std::filesystem;
-  std::error_code ec;
   ResultSet out;
   out.folder = folder;
   out.plan = plan.header;
-  std::map<std::string, size_t> index;
-  for (const auto& c : plan.cells) {
-    index[c.at("cell").get<std::string>()] = out.cells.size();
-    out.cells.push_back({c, Json()});
-  }
-  if (fs::is_directory(fs::path(folder) / "results", ec))
-    for (const auto& f : fs::directory_iterator(fs::path(folder) / "results"))
-      if (f.path().extension() == ".jsonl") out.files.push_back(f.path().string());
-  std::sort(out.files.begin(), out.files.end());
-  int64_t strangers = 0;
-  for (size_t file = 0; file < out.files.size(); ++file) {
-    RecordIndex read = read_record_index(out.files[file]);
-    if (!read.torn.empty()) out.problems.push_back(read.torn + " was left out; that cell runs again");
-    for (RecordEntry& e : read.entries) {
-      const Json& r = e.facts;
-      const auto it =
-          r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
-      if (it == index.end() || !r.contains("status") || !r["status"].is_string()) {
-        ++strangers;
-        continue;
-      }
-      const auto rank = [](const Json& x) { return x.value("status", std::string()) == "ok" ? 1 : 0; };
-      const auto attempt = [](const Json& x) {
-        return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0;
-      };
-      CellResult& have = out.cells[it->second];
-      const bool newer = have.record.is_null() || rank(r) > rank(have.record) ||
-                         (rank(r) == rank(have.record) && attempt(r) > attempt(have.record));
-      if (!newer) continue;
-      have.record = std::move(e.facts);
-      have.file = file;
-      have.at = e.at;
-      have.bytes = e.bytes;
-    }
-  }
-  if (records == Records::kWhole)
-    for_each_record(out, [&](size_t cell, Json&& record) { out.cells[cell].record = std::move(record); });
-  if (strangers > 0)
-    out.problems.push_back(fmt::format("{} records belong to no cell of the plan and were left out", strangers));
+  for (const Json& c : plan.cells) out.cells.push_back({records == Records::kStatus ? status_part(c) : c, Json()});
+  read_records(out, records);
   return out;
+}
+
+void for_each_planned(const ResultSet& results, const std::function<void(size_t cell, Json&& line)>& body) {
+  size_t cell = 0;
+  read_plan(plan_path(results.folder), [&](Json&& line) {
+    if (cell >= results.cells.size() || results.cells[cell].cell.at("cell") != line.at("cell"))
+      fail_data(fmt::format("{}: another plan since it was read first", plan_path(results.folder)));
+    body(cell++, std::move(line));
+  });
 }
 
 void for_each_record(const ResultSet& results, const std::function<void(size_t cell, Json&& record)>& body) {

@@ -15,7 +15,7 @@ namespace vqkv {
 //   "cost"                 bytes and bits from the ledger; `context` and, where constants are shared, `sequences`
 //   "time"                 seconds; never part of a comparison of two stores
 struct CellResult {
-  Json cell;        // line of the plan
+  Json cell;        // line of the plan; with kStatus of it {cell, id, axes, repeat} alone
   Json record;      // null while the cell is pending
   size_t file = 0;  // of ResultSet::files, where the whole record stands:
   int64_t at = 0, bytes = 0;
@@ -38,7 +38,8 @@ struct ResultSet {
   int64_t count(const std::string& status) const;
 };
 
-// kStatus: each record holds only its status, attempt, reason and flags, which the index of the records gives.
+// kStatus: each record holds only its status, attempt, reason and flags, which the index of the records gives, and
+// little is kept of the cells: of a hundred thousand the plan's lines alone would be a gigabyte.
 enum class Records { kWhole, kStatus };
 
 // Reads FOLDER/plan.jsonl and FOLDER/results/*.jsonl. Of several records of a cell an ok one wins, else the last
@@ -46,6 +47,8 @@ enum class Records { kWhole, kStatus };
 ResultSet load_results(const std::string& folder, Records records = Records::kWhole);
 // The same for who holds the store's plan already.
 ResultSet load_results(const std::string& folder, const Plan& plan, Records records);
+// The plan's lines of all cells in order, one at a time in memory, from the store's own plan.
+void for_each_planned(const ResultSet& results, const std::function<void(size_t cell, Json&& line)>& body);
 // The whole records of the cells that have one, in plan order, one at a time in memory.
 void for_each_record(const ResultSet& results, const std::function<void(size_t cell, Json&& record)>& body);
 

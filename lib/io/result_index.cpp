@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <memory>
-#include <set>
 
 #include "core/error.h"
 #include "io/atomic_file.h"
@@ -130,12 +129,13 @@ Json flatten_paths(const Json& tree) {
   return out;
 }
 
-void write_result_csv(const std::string& path, const std::vector<const Json*>& cells, const RecordSource& records) {
-  std::set<std::string> config_columns;
-  for (const Json* c : cells) {
-    const Json flat = columns_of(*c);
-    for (const auto& [key, unused] : flat.items()) config_columns.insert(key);
-  }
+void add_config_columns(const Json& cell, std::set<std::string>& columns) {
+  const Json flat = columns_of(cell);
+  for (const auto& [key, unused] : flat.items()) columns.insert(key);
+}
+
+void write_result_csv(const std::string& path, const std::set<std::string>& config_columns,
+                      const RecordSource& records) {
   AtomicFile file(path);
   std::string out = "id,status,reason,flags,protocol";
   for (const char* k : kMeasurementKeys) out += fmt::format(",{}", k);

@@ -2,8 +2,8 @@
 // (long form, one line a measurement, the configuration's paths as columns).
 #pragma once
 #include <functional>
+#include <set>
 #include <string>
-#include <vector>
 
 #include "core/json.h"
 
@@ -16,9 +16,12 @@ Json flatten_paths(const Json& tree);
 // exact in words, beside; holds one at a time in memory.
 using RecordSource = std::function<void(const std::function<void(const Json&)>&)>;
 
-// Both files appear complete or not at all. The columns of the configuration are those of `cells`: the records, or the
-// lines of the plan that they belong to.
-void write_result_csv(const std::string& path, const std::vector<const Json*>& cells, const RecordSource& records);
+// Adds the columns of a configuration: of a record, or of the line of the plan that it belongs to.
+void add_config_columns(const Json& cell, std::set<std::string>& columns);
+
+// Both files appear complete or not at all. config_columns: of all records.
+void write_result_csv(const std::string& path, const std::set<std::string>& config_columns,
+                      const RecordSource& records);
 void write_result_sqlite(const std::string& path, const RecordSource& records, const Json& plan_header);
 
 }  // namespace vqkv

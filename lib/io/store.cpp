@@ -70,6 +70,12 @@ void write_all(int fd, std::string_view bytes, const std::string& path) {
 
 JsonlRead parse_jsonl(std::string_view text, const std::string& where) {
   JsonlRead out;
+  out.torn = parse_jsonl(text, where, [&](Json&& record, int64_t) { out.records.push_back(std::move(record)); });
+  return out;
+}
+
+std::string parse_jsonl(std::string_view text, const std::string& where,
+                        const std::function<void(Json&& record, int64_t line)>& body) {
   int64_t number = 0;
   while (!text.empty()) {
     ++number;
@@ -78,16 +84,17 @@ JsonlRead parse_jsonl(std::string_view text, const std::string& where) {
     text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string place = fmt::format("{} line {}", where, number);
+    Json record;
     try {
-      Json record = parse_json(line, place);
+      record = parse_json(line, place);
       if (!record.is_object()) fail_data(fmt::format("{}: a JSON object is expected", place));
-      out.records.push_back(std::move(record));
     } catch (const Error&) {
       if (end != std::string_view::npos) throw;
-      out.torn = fmt::format("{}: {} bytes of an unfinished record", place, line.size());
+      return fmt::format("{}: {} bytes of an unfinished record", place, line.size());
     }
+    body(std::move(record), number);
   }
-  return out;
+  return "";
 }
 
 JsonlRead read_jsonl(const std::string& path) {

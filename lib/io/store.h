@@ -21,6 +21,10 @@ JsonlRead read_jsonl(const std::string& path);
 // The same over text; `where` names it.
 JsonlRead parse_jsonl(std::string_view text, const std::string& where);
 
+// The same with one record in memory at a time; line: counted from 1. Gives what was dropped at the end.
+std::string parse_jsonl(std::string_view text, const std::string& where,
+                        const std::function<void(Json&& record, int64_t line)>& body);
+
 // Appends to one file, created when missing, with its folder. Holds a lock for its life: a second writer of the same
 // file is refused (kUsage), here or on another machine. An unfinished last line is cut off first.
 class JsonlWriter {

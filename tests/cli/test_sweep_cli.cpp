@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include <chrono>
@@ -9,6 +10,7 @@
 #include <sstream>
 #include <thread>
 
+#include "experiment/plan.h"
 #include "experiment/result_set.h"
 #include "experiment/runner.h"
 #include "io/atomic_file.h"
@@ -164,6 +166,57 @@ TEST_CASE("the peak memory that a dry run states is what the run takes, and cont
     taken = peak;
   }
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which keep what is freed
+TEST_CASE("plan, status and merge hold little of each cell: many cells take little more than a few", "[cli][sweep]") {
+  const TestFolder dir;
+  const std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml";
+  write_sweep_trace(trace, 3, 40, 48, 8, 8);  // 768 units a codec
+  struct Peaks {
+    double plan = 0, status = 0, merge = 0;
+  };
+  const auto peaks_of = [&](int cells) {
+    const std::string plan = dir / fmt::format("{}.jsonl", cells), out = dir / fmt::format("out-{}", cells);
+    write_file(sweep, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rvq, codebooks: 1}}\n"
+                                  "sweep: {{grid: {{codec.iterations: {{range: [1, {}]}}}}}}\n",
+                                  trace, cells));
+    const auto peak = [&](const std::vector<std::string>& args) {
+      const pid_t child = start(dir.path.string(), args);
+      int status = 0;
+      rusage used{};
+      REQUIRE(wait4(child, &status, 0, &used) == child);
+      INFO(slurp(dir / "stderr"));
+      REQUIRE(status == 0);
+      return static_cast<double>(used.ru_maxrss) * 1024;
+    };
+    Peaks p;
+    p.plan = peak({"plan", sweep, "-o", plan, "-q"});
+    std::filesystem::create_directories(out + "/results");
+    std::filesystem::copy_file(plan, out + "/plan.jsonl");
+    {
+      std::ofstream records(out + "/results/main.jsonl");
+      const std::string details(size_t{128} << 10, 'x');
+      read_plan(plan, [&](Json&& cell) {
+        cell["status"] = "ok";
+        cell["measurements"] = {{{"role", "report"}, {"tag", "key.nmse"}, {"value", 0.5}, {"details", details}}};
+        records << cell.dump() << "\n";
+      });
+    }
+    p.status = peak({"status", out, "--json"});
+    CHECK(Json::parse(slurp(dir / "stdout"))[0]["ok"] == cells);
+    p.merge = peak({"merge", out});
+    CHECK(lines(out + "/results.csv") == static_cast<size_t>(cells) + 1);
+    has(slurp(out + "/results.csv"), fmt::format(",{},", cells));  // the last cell's iterations
+    CHECK(std::filesystem::file_size(out + "/results.sqlite") > static_cast<size_t>(cells) * (128 << 10));
+    return p;
+  };
+  const Peaks few = peaks_of(4), many = peaks_of(400);
+  constexpr double kMiB = 1 << 20;
+  CHECK(many.plan - few.plan < 48 * kMiB);  // the units of a codec take over one
+  CHECK(many.status - few.status < 16 * kMiB);
+  CHECK(many.merge - few.merge < 16 * kMiB);  // the records take 50
+}
+#endif
 
 TEST_CASE("killed in the middle, the same command finishes with the same numbers", "[cli][sweep]") {
   const Workplace at;

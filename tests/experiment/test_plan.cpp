@@ -386,6 +386,9 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   unhashed.header.erase("content_xxh3");
   write_plan(unhashed, path);
   CHECK(read_plan(path).cells == plan.cells);
+  std::vector<Json> one_by_one;
+  CHECK(read_plan(path, [&](Json&& cell) { one_by_one.push_back(std::move(cell)); }) == unhashed.header);
+  CHECK(one_by_one == plan.cells);
   const std::string good = plan_text(plan);
   const auto refuse = [&](std::string text) {
     write_file(path, text);

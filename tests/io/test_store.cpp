@@ -35,6 +35,12 @@ TEST_CASE("JSON lines: torn ends are tolerated, torn middles are not", "[store]"
   CHECK(torn.records.size() == 1);
   CHECK(torn.torn == "f line 2: 9 bytes of an unfinished record");
   CHECK(error_of([] { parse_jsonl("{\"a\":1}\n{\"a\":\n{\"a\":2}\n", "f"); }).find("f line 2") == 0);
+  std::vector<int64_t> at;
+  CHECK(parse_jsonl("{\"a\":1}\n\n{\"a\":2}\n{\"a\":", "f", [&](Json&& record, int64_t line) {
+          CHECK(record.contains("a"));
+          at.push_back(line);
+        }) == "f line 4: 5 bytes of an unfinished record");
+  CHECK(at == std::vector<int64_t>{1, 3});
   CHECK(error_of([] { parse_jsonl("[1]\n", "f"); }) == "f line 1: a JSON object is expected");
   CHECK(error_of([] { parse_jsonl("{\"a\":1,\"a\":2}\n", "f"); }).find("stands twice") != std::string::npos);
 }
@@ -105,7 +111,9 @@ TEST_CASE("the result index in long form", "[store]") {
       Json::parse(
           R"({"cell":"bb","id":"b","status":"skipped","reason":"3 does not divide 16","config":{"codec":{"k":{"bits":3}}}})")};
   const RecordSource source = [&](const auto& body) { std::for_each(records.begin(), records.end(), body); };
-  write_result_csv(dir / "r.csv", {&records[0], &records[1]}, source);
+  std::set<std::string> columns;
+  for (const Json& r : records) add_config_columns(r, columns);
+  write_result_csv(dir / "r.csv", columns, source);
   CHECK(read_file(dir / "r.csv") ==
         "id,status,reason,flags,protocol,role,tag,context,sequences,value,unit,stderr,n,better,exact,codec.bits,codec."
         "k.bits,"
