@@ -1,4 +1,4 @@
-// Sweep expansion: `sweep: {grid, zip, skip, repeat, streaming}` of a configuration becomes a list of configurations without it.
+// Sweep expansion: `sweep: {grid, zip, skip, repeat, streaming}` becomes a list of configurations without it.
 //   grid:   {codec.bits: [4, 8], codec.codebooks: {range: [1, 4]}}   every combination
 //   zip:    [{codec.name: [rvq, pq], codec.group: [64, 8]}]          the lists of one entry go together
 //   skip:   [{codec.name: pq, codec.codebooks: 1}]                   a partial match; recorded as skipped, with the
