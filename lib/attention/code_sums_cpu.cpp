@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "attention/kernels_cpu.h"
 #include "attention/tiled_cpu.h"
-#include "cache/kernels.h"
 
 namespace vqkv {
 namespace {

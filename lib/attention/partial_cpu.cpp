@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "attention/code_sums_cpu.h"
+#include "attention/kernels_cpu.h"
 #include "attention/tiled_cpu.h"
+#include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cache/kernels.h"
+#include "attention/kernels_cpu.h"
 #include "core/cpu.h"
 
 namespace vqkv::scan {

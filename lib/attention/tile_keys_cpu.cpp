@@ -1,9 +1,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/kernels_cpu.h"
 #include "attention/scan_cpu.h"
 #include "attention/tile_parts_cpu.h"
-#include "cache/kernels.h"
+#include "core/small_matrix.h"
 
 namespace vqkv {
 

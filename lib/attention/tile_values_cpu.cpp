@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "attention/tile_parts_cpu.h"
-#include "cache/kernels.h"
+#include "core/small_matrix.h"
 
 namespace vqkv {
 

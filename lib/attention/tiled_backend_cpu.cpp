@@ -4,8 +4,8 @@
 // the block and every query head of the group; no more than a tile per thread is ever dequantized.
 //
 // Tiles and chunks of tiles are cut at absolute token positions (of what a head has left, once a policy takes tokens
-// out), whatever form the tokens have, and every sum runs in token order (cache/kernels.h). So an identity codec gives
-// the bits of the exact cache, a block of queries those of single steps, and the thread count changes nothing.
+// out), whatever form the tokens have, and every sum runs in token order (core/small_matrix.h). So an identity codec
+// gives the bits of the exact cache, a block of queries those of single steps, and the thread count changes nothing.
 //
 // cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan_cpu.h) and no key is
 // decoded. Values are summed by code (code_sums_cpu.h) in the segments where that is cheaper, and decoded elsewhere;
@@ -20,6 +20,7 @@
 
 #include "attention/backends_cpu.h"
 #include "attention/code_sums_cpu.h"
+#include "attention/kernels_cpu.h"
 #include "attention/scan_cpu.h"
 #include "attention/tile_parts_cpu.h"
 #include "core/error.h"

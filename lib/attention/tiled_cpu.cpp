@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {

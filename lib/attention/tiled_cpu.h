@@ -8,7 +8,7 @@
 #include "attention/attention.h"
 #include "attention/backends_cpu.h"
 #include "attention/scan_cpu.h"
-#include "cache/kernels.h"
+#include "core/small_matrix.h"
 
 namespace vqkv {
 
@@ -17,7 +17,7 @@ constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
 // Rows that lie beside each other in tables and sums: as many as there are, up to a vector.
 inline int64_t lanes_for(int64_t rows) { return rows == 1 ? 1 : rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
-inline int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
+using kernels::padded;
 
 // cos and sin of a tile's positions, transposed to (pair, token), shared by layers and heads.
 class RotationTiles {

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 
-#include "cache/kernels.h"
+#include "core/small_matrix.h"
 
 namespace vqkv {
 namespace {
 
-int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
+using kernels::padded;
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 void scale(float* x, const std::vector<float>& factor) {

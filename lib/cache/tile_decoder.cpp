@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cache/kernels.h"
+#include "cache/decode_cpu.h"
 #include "core/error.h"
+#include "core/small_matrix.h"
 
 namespace vqkv {
 namespace {
 
 constexpr int64_t kTileTokens = 128;
 
-int64_t padded(int64_t n) { return (n + kernels::kLane - 1) / kernels::kLane * kernels::kLane; }
+using kernels::padded;
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 // i * Z on pairs stored as [x..., y...].

@@ -6,7 +6,7 @@
 
 #include "core/error.h"
 #include "core/thread_pool.h"
-#include "model/kernels.h"
+#include "model/kernels_cpu.h"
 
 namespace vqkv {
 namespace {

@@ -3,10 +3,10 @@
 #include <limits>
 
 #include "attention/backends_cpu.h"
+#include "attention/kernels_cpu.h"
 #include "attention/plan_cases.h"
 #include "attention/scan_cpu.h"
 #include "attention/session_cpu.h"
-#include "cache/kernels.h"
 #include "core/cpu.h"
 #include "core/thread_pool.h"
 #include "support/catch.h"

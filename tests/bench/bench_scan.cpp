@@ -2,10 +2,12 @@
 // all attention runs on; adding up probabilities by code. Lookups (and adds) are (row, token, slot).
 #include <benchmark/benchmark.h>
 
+#include "attention/kernels_cpu.h"
 #include "attention/scan_cpu.h"
-#include "cache/kernels.h"
+#include "cache/decode_cpu.h"
 #include "core/cpu.h"
 #include "core/rng.h"
+#include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
 namespace {

@@ -6,20 +6,33 @@ import tempfile
 
 FILES = {
     "lib/attention/inside.cpp": '#include "cache/map.h"\n#include "cache/view.h"\n',
+    "lib/attention/x86.cpp": "#include <immintrin.h>\nconst __m256 x = _mm256_setzero_ps();\n",
+    "lib/attention/x86_avx2.cpp": "#include <immintrin.h>\n",
     "lib/cache/own.cpp": '#include "cache/map.h"\n',
+    "lib/cache/own_cpu.cpp": '#include "cache/own_cpu.h"\n#include <hwy/highway.h>\n',
     "lib/cache/upwards.cpp": '#include "model/runtime.h"\n',
     "lib/io/hdf5_own.cpp": '#include "io/hdf5_library.h"\n#include <hdf5.h>\n',
     "lib/io/other.cpp": '#include "io/hdf5_library.h"\n',
+    "lib/core/asked.cpp": "#if VQKV_X86_UNITS\n#include <immintrin.h>\n#else\n#include <cpuid.h>\n#endif\n",
     "lib/metric/hint.cpp": "x = nearest_name(a, b);\n",
+    "lib/model/borrowed.cpp": '#include "cache/own_cpu.h"\n#include "core/dtype_avx2.h"\n',
+    "lib/model/lanes.cpp": "#include <hwy/highway.h>\n",
     "lib/model/reader.cpp": "#include <hdf5.h>\n",
     "apps/tool/long.cpp": "\n" * 501,
     "apps/tool/long_enough.cpp": "\n" * 500,
 }
 WANTED = [
     "lib/attention/inside.cpp:1: cache/map.h is the inside of cache",
+    "lib/attention/x86.cpp:1: of x86-64 alone",
+    "lib/attention/x86.cpp:2: of x86-64 alone",
     "lib/cache/upwards.cpp:1: cache may not include model/runtime.h",
+    "lib/core/asked.cpp:4: of x86-64 alone",
     "lib/io/other.cpp:1: io/hdf5_library.h is for lib/io/hdf5* alone",
     "lib/metric/hint.cpp:1: nearest_name( is called in lib/core/ alone",
+    "lib/model/borrowed.cpp:1: cache/own_cpu.h is of one processor and stays in cache",
+    "lib/model/borrowed.cpp:1: cache/own_cpu.h is the inside of cache",
+    "lib/model/borrowed.cpp:2: core/dtype_avx2.h is of one processor and stays in core",
+    "lib/model/lanes.cpp:1: hwy/highway.h belongs in lib/core/",
     "lib/model/reader.cpp:1: hdf5.h belongs in lib/io",
     "apps/tool/long.cpp: 501 lines; at most 500",
 ]

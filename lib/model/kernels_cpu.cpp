@@ -1,9 +1,9 @@
-#include "model/kernels.h"
+#include "model/kernels_cpu.h"
 
 #include <cmath>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "model/kernels.cpp"
+#define HWY_TARGET_INCLUDE "model/kernels_cpu.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 

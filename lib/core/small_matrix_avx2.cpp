@@ -1,4 +1,4 @@
-#include "cache/kernels_avx2.h"
+#include "core/small_matrix_avx2.h"
 
 #include <immintrin.h>
 
