@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/tool.h"
+#include "core/cpu.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/names.h"
@@ -78,13 +79,15 @@ void OutputFlags::add_to(CLI::App& verb, bool table) {
   }
   verb.add_option("--threads", threads, "threads for everything (default: all processors)")->check(CLI::Range(1, 1024));
   auto* q = verb.add_flag("-q,--quiet", quiet, "no progress, warnings only");
-  verb.add_flag("-v,--verbose", verbose, "more on stderr")->excludes(q);
+  verb.add_flag("-v,--verbose", verbose, "build, processor and threads on stderr too")->excludes(q);
 }
 
 TableFormat OutputFlags::apply() const {
   if (quiet) set_log_level(LogLevel::kWarning);
   if (verbose) set_log_level(LogLevel::kDebug);
   if (threads > 0) set_thread_count(threads);
+  log_debug(
+      fmt::format("{}: {}, {}, {} threads", version_text("vqkv"), cpu_model_name(), cpu_arithmetic(), thread_count()));
   return json ? TableFormat::kJson : table_format_from_name(format);
 }
 

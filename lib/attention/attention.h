@@ -10,7 +10,8 @@
 
 namespace vqkv {
 
-// What a caller may watch. Called once per (layer, query head) of a block when set; slow, for metrics only.
+// What a caller may watch: a public seam, set by KvSession::set_tap, which none of the tools does. Called once per
+// (layer, query head) of a block; slow.
 struct AttentionTap {
   virtual ~AttentionTap() = default;
   // p: (queries, tokens) softmax probabilities, causal zeros included.

@@ -32,10 +32,8 @@ const SequenceMap& CompressedCache::map() const { return parts_->map; }
 int64_t CompressedCache::length() const { return parts_->map.length; }
 double CompressedCache::encode_seconds() const { return parts_->encode_seconds; }
 ByteLedger CompressedCache::bytes() const { return parts_->map.bytes(); }
-int64_t CompressedCache::bits_held() const { return 8 * bytes().total_sequence(); }
 bool CompressedCache::fitted() const { return !parts_->map.fitted.empty(); }
 
-int64_t CompressedCache::coded_begin(Role) const { return parts_->map.policy.sinks; }
 int64_t CompressedCache::coded_end(Role role, int64_t position) const { return parts_->map.coded_end(role, position); }
 
 void CompressedCache::begin_block(int64_t n, Visibility visibility) {

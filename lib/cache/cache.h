@@ -70,15 +70,15 @@ class CompressedCache {
 
   // Takes positions out of one head's sight, between blocks. Twice the same is fine. Codes that no head of their unit
   // sees any more (whole blocks of codecs that group along tokens) are given up: the others move together, and the
-  // pages behind them are freed. What is lost while it is exact is never coded, and leaves with the window.
+  // pages behind them are freed. What is lost while it is exact is never coded, and leaves with the window. A seam for
+  // a caller's own eviction: what a policy gives up goes the same way, by itself (cache/keep_rule.h).
   void evict(int layer, int kv_head, std::span<const int64_t> positions);
 
-  // First coded and last coded token for a query, honouring the block's visibility.
-  int64_t coded_begin(Role role) const;  // = sinks
+  // The end of the tokens that are coded for a query at `position`, honouring the block's visibility; they begin behind
+  // the sinks.
   int64_t coded_end(Role role, int64_t position) const;
 
   ByteLedger bytes() const;
-  int64_t bits_held() const;      // 8 * total_sequence
   double encode_seconds() const;  // spent coding, all layers
 
   bool fitted() const;  // some codec has parameters of this prompt

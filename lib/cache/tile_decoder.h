@@ -50,7 +50,7 @@ class TileDecoder {
   void values(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   // x itself as rows, folded or not: what a layer above adds to its own.
   void rows(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
-  // The token scale of this head; one_scale() and has_token_scale() only.
+  // The token scale of this head; where has_token_scale(), and one for the whole head alone.
   void token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const;
   // out[i * stride + t]: the code of slots()[i] (table slots, not those of the body).
   void codes(const CodedBody& body, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
@@ -67,8 +67,6 @@ class TileDecoder {
     std::vector<int32_t> element, channel;  // when not contiguous
   };
   const std::vector<Slot>& slots() const { return slots_; }
-  bool tables_only() const { return levels_.empty() && dense_.empty(); }
-  bool one_scale() const { return scale_slots_ <= 1; }
   const PageLayout& pages() const { return *pages_; }
   // Memory behind this object; books in `shared` apart, others join it.
   int64_t bytes(std::set<const void*>& shared) const;

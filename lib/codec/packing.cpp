@@ -98,30 +98,6 @@ void unpack64(const uint8_t* in, int bits, uint8_t* codes) {
   kUnpack8[static_cast<size_t>(bits - 1)](in, codes);
 }
 
-void pack_bits(const uint16_t* codes, int64_t n, int bits, uint8_t* out) {
-  check_bits(bits, 16);
-  uint32_t over = 0;
-  for (int64_t i = 0; i < n; ++i) over |= static_cast<uint32_t>(codes[i]) >> bits;
-  if (over != 0) fail_internal("a code does not fit " + std::to_string(bits) + " bits");
-  const int64_t whole = n / kPackGroup;
-  for (int64_t g = 0; g < whole; ++g) pack64(codes + g * kPackGroup, bits, out + g * 8 * bits);
-  uint64_t pending = 0;
-  int held = 0;
-  uint8_t* p = out + whole * 8 * bits;
-  for (int64_t i = whole * kPackGroup; i < n; ++i) {
-    pending |= static_cast<uint64_t>(codes[i]) << held;
-    for (held += bits; held >= 8; held -= 8, pending >>= 8) *p++ = static_cast<uint8_t>(pending);
-  }
-  if (held > 0) *p = static_cast<uint8_t>(pending);
-}
-
-void unpack_bits(const uint8_t* in, int64_t n, int bits, uint16_t* codes) {
-  check_bits(bits, 16);
-  const int64_t whole = n / kPackGroup;
-  for (int64_t g = 0; g < whole; ++g) unpack64(in + g * 8 * bits, bits, codes + g * kPackGroup);
-  unpack_bits_at(in, whole * kPackGroup, n - whole * kPackGroup, bits, codes + whole * kPackGroup);
-}
-
 void unpack_bits_at(const uint8_t* in, int64_t first, int64_t n, int bits, uint16_t* codes) {
   check_bits(bits, 16);
   if (n <= 0) return;

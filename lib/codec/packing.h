@@ -5,15 +5,7 @@
 
 namespace vqkv {
 
-constexpr int kMaxCodeBits = 16;
 constexpr int kPackGroup = 64;  // a group of 64 codes of b bits is exactly 8*b bytes: always byte-aligned
-
-// Bytes of n codes of `bits` bits: ceil(n * bits / 8).
-inline int64_t packed_bytes(int64_t n, int bits) { return (n * bits + 7) / 8; }
-
-// out: packed_bytes(n, bits) bytes, unused top bits of the last byte are zero. Codes must be below 2^bits (kInternal).
-void pack_bits(const uint16_t* codes, int64_t n, int bits, uint8_t* out);
-void unpack_bits(const uint8_t* in, int64_t n, int bits, uint16_t* codes);
 
 // Codes [first, first + n) of a packed string, from any bit offset.
 void unpack_bits_at(const uint8_t* in, int64_t first, int64_t n, int bits, uint16_t* codes);

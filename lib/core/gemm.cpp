@@ -249,6 +249,5 @@ void PackedWeights::copy_row(int64_t r, float* out) const {
 bool PackedWeights::rounds_inputs() const { return impl_ && impl_->rounds_inputs(); }
 int64_t PackedWeights::out_features() const { return impl_ ? impl_->out : 0; }
 int64_t PackedWeights::in_features() const { return impl_ ? impl_->in : 0; }
-int64_t PackedWeights::bytes() const { return impl_ ? impl_->bytes() : 0; }
 
 }  // namespace vqkv

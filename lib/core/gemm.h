@@ -34,7 +34,6 @@ class PackedWeights {
   void copy_row(int64_t r, float* out) const;
   int64_t out_features() const;
   int64_t in_features() const;
-  int64_t bytes() const;
 
  private:
   struct Impl;

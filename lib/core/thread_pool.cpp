@@ -130,8 +130,6 @@ std::unique_ptr<Pool> g_pool;
 
 }  // namespace
 
-bool inside_parallel() { return t_inside; }
-
 void set_thread_count(int threads) {
   if (threads < 1) fail_usage("the thread count must be at least 1");
   const std::lock_guard lock(g_mutex);

@@ -15,7 +15,4 @@ int thread_count();
 // depend on the thread count.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 
-// True inside a body of parallel_for: nested work runs on this thread alone.
-bool inside_parallel();
-
 }  // namespace vqkv

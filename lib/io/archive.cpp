@@ -154,7 +154,6 @@ ArchiveReader::~ArchiveReader() = default;
 
 const std::string& ArchiveReader::path() const { return impl_->path; }
 int64_t ArchiveReader::version() const { return impl_->version; }
-bool ArchiveReader::has_tensor(const std::string& name) const { return impl_->tensors.count(name) > 0; }
 bool ArchiveReader::has_facts(const std::string& name) const { return impl_->facts.count(name) > 0; }
 std::vector<int64_t> ArchiveReader::shape(const std::string& name) const { return impl_->find(name).shape; }
 

@@ -34,7 +34,6 @@ class ArchiveReader {
   ~ArchiveReader();
   const std::string& path() const;
   int64_t version() const;
-  bool has_tensor(const std::string& name) const;
   bool has_facts(const std::string& name) const;
   // kBadData when absent; tensor: also when it has another shape (-1 in `shape` matches anything), holds a value that
   // is not finite, or does not match its hash.

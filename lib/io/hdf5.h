@@ -71,7 +71,6 @@ class Hdf5File {
   static Hdf5File open(const std::string& path);
   // Flushes and closes; throws when that fails (a full disk). The destructor closes silently.
   void close();
-  bool is_open() const { return static_cast<bool>(id_); }
   const std::string& path() const { return shown_; }
 
   bool has_object(const std::string& name) const;

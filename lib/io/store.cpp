@@ -97,12 +97,6 @@ std::string parse_jsonl(std::string_view text, const std::string& where,
   return "";
 }
 
-JsonlRead read_jsonl(const std::string& path) {
-  std::error_code ec;
-  if (!std::filesystem::exists(path, ec)) return {};
-  return parse_jsonl(read_file(path), path);
-}
-
 JsonlWriter::JsonlWriter(std::string path) : path_(std::move(path)) {
   fd_ = open_or_fail(path_);
   if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {

@@ -16,9 +16,7 @@ struct JsonlRead {
   std::string torn;  // what was dropped at the end: "FILE line 7: 123 bytes of an unfinished record", or ""
 };
 
-// A missing file is empty. Throws kBadData for a line that is not an object, except an unfinished last one.
-JsonlRead read_jsonl(const std::string& path);
-// The same over text; `where` names it.
+// `where` names the text. Throws kBadData for a line that is not an object, except an unfinished last one.
 JsonlRead parse_jsonl(std::string_view text, const std::string& where);
 
 // The same with one record in memory at a time; line: counted from 1. Gives what was dropped at the end.

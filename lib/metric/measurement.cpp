@@ -17,12 +17,6 @@ constexpr const char* kShownNames[] = {"nowhere", "value", "with error"};
 double number(const Json& j) {  // JSON has no NaN: it is written as null
   return j.is_null() ? std::numeric_limits<double>::quiet_NaN() : j.get<double>();
 }
-
-std::vector<double> numbers(const Json& j) {
-  std::vector<double> out;
-  for (const auto& v : j) out.push_back(number(v));
-  return out;
-}
 }  // namespace
 
 Json to_json(const Measurement& m) {
@@ -55,18 +49,6 @@ Measurement measurement_head_from_json(const Json& j) {
     m.digits = std::clamp(j.value("digits", m.digits), 1, 17);
     const auto shown = j.value("shown", std::string());
     m.shown = shown == "nowhere" ? Shown::kNowhere : shown == "value" ? Shown::kValue : Shown::kWithError;
-  } catch (const Json::exception& e) { fail_data(fmt::format("a measurement is malformed: {}", e.what())); }
-  return m;
-}
-
-Measurement measurement_from_json(const Json& j) {
-  Measurement m = measurement_head_from_json(j);
-  try {
-    if (j.contains("per_document")) m.per_document = numbers(j.at("per_document"));
-    if (j.contains("details"))
-      for (const auto& d : j.at("details"))
-        m.details.push_back(
-            {d.at("axis").get<std::string>(), d.at("shape").get<std::vector<int64_t>>(), numbers(d.at("values"))});
   } catch (const Json::exception& e) { fail_data(fmt::format("a measurement is malformed: {}", e.what())); }
   return m;
 }

@@ -40,8 +40,7 @@ struct Measurement {
 Measurement titled(Measurement m, std::string title, Shown shown = Shown::kWithError, int digits = 4);
 
 Json to_json(const Measurement& m);
-Measurement measurement_from_json(const Json& j);
-// The same without details and values by document, which are large and which no table needs.
+// Its inverse, without details and values by document, which are large and which no table needs.
 Measurement measurement_head_from_json(const Json& j);
 
 // One column of a table of measurements, as the measurements ask for it.

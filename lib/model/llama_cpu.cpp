@@ -97,12 +97,6 @@ ConstMatrix LlamaCpu::output_weight(int layer) const {
   return plain.view();
 }
 
-int64_t LlamaCpu::weight_bytes() const {
-  int64_t total = embedding_.bytes() + (facts_.tied_head ? 0 : head_.bytes());
-  for (const Layer& l : layers_) total += l.qkv.bytes() + l.out.bytes() + l.gate_up.bytes() + l.down.bytes();
-  return total;
-}
-
 // Bias and q/k norm after the product; what a tap and the cache see.
 void LlamaCpu::attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv) {
   layer.qkv.apply(x, qkv);

@@ -24,8 +24,6 @@ class LlamaCpu final : public ModelRuntime {
   void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) override;
   ConstMatrix output_weight(int layer) const override;
 
-  int64_t weight_bytes() const;
-
  private:
   struct Layer {
     std::vector<float> attention_norm, ffn_norm, qkv_bias, o_bias, q_norm, k_norm;

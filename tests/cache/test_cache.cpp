@@ -101,7 +101,6 @@ TEST_CASE("Ledger kinds follow the layout", "[ledger]") {
   CHECK(b.padding == 2 * 2 * 1 * 64 * 2);  // 127 rows in 4 chunks of 32
   CHECK(b.overlay == 0);
   CHECK(b.codebooks == set->constant_bytes());
-  CHECK(cache.bits_held() == 8 * b.total_sequence());
 }
 
 TEST_CASE("Flush rules of a window and of KIVI", "[policy]") {

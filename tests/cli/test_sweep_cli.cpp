@@ -283,7 +283,11 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   has(at({"explain", "pq"}).out, "Behind query_metric the default is variance");
   has(at({"explain", "h2o"}).out, "heavy");
   has(at({"explain", "snapkv"}).out, "observe");
-  has(at({"ls", "policies"}).out, "snapkv");
+  const Ran plain = at({"ls", "policies"}), verbose = at({"ls", "policies", "-v"});
+  has(plain.out, "snapkv");
+  CHECK(plain.err.empty());
+  CHECK(verbose.out == plain.out);
+  has(verbose.err, " threads\n");
   has(at({"explain", "window"}).out, "rule:");
   for (const char* what : {"codecs", "transforms", "rules", "policies", "metrics", "backends"})
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);

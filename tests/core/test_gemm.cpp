@@ -100,7 +100,6 @@ TEST_CASE("packed weights: bf16 loses what rounding loses, and nothing in produc
     const auto w = random_matrix(n, k, 9);
     const PackedWeights packed(w, DType::kBF16);
     CHECK(packed.rounds_inputs() == cpu_features().bf16_products);
-    CHECK(packed.bytes() == (n + 63) / 64 * 64 * (k + k % 2) * 2);
     Matrix<float> w_rounded = w;
     for (float& v : w_rounded.storage) v = round_to_bf16(v);
     for (const int64_t m : {1, 6, 13}) {

@@ -134,7 +134,9 @@ TEST_CASE("a measure that nobody knows yet has its column, axis and curve in the
   sharp.tag = "test.sharp";
   for (const Measurement& each : {m, hidden, sharp}) {
     Json j = to_json(each);
-    CHECK(to_json(measurement_from_json(j)) == j);
+    Json head = j;
+    head.erase("details");
+    CHECK(to_json(measurement_head_from_json(j)) == head);
     j["role"] = "report";
     for (CellResult& c : r.cells) c.record["measurements"].push_back(j);
   }

@@ -57,23 +57,23 @@ TEST_CASE("a writer continues after a torn line and excludes a second one", "[st
   for (const std::string& tail :
        {std::string("{\"n\":3,\"text\":\"unfin"), std::string("\0\0\0\0", 4), std::string("{")}) {
     std::ofstream(path, std::ios::app | std::ios::binary) << tail;
-    CHECK(read_jsonl(path).records.size() == 2);
-    CHECK_FALSE(read_jsonl(path).torn.empty());
+    CHECK(parse_jsonl(read_file(path), path).records.size() == 2);
+    CHECK_FALSE(parse_jsonl(read_file(path), path).torn.empty());
     JsonlWriter w(path);
-    CHECK(read_jsonl(path).torn.empty());
+    CHECK(parse_jsonl(read_file(path), path).torn.empty());
   }
   std::ofstream(path, std::ios::app) << "{\"n\":3}";  // complete but for its newline: kept
   {
     JsonlWriter w(path);
     w.append({{"n", 4}});
   }
-  const auto records = read_jsonl(path).records;
+  const auto records = parse_jsonl(read_file(path), path).records;
   REQUIRE(records.size() == 4);
   CHECK(records[2]["n"] == 3);
   CHECK(records[3]["n"] == 4);
   std::ofstream(path, std::ios::app) << std::string(300'000, 'x');  // a long unfinished line
   JsonlWriter w(path);
-  CHECK(read_jsonl(path).records.size() == 4);
+  CHECK(parse_jsonl(read_file(path), path).records.size() == 4);
 }
 
 TEST_CASE("a full disk leaves whole lines", "[store]") {
@@ -96,7 +96,7 @@ TEST_CASE("a full disk leaves whole lines", "[store]") {
   int status = 0;
   waitpid(child, &status, 0);
   CHECK(WEXITSTATUS(status) == 7);
-  const JsonlRead read = read_jsonl(path);
+  const JsonlRead read = parse_jsonl(read_file(path), path);
   CHECK(read.torn.empty());
   CHECK(read.records.size() >= 8);
 }

@@ -226,7 +226,7 @@ TEST_CASE("every measurement of every metric says what tables print: a heading o
       CHECK(headings.insert(m.heading()).second);
       CHECK_FALSE(m.title.empty());
       const size_t before = columns.size();
-      const Measurement back = measurement_from_json(to_json(m));
+      const Measurement back = measurement_head_from_json(to_json(m));
       CHECK((back.title == m.title && back.shown == m.shown && back.digits == m.digits && back.group == m.group));
       add_column(columns, back);
       add_column(columns, m);

@@ -41,7 +41,8 @@ struct SimVqTraining {
 // The frozen (entries, width) matrix of a seed: entries of variance 1 / width, drawn row by row from
 // Rng(seed).normal().
 Matrix<float> simvq_base(uint64_t seed, int64_t entries, int64_t width);
-// linear * base + bias for every entry.
+// linear * base + bias for every entry: what the layers and seeds of a codec file mean. A public seam for whoever reads
+// them; the tools read the codewords, which are stored beside them.
 Matrix<float> simvq_codewords(const SimVqStage& stage, int64_t entries);
 
 // SimVQ (arXiv 2411.02038) in residual stages as VQKV (arXiv 2603.16435) uses it. Given the assignment, the layer of a
