@@ -329,7 +329,7 @@ ExecCodec::ExecCodec(const CacheShape& shape, const CachePolicy& policy, const E
                      .heads = shape.kv_heads,
                      .layer = layer,
                      .rope = role == Role::kKey ? talk_->facts().keys : RopePlacement::kPost,
-                     .rotary_dim = shape.rope.rotary_dim};
+                     .rope_facts = shape.rope};
       u.codec = std::make_shared<UnitCodec>(talk_, u.spec.unit);
       units.push_back(std::move(u));
     }

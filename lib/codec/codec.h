@@ -13,6 +13,7 @@
 #include "codec/plan.h"
 #include "core/json.h"
 #include "core/rng.h"
+#include "core/rope.h"
 #include "core/view.h"
 
 namespace vqkv {
@@ -161,12 +162,15 @@ struct UnitShape {
   int layer = 0;
   int first_head = 0;
   RopePlacement rope = RopePlacement::kPost;  // as configured; a method that needs one placement refuses the other
-  int rotary_dim = -1;                        // channels [0, rotary_dim) of a head rotate; -1: all
+  // The model's, of one head, in sweeps, in caches and behind a codec file alike: which channels rotate, at which
+  // frequencies, by which factor. head_dim 0 where there is no model: all channels rotate.
+  RopeFacts rope_facts;
   int channels() const { return head_dim * heads; }
+  int rotary_dim() const { return rope_facts.head_dim == 0 ? head_dim : rope_facts.rotary_dim; }
   // Channels of pair p of the unit, p below channels() / 2: the pairs of RoPE first, in each head, then neighbours
   // among the channels that don't rotate. query_pair_moment and the grouping rope_pair count them like this.
   std::pair<int, int> pair(int p) const {
-    const int half = (rotary_dim < 0 ? head_dim : rotary_dim) / 2, in_head = p % (head_dim / 2);
+    const int half = rotary_dim() / 2, in_head = p % (head_dim / 2);
     const int head = p / (head_dim / 2) * head_dim;
     return in_head < half ? std::pair{head + in_head, head + in_head + half}
                           : std::pair{head + 2 * in_head, head + 2 * in_head + 1};

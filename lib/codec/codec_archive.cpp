@@ -77,7 +77,7 @@ UnitSpec spec_from_json(const Json& j, const CacheShape& shape, int tiers, const
   s.unit.heads = int_field(j, "heads", 1, shape.kv_heads, where);
   s.unit.first_head = int_field(j, "first_head", 0, shape.kv_heads - s.unit.heads, where);
   s.unit.head_dim = int_field(j, "head_dim", shape.head_dim, shape.head_dim, where);
-  s.unit.rotary_dim = shape.rope.rotary_dim;
+  s.unit.rope_facts = shape.rope;
   if (s.unit.channels() > kMaxUnitChannels)
     fail_data(fmt::format("{}: a unit of {} channels; at most {}", where, s.unit.channels(), kMaxUnitChannels));
   s.unit.rope = choice_field(j, "rope", {"post", "pre"}, where) == "pre" ? RopePlacement::kPre : RopePlacement::kPost;

@@ -49,7 +49,7 @@ UnitSpec spec_of(const Json& role_json, Role role, const CacheShape& shape, int 
   UnitSpec spec;
   spec.unit.role = role;
   spec.unit.head_dim = shape.head_dim;
-  spec.unit.rotary_dim = shape.rope.rotary_dim;
+  spec.unit.rope_facts = shape.rope;
   spec.unit.heads = heads;
   spec.unit.layer = layer;
   spec.unit.first_head = first_head;

@@ -187,7 +187,7 @@ inline std::shared_ptr<const CodecSet> make_set(const CacheShape& shape, int hea
       for (int first = 0; first < shape.kv_heads; first += heads) {
         TrainedUnit u;
         u.spec.method = "plan";
-        u.spec.unit = {role, shape.head_dim, heads, layer, first, RopePlacement::kPost};
+        u.spec.unit = {role, shape.head_dim, heads, layer, first, RopePlacement::kPost, shape.rope};
         u.codec = make(role, heads * shape.head_dim);
         u.spec.unit.rope = u.codec->rope();
         units.push_back(std::move(u));

@@ -150,7 +150,9 @@ TEST_CASE("judge: keys after RoPE are turned back with the model's attention fac
   o.recon = dir / "r.h5";
   o.bytes = 1000;
   o.overrides = {"trace.report=[3, 4]", "cache={sinks: 4, window: 16, flush: 16}"};
-  write_sweep_trace(o.trace, 5, 160, 2, 2, 16, 1, 0, 1.25);
+  RopeFacts rope = RopeFacts::plain(16, 16, 10000);
+  rope.attention_factor = 1.25;
+  write_sweep_trace(o.trace, 5, 160, 2, 2, 16, 1, 0, &rope);
   const TraceReader t(o.trace);
   CHECK(t.info().shape.rope.attention_factor == 1.25);
   Recon rotated;

@@ -141,12 +141,15 @@ TEST_CASE("what does not divide is skipped with its reason", "[codec_set]") {
   CHECK(resolve_codec(json(R"({"name": "rtn", "heads": "all", "group": 192})"), shape_of(2, 3, 64)).skip == "");
 }
 
-TEST_CASE("units know how many channels of a head rotate", "[codec_set]") {
+TEST_CASE("units know the model's RoPE", "[codec_set]") {
   CacheShape shape = shape_of(1, 2, 16);
   shape.rope = RopeFacts::plain(16, 8, 10000);
+  shape.rope.apply_yarn({.factor = 4, .original_context = 64});
   const CodecPlan plan = resolve_codec(json(R"({"name": "rtn", "bits": 3})"), shape);
-  CHECK(unit_at(plan, 0, Role::kKey, 1).unit.rotary_dim == 8);
-  CHECK(unit_at(plan, 0, Role::kValue, 0).unit.rotary_dim == 8);
+  for (const UnitShape& unit : {unit_at(plan, 0, Role::kKey, 1).unit, unit_at(plan, 0, Role::kValue, 0).unit}) {
+    CHECK(unit.rotary_dim() == 8);
+    CHECK(unit.rope_facts.to_json() == shape.rope.to_json());
+  }
 }
 
 TEST_CASE("a cache rule comes with the preset that names it, never with a bare method", "[codec_set]") {

@@ -36,7 +36,7 @@ TEST_CASE("every grouping is a permutation, and rope pairs stay together in both
 
 TEST_CASE("rope pairs of a partial RoPE are those that rotate, then neighbours", "[vq]") {
   auto unit = unit_of(16, 2);
-  unit.rotary_dim = 8;
+  unit.rope_facts = RopeFacts::plain(16, 8, 10000);
   CHECK(unit.pair(0) == std::pair{0, 4});
   CHECK(unit.pair(3) == std::pair{3, 7});
   CHECK(unit.pair(4) == std::pair{8, 9});

@@ -256,7 +256,7 @@ TEST_CASE("before RoPE the query metric is a weight a pair", "[transform]") {
 TEST_CASE("before a partial RoPE the query metric weighs the pairs that rotate, and a chain hands them on",
           "[transform]") {
   UnitShape unit = unit_of(16, 2, Role::kKey, RopePlacement::kPre);
-  unit.rotary_dim = 8;
+  unit.rope_facts = RopeFacts::plain(16, 8, 10000);
   Data data(unit, 10);
   for (size_t p = 0; p < 16; ++p) data.pairs[p] = static_cast<float>(1 + p * p);  // as a trace counts them
   data.set.query_pair_moment = data.pairs;

@@ -5,6 +5,7 @@
 
 #include "cache/view.h"
 #include "codec/build.h"
+#include "codec/codec_archive.h"
 #include "codec/transform/transform.h"
 #include "core/thread_pool.h"
 #include "experiment/fidelity.h"
@@ -29,8 +30,8 @@ struct Recorded {
   TestFolder folder;
   std::unique_ptr<TraceReader> reader;
   std::unique_ptr<TraceRows> rows;
-  explicit Recorded(int layers = 1, int head_dim = 64) {
-    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim);
+  explicit Recorded(int layers = 1, int head_dim = 64, const RopeFacts* rope = nullptr) {
+    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim, 1, 0, rope);
     CellConfig config;
     config.trace = folder / "t.trace.h5";
     config.train = {0, 1};
@@ -238,6 +239,35 @@ TEST_CASE("a sweep measures the rows that a replay holds: positions, rows of the
           return std::make_unique<SparseDummy>(unit, 3, true);
         });
     }
+}
+
+TEST_CASE("a codec knows the model's RoPE, in a sweep, in a cache and from its file", "[conformance][coder]") {
+  RopeFacts model = RopeFacts::plain(16, 12, 500);
+  model.apply_yarn({.factor = 4, .original_context = 64});
+  REQUIRE(model.attention_factor > 1.1);
+  const Recorded in(2, 16, &model);
+  const CacheShape& shape = in.reader->info().shape;
+  const CodecPlan plan =
+      plan_in_scope(resolve_codec(parse_json(R"({"name": "exact", "rope": "pre"})", "test"), shape), in.rows->scope());
+  const auto exact = train_codec_set(plan, in.rows->scope().shape, *in.rows, {});
+  save_codec_set(*exact, in.folder / "c.codec.h5");
+  const CodecSet read = load_codec_set(in.folder / "c.codec.h5");
+  for (const auto* units : {&exact->units(), &read.units()})
+    for (const TrainedUnit& u : *units) CHECK(u.spec.unit.rope_facts.to_json() == model.to_json());
+
+  for (const int heads : {1, 2}) {
+    const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPre, heads,
+                                     [](const UnitShape& unit) { return std::make_unique<FoldingDummy>(unit); });
+    check_same_rows(in, set);
+    // Behind the cache's own rotation the keys lie on the codec's grid: both turn by the same angles.
+    const Replayed replayed(in, set, 19);
+    const Matrix<float> keys = replayed.coded(*in.rows, 1, 1, Role::kKey);
+    REQUIRE(keys.rows > 0);
+    double worst = 0;
+    for (const float v : keys.storage)
+      worst = std::max(worst, std::abs(std::remainder(v, double{FoldingDummy::kStep})));
+    CHECK(worst < 1e-4);
+  }
 }
 
 TEST_CASE("a sweep measures the rows that a replay holds: tiers by age", "[conformance][coder][tiers]") {

@@ -25,7 +25,7 @@ struct Recorded {
   explicit Recorded(int64_t tokens = 160, int64_t first_document = 0,
                     const std::function<void(TraceWindowData&)>& edit = {}) {
     config.trace = folder / "t.trace.h5";
-    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document, 1, edit);
+    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document, nullptr, edit);
     config.train = {1};
     config.select = {2};
     config.report = {0, 3};

@@ -204,6 +204,37 @@ class PositionDummy final : public DummyCodec {
   }
 };
 
+// Folds the model's RoPE into its codes: a row on this side of RoPE becomes the row whose rotation lies on a grid of
+// step 1/16, by the frequencies and the factor of its unit.
+class FoldingDummy final : public DummyCodec {
+ public:
+  static constexpr float kStep = 1.0f / 16;
+  explicit FoldingDummy(const UnitShape& unit) : DummyCodec(unit), table_(unit.rope_facts) {
+    layout_.sides = {{"row", DType::kF32, channels(), true}};
+  }
+  void encode(ConstMatrix, CodeBlock&, const SequenceState*) const override { fail_internal("no positions"); }
+  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState*) const override {
+    check_encode_input(*this, x);
+    out.resize(layout_, x.rows);
+    const MutMatrix rows(out.sides[0].data(), x.rows, x.cols);
+    for (int64_t t = 0; t < x.rows; ++t) std::copy_n(x.row(t), x.cols, rows.row(t));
+    const bool turns = unit_.rope == RopePlacement::kPre;
+    if (turns) rope_apply(table_, at.positions.data(), rows);
+    for (float& v : out.sides[0]) v = std::nearbyint(v / kStep) * kStep;
+    if (turns) rope_apply(table_, at.positions.data(), rows, true);
+  }
+  DecodePlan plan(const PlanQuery& = {}) const override {
+    DecodePlan plan = empty_plan();
+    DenseTerm term;
+    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
+    plan.terms = {term};
+    return plan;
+  }
+
+ private:
+  RopeTable table_;
+};
+
 // 8-bit codes as an upper and a lower nibble (QuantSpec's shape): level 0 reads the upper one, level 1 (and -1) both.
 class NibbleDummy final : public DummyCodec {
  public:
@@ -451,6 +482,7 @@ inline std::shared_ptr<const CodecSet> dummy_codec_set(
         unit.spec.unit.layer = layer;
         unit.spec.unit.first_head = first;
         unit.spec.unit.rope = role == Role::kKey ? key_rope : RopePlacement::kPost;
+        unit.spec.unit.rope_facts = shape.rope;
         unit.spec.method = "dummy";
         unit.codec = make(unit.spec.unit);
         units.push_back(std::move(unit));

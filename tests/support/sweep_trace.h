@@ -27,15 +27,15 @@ struct TestFolder {
 
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
-                              double attention_factor = 1, const std::function<void(TraceWindowData&)>& edit = {}) {
+                              const RopeFacts* rope = nullptr,
+                              const std::function<void(TraceWindowData&)>& edit = {}) {
   TraceInfo info;
   CacheShape& s = info.shape;
   s.layers = layers;
   s.kv_heads = kv_heads;
   s.q_heads = 2 * kv_heads;
   s.head_dim = head_dim;
-  s.rope = RopeFacts::plain(head_dim, head_dim, 10000.0);
-  s.rope.attention_factor = attention_factor;
+  s.rope = rope ? *rope : RopeFacts::plain(head_dim, head_dim, 10000.0);
   s.score_scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   info.hidden = 24;
   info.stored = DType::kBF16;

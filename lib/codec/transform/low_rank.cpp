@@ -33,7 +33,7 @@ class LowRank final : public Transform {
     UnitShape out = unit;
     out.heads = 1;
     out.head_dim = rank_;
-    out.rotary_dim = 0;  // an axis is no half of a RoPE pair
+    out.rope_facts = RopeFacts::plain(rank_, 0, 1);  // an axis is no half of a RoPE pair
     return out;
   }
 

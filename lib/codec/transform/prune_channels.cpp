@@ -32,7 +32,7 @@ class PruneChannels final : public Transform {
     UnitShape out = unit;
     if (kept_ == unit.head_dim) return out;
     out.head_dim = kept_;
-    out.rotary_dim = 0;  // halves of RoPE pairs are gone
+    out.rope_facts = RopeFacts::plain(kept_, 0, 1);  // halves of RoPE pairs are gone
     return out;
   }
 
