@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -33,8 +34,8 @@ def note(text):
 class Context:
     """Where the binaries are, how long a sample lasts, and the peer processes that stay alive between rounds."""
 
-    def __init__(self, args):
-        self.build = ROOT / args.build
+    def __init__(self, args, build):
+        self.build = ROOT / build
         self.min_time = 0.1 if args.quick else 0.5
         self.quick = args.quick
         self.python = None
@@ -56,10 +57,10 @@ class Context:
             raise SystemExit(f"error: {program} {bench} failed ({run.returncode}): {run.stderr.strip()[-400:]}")
         text = run.stdout
         rows = json.loads(text[text.index("{"):])["benchmarks"] if "{" in text else []
-        if not rows:
-            raise SystemExit(f"error: {program} has no bench '{bench}'")
-        if rows[0].get("error_occurred"):
+        if rows and rows[0].get("error_occurred"):
             raise Missing(rows[0].get("error_message", "something this processor lacks"))
+        if not rows or counter not in rows[0]:
+            raise Missing(f"'{bench}' of {program}, which this build lacks")  # an older one, by --against
         return float(rows[0][counter]) * (rows[0]["real_time"] / rows[0]["cpu_time"] if one_core else 1)
 
     def serve(self, name, command, request, key):
@@ -140,11 +141,46 @@ def kld_row(context):
     return json.loads(run.stdout)
 
 
-def replay_row(context):
+def replay_row(context, rounds=3):
     """Replay with coded caches; bench_replay alternates with the exact cache stretch by stretch by itself."""
-    command = [str(context.build / "bench" / "bench_replay"), "512" if context.quick else "1024", "1" if context.quick else "3"]
+    program = context.build / "bench" / "bench_replay"
+    if not program.exists():
+        raise Missing("bench_replay, which was not built")
+    command = [str(program), "512" if context.quick else "1024", str(1 if context.quick else rounds)]
     run = subprocess.run(command, env=context.environment, check=True, capture_output=True, text=True)
     return json.loads(run.stdout)
+
+
+def replay_rate(context):
+    """Tokens a second over the codecs that bench_replay runs."""
+    rates = [row["tokens_per_s"] for row in replay_row(context, rounds=1)["rows"] if row["codec"] != "exact"]
+    return len(rates) / sum(1 / r for r in rates)
+
+
+def sweep_rate(context):
+    """Cells of the quickstart's sweep, planned and run on two layers, a second of processor time."""
+    trace, plan, store = OUT / "sweep.trace.h5", OUT / "sweep.plan.jsonl", OUT / "sweep"
+    tools = {name: str(context.build / "bin" / f"vqkv-{name}") for name in ("dump", "sweep")}
+    for path in tools.values():
+        if not pathlib.Path(path).exists():
+            raise Missing(f"{pathlib.Path(path).name}, which was not built")
+
+    def tool(name, *arguments):
+        run = subprocess.run([tools[name], *map(str, arguments), "-q"], env=context.environment, capture_output=True, text=True)
+        if run.returncode != 0:
+            raise Missing(f"`vqkv-{name} {arguments[0]}` to end well: {' '.join(run.stderr.split())[-300:]}")
+
+    if not trace.exists():
+        note("capturing the quickstart's trace; this takes a minute")
+        texts = [f"data/{text}.txt" for text in ("jargon-0", "jargon-1", "jargon-2", "jargon-3", "kjv-0", "kjv-1", "kjv-2")]
+        tool("dump", "capture", "--model", QUANTIZED, "--context", 1024, "--max-tokens", 2048, "-o", trace, "--text", *texts)
+    shutil.rmtree(store, ignore_errors=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    tool("sweep", "plan", "experiments/first-look/quick.yaml", f"trace.path={trace}", "layers=[0, 15]", "-o", plan)
+    tool("sweep", "run", plan, "-o", store, "--threads", 1)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cells = sum(1 for line in (store / "results" / "main.jsonl").open())
+    return cells / (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def google(program, bench, counter="items_per_second", one_core=False):
@@ -223,6 +259,10 @@ ROWS = [
         "k/s", google("bench_cache", "start/shared_pq"), google("bench_cache", "start/rebuilt_pq"), REBUILT, 5.0, 1e-3),
     Row("cache-start-memory", "The same in memory", "caches/MB", google("bench_cache", "start/shared_pq", "caches/MB"),
         google("bench_cache", "start/rebuilt_pq", "caches/MB"), REBUILT, 5.0),
+    Row("sequences-64", "A cache of 1,024 tokens at that shape, one of 64 that share books: the ledger's bytes a byte that the "
+        "process grows", "ledger/growth", lambda c: 1 / c.google("bench_cache", "sequences/64/iterations:1", "growth"), target=0.98),
+    Row("sweep", "The quickstart's 11 cells on 2 of 30 layers, planned, trained and measured, processor time, 1 thread",
+        "cells/s", sweep_rate),
     Row("decode-head", "Decoding pre-RoPE keys of one head of a unit of 8, pq 16×256 a head behind a rotation of each head",
         "M tok/s", *decode_head("keys_rotation"), WRITTEN_OUT, 4.0, 1e-6),
     Row("decode-head-hadamard", "The same behind Hadamard", "M tok/s", *decode_head("keys_hadamard"), WRITTEN_OUT, 4.0,
@@ -234,6 +274,13 @@ ROWS = [
     Row("coded-attention-32", "The same, pq 32×256", "M tok/s", *coded_attention("pq32_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-rvq", "The same, rvq 8×256", "M tok/s", *coded_attention("rvq8_table"), EXACT, 3.0, 1e-6),
 ]
+def beside(build, context):
+    """The rows of ours with those of another build as their peer."""
+    ours = [*ROWS, Row(REPLAY[0], "Forced replay, encoding included, over the codecs of bench_replay", "tok/s", replay_rate)]
+    return [Row(r.name, r.title, r.unit, r.ours, lambda _, r=r: r.ours(context), f"{build}", None, r.scale, r.repeat)
+            for r in ours]
+
+
 REPLAY = ("replay", {"pq": 0.6})   # targets by the codec's first word
 KLD = ("kld", "KLD of the full vocabulary, llama.cpp ‖ ours, F32 weights and cache", 1e-8)
 
@@ -307,9 +354,9 @@ def verdict(value, target, at_most=False):
     return "met" if (value <= target if at_most else value >= target) else "**missed**"
 
 
-def table(results):
+def table(results, rows):
     lines = ["| row | what | ours | peer | ratio (range) | target | | date |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in ROWS:
+    for row in rows:
         r = results.get(row.name)
         if r is None:
             continue
@@ -337,7 +384,7 @@ def table(results):
             lines.append(f"| `{name}` | {title}, {r['tokens']:,} positions | mean {r['kld_mean']:.1e}, max {r['kld_max']:.1e}, "
                          f"same top {100 * r['same_top']:.2f} % | llama.cpp | – | ≤ {target:.0e} | "
                          f"{verdict(r['kld_mean'], target, at_most=True)} | {r['date']} |")
-    if (r := results.get(REPLAY[0])) is not None:
+    if (r := results.get(REPLAY[0])) is not None and "rows" in r:
         exact = r["rows"][0]["tokens_per_s"]
         for row in r["rows"][1:]:
             target = REPLAY[1].get(row["codec"].split()[0])
@@ -349,12 +396,12 @@ def table(results):
     return lines
 
 
-def report(results, facts):
+def report(results, facts, rows):
     revisions = ", ".join(dict.fromkeys(r["revision"] for r in results.values()))
     loads = [r["load"] for r in results.values()]
     lines = [f"**{facts['processor']}**, {facts['cores']} cores, {facts['memory_GiB']} GiB, {', '.join(facts['simd'])}; "
              f"{facts['system']}, {facts['compiler']}; revisions {revisions}. `OPENBLAS_CORETYPE` is unset. Load "
-             f"average while measuring: {min(loads):.1f}–{max(loads):.1f} on {facts['cores']} cores.", "", *table(results)]
+             f"average while measuring: {min(loads):.1f}–{max(loads):.1f} on {facts['cores']} cores.", "", *table(results, rows)]
     return "\n".join(lines)
 
 
@@ -382,6 +429,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="3 short rounds instead of 5; docs are left alone")
     parser.add_argument("--only", action="append", metavar="NAME", choices=names, help="a row; may be given again")
     parser.add_argument("--build", default=None, metavar="DIR", help="a build that is there, e.g. build/ci")
+    parser.add_argument("--against", default=None, metavar="DIR", help="another build, made by `scripts/build bench` in its own "
+                        "checkout: every row of ours in both in turns, and the ratio of ours to that; docs are left alone")
     parser.add_argument("--list", action="store_true", help="the rows' names")
     args = parser.parse_args()
     if args.list:
@@ -393,18 +442,28 @@ def main():
         args.build = "build/bench"
         for command in (["scripts/install-dependencies"], ["scripts/build", "bench"]):
             subprocess.run(command, check=True, stdout=sys.stderr)
-    elif not (pathlib.Path(args.build) / "build.ninja").exists():
-        raise SystemExit(f"error: --build {args.build}: no build is there; without --build one is made in build/bench")
+    for flag, build in (("--build", args.build), ("--against", args.against)):
+        if build is not None and not (pathlib.Path(build) / "build.ninja").exists():
+            raise SystemExit(f"error: {flag} {build}: no build is there")
     subprocess.run(["scripts/get-model"], check=True, stdout=sys.stderr)
     if "OPENBLAS_CORETYPE" in os.environ:
         note(f"unsetting OPENBLAS_CORETYPE={os.environ.pop('OPENBLAS_CORETYPE')}: it picks OpenBLAS's kernels, and can halve them")
     facts = machine()
     note(f"{facts['processor']}, {facts['cores']} cores, {', '.join(facts['simd'])}; {facts['compiler']}")
-    context = Context(args)
-    context.python = find_peers(args)
-    if context.python:
-        make_f32(context.python)
+    context = Context(args, args.build)
+    rows, out = ROWS, OUT
+    if args.against:
+        if args.only == [KLD[0]]:
+            raise SystemExit(f"error: --against: {KLD[0]} compares with llama.cpp, not with a build")
+        rows, out = beside(args.against, Context(args, args.against)), OUT / "against"
+        out.mkdir(exist_ok=True)
+    else:
+        context.python = find_peers(args)
+        if context.python:
+            make_f32(context.python)
     revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+    measured = {}
 
     def keep(name, run):
         note(name)
@@ -413,20 +472,25 @@ def main():
         except Missing as e:
             result = {"needs": str(e)}
         result |= {"name": name, "date": datetime.date.today().isoformat(), "revision": revision, "load": os.getloadavg()[0],
-                   "machine": facts, "command": f"scripts/bench --peers --only {name}"}
-        (OUT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+                   "machine": facts, "command": " ".join(["scripts/bench", f"--against {args.against}" if args.against else "--peers",
+                                                          f"--only {name}"])}
+        measured[name] = result
+        (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
     with contextlib.closing(context):
-        for row in ROWS:
+        for row in rows:
             if not args.only or row.name in args.only:
                 keep(row.name, lambda: row.measure(context, 3 if args.quick else 5))
-        if not args.only or KLD[0] in args.only:
+        if not args.against and (not args.only or KLD[0] in args.only):
             keep(KLD[0], lambda: kld_row(context))
-        if not args.only or REPLAY[0] in args.only:
+        if not args.against and (not args.only or REPLAY[0] in args.only):
             keep(REPLAY[0], lambda: replay_row(context))
 
-    results = {n: json.loads((OUT / f"{n}.json").read_text()) for n in names if (OUT / f"{n}.json").exists()}
-    text = report(results, facts)
+    if args.against:
+        print(report(measured, facts, rows))
+        return
+    results = {n: json.loads((out / f"{n}.json").read_text()) for n in names if (out / f"{n}.json").exists()}
+    text = report(results, facts, rows)
     print(text)
     if args.quick or len(results) < len(names):
         note("docs/benchmarks.md is left as it is (" + ("--quick" if args.quick else "not every row was measured") + ")")
