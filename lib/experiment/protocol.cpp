@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <map>
+#include <vector>
+
 #include "cache/keep_rule.h"
 #include "codec/codec.h"
 #include "core/json.h"
@@ -19,6 +22,50 @@ std::string rule_text(const FlushRule& rule) {
   if (rule.window == 0) return rule.flush > 1 ? fmt::format("no window, blocks of {}", rule.flush) : "no exact token";
   if (rule.window == 1) return rule.flush > 1 ? fmt::format("blocks of {}", rule.flush) : "no exact token but its own";
   return fmt::format("window {}{}", rule.window, rule.flush > 1 ? fmt::format(", blocks of {}", rule.flush) : "");
+}
+
+// Names alone of a list of transforms.
+std::string in_short(const Json& value) {
+  if (value.is_null() || (value.is_array() && value.empty())) return "none";
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_array()) return value.dump();
+  std::vector<std::string> names;
+  for (const Json& entry : value)
+    names.push_back(entry.is_object() && entry.contains("name") ? entry.at("name").get<std::string>() : entry.dump());
+  return fmt::format("{}", fmt::join(names, " + "));
+}
+
+// One role's keys in a tier, with what overrides change of them.
+Json keys_of(const Json& tier, const char* role) {
+  Json keys = tier.at(role);
+  for (Json entry : tier.value("overrides", Json::array())) {
+    if (!entry.at("set").contains(role)) continue;
+    entry["set"] = Json(entry.at("set").at(role));
+    keys["overrides"].push_back(entry);
+  }
+  return keys;
+}
+
+// What tells a tier's codec from those of the same method in other tiers: " (bits 4)", or "" for nothing.
+std::string told_apart(const Json& tiers, const Json& tier, const char* role) {
+  const Json own = keys_of(tier, role);
+  std::map<std::string, std::string> shown;
+  for (const Json& t : tiers) {
+    const Json other = keys_of(t, role);
+    if (other.value("name", Json()) != own.at("name")) continue;
+    for (const Json* keys : {&own, &other})
+      for (const auto& [key, unused] : keys->items()) {
+        const Json here = own.value(key, Json()), there = other.value(key, Json());
+        if (here == there) continue;
+        if (in_short(here) == in_short(there))
+          shown[key] = here.dump();
+        else
+          shown.emplace(key, in_short(here));
+      }
+  }
+  std::string out;
+  for (const auto& [key, value] : shown) out += fmt::format("{}{} {}", out.empty() ? " (" : ", ", key, value);
+  return out.empty() ? "" : out + ")";
 }
 
 }  // namespace
@@ -49,10 +96,14 @@ std::string protocol_text(const CachePolicy& policy, const Json& codec_config) {
   for (const Json& tier : codec_config.at("tiers")) {
     std::string shown[2];
     for (const int r : {0, 1}) {
-      const Json& role = tier.at(r == 0 ? "k" : "v");
-      if (role.contains("name")) shown[r] = names[r] = role.at("name").get<std::string>();
+      const char* key = r == 0 ? "k" : "v";
+      const Json& role = tier.at(key);
+      if (role.contains("name")) {
+        names[r] = role.at("name").get<std::string>();
+        shown[r] = names[r] + told_apart(codec_config.at("tiers"), tier, key);
+      }
       if (role.contains("level"))
-        shown[r] = fmt::format("{} at {} stage{}", names[r], role.at("level").dump(), role.at("level") == 1 ? "" : "s");
+        shown[r] = level_text(names[r], role.at("level").get<int>());
     }
     const std::string what = shown[0] == shown[1] ? shown[0] : fmt::format("keys {}, values {}", shown[0], shown[1]);
     const std::string tokens =
@@ -64,6 +115,10 @@ std::string protocol_text(const CachePolicy& policy, const Json& codec_config) {
     newest = false;
   }
   return out;
+}
+
+std::string level_text(const std::string& method, int level) {
+  return fmt::format("{} at {} stage{}", method, level, level == 1 ? "" : "s");
 }
 
 std::string published_policy(const Json& codec_config, const Json& cache_config) {

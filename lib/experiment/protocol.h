@@ -11,8 +11,12 @@ namespace vqkv {
 std::string protocol_text(const CachePolicy& policy);
 
 // The same with what holds the coded tokens by age, where a canonical codec configuration has tiers: "..., 1,024 newest
-// coded tokens rvq, older pq"; "..., older rvq at 2 stages".
+// coded tokens rvq, older pq"; "..., older rvq at 2 stages". Tiers of one method say what differs: "..., 1,024 newest
+// coded tokens rtn (bits 4), older rtn (bits 2)".
 std::string protocol_text(const CachePolicy& policy, const Json& codec_config);
+
+// "rvq at 2 stages"
+std::string level_text(const std::string& method, int level);
 
 // Why no query of a window of `tokens` tokens meets a code under a policy that codes: every number would be the exact
 // cache's. "" where one does, and for a policy that codes nothing.

@@ -171,6 +171,28 @@ TEST_CASE("a protocol in words") {
   CHECK(protocol_text(CachePolicy::from_json(cache), codec) == tiers);
   CHECK(protocol_of_cell({{"codec", codec}, {"cache", cache}}) == tiers);
   CHECK(protocol_text(CachePolicy::from_json({{"policy", "streaming"}}), codec).find("rvq") == std::string::npos);
+  // Tiers of one method say what tells them apart, and no more.
+  const auto of_tiers = [&](const char* list) {
+    const Json config = canonical_codec_config({{"tiers", Json::parse(list)}});
+    const std::string all = protocol_text(CachePolicy::from_json(cache), config);
+    return all.substr(all.find("128 newest"));
+  };
+  CHECK(of_tiers(R"([{"tokens": 128, "name": "rtn", "bits": 4}, {"name": "rtn", "bits": 2}])") ==
+        "128 newest coded tokens rtn (bits 4), older rtn (bits 2)");
+  CHECK(of_tiers(R"([{"tokens": 128, "name": "rtn", "v": {"bits": 2}}, {"name": "rtn", "bits": 2, "clip": 0.75}])") ==
+        "128 newest coded tokens keys rtn (bits 4, clip 1.0), values rtn (clip 1.0), older keys rtn (bits 2, clip "
+        "0.75), values rtn (clip 0.75)");
+  CHECK(of_tiers(R"([{"tokens": 128, "name": "rvq", "codebooks": 4}, {"tokens": 64, "level": 2}, {"name": "rvq",
+                      "codebooks": 1}])") ==
+        "128 newest coded tokens rvq (codebooks 4), next 64 rvq at 2 stages, older rvq (codebooks 1)");
+  CHECK(of_tiers(R"([{"tokens": 128, "name": "rtn"}, {"name": "rtn", "transform": ["hadamard"]}])") ==
+        "128 newest coded tokens rtn (transform none), older rtn (transform hadamard)");
+  CHECK(of_tiers(R"([{"tokens": 128, "name": "rtn", "transform": [{"name": "low_rank", "rank": 8}]},
+                     {"name": "rtn", "transform": [{"name": "low_rank", "rank": 4}]}])")
+            .find("\"rank\":4") != std::string::npos);
+  CHECK(of_tiers(R"([{"tokens": 128, "name": "rtn", "overrides": [{"layers": 0, "set": {"k.bits": 8}}]},
+                     {"name": "rtn"}])")
+            .find("older keys rtn (overrides none), values rtn") != std::string::npos);
 }
 
 TEST_CASE("one report document gives no standard error, and the report says so") {
