@@ -1,29 +1,15 @@
 // A small trace with structure, for tests of the sweep: correlated channels, one outlier channel, attention sinks of
 // another size, queries that look along the keys, so that codecs differ and coarser is worse.
 #pragma once
-#include <unistd.h>
-
 #include <cmath>
-#include <filesystem>
 #include <functional>
 #include <string>
 
 #include "core/rng.h"
 #include "io/trace.h"
+#include "support/test_folder.h"
 
 namespace vqkv {
-
-struct TestFolder {
-  std::filesystem::path path;
-  TestFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "vqkv-test-XXXXXX").string();
-    path = mkdtemp(name.data());
-  }
-  ~TestFolder() { std::filesystem::remove_all(path); }
-  TestFolder(const TestFolder&) = delete;
-  TestFolder& operator=(const TestFolder&) = delete;
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-};
 
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
