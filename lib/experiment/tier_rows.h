@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "experiment/fidelity.h"
+#include "experiment/coded_rows.h"
 
 namespace vqkv {
 
