@@ -8,19 +8,9 @@
 #include "attention/session_cpu.h"
 #include "codec/codec_set.h"
 #include "core/rng.h"
+#include "support/cache_shape.h"
 
 namespace vqkv::test {
-
-inline CacheShape make_shape(int layers, int group, int kv_heads, int d) {
-  CacheShape s;
-  s.layers = layers;
-  s.kv_heads = kv_heads;
-  s.q_heads = group * kv_heads;
-  s.head_dim = d;
-  s.rope = RopeFacts::plain(d, d, 10000.0);
-  s.score_scale = static_cast<float>(1.0 / std::sqrt(d));
-  return s;
-}
 
 inline Matrix<float> random_matrix(int64_t rows, int64_t cols, uint64_t key, double scale = 1.0) {
   Rng rng(key);

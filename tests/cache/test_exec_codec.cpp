@@ -5,23 +5,16 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/rng.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 using Catch::Contains;
 
 namespace {
 
 const ExecOptions kGood{.command = "python3 '" VQKV_SOURCE_DIR "/tests/cli/exec_child.py' good"};
-
-CacheShape small_shape() {
-  CacheShape s;
-  s.layers = 1;
-  s.q_heads = s.kv_heads = 2;
-  s.head_dim = 8;
-  s.rope = RopeFacts::plain(8, 8, 10000.0);
-  return s;
-}
 
 void feed(CompressedCache& cache, int64_t n, uint64_t seed) {
   Rng rng(seed);
@@ -41,7 +34,7 @@ TEST_CASE("a codec in another program serves one sequence after another, and cou
   policy.sinks = 2;
   policy.k = {8, 4};
   policy.v = {4, 4};
-  const ExecCodec exec(small_shape(), policy, kGood);
+  const ExecCodec exec(make_shape(1, 1, 2, 8), policy, kGood);
   CHECK(exec.name() == "child");
   CHECK(exec.claimed_bytes() == 0);
   for (const int64_t tokens : {40, 24}) {
@@ -64,5 +57,5 @@ TEST_CASE("a codec in another program serves one sequence after another, and cou
 TEST_CASE("a codec in another program is refused under a policy that gives tokens up", "[cache][exec]") {
   const CachePolicy policy = CachePolicy::from_json(
       canonical_cache_config({{"window", 8}, {"flush", 4}, {"policy", {{"name", "h2o"}, {"interval", 16}}}}));
-  CHECK_THROWS_WITH(ExecCodec(small_shape(), policy, kGood), Contains("a policy that gives tokens up (h2o"));
+  CHECK_THROWS_WITH(ExecCodec(make_shape(1, 1, 2, 8), policy, kGood), Contains("a policy that gives tokens up (h2o"));
 }

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/thread_pool.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/memory_parameters.h"
 
@@ -12,16 +13,6 @@ using namespace vqkv;
 using namespace vqkv::test;
 
 namespace {
-
-CacheShape shape_of(int layers, int kv_heads, int head_dim) {
-  CacheShape shape;
-  shape.layers = layers;
-  shape.kv_heads = kv_heads;
-  shape.q_heads = kv_heads;
-  shape.head_dim = head_dim;
-  shape.rope = RopeFacts::plain(head_dim, head_dim, 10000);
-  return shape;
-}
 
 // Every channel of unit (layer, first head) has the mean 10 * layer + head.
 struct MeanSource final : TrainSource {
@@ -53,7 +44,7 @@ std::shared_ptr<const CodecSet> train(const char* config, const CacheShape& shap
 }  // namespace
 
 TEST_CASE("codecs are shared as the configuration says", "[build]") {
-  const CacheShape shape = shape_of(3, 2, 8);
+  const CacheShape shape = make_shape(3, 1, 2, 8);
   const MeanSource source;
   const auto none = train(R"({"name": "exact", "transform": ["center"]})", shape, source);
   CHECK(mean_of(*none, 2, 1, Role::kKey) == Approx(21).margin(.01));
@@ -76,13 +67,13 @@ TEST_CASE("codecs are shared as the configuration says", "[build]") {
 TEST_CASE("pooled rows are thinned evenly", "[build]") {
   MeanSource source;
   source.rows = 700000;  // two units of 700,000: half a million each are kept
-  const CacheShape shape = shape_of(1, 2, 2);
+  const CacheShape shape = make_shape(1, 1, 2, 2);
   const auto set = train(R"({"name": "exact", "transform": ["center"], "share": "heads"})", shape, source);
   CHECK(mean_of(*set, 0, 0, Role::kKey) == Approx(0.5).margin(1e-3));
 }
 
 TEST_CASE("what learns nothing reads nothing", "[build]") {
-  const CacheShape shape = shape_of(2, 2, 8);
+  const CacheShape shape = make_shape(2, 1, 2, 8);
   const MeanSource source;
   const auto set = train(R"({"name": "rtn", "group": 8, "transform": ["hadamard", "token_scale"]})", shape, source);
   CHECK(source.calls == 0);
@@ -92,7 +83,7 @@ TEST_CASE("what learns nothing reads nothing", "[build]") {
 }
 
 TEST_CASE("failures name the unit, skips their reason", "[build]") {
-  const CacheShape shape = shape_of(2, 2, 8);
+  const CacheShape shape = make_shape(2, 1, 2, 8);
   MeanSource empty;
   empty.rows = 0;
   CHECK_THROWS_WITH(train(R"({"name": "exact", "transform": ["center"]})", shape, empty),
@@ -101,7 +92,7 @@ TEST_CASE("failures name the unit, skips their reason", "[build]") {
 }
 
 TEST_CASE("progress counts codecs and may stop the work", "[build]") {
-  const CacheShape shape = shape_of(4, 2, 8);
+  const CacheShape shape = make_shape(4, 1, 2, 8);
   const MeanSource source;
   int64_t last = 0;
   TrainOptions options;

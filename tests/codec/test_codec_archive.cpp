@@ -5,11 +5,11 @@
 #include <map>
 
 #include "codec/codec_archive.h"
-#include "codec/small_shape.h"
 #include "codec/vq_support.h"
 #include "core/error.h"
 #include "io/archive.h"
 #include "io/atomic_file.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 
 using namespace vqkv;

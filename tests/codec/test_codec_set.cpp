@@ -2,21 +2,13 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 
 namespace {
-
-CacheShape shape_of(int layers, int kv_heads, int head_dim) {
-  CacheShape shape;
-  shape.layers = layers;
-  shape.kv_heads = kv_heads;
-  shape.q_heads = 3 * kv_heads;
-  shape.head_dim = head_dim;
-  shape.rope = RopeFacts::plain(head_dim, head_dim, 10000);
-  return shape;
-}
 
 Json json(const std::string& text) { return parse_json(text, "test"); }
 
@@ -65,7 +57,7 @@ TEST_CASE("presets are a starting point", "[codec_set]") {
 TEST_CASE("mistakes are named with what was allowed", "[codec_set]") {
   const auto message = [](const char* text) -> std::string {
     try {
-      resolve_codec(parse_json(text, "test"), shape_of(2, 3, 64));
+      resolve_codec(parse_json(text, "test"), make_shape(2, 3, 3, 64));
     } catch (const Error& e) {
       CHECK(e.kind() == ErrorKind::kUsage);
       return e.what();
@@ -102,7 +94,7 @@ TEST_CASE("overrides reach their layers, heads and roles, later ones win", "[cod
       {"layers": [2], "heads": [1], "set": {"bits": 2}},
       {"layers": [1], "set": {"v": {"name": "kivi"}}},
       {"layers": [1], "set": {"v.bits": 3, "k.heads": "all"}}]})"),
-                                       shape_of(3, 3, 64));
+                                       make_shape(3, 3, 3, 64));
   CHECK(plan.skip == "");
   CHECK(unit_at(plan, 0, Role::kKey, 0).knobs["bits"] == 8);
   CHECK(unit_at(plan, 0, Role::kValue, 0).knobs["bits"] == 4);
@@ -116,33 +108,33 @@ TEST_CASE("overrides reach their layers, heads and roles, later ones win", "[cod
 }
 
 TEST_CASE("what does not divide is skipped with its reason", "[codec_set]") {
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "heads": 2})"), shape_of(2, 3, 64)).skip,
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "heads": 2})"), make_shape(2, 3, 3, 64)).skip,
              Catch::Contains("2 heads don't divide 3"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "group": 48})"), shape_of(2, 3, 64)).skip,
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "group": 48})"), make_shape(2, 3, 3, 64)).skip,
              Catch::Contains("layer 0, role k: rtn"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "kivi", "rope": "pre"})"), shape_of(2, 3, 64)).skip,
+  CHECK_THAT(resolve_codec(json(R"({"name": "kivi", "rope": "pre"})"), make_shape(2, 3, 3, 64)).skip,
              Catch::Contains("post-RoPE only"));
-  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["query_metric"]})"), shape_of(1, 1, 64)).skip,
+  CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["query_metric"]})"), make_shape(1, 3, 1, 64)).skip,
              Catch::Contains("codec.k"));
   CHECK_THAT(
-      resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), shape_of(1, 1, 64)).skip,
+      resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), make_shape(1, 3, 1, 64)).skip,
       Catch::Contains("one token scale"));
   CHECK_THAT(
       resolve_codec(
           json(
               R"({"name": "rtn", "transform": ["hadamard", {"name": "token_scale", "per": "channels", "width": 32}]})"),
-          shape_of(1, 1, 64))
+          make_shape(1, 3, 1, 64))
           .skip,
       Catch::Contains("mixes 64"));
   CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "rope": "pre", "k": {"transform": ["hadamard", "query_metric"]}})"),
-                           shape_of(1, 1, 64))
+                           make_shape(1, 3, 1, 64))
                  .skip,
              Catch::Contains("before transforms that mix"));
-  CHECK(resolve_codec(json(R"({"name": "rtn", "heads": "all", "group": 192})"), shape_of(2, 3, 64)).skip == "");
+  CHECK(resolve_codec(json(R"({"name": "rtn", "heads": "all", "group": 192})"), make_shape(2, 3, 3, 64)).skip == "");
 }
 
 TEST_CASE("units know the model's RoPE", "[codec_set]") {
-  CacheShape shape = shape_of(1, 2, 16);
+  CacheShape shape = make_shape(1, 3, 2, 16);
   shape.rope = RopeFacts::plain(16, 8, 10000);
   shape.rope.apply_yarn({.factor = 4, .original_context = 64});
   const CodecPlan plan = resolve_codec(json(R"({"name": "rtn", "bits": 3})"), shape);
@@ -183,7 +175,7 @@ TEST_CASE("behind query_metric groups spread what it sorted, unless the configur
       "grouping"));
   // An override that brings or takes the transform brings or takes its default.
   const auto of_layer_1 = [](const char* text) {
-    const CodecPlan plan = resolve_codec(json(text), shape_of(2, 1, 64));
+    const CodecPlan plan = resolve_codec(json(text), make_shape(2, 3, 1, 64));
     CHECK(plan.skip == "");
     return unit_at(plan, 1, Role::kKey, 0).knobs["grouping"];
   };
@@ -196,7 +188,7 @@ TEST_CASE("behind query_metric groups spread what it sorted, unless the configur
 }
 
 TEST_CASE("the exact set covers every head", "[codec_set]") {
-  const auto set = exact_codec_set(shape_of(3, 2, 16));
+  const auto set = exact_codec_set(make_shape(3, 3, 2, 16));
   CHECK(set->units().size() == 12);
   for (int layer = 0; layer < 3; ++layer)
     for (int head = 0; head < 2; ++head)
@@ -208,7 +200,7 @@ TEST_CASE("the exact set covers every head", "[codec_set]") {
 }
 
 TEST_CASE("a set with holes, overlaps or foreign units is refused", "[codec_set]") {
-  const CacheShape shape = shape_of(2, 2, 16);
+  const CacheShape shape = make_shape(2, 3, 2, 16);
   const std::vector<TrainedUnit> units = exact_codec_set(shape)->units();
   const auto build = [&](std::vector<TrainedUnit> u) { CodecSet(shape, Json::object(), std::move(u), ""); };
   CHECK_NOTHROW(build(units));

@@ -5,6 +5,7 @@
 #include "codec/build.h"
 #include "codec/codec_set.h"
 #include "core/error.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
 
@@ -46,10 +47,7 @@ TEST_CASE("a registered method is found, listed and planned beside the built-in 
   CHECK(all_methods().size() == before + 1);
   CHECK(all_methods().back() == &mine);
   CHECK(find_method("rtn").describe().name == "rtn");
-  CacheShape shape;
-  shape.layers = 1;
-  shape.q_heads = shape.kv_heads = 2;
-  shape.head_dim = 32;
+  const CacheShape shape = test::make_shape(1, 1, 2, 32);
   CHECK(resolve_codec({{"name", "mine"}, {"bits", 3}}, shape).units.at(0).method == "mine");
 
   for (const char* taken : {"rtn", "mine"}) {
@@ -135,10 +133,7 @@ TEST_CASE("a method that sees the layer below learns from its rows", "[registry]
   static const LowerMethod above("above", learned), silent("silent", learned, false);
   register_method(above);
   register_method(silent);
-  CacheShape shape;
-  shape.layers = 3;
-  shape.q_heads = shape.kv_heads = 2;
-  shape.head_dim = 8;
+  const CacheShape shape = test::make_shape(3, 1, 2, 8);
   for (const char* share : {"none", "heads", "layers"}) {
     learned.sets.clear();
     const CodecPlan plan = resolve_codec({{"name", "above"}, {"share", share}}, shape);

@@ -60,7 +60,7 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
         for (const char* heads : {"1", "all"}) {
           config["transform"] = Json::array();
           config["heads"] = heads[0] == '1' ? Json(1) : Json("all");
-          for (const UnitSpec& spec : resolve_codec(config, shape_of(2, head_dim)).units) {
+          for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 2, head_dim)).units) {
             if (!spec.check().empty()) continue;
             const CodeLayout layout = make_codec(spec)->layout();
             CAPTURE(info.name, spec.knobs.dump(), head_dim, heads, role_name(spec.unit.role));
@@ -73,7 +73,7 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
     CHECK(compared > 0);
   }
   for (const TransformKind* kind : all_transforms()) {
-    UnitSpec spec = resolve_codec({{"name", "exact"}, {"heads", "all"}}, shape_of(2, 64)).units[0];
+    UnitSpec spec = resolve_codec({{"name", "exact"}, {"heads", "all"}}, make_shape(1, 3, 2, 64)).units[0];
     spec.transforms = {kind->canonical(Json::object(), "transform")};
     spec.transforms[0]["name"] = kind->describe().name;
     Json values = formula_values(spec);
@@ -89,7 +89,7 @@ TEST_CASE("the documented bits are the bits of the layout, for every preset", "[
 // baseline-methods 21.2 and vq-methods r.8, written out: the descriptions can't all be wrong together.
 TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
   const auto bits = [](const Json& config, int head_dim, Role role = Role::kKey) {
-    for (const UnitSpec& spec : resolve_codec(config, shape_of(1, head_dim)).units)
+    for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 1, head_dim)).units)
       if (spec.unit.role == role) return make_codec(spec)->layout().bits_per_token() / spec.unit.channels();
     return 0.0;
   };
@@ -241,7 +241,7 @@ TEST_CASE("odd units get a reason or a codec that works", "[conformance]") {
   for (const Method* method : all_methods()) {
     const std::string name = method->describe().name;
     for (const int head_dim : {1, 2, 3, 7, 24, 48, 80, 96}) {
-      const CodecPlan plan = resolve_codec(test_config(name), shape_of(1, head_dim));
+      const CodecPlan plan = resolve_codec(test_config(name), make_shape(1, 3, 1, head_dim));
       for (const UnitSpec& spec : plan.units) {
         CAPTURE(name, head_dim, role_name(spec.unit.role));
         const std::string reason = spec.check();
@@ -263,7 +263,7 @@ TEST_CASE("every method stands behind a chain", "[conformance]") {
     const std::string name = method->describe().name;
     Json config = test_config(name);
     config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
-    for (const UnitSpec& spec : resolve_codec(config, shape_of(1, 64)).units) {
+    for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 1, 64)).units) {
       CAPTURE(name, role_name(spec.unit.role));
       REQUIRE(spec.check() == "");
       const TrainData data = data_of(spec.unit, 512);

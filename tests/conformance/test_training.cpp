@@ -87,7 +87,7 @@ TEST_CASE("what a method does not say it needs changes nothing", "[conformance]"
       CAPTURE(name, rope);
       // One after another, so that what is carried through a chain is too.
       const Json config = {{"name", "exact"}, {"rope", rope}, {"k", {{"transform", Json::array({"center", name})}}}};
-      const CodecPlan plan = resolve_codec(config, shape_of(1, 64));
+      const CodecPlan plan = resolve_codec(config, make_shape(1, 3, 1, 64));
       if (plan.skip.empty()) check(plan.units.at(0), data_of(plan.units[0].unit, 256));
     }
 }
@@ -133,7 +133,7 @@ TEST_CASE("nothing that is learned or fitted comes from the first tokens alone",
     const std::string name = kind->describe().name;
     CAPTURE(name);
     const Json config = {{"name", "exact"}, {"k", {{"transform", Json::array({name})}}}};
-    const CodecPlan plan = resolve_codec(config, shape_of(1, 64));
+    const CodecPlan plan = resolve_codec(config, make_shape(1, 3, 1, 64));
     if (plan.skip.empty()) check(plan.units.at(0), data_of(plan.units[0].unit, 256));
   }
   CHECK(compared > 20);

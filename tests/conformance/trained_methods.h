@@ -5,21 +5,12 @@
 #include <map>
 
 #include "codec/build.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/method_configs.h"
 #include "support/train_data.h"
 
 namespace vqkv::test {
-
-inline CacheShape shape_of(int kv_heads, int head_dim) {
-  CacheShape shape;
-  shape.layers = 1;
-  shape.kv_heads = kv_heads;
-  shape.q_heads = 3 * kv_heads;
-  shape.head_dim = head_dim;
-  shape.rope = RopeFacts::plain(head_dim, head_dim - head_dim % 2, 10000);
-  return shape;
-}
 
 struct Case {
   std::string label;
@@ -46,7 +37,7 @@ inline const std::vector<Case>& cases() {
           Json config = test_config(name);
           set_rope(config, rope);
           config["heads"] = heads;
-          for (const UnitSpec& spec : resolve_codec(config, shape_of(2, 64)).units) {
+          for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 2, 64)).units) {
             if (spec.unit.first_head != 0 || (spec.unit.role == Role::kValue && std::string(rope) == "pre")) continue;
             if (!spec.check().empty()) continue;
             ++accepted[spec.unit.role];

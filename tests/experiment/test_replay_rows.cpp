@@ -6,44 +6,37 @@
 
 #include "experiment/head_statistics.h"
 #include "experiment/protocol.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/sweep_trace.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 
 namespace {
 
-CacheShape small_shape() {
-  CacheShape shape;
-  shape.layers = 1;
-  shape.q_heads = shape.kv_heads = 2;
-  shape.head_dim = 16;
-  shape.rope = RopeFacts::plain(16, 16, 10000.0);
-  return shape;
-}
-
 // As if it had learned from `vectors` rows.
 std::shared_ptr<const CodecSet> codec_set(const Json& config, int64_t vectors) {
-  const CodecPlan plan = resolve_codec(config, small_shape());
+  const CodecPlan plan = resolve_codec(config, make_shape(1, 1, 2, 16));
   std::vector<TrainedUnit> units;
   for (const UnitSpec& spec : plan.units) {
     TrainReport report;
     report.vectors = vectors;
     units.push_back({spec, make_codec(spec), report});
   }
-  return std::make_shared<CodecSet>(small_shape(), plan.config, std::move(units), "");
+  return std::make_shared<CodecSet>(make_shape(1, 1, 2, 16), plan.config, std::move(units), "");
 }
 
 }  // namespace
 
 TEST_CASE("rows of the protocol: self-noise in another type, no window, and the window alone", "[replay-rows]") {
-  const ReplayCandidate noise = self_noise(small_shape(), DType::kF16, "auto", 256);
+  const ReplayCandidate noise = self_noise(make_shape(1, 1, 2, 16), DType::kF16, "auto", 256);
   CHECK(noise.label == "self-noise (exact in f32)");
   CHECK_FALSE(noise.policy.codes);
   CHECK(noise.policy.exact_dtype == DType::kF32);
   CHECK(noise.block == 125);
-  CHECK(self_noise(small_shape(), DType::kF32, "auto", 1).label == "self-noise (exact in f16)");
-  CHECK(self_noise(small_shape(), DType::kF32, "auto", 1).block == 1);
+  CHECK(self_noise(make_shape(1, 1, 2, 16), DType::kF32, "auto", 1).label == "self-noise (exact in f16)");
+  CHECK(self_noise(make_shape(1, 1, 2, 16), DType::kF32, "auto", 1).block == 1);
 
   const CachePolicy window = CachePolicy::from_json({{"sinks", 4}, {"window", 64}, {"flush", 32}});
   const auto kivi = codec_set({{"name", "kivi"}, {"bits", 2}, {"group", 16}}, 0);
@@ -95,7 +88,7 @@ TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, strea
     for (const ReplayCandidate& c : candidates_of(rows)) out.push_back(c.label);
     return out;
   };
-  const std::vector<ReplayRow> rows = replay_rows(codecs, small_shape(), {}, {.block = 8, .windowless = true});
+  const std::vector<ReplayRow> rows = replay_rows(codecs, make_shape(1, 1, 2, 16), {}, {.block = 8, .windowless = true});
   CHECK(labels(rows) == std::vector<std::string>{"self-noise (exact in f32)", "a", "a (no window)", "b",
                                                  "b (no window)", "c", "c (no window)", "exact", "streaming",
                                                  "streaming #2"});
@@ -103,7 +96,7 @@ TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, strea
   CHECK(rows[2].kind == ReplayRow::Kind::kWindowless);
   CHECK(rows[2].candidate.policy.k.window == 1);
   CHECK(rows[9].candidate.policy.k.window == 32);
-  CHECK(labels(replay_rows(codecs, small_shape(), {}, {.mode = ReplayMode::kFakeQuant, .windowless = true})) ==
+  CHECK(labels(replay_rows(codecs, make_shape(1, 1, 2, 16), {}, {.mode = ReplayMode::kFakeQuant, .windowless = true})) ==
         std::vector<std::string>{"self-noise (exact in f32)", "a", "b", "c", "exact"});
 
   ReplayResult result;
