@@ -176,6 +176,8 @@ LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, con
     fail_usage(fmt::format("--codec '{}' is neither exact nor a FILE.codec.h5 nor a cell.yaml nor exec:COMMAND", spec));
   if (!out.codecs) return out;
   out.policy = CachePolicy::from_json(out.cache);
+  if (const std::string reason = cache_conflict(out.policy, *out.codecs); !reason.empty())
+    fail_usage(fmt::format("{}: {}", spec, reason));
   require_backend(common.attention, out);
   return out;
 }

@@ -1,12 +1,9 @@
 #include "cache/model.h"
 
-#include <fmt/format.h>
-
 #include <map>
 #include <numeric>
 #include <set>
 
-#include "cache/keep_rule.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -87,19 +84,7 @@ void CacheModel::check(const CachePolicy& policy) const {
              policy.v.window >= 0);
   if (!policy.keeps_codes()) return;
   if (units_.empty()) fail_internal("a policy that codes needs a codec for every layer and head");
-  if (const std::string reason = tiers_conflict(policy, codecs_->tier_tokens()); !reason.empty()) fail_usage(reason);
-  for (size_t i = 0; i < units_.size(); ++i) {
-    const int64_t block = units_[i].form->plan.layout.block_tokens;
-    const Role role = units_[i].shape.role;
-    if (policy.rule(role).flush % block != 0)
-      fail_usage(fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
-                             role_name(role), policy.rule(role).flush, block, codecs_->units()[i].spec.method));
-    if (policy.keep && units_[i].lower >= 0)
-      fail_usage(
-          fmt::format("cache.policy {}: codec '{}' sees the rows of the layer below, and this policy gives up "
-                      "tokens layer by layer",
-                      policy.keep->text(), codecs_->units()[i].spec.method));
-  }
+  if (const std::string reason = cache_conflict(policy, *codecs_); !reason.empty()) fail_usage(reason);
 }
 
 }  // namespace vqkv

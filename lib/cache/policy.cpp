@@ -9,6 +9,7 @@
 
 #include "cache/keep_rule.h"
 #include "cache/policies/kinds.h"
+#include "codec/codec_set.h"
 #include "config/config.h"
 #include "core/error.h"
 #include "core/json.h"
@@ -94,8 +95,10 @@ CachePolicy CachePolicy::from_json(const Json& config) {
   return p;
 }
 
-std::string tiers_conflict(const CachePolicy& policy, std::span<const int64_t> tier_tokens) {
-  if (tier_tokens.empty() || !policy.keeps_codes()) return "";
+namespace {
+
+std::string tiers_conflict(const CachePolicy& policy, const std::vector<int64_t>& tier_tokens) {
+  if (tier_tokens.empty()) return "";
   if (policy.keep)
     return fmt::format(
         "cache.policy {}: it gives up tokens head by head, and the tiers of a codec hold all tokens of an age",
@@ -103,9 +106,46 @@ std::string tiers_conflict(const CachePolicy& policy, std::span<const int64_t> t
   for (size_t i = 0; i < tier_tokens.size(); ++i)
     for (const Role role : {Role::kKey, Role::kValue})
       if (tier_tokens[i] % policy.rule(role).flush != 0)
-        return fmt::format("codec.tiers[{}]: {} tokens are not a multiple of {}, the flush of cache.{}", i,
+        return fmt::format("codec.tiers[{}].tokens: {} is not a multiple of {}, the flush of cache.{}", i,
                            tier_tokens[i], policy.rule(role).flush, role_name(role));
   return "";
+}
+
+std::string unit_conflict(const CachePolicy& policy, const UnitSpec& spec, const Codec& codec) {
+  const Role role = spec.unit.role;
+  const int64_t block = codec.layout().block_tokens;
+  if (policy.rule(role).flush % block != 0)
+    return fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
+                       role_name(role), policy.rule(role).flush, block, spec.method);
+  if (policy.keep && codec.sees_lower() && spec.unit.layer > 0)
+    return fmt::format(
+        "cache.policy {}: codec '{}' sees the rows of the layer below, and this policy gives up tokens layer by layer",
+        policy.keep->text(), spec.method);
+  return "";
+}
+
+}  // namespace
+
+std::string cache_conflict(const CachePolicy& policy, const CodecPlan& plan) {
+  if (!policy.keeps_codes()) return "";
+  std::string reason = tiers_conflict(policy, plan.tiers);
+  const UnitSpec* last = nullptr;
+  for (const UnitSpec& spec : plan.units) {
+    if (!reason.empty()) break;
+    // A level codes as many tokens together as its whole; most units repeat one before.
+    if (spec.level > 0 || (last && last->same_codec(spec) && (last->unit.layer > 0) == (spec.unit.layer > 0))) continue;
+    last = &spec;
+    reason = unit_conflict(policy, spec, *make_codec(spec));
+  }
+  return reason;
+}
+
+std::string cache_conflict(const CachePolicy& policy, const CodecSet& codecs) {
+  if (!policy.keeps_codes()) return "";
+  std::string reason = tiers_conflict(policy, codecs.tier_tokens());
+  for (const TrainedUnit& u : codecs.units())
+    if (reason.empty()) reason = unit_conflict(policy, u.spec, *u.codec);
+  return reason;
 }
 
 int64_t CachePolicy::first_beyond(const float* values, int64_t n) const {

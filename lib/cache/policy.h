@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 
 #include "codec/codec.h"
@@ -13,6 +12,8 @@
 namespace vqkv {
 
 class KeepRule;
+struct CodecPlan;
+class CodecSet;
 
 // When tokens leave the exact window, for one role. At the attention of the query at position i, with S sinks, tokens
 // [S, coded_end(S, i)) are coded and the rest, its own included, are exact:
@@ -78,7 +79,9 @@ struct CachePolicy {
   [[noreturn]] void fail_beyond(const std::string& place, float value) const;
 };
 Json canonical_cache_config(const Json& cache_config);
-// Why no cache holds tiers of so many tokens each (CodecSet::tier_tokens) under the policy, or "".
-std::string tiers_conflict(const CachePolicy& policy, std::span<const int64_t> tier_tokens);
+// Why no cache holds the codecs under the policy, or "": tiers that don't end where tokens are flushed, or codes of more
+// tokens than leave the window together. Names its path. Of a plan: before anything is trained.
+std::string cache_conflict(const CachePolicy& policy, const CodecPlan& plan);
+std::string cache_conflict(const CachePolicy& policy, const CodecSet& codecs);
 
 }  // namespace vqkv

@@ -109,12 +109,6 @@ TrainReport report_from_json(const Json& j, const std::string& where) {
   return r;
 }
 
-// What two units that share a codec must have in common.
-bool may_share(const UnitSpec& a, const UnitSpec& b) {
-  return a.unit.role == b.unit.role && a.unit.heads == b.unit.heads && a.unit.rope == b.unit.rope &&
-         a.method == b.method && a.knobs == b.knobs && a.transforms == b.transforms;
-}
-
 CodecSet load(const ArchiveReader& in) {
   const std::string where = in.path() + ": set";
   const Json set = in.facts("set");
@@ -152,7 +146,7 @@ CodecSet load(const ArchiveReader& in) {
     const int number = int_field(u, "codec", 0, most - 1, here);
     const auto known = owner.find(number);
     if (known != owner.end()) {
-      if (!may_share(unit.spec, units[known->second].spec))
+      if (!unit.spec.same_codec(units[known->second].spec))
         fail_data(
             fmt::format("{}: shares codec {} with unit {}, which is of another kind", here, number, known->second));
       unit.codec = units[known->second].codec;

@@ -80,7 +80,8 @@ void resolve_layer(CodecPlan& plan, const TierConfig& of, const CacheShape& shap
       overridden(of.config, of.path, role, layer, [](const Json& entry) { return entry["heads"] == "all"; });
   const int heads = unit_heads(whole, shape);
   if (heads > shape.kv_heads || shape.kv_heads % heads != 0) {
-    if (plan.skip.empty()) plan.skip = fmt::format("units of {} heads don't divide {} KV heads", heads, shape.kv_heads);
+    if (plan.skip.empty())
+      plan.skip = fmt::format("{}: units of {} heads don't divide {} KV heads", of.path, heads, shape.kv_heads);
     return;
   }
   for (int first = 0; first < shape.kv_heads; first += heads) {
@@ -96,14 +97,12 @@ void resolve_layer(CodecPlan& plan, const TierConfig& of, const CacheShape& shap
     plan.units.back().tier = of.tier;
     const UnitSpec& now = plan.units.back();
     // Most units repeat the one before; whether they can be built does not depend on where they are.
-    const bool repeated = checked && checked->unit.role == role && checked->unit.heads == heads &&
-                          checked->unit.rope == now.unit.rope && checked->method == now.method &&
-                          checked->knobs == now.knobs && checked->transforms == now.transforms;
-    if (repeated) continue;
+    if (checked && checked->same_codec(now)) continue;
     checked = now;
     const std::string reason = now.check();
     if (!reason.empty() && plan.skip.empty())
-      plan.skip = fmt::format("layer {}, role {}: {}: {}", layer, role_name(role), plan.units.back().method, reason);
+      plan.skip = fmt::format("{}: layer {}, role {}: {}: {}", of.path, layer, role_name(role),
+                              plan.units.back().method, reason);
   }
 }
 
@@ -114,9 +113,7 @@ void take_level(CodecPlan& plan, const TierConfig& of, int level, int layer, Rol
   for (size_t i = 0; i < before; ++i) {
     UnitSpec spec = plan.units[i];
     if (spec.tier != of.tier - 1 || spec.unit.layer != layer || spec.unit.role != role) continue;
-    const bool repeated = checked && checked->method == spec.method && checked->knobs == spec.knobs &&
-                          checked->transforms == spec.transforms && checked->level == spec.level;
-    if (!repeated && plan.skip.empty()) {
+    if (!(checked && checked->same_codec(spec)) && plan.skip.empty()) {
       checked = spec;
       const int shorter = spec.level;
       const std::shared_ptr<const Codec> codec = make_codec(spec);
@@ -169,6 +166,11 @@ void check_placement(CodecPlan& plan, const CacheShape& shape) {
 }
 
 }  // namespace
+
+bool UnitSpec::same_codec(const UnitSpec& other) const {
+  return unit.role == other.unit.role && unit.heads == other.unit.heads && unit.rope == other.unit.rope &&
+         method == other.method && knobs == other.knobs && transforms == other.transforms && level == other.level;
+}
 
 std::string UnitSpec::check() const {
   const Method& m = find_method(method);

@@ -21,6 +21,8 @@ struct UnitSpec {
   int tier = 0;                // 0: what tokens are coded with first; then by age
   int level = 0;               // > 0: the first `level` stages of the codec of the tier before, whose spec this is
   std::string check() const;   // reason why it can't be built, or ""
+  // One configuration of one size, wherever the unit stands.
+  bool same_codec(const UnitSpec& other) const;
 };
 
 // `codec:` of a configuration resolved against a shape: every unit of every layer, both roles, overrides applied.
@@ -38,7 +40,7 @@ struct CodecPlan {
   Json config;                  // canonical, without overrides expanded
   std::vector<UnitSpec> units;  // ordered by (tier, layer, role, first_head)
   std::vector<int64_t> tiers;   // tokens of every tier but the last; empty: one tier
-  std::string skip;             // non-empty: the cell is skipped with this reason
+  std::string skip;             // non-empty: the cell is skipped with this reason, which names its path
 };
 inline constexpr size_t kMaxTiers = 16;
 inline constexpr int64_t kMaxTierTokens = int64_t{1} << 24;

@@ -199,21 +199,6 @@ void require_train_documents(const Config& config, const CellConfig& c, const st
                     config.where("trace.train"), learner));
 }
 
-// One cell, as far as its file tells.
-CellConfig read_single(Config& config) {
-  apply_group(config);
-  if (const Json* sweep = find_path(config.tree, "sweep"); sweep && !sweep->is_null())
-    fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", config.where("sweep")));
-  config.tree.erase("sweep");
-  return read_cell_config(config, false);
-}
-
-CodecPlan resolve_single(const Config& config, const CellConfig& c, const CacheShape& shape) {
-  const CodecPlan plan = annotated(config, [&] { return resolve_codec(c.codec, shape); });
-  if (!plan.skip.empty()) fail_usage(fmt::format("{}: codec: {}", config.where("codec"), plan.skip));
-  return plan;
-}
-
 struct NoRows final : TrainSource {
   TrainData unit(const UnitShape&, const TrainNeeds&) const override { fail_internal("nothing learns here"); }
 };
@@ -231,7 +216,8 @@ Plan make_plan(const Config& config) {
     std::vector<int64_t> tiers;
     Json versions;
   };
-  std::map<std::string, Resolved> resolved;  // by canonical codec and trace
+  std::map<std::string, Resolved> resolved;      // by canonical codec and trace
+  std::map<std::string, std::string> conflicts;  // by these and canonical cache
   std::map<std::string, size_t> seen;
   int64_t duplicates = 0, skipped = 0;
   Config point;
@@ -252,9 +238,13 @@ Plan make_plan(const Config& config) {
       const Resolved& codec = resolved.at(key);
       Json cell = describe_cell(c, facts, codec.versions, p.axes, p.repeat);
       std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
-      if (skip.empty()) skip = tiers_conflict(c.policy(), codec.tiers);
+      if (skip.empty()) {
+        const auto [known, fresh] = conflicts.emplace(key + canonical_json(c.cache), "");
+        if (fresh) known->second = cache_conflict(c.policy(), codec);
+        skip = known->second;
+      }
       if (!skip.empty())
-        cell["skip"] = skip;
+        cell["skip"] = point.annotate(skip);
       else
         require_train_documents(point, c, codec.learner);
       if (sweep.streaming && skip.empty()) alone.add(p, c);
@@ -297,15 +287,30 @@ Plan make_plan(const Config& config) {
   return plan;
 }
 
+CellConfig read_single_cell(Config& config) {
+  apply_group(config);
+  if (const Json* sweep = find_path(config.tree, "sweep"); sweep && !sweep->is_null())
+    fail_usage(fmt::format("{}: sweep: one cell is expected here, not a sweep", config.where("sweep")));
+  config.tree.erase("sweep");
+  return read_cell_config(config, false);
+}
+
+CodecPlan resolve_single_cell(const Config& config, const CellConfig& c, const CacheShape& shape) {
+  const CodecPlan plan = annotated(config, [&] { return resolve_codec(c.codec, shape); });
+  const std::string reason = plan.skip.empty() ? cache_conflict(c.policy(), plan) : plan.skip;
+  if (!reason.empty()) fail_usage(config.annotate(reason));
+  return plan;
+}
+
 Json make_cell(const Config& config) {
   Config grouped = config;
-  const CellConfig c = read_single(grouped);
+  const CellConfig c = read_single_cell(grouped);
   if (c.trace.empty())
     fail_usage(fmt::format("{}: trace.path: the trace is missing; write trace.path=FILE.trace.h5",
                            grouped.where("trace.path")));
   const TraceFacts facts = read_trace_facts(c.trace);
   check_against_trace(grouped, c, facts);
-  const CodecPlan codec = resolve_single(grouped, c, facts.shape);
+  const CodecPlan codec = resolve_single_cell(grouped, c, facts.shape);
   require_train_documents(grouped, c, what_learns(codec));
   return describe_cell(c, facts, codec_versions(codec), Json::object(), Json::object());
 }
@@ -314,9 +319,9 @@ std::optional<UntracedCell> make_untraced_cell(const Config& config, const Cache
                                                const std::string& model_hash) {
   Config grouped = config;
   UntracedCell out;
-  out.config = read_single(grouped);
+  out.config = read_single_cell(grouped);
   if (!out.config.trace.empty()) return std::nullopt;
-  const CodecPlan codec = resolve_single(grouped, out.config, shape);
+  const CodecPlan codec = resolve_single_cell(grouped, out.config, shape);
   if (const std::string learner = what_learns(codec); !learner.empty())
     fail_usage(
         fmt::format("{}: {} learns from a trace, and none is named; write trace: {{path: FILE.trace.h5, train: "

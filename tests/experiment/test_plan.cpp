@@ -8,6 +8,8 @@
 #include "experiment/plan.h"
 #include "experiment/protocol.h"
 #include "io/atomic_file.h"
+#include "io/trace.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/sweep_trace.h"
 
@@ -192,7 +194,8 @@ TEST_CASE("tiers are swept by their number, and those that a cache can't hold ar
   CHECK(bits.cells[0]["cell"] != bits.cells[1]["cell"]);
   const Plan tokens = planned("codec.tiers.0.tokens: [24, 12]");
   CHECK_FALSE(tokens.cells[0].contains("skip"));
-  has(tokens.cells[1]["skip"], "codec.tiers[0]: 12 tokens are not a multiple of 8, the flush of cache.k");
+  has(tokens.cells[1]["skip"],
+      "s.yaml:4:16: codec.tiers[0].tokens: 12 is not a multiple of 8, the flush of cache.k");
   const Plan second = planned("codec.tiers.1: [{level: 2}, {level: 4}, {name: pq, codebooks: 4, bits: 3}]");
   CHECK_FALSE(second.cells[0].contains("skip"));
   has(second.cells[1]["skip"], "1 to 3");
@@ -327,14 +330,7 @@ TEST_CASE("what learns needs train documents when it is planned, and is named", 
 }
 
 TEST_CASE("a cell in which nothing learns needs no trace", "[plan]") {
-  const CacheShape shape = [] {
-    CacheShape s;
-    s.layers = 2;
-    s.q_heads = s.kv_heads = 2;
-    s.head_dim = 16;
-    s.rope = RopeFacts::plain(16, 16, 10000.0);
-    return s;
-  }();
+  const CacheShape shape = test::make_shape(2, 1, 2, 16);
   const auto cell = [&](const std::string& text) { return make_untraced_cell(parse_yaml(text, "c.yaml"), shape, "m"); };
   const auto made = cell("codec: {name: kivi, group: 16}\ncache: {sinks: 0}\nsweep: ~\n");
   REQUIRE(made);
@@ -409,4 +405,45 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   const std::string difference = plan_difference(plan, other);
   has(difference, "0 cells in both, 3 only in the store's plan, 3 only in the new one");
   has(difference, "seed: 0 in the store, 3 in the new plan");
+}
+
+TEST_CASE("conflicts of codec, cache and trace are found before anything is trained, and have a line", "[plan][tiers]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const auto config = [&](const std::string& rest) {
+    return parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\n{}", trace, rest), "s.yaml");
+  };
+  const std::string tiers = "codec:\n  tiers:\n    - {name: rtn, group: 16, tokens: 24}\n    - {name: rtn, group: 16}\n";
+  struct Case {
+    std::string rest, message;
+  };
+  for (const auto& [rest, message] :
+       {Case{tiers + "cache: {flush: 16}\n",
+             "s.yaml:4:30: codec.tiers[0].tokens: 24 is not a multiple of 16, the flush of cache.k"},
+        Case{tiers + "cache: {k: {flush: 8}, v: {flush: 16}}\n",
+             "s.yaml:4:30: codec.tiers[0].tokens: 24 is not a multiple of 16, the flush of cache.v"},
+        Case{"codec: {name: kivi, group: 16}\ncache:\n  window: 16\n  k: {flush: 24}\n",
+             "s.yaml:5:3: cache.k: flush 24 is not a multiple of the 16 tokens that codec 'kivi' codes together"},
+        Case{"codec:\n  name: rtn\n  heads: 3\n", "s.yaml:2:1: codec: units of 3 heads don't divide 2 KV heads"},
+        Case{"codec: {tiers: [{tokens: 64, name: rvq, codebooks: 2, bits: 3},\n  {level: 2}]}\n",
+             "s.yaml:3:3: codec.tiers[1]: level 2 of codec 'rvq', layer 0, role k: it has 2 stages"}}) {
+    INFO(rest);
+    CHECK(error_of([&] { make_cell(config(rest)); }).rfind(message, 0) == 0);
+    const Plan plan = make_plan(config(rest));
+    REQUIRE(plan.cells.size() == 1);
+    REQUIRE(plan.cells[0].contains("skip"));
+    CHECK(plan.cells[0]["skip"].get<std::string>().rfind(message, 0) == 0);
+  }
+  // A rule and a policy that no sweep measures have theirs.
+  const auto skip = [&](const std::string& rest) { return make_plan(config(rest)).cells.at(0)["skip"]; };
+  has(skip("codec: {name: rtn, group: 16}\ncache:\n  policy: h2o\n"), "s.yaml:4:3: cache.policy h2o");
+  has(skip("codec: {name: rtn, group: 16}\nsweep:\n  skip:\n    - {codec.group: 16}\n"), "s.yaml:5:7: sweep.skip[0] matches");
+  // What was changed on the command line is said to be from there.
+  Config changed = config(tiers + "cache: {flush: 8}\n");
+  apply_override(changed, "codec.tiers.0.tokens=12");
+  has(error_of([&] { make_cell(changed); }), "command line: codec.tiers[0].tokens: 12 is not a multiple of 8");
+  const CacheShape shape = TraceReader(trace).info().shape;
+  const Config untraced = parse_yaml(tiers + "cache: {flush: 16}\n", "c.yaml");
+  has(error_of([&] { make_untraced_cell(untraced, shape, "m"); }), "c.yaml:3:30: codec.tiers[0].tokens: 24");
 }
