@@ -16,6 +16,7 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
 
   OutputFlags flags;
   std::string what, name, folder, report_out = "report.html";
+  std::vector<std::string> explain_overrides;
   bool all_cells = false;
   PlanVerb plan;
   RunVerb run;
@@ -33,10 +34,12 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   ls->footer("Examples:\n  vqkv-sweep ls codecs\n  vqkv-sweep ls metrics --format csv");
 
   auto* explain =
-      app.add_subcommand("explain", "a codec, transform, rule, policy or metric: knobs, ranges, bits, paper, caveat");
-  explain->add_option("name", name, "as `ls` prints it")->required();
+      app.add_subcommand("explain", "a codec, transform, rule, policy or metric: knobs, ranges, bits, paper, caveat; or the tiers of a cell");
+  explain->add_option("name", name, "as `ls` prints it, or a cell: FILE.yaml")->required();
+  explain->add_option("overrides", explain_overrides, "path=value, with a FILE.yaml");
   flags.add_to(*explain);
-  explain->footer("Examples:\n  vqkv-sweep explain rvq\n  vqkv-sweep explain softmax_kl --json");
+  explain->footer("Examples:\n  vqkv-sweep explain rvq\n  vqkv-sweep explain softmax_kl --json\n"
+                  "  vqkv-sweep explain cell.yaml trace.path=t.trace.h5");
 
   auto* p = app.add_subcommand("plan", "expand a sweep into frozen cells");
   p->add_option("sweep", plan.file, "YAML file")->required();
@@ -132,7 +135,7 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   return run_verb(app, argc, argv, methods, flags, [&](TableFormat format, const std::string& command) {
     const Common c{format, command};
     if (*ls) return run_ls(what, c);
-    if (*explain) return run_explain(name, c);
+    if (*explain) return run_explain(name, explain_overrides, c);
     if (*p) return run_plan_verb(plan, c);
     if (*r) return run_run(run, c);
     if (*status) return run_status(folder, all_cells, c);

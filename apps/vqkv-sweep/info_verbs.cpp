@@ -7,8 +7,10 @@
 #include "codec/transform/transform.h"
 #include "common/cache_tables.h"
 #include "common/tool.h"
+#include "config/config.h"
 #include "core/error.h"
 #include "core/names.h"
+#include "experiment/explain.h"
 #include "metric/metric.h"
 #include "verbs.h"
 
@@ -130,7 +132,40 @@ int run_ls(const std::string& what, const Common& common) {
   return kExitOk;
 }
 
-int run_explain(const std::string& full_name, const Common& common) {
+namespace {
+
+int explain_file(const std::string& file, const std::vector<std::string>& overrides, const Common& common) {
+  Config config = load_config(file);
+  for (const auto& o : overrides) apply_override(config, o);
+  const Json told = explain_configuration(config);
+  Table t{{{"tier", ""},
+           {"tokens", "coded tokens"},
+           {"role", "", "", false},
+           {"codec", "", "", false},
+           {"bits_per_value", "bits/value", "{:.3f}"},
+           {"knobs", "", "", false}},
+          {}};
+  for (Json row : told.at("tiers")) {
+    std::string knobs;
+    for (const auto& [key, value] : row.at("knobs").items())
+      knobs += fmt::format("{}{} {}", knobs.empty() ? "" : ", ", key,
+                           value.is_string() ? value.get<std::string>() : value.dump());
+    row["knobs"] = knobs;
+    t.rows.push_back(std::move(row));
+  }
+  if (common.format == TableFormat::kMarkdown)
+    std::printf("%s\n\n", told.at("protocol").get<std::string>().c_str());
+  if (print(t, common.format, told) && t.rows.at(0).at("bits_per_value").is_null())
+    std::printf("\nBits depend on the model's shape: name a trace of it (trace.path=FILE.trace.h5).\n");
+  return kExitOk;
+}
+
+}  // namespace
+
+int run_explain(const std::string& full_name, const std::vector<std::string>& overrides, const Common& common) {
+  if (full_name.ends_with(".yaml") || full_name.ends_with(".yml")) return explain_file(full_name, overrides, common);
+  if (!overrides.empty())
+    fail_usage(fmt::format("explain: '{}': only a configuration, FILE.yaml, takes overrides", overrides[0]));
   std::string name = full_name;
   std::vector<std::string> known;
   for (const std::string prefix : {"codec.", "transform.", "metric.", "rule.", "policy."})

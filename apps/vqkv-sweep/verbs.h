@@ -42,7 +42,8 @@ struct JudgeVerb {
 };
 
 int run_ls(const std::string& what, const Common& common);
-int run_explain(const std::string& name, const Common& common);
+// Of a configuration where `name` is a FILE.yaml, which alone takes overrides.
+int run_explain(const std::string& name, const std::vector<std::string>& overrides, const Common& common);
 int run_plan_verb(const PlanVerb& verb, const Common& common);
 int run_run(const RunVerb& verb, const Common& common);
 int run_status(const std::string& folder, bool cells, const Common& common);

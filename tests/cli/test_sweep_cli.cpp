@@ -288,6 +288,7 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   CHECK(plain.err.empty());
   CHECK(verbose.out == plain.out);
   has(verbose.err, " threads\n");
+  check({"explain", "rvq", "codec.bits=2"}, 2, "only a configuration, FILE.yaml, takes overrides");
   has(at({"explain", "window"}).out, "rule:");
   for (const char* what : {"codecs", "transforms", "rules", "policies", "metrics", "backends"})
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
@@ -332,4 +333,41 @@ TEST_CASE("failed cells give exit code 5", "[cli][sweep]") {
   const Ran run = at({"run", at.plan, "-o", at.dir / "out", "--fail-fast"});
   CHECK(run.code == 5);
   has(run.err, "plan again for the new trace");
+}
+
+TEST_CASE("explain tells the tiers of a configuration: tokens, codec or level, bits", "[cli][sweep]") {
+  const Workplace at;
+  const std::string cell = at.dir / "tiers.yaml";
+  write_file(cell,
+             "codec:\n  tiers:\n    - {tokens: 64, name: rvq, codebooks: 4, bits: 4, v: {codebooks: 2}}\n"
+             "    - {tokens: 128, k: {level: 2}, v: {level: 1}}\n    - {name: rtn, bits: 2, group: 16}\n"
+             "cache: {sinks: 4, window: 16, flush: 16}\n");
+  const Json told = Json::parse(at({"explain", cell, "trace.path=" + at.trace, "--json"}).out);
+  CHECK(told["protocol"] ==
+        "window 16, blocks of 16 + 4 sinks, 64 newest coded tokens rvq, next 128 keys rvq at 2 stages, values rvq at 1 "
+        "stage, older rtn");
+  REQUIRE(told["tiers"].size() == 6);
+  // Heads of 16 channels: 4 bits a stage and head; rtn adds scale and minimum.
+  const double bits[] = {1, 0.5, 0.5, 0.25, 4, 4};
+  for (size_t i = 0; i < 6; ++i) {
+    const Json& row = told["tiers"][i];
+    CAPTURE(i, row.dump());
+    CHECK(row["tier"] == i / 2);
+    CHECK(row["role"] == (i % 2 == 0 ? "k" : "v"));
+    CHECK(row["bits_per_value"] == bits[i]);
+  }
+  CHECK(told["tiers"][0]["tokens"] == 64);
+  CHECK(told["tiers"][2]["codec"] == "rvq at 2 stages");
+  CHECK(told["tiers"][3]["tokens"] == 128);
+  CHECK(told["tiers"][4]["tokens"] == "all");
+  CHECK(told["tiers"][4]["knobs"]["bits"] == 2);
+  // Without a trace it says what the bits need; overrides reach it, and what no cache holds has its line.
+  const Ran plain = at({"explain", cell, "codec.tiers.0.tokens=32"});
+  CHECK(plain.code == 0);
+  has(plain.out, "32 newest coded tokens rvq");
+  has(plain.out, "rvq at 1 stage");
+  has(plain.out, "name a trace");
+  const Ran refused = at({"explain", cell, "trace.path=" + at.trace, "cache.flush=48"});
+  CHECK(refused.code == 2);
+  has(refused.err, "tiers.yaml:3:8: codec.tiers[0].tokens: 64 is not a multiple of 48");
 }
