@@ -1,6 +1,8 @@
 #include "common/table.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -20,13 +22,21 @@ std::string plain_text(const Json& v) {
   return v.dump();
 }
 
-std::string markdown_text(const Json& v, const Column& c) {
+// One line for people.
+std::string shown_text(const Json& v, const Column& c) {
   if (v.is_number() && !c.format.empty()) return fmt::format(fmt::runtime(c.format), v.get<double>());
   std::string text = plain_text(v);
-  for (size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) text.replace(at, 1, "\\|");
   std::replace(text.begin(), text.end(), '\n', ' ');
   return text;
 }
+
+std::string markdown_text(const Json& v, const Column& c) {
+  std::string text = shown_text(v, c);
+  for (size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) text.replace(at, 1, "\\|");
+  return text;
+}
+
+std::string heading(const Column& c) { return c.title.empty() ? c.key : c.title; }
 
 std::string csv_text(const Json& v) {
   const std::string text = plain_text(v);
@@ -42,6 +52,25 @@ size_t width(const std::string& s) {
 }
 
 Json cell(const Json& row, const std::string& key) { return row.contains(key) ? row.at(key) : Json(); }
+
+// Columns of the terminal that stdout is; 0 where it is none.
+size_t terminal_width() {
+  winsize size{};
+  return isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size_t{size.ws_col} : size_t{0};
+}
+
+// A row below the other, a line a column: what a terminal shows of a table wider than itself.
+std::string upright(const Table& table) {
+  size_t widest = 0;
+  for (const auto& c : table.columns) widest = std::max(widest, width(heading(c)));
+  std::string out;
+  for (const auto& r : table.rows) {
+    if (!out.empty()) out += "\n";
+    for (const auto& c : table.columns)
+      out += heading(c) + std::string(widest - width(heading(c)) + 2, ' ') + shown_text(cell(r, c.key), c) + "\n";
+  }
+  return out;
+}
 
 }  // namespace
 
@@ -73,7 +102,7 @@ std::string render(const Table& table, TableFormat format) {
   }
   std::vector<std::vector<std::string>> text;
   std::vector<size_t> widths;
-  for (const auto& c : table.columns) widths.push_back(std::max<size_t>(3, width(c.title.empty() ? c.key : c.title)));
+  for (const auto& c : table.columns) widths.push_back(std::max<size_t>(3, width(heading(c))));
   for (const auto& r : table.rows) {
     text.emplace_back();
     for (size_t c = 0; c < table.columns.size(); ++c) {
@@ -90,7 +119,7 @@ std::string render(const Table& table, TableFormat format) {
     out += "\n";
   };
   std::vector<std::string> heads;
-  for (const auto& c : table.columns) heads.push_back(c.title.empty() ? c.key : c.title);
+  for (const auto& c : table.columns) heads.push_back(heading(c));
   line(heads);
   out += "|";
   for (size_t c = 0; c < table.columns.size(); ++c)
@@ -102,7 +131,11 @@ std::string render(const Table& table, TableFormat format) {
 }
 
 void print(const Table& table, TableFormat format) {
-  const std::string text = render(table, format);
+  std::string text = render(table, format);
+  const size_t columns = terminal_width();
+  if (format == TableFormat::kMarkdown && columns > 0 && !table.rows.empty() &&
+      width(text.substr(0, text.find('\n'))) > columns)
+    text = upright(table);
   std::fwrite(text.data(), 1, text.size(), stdout);
 }
 

@@ -22,7 +22,8 @@ struct Table {
 enum class TableFormat { kMarkdown, kCsv, kJson, kJsonl };
 TableFormat table_format_from_name(const std::string& name);  // md|csv|json|jsonl, else kUsage
 std::string render(const Table& table, TableFormat format);
-void print(const Table& table, TableFormat format);  // to stdout
+// To stdout. A terminal narrower than a markdown table gets the rows one below the other instead.
+void print(const Table& table, TableFormat format);
 // A table whose --json is `full`, the rows with what holds for all of them. True where people read it: notes may
 // follow.
 bool print(const Table& table, TableFormat format, const Json& full);
