@@ -33,13 +33,15 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   flags.add_to(*ls);
   ls->footer("Examples:\n  vqkv-sweep ls codecs\n  vqkv-sweep ls metrics --format csv");
 
-  auto* explain =
-      app.add_subcommand("explain", "a codec, transform, rule, policy or metric: knobs, ranges, bits, paper, caveat; or the tiers of a cell");
+  auto* explain = app.add_subcommand(
+      "explain",
+      "a codec, transform, rule, policy or metric: knobs, ranges, bits, paper, caveat; or the tiers of a cell");
   explain->add_option("name", name, "as `ls` prints it, or a cell: FILE.yaml")->required();
   explain->add_option("overrides", explain_overrides, "path=value, with a FILE.yaml");
   flags.add_to(*explain);
-  explain->footer("Examples:\n  vqkv-sweep explain rvq\n  vqkv-sweep explain softmax_kl --json\n"
-                  "  vqkv-sweep explain cell.yaml trace.path=t.trace.h5");
+  explain->footer(
+      "Examples:\n  vqkv-sweep explain rvq\n  vqkv-sweep explain softmax_kl --json\n"
+      "  vqkv-sweep explain cell.yaml trace.path=t.trace.h5");
 
   auto* p = app.add_subcommand("plan", "expand a sweep into frozen cells");
   p->add_option("sweep", plan.file, "YAML file")->required();

@@ -153,8 +153,7 @@ int explain_file(const std::string& file, const std::vector<std::string>& overri
     row["knobs"] = knobs;
     t.rows.push_back(std::move(row));
   }
-  if (common.format == TableFormat::kMarkdown)
-    std::printf("%s\n\n", told.at("protocol").get<std::string>().c_str());
+  if (common.format == TableFormat::kMarkdown) std::printf("%s\n\n", told.at("protocol").get<std::string>().c_str());
   if (print(t, common.format, told) && t.rows.at(0).at("bits_per_value").is_null())
     std::printf("\nBits depend on the model's shape: name a trace of it (trace.path=FILE.trace.h5).\n");
   return kExitOk;

@@ -79,8 +79,8 @@ struct CachePolicy {
   [[noreturn]] void fail_beyond(const std::string& place, float value) const;
 };
 Json canonical_cache_config(const Json& cache_config);
-// Why no cache holds the codecs under the policy, or "": tiers that don't end where tokens are flushed, or codes of more
-// tokens than leave the window together. Names its path. Of a plan: before anything is trained.
+// Why no cache holds the codecs under the policy, or "": tiers that don't end where tokens are flushed, or codes of
+// more tokens than leave the window together. Names its path. Of a plan: before anything is trained.
 std::string cache_conflict(const CachePolicy& policy, const CodecPlan& plan);
 std::string cache_conflict(const CachePolicy& policy, const CodecSet& codecs);
 

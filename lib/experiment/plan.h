@@ -35,8 +35,8 @@ inline constexpr int kPlanVersion = 1;
 // alone.
 Plan make_plan(const Config& config);
 
-// One cell as far as its file tells, and its codec for a model: kUsage with a `sweep:` section, or for what no cache can
-// hold, with the place. `config` loses its groups.
+// One cell as far as its file tells, and its codec for a model: kUsage with a `sweep:` section, or for what no cache
+// can hold, with the place. `config` loses its groups.
 CellConfig read_single_cell(Config& config);
 CodecPlan resolve_single_cell(const Config& config, const CellConfig& cell, const CacheShape& shape);
 

@@ -102,8 +102,7 @@ std::string protocol_text(const CachePolicy& policy, const Json& codec_config) {
         names[r] = role.at("name").get<std::string>();
         shown[r] = names[r] + told_apart(codec_config.at("tiers"), tier, key);
       }
-      if (role.contains("level"))
-        shown[r] = level_text(names[r], role.at("level").get<int>());
+      if (role.contains("level")) shown[r] = level_text(names[r], role.at("level").get<int>());
     }
     const std::string what = shown[0] == shown[1] ? shown[0] : fmt::format("keys {}, values {}", shown[0], shown[1]);
     const std::string tokens =

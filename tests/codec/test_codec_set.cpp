@@ -117,7 +117,8 @@ TEST_CASE("what does not divide is skipped with its reason", "[codec_set]") {
   CHECK_THAT(resolve_codec(json(R"({"name": "rtn", "transform": ["query_metric"]})"), make_shape(1, 3, 1, 64)).skip,
              Catch::Contains("codec.k"));
   CHECK_THAT(
-      resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), make_shape(1, 3, 1, 64)).skip,
+      resolve_codec(json(R"({"name": "rtn", "transform": ["token_scale", "token_scale"]})"), make_shape(1, 3, 1, 64))
+          .skip,
       Catch::Contains("one token scale"));
   CHECK_THAT(
       resolve_codec(

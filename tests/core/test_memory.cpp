@@ -16,7 +16,9 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 // A root whose machine has 100 MiB available and 10 MiB of swap free.
 struct Machine {
   TestFolder root;
-  Machine() { file("proc/meminfo", "MemTotal:  204800 kB\nMemAvailable:  102400 kB\nSwapFree:  10240 kB\nHugePages_Total:  0\n"); }
+  Machine() {
+    file("proc/meminfo", "MemTotal:  204800 kB\nMemAvailable:  102400 kB\nSwapFree:  10240 kB\nHugePages_Total:  0\n");
+  }
   void file(const std::string& path, const std::string& text) const {
     const std::filesystem::path at = root.path / path;
     std::filesystem::create_directories(at.parent_path());
@@ -63,7 +65,8 @@ TEST_CASE("available memory heeds the first version of control groups, and a con
   m.file("proc/self/cgroup", "9:name=systemd:/x\n4:hugetlb,memory:/docker/f00\n1:cpu:/x\n0::/\n");
   m.file("sys/fs/cgroup/memory/memory.limit_in_bytes", 64 * kMiB);
   m.file("sys/fs/cgroup/memory/memory.usage_in_bytes", 32 * kMiB);
-  m.file("sys/fs/cgroup/memory/memory.stat", "inactive_file 7\ntotal_inactive_file 1048576\ntotal_active_file 1048576\n");
+  m.file("sys/fs/cgroup/memory/memory.stat",
+         "inactive_file 7\ntotal_inactive_file 1048576\ntotal_active_file 1048576\n");
   CHECK(m.left() == 44 * kMiB);
   m.file("sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", 64 * kMiB);
   m.file("sys/fs/cgroup/memory/memory.memsw.usage_in_bytes", 32 * kMiB);

@@ -194,8 +194,7 @@ TEST_CASE("tiers are swept by their number, and those that a cache can't hold ar
   CHECK(bits.cells[0]["cell"] != bits.cells[1]["cell"]);
   const Plan tokens = planned("codec.tiers.0.tokens: [24, 12]");
   CHECK_FALSE(tokens.cells[0].contains("skip"));
-  has(tokens.cells[1]["skip"],
-      "s.yaml:4:16: codec.tiers[0].tokens: 12 is not a multiple of 8, the flush of cache.k");
+  has(tokens.cells[1]["skip"], "s.yaml:4:16: codec.tiers[0].tokens: 12 is not a multiple of 8, the flush of cache.k");
   const Plan second = planned("codec.tiers.1: [{level: 2}, {level: 4}, {name: pq, codebooks: 4, bits: 3}]");
   CHECK_FALSE(second.cells[0].contains("skip"));
   has(second.cells[1]["skip"], "1 to 3");
@@ -407,14 +406,16 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   has(difference, "seed: 0 in the store, 3 in the new plan");
 }
 
-TEST_CASE("conflicts of codec, cache and trace are found before anything is trained, and have a line", "[plan][tiers]") {
+TEST_CASE("conflicts of codec, cache and trace are found before anything is trained, and have a line",
+          "[plan][tiers]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
   write_sweep_trace(trace);
   const auto config = [&](const std::string& rest) {
     return parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\n{}", trace, rest), "s.yaml");
   };
-  const std::string tiers = "codec:\n  tiers:\n    - {name: rtn, group: 16, tokens: 24}\n    - {name: rtn, group: 16}\n";
+  const std::string tiers =
+      "codec:\n  tiers:\n    - {name: rtn, group: 16, tokens: 24}\n    - {name: rtn, group: 16}\n";
   struct Case {
     std::string rest, message;
   };
@@ -438,7 +439,8 @@ TEST_CASE("conflicts of codec, cache and trace are found before anything is trai
   // A rule and a policy that no sweep measures have theirs.
   const auto skip = [&](const std::string& rest) { return make_plan(config(rest)).cells.at(0)["skip"]; };
   has(skip("codec: {name: rtn, group: 16}\ncache:\n  policy: h2o\n"), "s.yaml:4:3: cache.policy h2o");
-  has(skip("codec: {name: rtn, group: 16}\nsweep:\n  skip:\n    - {codec.group: 16}\n"), "s.yaml:5:7: sweep.skip[0] matches");
+  has(skip("codec: {name: rtn, group: 16}\nsweep:\n  skip:\n    - {codec.group: 16}\n"),
+      "s.yaml:5:7: sweep.skip[0] matches");
   // What was changed on the command line is said to be from there.
   Config changed = config(tiers + "cache: {flush: 8}\n");
   apply_override(changed, "codec.tiers.0.tokens=12");

@@ -88,7 +88,8 @@ TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, strea
     for (const ReplayCandidate& c : candidates_of(rows)) out.push_back(c.label);
     return out;
   };
-  const std::vector<ReplayRow> rows = replay_rows(codecs, make_shape(1, 1, 2, 16), {}, {.block = 8, .windowless = true});
+  const std::vector<ReplayRow> rows =
+      replay_rows(codecs, make_shape(1, 1, 2, 16), {}, {.block = 8, .windowless = true});
   CHECK(labels(rows) == std::vector<std::string>{"self-noise (exact in f32)", "a", "a (no window)", "b",
                                                  "b (no window)", "c", "c (no window)", "exact", "streaming",
                                                  "streaming #2"});
@@ -96,8 +97,9 @@ TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, strea
   CHECK(rows[2].kind == ReplayRow::Kind::kWindowless);
   CHECK(rows[2].candidate.policy.k.window == 1);
   CHECK(rows[9].candidate.policy.k.window == 32);
-  CHECK(labels(replay_rows(codecs, make_shape(1, 1, 2, 16), {}, {.mode = ReplayMode::kFakeQuant, .windowless = true})) ==
-        std::vector<std::string>{"self-noise (exact in f32)", "a", "b", "c", "exact"});
+  CHECK(
+      labels(replay_rows(codecs, make_shape(1, 1, 2, 16), {}, {.mode = ReplayMode::kFakeQuant, .windowless = true})) ==
+      std::vector<std::string>{"self-noise (exact in f32)", "a", "b", "c", "exact"});
 
   ReplayResult result;
   result.position = {1, 2};

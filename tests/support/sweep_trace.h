@@ -13,8 +13,7 @@ namespace vqkv {
 
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
-                              const RopeFacts* rope = nullptr,
-                              const std::function<void(TraceWindowData&)>& edit = {}) {
+                              const RopeFacts* rope = nullptr, const std::function<void(TraceWindowData&)>& edit = {}) {
   TraceInfo info;
   CacheShape& s = info.shape;
   s.layers = layers;

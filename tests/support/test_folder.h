@@ -19,5 +19,4 @@ struct TestFolder {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 };
 
-
 }  // namespace vqkv
