@@ -213,10 +213,10 @@ Plan make_plan(const Config& config) {
   std::map<std::string, TraceFacts> traces;
   struct Resolved {  // not the units: there may be as many codecs as cells
     std::string skip, learner;
-    std::vector<int64_t> tiers;
     Json versions;
   };
   std::map<std::string, Resolved> resolved;      // by canonical codec and trace
+  std::pair<std::string, CodecPlan> latest;      // by the same, with its units
   std::map<std::string, std::string> conflicts;  // by these and canonical cache
   std::map<std::string, size_t> seen;
   int64_t duplicates = 0, skipped = 0;
@@ -231,16 +231,17 @@ Plan make_plan(const Config& config) {
       const TraceFacts& facts = traces.at(c.trace);
       check_against_trace(point, c, facts);
       const std::string key = canonical_json(c.codec) + c.trace;
-      if (!resolved.contains(key)) {
-        const CodecPlan codec = annotated(point, [&] { return resolve_codec(c.codec, facts.shape); });
-        resolved[key] = {codec.skip, what_learns(codec), codec.tiers, codec_versions(codec)};
-      }
+      const auto units = [&]() -> const CodecPlan& {
+        if (latest.first != key) latest = {key, annotated(point, [&] { return resolve_codec(c.codec, facts.shape); })};
+        return latest.second;
+      };
+      if (!resolved.contains(key)) resolved[key] = {units().skip, what_learns(units()), codec_versions(units())};
       const Resolved& codec = resolved.at(key);
       Json cell = describe_cell(c, facts, codec.versions, p.axes, p.repeat);
       std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
       if (skip.empty()) {
         const auto [known, fresh] = conflicts.emplace(key + canonical_json(c.cache), "");
-        if (fresh) known->second = cache_conflict(c.policy(), codec);
+        if (fresh) known->second = cache_conflict(c.policy(), units());
         skip = known->second;
       }
       if (!skip.empty())
