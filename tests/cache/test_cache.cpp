@@ -437,6 +437,39 @@ TEST_CASE("What stays of a body lies together, with the codes that it had", "[ev
       }
 }
 
+TEST_CASE("Rolling back below an evicted token: its successor is seen, older ones stay lost", "[evict]") {
+  const CacheShape shape = make_shape(2, 1, 2, 16);
+  const Tokens draft(shape, 400, 17), x(shape, 400, 18);
+  const CachePolicy policy = policy_of(4, {32, 16}, {32, 16});
+  for (const int heads : {1, 2}) {
+    CAPTURE(heads);
+    const auto set = pq_set(shape, heads);
+    CountingResource memory, other_memory;
+    CompressedCache cache(set, policy, &memory), straight(set, policy, &other_memory);
+    for (CompressedCache* c : {&cache, &straight}) {
+      feed(*c, x, 0, 290);
+      c->evict(0, 1, std::vector<int64_t>{150, 280});  // coded, and still exact
+    }
+    feed(cache, draft, 290, 10);
+    cache.evict(0, 1, std::vector<int64_t>{150, 289, 290, 295});
+    straight.evict(0, 1, std::vector<int64_t>{289});
+    cache.truncate(290);
+    for (const int64_t t : {150, 280, 289}) CHECK(CacheView(cache).evicted(0, 1, t));
+    for (const int64_t t : {290, 295}) CHECK_FALSE(CacheView(cache).evicted(0, 1, t));
+    CHECK(cache.bytes().total_sequence() == memory.live());
+    for (CompressedCache* c : {&cache, &straight}) feed(*c, x, 290, 110);
+    CHECK(CacheView(cache).seen(0, 1) == CacheView(straight).seen(0, 1));
+    CHECK(CacheView(cache).seen(0, 0).size() == 400);
+    CHECK(same(cache.bytes(), straight.bytes()));
+    CHECK(cache.bytes().total_sequence() == memory.live());
+    for (size_t u = 0; u < set->units().size(); ++u) {
+      const CacheView view(cache), other(straight);
+      CHECK((view.fetch_codes(u).fields == other.fetch_codes(u).fields));
+      CHECK(std::ranges::equal(view.slot_positions(u), other.slot_positions(u)));
+    }
+  }
+}
+
 TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]") {
   const CacheShape shape = make_shape(1, 1, 2, 16);
   const auto set = pq_set(shape, 2);
