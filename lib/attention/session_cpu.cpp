@@ -15,7 +15,7 @@ void KvSessionCpu::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v
   const CacheView view(cache_);
   const CacheShape& shape = view.shape();
   VQKV_CHECK(q.cols == int64_t{shape.q_heads} * shape.head_dim && out.rows == q.rows && out.cols == q.cols);
-  cache_.append(layer, k, v);
+  cache_.append(layer, k, v, q);
   const Stopwatch watch;
   rotated_.resize(static_cast<size_t>(q.size()));
   MutMatrix rotated(rotated_.data(), q.rows, q.cols);

@@ -15,6 +15,7 @@ namespace vqkv {
 CompressedCache::CompressedCache(std::shared_ptr<const CacheModel> model, CachePolicy policy,
                                  std::pmr::memory_resource* memory) {
   if (!model->codecs()) policy.codes = policy.drops;
+  if (model->codecs()) policy = policy.for_codecs(*model->codecs());
   parts_ = std::make_unique<Parts>(std::move(model), policy, memory);
 }
 CompressedCache::CompressedCache(std::shared_ptr<const CodecSet> codecs, CachePolicy policy,
@@ -46,6 +47,10 @@ void CompressedCache::begin_block(int64_t n, Visibility visibility) {
   if (map.policy.keep && visibility == Visibility::kAllCoded)
     fail_usage(
         fmt::format("fake-quant codes all tokens at once; {} decides as the text goes on", map.policy.keep->text()));
+  if (visibility == Visibility::kAllCoded && map.length + n < map.policy.waits)
+    fail_usage(
+        fmt::format("fake-quant codes every token of {}; a codec fits its parameters to {} tokens of a prompt at least",
+                    map.length + n, map.policy.waits));
   if (map.policy.keep && visibility == Visibility::kExactPrefill && map.prompt < map.length + n)
     fail_internal(fmt::format("an exact prompt reaches {} tokens where {} were expected; {} decides at its end",
                               map.length + n, map.prompt, map.policy.keep->text()));
@@ -57,7 +62,7 @@ void CompressedCache::begin_block(int64_t n, Visibility visibility) {
   map.visibility = visibility;
 }
 
-void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v) {
+void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v, ConstMatrix q) {
   Parts& c = *parts_;
   SequenceMap& map = c.map;
   const CacheShape& shape = c.model->shape();
@@ -92,6 +97,7 @@ void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v) {
   else
     parallel_for(stores, store);
   ++map.appended;
+  c.hold_queries(layer, q);
   if (!map.policy.codes || map.visibility == Visibility::kExactPrefill) return;
   // What the last query of this block and the first of the next will see coded.
   int64_t end[2];
@@ -163,7 +169,12 @@ void CompressedCache::truncate(int64_t n) {
         "truncate to {} tokens: {} sums what tokens received, and what the queries from {} on gave "
         "can't be told apart; roll back to {} or later, or take a policy that sums nothing (all, streaming)",
         n, map.policy.keep->text(), n, map.observed));
+  if (n < map.length && n < map.fitted_to)
+    fail_internal(fmt::format("truncate to {} tokens: parameters were fitted to the first {}; roll back to {} or later",
+                              n, map.fitted_to, map.fitted_to));
   map.length = n;
+  for (size_t layer = 0; layer < map.queries.size(); ++layer)
+    c.keep_queries(static_cast<int>(layer), std::min(n, map.queries[layer].count));
   for (RoleMap& r : map.roles) c.drop_exact(r, r.exact_begin, n);
   map.forget_evictions(n);
 }

@@ -50,9 +50,10 @@ class CompressedCache {
   int64_t length() const;          // tokens held (as of the last end_block)
 
   // One block of n new tokens at positions [length, length + n): call append once for every layer, then end_block.
-  // k is PRE-RoPE (n, kv_heads * head_dim), v likewise. Rows longer than a flush are fine.
+  // k is PRE-RoPE (n, kv_heads * head_dim), v likewise, and q PRE-RoPE (n, q_heads * head_dim): held until codecs that
+  // are fitted to queries have been, and needed by nobody else. Rows longer than a flush are fine.
   void begin_block(int64_t n, Visibility visibility = Visibility::kReplay);
-  void append(int layer, ConstMatrix k, ConstMatrix v);
+  void append(int layer, ConstMatrix k, ConstMatrix v, ConstMatrix q = {});
   void end_block();
   void end_exact_prefill();  // codes what the policy says, drops the exact prompt
   // Where a policy's rule decides at the end of a prompt that is seen exactly: how long that is, before its first
@@ -63,8 +64,9 @@ class CompressedCache {
   // What the policy's rule asks of the open block in `layer`, after append; an empty range: nothing. Attention adds to
   // it, and end_block decides.
   MassRequest observe(int layer);
-  // Rolls back to n tokens, to the state of a cache that never saw the others; only into the exact window, behind the
-  // last decision of the policy's rule, and where nothing that its next one rests on goes (kInternal otherwise).
+  // Rolls back to n tokens, to the state of a cache that never saw the others; only into the exact window, behind what
+  // parameters were fitted to and the last decision of the policy's rule, and where nothing that its next one rests on
+  // goes (kInternal otherwise).
   // Speculative decoding.
   void truncate(int64_t n);
 

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "cache/cache_rows.h"
 #include "cache/coding.h"
@@ -23,6 +25,7 @@ CompressedCache::Parts::~Parts() {
     free_blocks(s.pages, map.form(u).pages->bytes());
     store.release(s.overlay, s.overlay_capacity * static_cast<int64_t>(sizeof(StoredOverlay)));
   }
+  for (size_t layer = 0; layer < map.queries.size(); ++layer) keep_queries(static_cast<int>(layer), 0);
   for (const auto& f : map.fitted)
     if (f) store.charge(-(f->state_bytes + f->form_bytes));
 }
@@ -57,12 +60,37 @@ void CompressedCache::Parts::drop_front(BlockTable& t, int64_t first, int64_t by
   map.resize(t, t.count);
 }
 
+void CompressedCache::Parts::keep_queries(int layer, int64_t count) {
+  HeldQueries& held = map.queries[static_cast<size_t>(layer)];
+  const int64_t capacity = HeldQueries::capacity_for(count), had = HeldQueries::capacity_for(held.count);
+  const int64_t kept = std::exchange(held.count, count);
+  if (capacity == had) return;
+  const BlockAddress moved = capacity > 0 ? store.allocate(capacity * map.query_bytes()) : 0;
+  std::copy_n(HostStore::at(held.rows), std::min(kept, count) * map.query_bytes(), HostStore::at(moved));
+  store.release(held.rows, had * map.query_bytes());
+  held.rows = moved;
+}
+
+void CompressedCache::Parts::hold_queries(int layer, ConstMatrix q) {
+  if (map.queries.empty() || map.coded(layer) || !model->fits_queries(layer)) return;
+  const int64_t from = map.queries[static_cast<size_t>(layer)].count, to = fit_tokens(map.policy, map.total());
+  if (from == to) return;
+  VQKV_CHECK(from == map.length);
+  if (q.rows != map.pending || q.cols * static_cast<int64_t>(sizeof(float)) != map.query_bytes())
+    fail_internal(fmt::format("a codec of layer {} is fitted to the queries of its prompt; append got {} of {}", layer,
+                              q.rows, map.pending));
+  keep_queries(layer, to);
+  std::byte* rows = HostStore::at(map.queries[static_cast<size_t>(layer)].rows);
+  for (int64_t t = from; t < to; ++t)
+    std::memcpy(rows + t * map.query_bytes(), q.row(t - from), static_cast<size_t>(map.query_bytes()));
+}
+
 void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) {
   std::vector<std::unique_ptr<FittedForm>> made(units.size());
   parallel_for(static_cast<int64_t>(units.size()), [&](int64_t i) {
     const size_t u = units[static_cast<size_t>(i)];
     const CacheModel::Unit& unit = model->units()[u];
-    auto state = fit_unit(*unit.codec, unit.shape, CacheRows(map, u), tokens);
+    auto state = fit_unit(*unit.codec, unit.shape, model->shape().group(), CacheRows(map, u), tokens);
     if (!state) return;
     if (model->tiers() > 1) refuse_fitted_tier(model->codecs()->units()[u].spec.method);
     CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages);
@@ -72,6 +100,7 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
   for (size_t i = 0; i < units.size(); ++i) {
     if (!made[i]) continue;
     map.fitted.resize(map.units.size());
+    map.fitted_to = tokens;
     store.charge(made[i]->state_bytes + made[i]->form_bytes);
     map.fitted[units[i]] = std::move(made[i]);
   }
@@ -239,10 +268,7 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
   std::vector<size_t> fits;
   const Stopwatch watch;
   for (const int layer : layers) {
-    bool coded = false;
-    for (const Role role : {Role::kKey, Role::kValue})
-      coded = coded || map.role(layer, role).coded_end > map.policy.sinks;
-    const bool first = !coded && std::max(k_end, v_end) > map.policy.sinks;
+    const bool first = !map.coded(layer) && std::max(k_end, v_end) > map.policy.sinks;
     for (const size_t u : model->layer_units(layer)) {
       const Role role = model->units()[u].shape.role;
       const int64_t from = map.role(layer, role).coded_end, to = role == Role::kKey ? k_end : v_end;
@@ -251,8 +277,9 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
     }
   }
   if (tasks.empty()) return;
-  const bool whole = map.exact_prompt || map.visibility == Visibility::kAllCoded;
-  fit(fits, whole ? tokens : fit_tokens(map.policy, tokens));
+  fit(fits, fit_tokens(map.policy, tokens));
+  for (const int layer : layers)
+    if (!map.queries.empty()) keep_queries(layer, 0);
   // Allocation alone and in order, before and after coding: the caller's resource is asked by the caller's thread, and
   // the order of blocks in memory does not depend on threads.
   for (Task& task : tasks) {

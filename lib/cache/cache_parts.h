@@ -33,6 +33,9 @@ struct CompressedCache::Parts {
   // Codes what `layers` hold exactly up to the ends of their roles, of `tokens` tokens.
   void code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end);
   void fit(std::span<const size_t> units, int64_t tokens);
+  // Holds what `q`, queries of the open block, has for the codecs of a layer that are still to be fitted.
+  void hold_queries(int layer, ConstMatrix q);
+  void keep_queries(int layer, int64_t count);  // the first of those held, with room for so many
   // Passes what is old enough among `tokens` tokens on to the next tiers; the newer form stays.
   void age(std::span<const int> layers, int64_t tokens);
   // Gives up what passed on.

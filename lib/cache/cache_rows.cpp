@@ -36,6 +36,22 @@ void CacheRows::lower(int64_t first, MutMatrix out) const {
   for (int64_t t = 0; t < out.rows; ++t) std::copy_n(rows.row(t), out.cols, out.row(t));
 }
 
+void CacheRows::queries(int head, MutMatrix out) const {
+  const CacheShape& shape = map_.model->shape();
+  const int layer = map_.model->units()[unit_].shape.layer;
+  const int64_t group = shape.group(), d = shape.head_dim, tokens = out.rows / group;
+  const HeldQueries& held = map_.queries[static_cast<size_t>(layer)];
+  VQKV_CHECK(tokens <= held.count);
+  const ConstMatrix all(reinterpret_cast<const float*>(HostStore::at(held.rows)), tokens, shape.q_heads * d);
+  std::vector<int32_t> position(static_cast<size_t>(group));
+  for (int64_t t = 0; t < tokens; ++t) {
+    const MutMatrix rows = out.slice_rows(t * group, group);
+    for (int64_t g = 0; g < group; ++g) std::copy_n(all.row(t) + (head * group + g) * d, d, rows.row(g));
+    std::ranges::fill(position, static_cast<int32_t>(t));
+    if (map_.model->keys_post_rope(layer, head)) rope_apply(map_.model->rope(), position.data(), rows);
+  }
+}
+
 size_t CacheAgedRows::newer(Role role, int kv_head) const {
   const CacheModel::Unit& u = map_.model->units()[unit_];
   return static_cast<size_t>(map_.model->unit_of(u.shape.layer, kv_head, role, u.tier - 1));

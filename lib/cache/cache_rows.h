@@ -11,6 +11,7 @@ class CacheRows final : public HeldRows {
   void load(Role role, int kv_head, int64_t first, MutMatrix out) const override;
   void positions(int64_t first, std::span<int32_t> out) const override;
   void lower(int64_t first, MutMatrix out) const override;
+  void queries(int kv_head, MutMatrix out) const override;
 
  private:
   const SequenceMap& map_;

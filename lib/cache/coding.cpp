@@ -62,13 +62,20 @@ int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
   const auto first = [&](const FlushRule& rule) {
     return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1;
   };
-  return std::min({held, first(policy.k), first(policy.v)});
+  return std::min(held, std::max(policy.waits, std::min(first(policy.k), first(policy.v))));
 }
 
-std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, const HeldRows& rows,
+std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, int group, const HeldRows& rows,
                                         int64_t tokens) {
-  return codec.fit(gather(unit, rows, Role::kKey, 0, tokens), gather(unit, rows, Role::kValue, 0, tokens),
-                   ConstMatrix());
+  const FitNeeds needs = codec.fit_needs();
+  VQKV_CHECK(tokens >= needs.tokens);
+  Matrix<float> q(needs.queries ? tokens * group : 0, unit.channels());
+  for (int h = 0; h < unit.heads && q.rows > 0; ++h)
+    rows.queries(unit.first_head + h, q.view().slice_cols(h * unit.head_dim, unit.head_dim));
+  auto state = codec.fit(gather(unit, rows, Role::kKey, 0, tokens), gather(unit, rows, Role::kValue, 0, tokens), q);
+  if (state && needs.tokens < 1)
+    fail_internal("a codec fits parameters to a prompt and does not say to how many tokens (Codec::fit_needs)");
+  return state;
 }
 
 CodeBlock encode_unit(const Codec& codec, const DecodePlan& plan, const UnitShape& unit, const HeldRows& rows,
@@ -113,6 +120,7 @@ void refuse_fitted_tier(const std::string& method) {
 }
 
 void AgedRows::lower(int64_t, MutMatrix) const { fail_internal("no tier sees the layer below"); }
+void AgedRows::queries(int, MutMatrix) const { fail_internal("no tier is fitted to queries"); }
 
 CodeBlock age_unit(const Codec& codec, bool level, const DecodePlan& plan, const UnitShape& unit, const AgedRows& rows,
                    int64_t from, int64_t to) {

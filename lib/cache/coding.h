@@ -24,12 +24,16 @@ class HeldRows {
   // Coded tokens [first, first + out.rows) as the unit's CodecSet::lower_unit decodes them, (n, channels). Asked only
   // where there is one.
   virtual void lower(int64_t first, MutMatrix out) const = 0;
+  // Queries of tokens [0, out.rows / group) of a KV head's query heads, (n * group, head_dim), in the RoPE domain of
+  // its keys. Asked only for a unit whose codec is fitted to them.
+  virtual void queries(int kv_head, MutMatrix out) const = 0;
 };
 
 // The same of a unit in an older tier: load() gives what the tier before decodes to.
 class AgedRows : public HeldRows {
  public:
   void lower(int64_t, MutMatrix) const final;  // kInternal: CodecSet refuses tiers of codecs that see one
+  void queries(int, MutMatrix) const final;    // kInternal: nothing is fitted
   // Codes of tokens [from, to) in the tier before. Asked only for a level, which has the same units there.
   virtual CodeBlock codes(int64_t from, int64_t to) const = 0;
   virtual const CodeLayout& layout() const = 0;
@@ -41,13 +45,13 @@ CodeBlock codes_of(const CodeBlock& codes, const CodeLayout& layout, int64_t fro
 // kUsage: a codec of this method fits parameters to each prompt and is one of several tiers.
 [[noreturn]] void refuse_fitted_tier(const std::string& method);
 
-// How many of the `held` tokens of a prompt its parameters are fitted on: those that are there when its first token is
-// coded token by token, so that block and step replay fit the same. For a prompt that is whole before anything is coded
-// that is `held` itself.
+// How many of the `held` tokens of a prompt its parameters are fitted on: those that are there when the first one is
+// coded token by token, CachePolicy::waits at least. So blocks, steps, exact prompts and sweeps fit the same.
 int64_t fit_tokens(const CachePolicy& policy, int64_t held);
 
-// The parameters that a unit fits on the first `tokens` tokens; null for methods that have none.
-std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, const HeldRows& rows,
+// The parameters that a unit fits on the first `tokens` tokens; null for methods that have none. group: query heads of
+// a KV head. kInternal for a codec that is fitted to fewer than it asks for, or asks for none.
+std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, int group, const HeldRows& rows,
                                         int64_t tokens);
 
 // Codes of tokens [from, to), whole codec blocks. `plan` is the codec's under `state`; codes that it has no entry for

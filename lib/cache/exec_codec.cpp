@@ -277,6 +277,7 @@ class ExecCodec::UnitCodec final : public Codec {
     Talk& talk;
     UnitShape unit;
   };
+  FitNeeds fit_needs() const override { return {.tokens = 1}; }
   std::unique_ptr<SequenceState> fit(ConstMatrix, ConstMatrix, ConstMatrix) const override {
     return std::make_unique<State>(*talk_, unit_);
   }

@@ -6,7 +6,9 @@
 #include <bit>
 #include <cmath>
 #include <new>
+#include <set>
 
+#include "cache/coding.h"
 #include "cache/store.h"
 #include "core/error.h"
 
@@ -58,7 +60,8 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
       units(resource),
       evicted(resource),
       fitted(resource),
-      mass(resource) {
+      mass(resource),
+      queries(resource) {
   model->check(policy);
   const CacheShape& shape = model->shape();
   RoleMap start;
@@ -68,6 +71,7 @@ SequenceMap::SequenceMap(std::shared_ptr<const CacheModel> of_model, CachePolicy
   evicted.resize(static_cast<size_t>(shape.layers * shape.kv_heads));
   units.resize(model->units().size());
   if (policy.keep) mass.resize(evicted.size());
+  if (model->fits_queries() && policy.keeps_codes()) queries.resize(static_cast<size_t>(shape.layers));
 }
 
 SequenceMap::~SequenceMap() {
@@ -200,10 +204,11 @@ bool SequenceMap::alive(size_t unit, int64_t from, int64_t to) const {
 
 ByteLedger SequenceMap::bytes() const {
   ByteLedger b;
-  b.index =
-      static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
-                           boundaries.capacity() * sizeof(TierBoundary) + evicted.capacity() * sizeof(EvictedSet) +
-                           fitted.capacity() * sizeof(fitted[0]) + mass.capacity() * sizeof(MassSums));
+  b.index = static_cast<int64_t>(roles.capacity() * sizeof(RoleMap) + units.capacity() * sizeof(UnitMap) +
+                                 boundaries.capacity() * sizeof(TierBoundary) +
+                                 evicted.capacity() * sizeof(EvictedSet) + fitted.capacity() * sizeof(fitted[0]) +
+                                 mass.capacity() * sizeof(MassSums) + queries.capacity() * sizeof(HeldQueries));
+  for (const HeldQueries& q : queries) b.workspace += HeldQueries::capacity_for(q.count) * query_bytes();
   for (const EvictedSet& e : evicted) b.index += e.count * static_cast<int64_t>(sizeof(uint64_t));
   for (const MassSums& m : mass) b.workspace += m.capacity * static_cast<int64_t>(sizeof(double));
   for (const RoleMap& r : roles) {
@@ -234,8 +239,9 @@ int64_t fitted_form_bytes(const Codec& codec, const UnitShape& unit, const Seque
   return FittedForm::bytes(CodedForm(codec, unit, &state, pages), CodedForm(codec, unit, nullptr, pages));
 }
 
-ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t tokens,
+ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& given, int64_t tokens,
                      std::span<const UnitExtras> extras) {
+  const CachePolicy policy = given.for_codecs(codecs);
   VQKV_CHECK(tokens >= 0 && (extras.empty() || extras.size() == codecs.units().size()));
   if (policy.keep)
     fail_usage(
@@ -262,6 +268,7 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
   }
   const bool any_coded = policy.keeps_codes() && past_window(Role::kKey) + past_window(Role::kValue) > 0;
   bool any_fitted = false;
+  std::set<int> query_layers;  // fitted to queries
   for (size_t i = 0; i < codecs.units().size(); ++i) {
     const TrainedUnit& u = codecs.units()[i];
     const PageLayout pages(u.codec->layout());
@@ -273,6 +280,7 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
     const int64_t coded = end - begin, count = pages_of(pages, begin, end);
     add_codes(b, pages, coded, count);
     b.index += BlockTable::capacity_for(count) * kAddress;
+    if (policy.keeps_codes() && u.codec->fit_needs().queries) query_layers.insert(u.spec.unit.layer);
     if (extras.empty()) continue;
     b.overlay += std::llround(extras[i].exceptions * static_cast<double>(coded)) * kExceptionBytes;
     if (!any_coded || extras[i].form_bytes == 0) continue;
@@ -281,6 +289,10 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& policy, int64_t 
     any_fitted = true;
   }
   if (any_fitted) b.index += static_cast<int64_t>(codecs.units().size() * sizeof(std::unique_ptr<FittedForm>));
+  if (!query_layers.empty()) b.index += shape.layers * static_cast<int64_t>(sizeof(HeldQueries));
+  if (tokens > 0 && !any_coded)
+    b.workspace += static_cast<int64_t>(query_layers.size()) * HeldQueries::capacity_for(tokens) * shape.q_heads *
+                   shape.head_dim * int64_t{sizeof(float)};
   b.codebooks = codecs.constant_bytes();
   return b;
 }

@@ -73,6 +73,14 @@ struct UnitMap {
   int64_t overlay_count = 0, overlay_capacity = 0;
 };
 
+// Queries of a layer's first tokens, held until its codecs are fitted to them: (count, q_heads * head_dim), fp32,
+// before RoPE. The capacity follows from the count.
+struct HeldQueries {
+  BlockAddress rows = 0;
+  int64_t count = 0;
+  static int64_t capacity_for(int64_t count) { return (count + 63) / 64 * 64; }
+};
+
 // What one sequence fitted to its prompt.
 struct FittedForm {
   std::unique_ptr<SequenceState> state;
@@ -110,6 +118,11 @@ class SequenceMap {
            static_cast<int64_t>(dtype_size(policy.exact_dtype));
   }
   int64_t total() const { return length + pending; }
+  int64_t query_bytes() const { return int64_t{model->shape().q_heads} * model->shape().head_dim * 4; }  // of one token
+  // Some token of the layer was coded, or dropped.
+  bool coded(int layer) const {
+    return std::max(role(layer, Role::kKey).coded_end, role(layer, Role::kValue).coded_end) > policy.sinks;
+  }
   // End of what a query at `position` sees coded in `tier` or an older one, honouring the open block's visibility.
   int64_t coded_end(Role role, int64_t position, int tier = 0) const;
   TierBoundary& boundary(int older_tier, int layer, Role r) {
@@ -171,12 +184,14 @@ class SequenceMap {
   std::pmr::vector<EvictedSet> evicted;                  // (layers * kv_heads)
   std::pmr::vector<std::unique_ptr<FittedForm>> fitted;  // (units), empty before the first
   std::pmr::vector<MassSums> mass;                       // (layers * kv_heads), empty without a rule
+  std::pmr::vector<HeldQueries> queries;                 // (layers), empty where no codec is fitted to them
   int64_t length = 0;
-  int64_t pending = 0;   // tokens of the open block
-  int64_t prompt = 0;    // tokens that are seen exactly before anything is coded, where that was said
-  int64_t decided = 0;   // the length at which the rule decided last
-  int64_t observed = 0;  // queries below it are in the sums
-  int appended = 0;      // layers of the open block that have theirs
+  int64_t pending = 0;    // tokens of the open block
+  int64_t prompt = 0;     // tokens that are seen exactly before anything is coded, where that was said
+  int64_t decided = 0;    // the length at which the rule decided last
+  int64_t observed = 0;   // queries below it are in the sums
+  int64_t fitted_to = 0;  // tokens that parameters were fitted to
+  int appended = 0;       // layers of the open block that have theirs
   bool open = false, exact_prompt = false;
   Visibility visibility = Visibility::kReplay;
 };

@@ -1,5 +1,8 @@
 #include "cache/model.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <map>
 #include <numeric>
 #include <set>
@@ -75,8 +78,14 @@ CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(code
     for (int h = at.first_head; h < at.first_head + at.heads; ++h)
       unit_index_[static_cast<size_t>((2 * row + (at.role == Role::kValue)) * shape_.kv_heads + h)] =
           static_cast<int>(units_.size());
+    fits_queries_ = fits_queries_ || u.codec->fit_needs().queries;
     units_.push_back({at, u.codec.get(), form, codecs_->lower_unit(units_.size()), u.spec.tier, u.spec.level > 0});
   }
+}
+
+bool CacheModel::fits_queries(int layer) const {
+  return fits_queries_ &&
+         std::ranges::any_of(layer_units(layer), [&](size_t u) { return units_[u].codec->fit_needs().queries; });
 }
 
 void CacheModel::check(const CachePolicy& policy) const {

@@ -62,6 +62,9 @@ class CacheModel {
     return u < 0 || units_[static_cast<size_t>(u)].form->plan.rope == RopePlacement::kPost;
   }
   bool sees_lower() const { return codecs_ && codecs_->sees_lower(); }
+  // Some codec is fitted to queries of its prompt; some of this layer.
+  bool fits_queries() const { return fits_queries_; }
+  bool fits_queries(int layer) const;
   // Tokens of the shortest body that holds whole codec blocks of every unit of the role.
   int64_t block_tokens(Role role) const { return block_tokens_[static_cast<int>(role)]; }
   // CodecSet::constant_bytes, asked once.
@@ -79,6 +82,7 @@ class CacheModel {
   std::vector<std::vector<size_t>> layer_units_;  // (tier, layer)
   int64_t block_tokens_[2] = {1, 1};
   int64_t constant_bytes_ = 0;
+  bool fits_queries_ = false;
 };
 
 }  // namespace vqkv

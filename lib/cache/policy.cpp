@@ -95,6 +95,12 @@ CachePolicy CachePolicy::from_json(const Json& config) {
   return p;
 }
 
+CachePolicy CachePolicy::for_codecs(const CodecSet& codecs) const {
+  CachePolicy p = *this;
+  if (p.keeps_codes()) p.waits = codecs.fit_minimum();
+  return p;
+}
+
 namespace {
 
 std::string tiers_conflict(const CachePolicy& policy, const std::vector<int64_t>& tier_tokens) {

@@ -11,6 +11,7 @@
 
 namespace vqkv {
 
+class CodecSet;
 class KeepRule;
 struct CodecPlan;
 class CodecSet;
@@ -48,6 +49,10 @@ struct CachePolicy {
   DType exact_dtype = DType::kF16;  // of sinks and window
   // What heads give up as the text goes on (cache/keep_rule.h); null: nothing.
   std::shared_ptr<const KeepRule> keep = nullptr;
+  // Nothing is coded while fewer tokens are there: what the codecs need to fit their parameters (for_codecs).
+  int64_t waits = 0;
+  // This policy in a cache of `codecs`.
+  CachePolicy for_codecs(const CodecSet& codecs) const;
   // Error (data): one of n values leaves exact_dtype, or is not finite. place(i) says where value i stands.
   template <class Place>
   void check_exact(const float* values, int64_t n, Place&& place) const {
@@ -64,11 +69,12 @@ struct CachePolicy {
   // First token that is exact for the query at `position`, beyond the sinks; newer: the first in a tier that is newer
   // than one behind `newer` tokens (CodecSet::newer_tokens).
   int64_t coded_end(Role r, int64_t position, int64_t newer = 0) const {
-    return codes ? rule(r).after(newer).coded_end(sinks, position) : std::min(sinks, position + 1);
+    return codes && position + 1 >= waits ? rule(r).after(newer).coded_end(sinks, position)
+                                          : std::min(sinks, position + 1);
   }
   // The same while `total` tokens are there (FlushRule::coded_among).
   int64_t coded_among(Role r, int64_t total, int64_t newer = 0) const {
-    return codes ? rule(r).after(newer).coded_among(sinks, total) : std::min(sinks, total);
+    return codes && total >= waits ? rule(r).after(newer).coded_among(sinks, total) : std::min(sinks, total);
   }
 
   static CachePolicy from_json(const Json& cache_config);

@@ -63,6 +63,12 @@ struct SequenceState {
   virtual int64_t bytes() const = 0;
 };
 
+// What fit() asks for. 0 tokens: the codec fits nothing.
+struct FitNeeds {
+  int64_t tokens = 0;    // of a prompt, at least: nothing is coded before they are there
+  bool queries = false;  // q; the other codecs' is empty, and no cache holds queries for them
+};
+
 struct TrainReport {
   double seconds = 0;
   int64_t vectors = 0;  // trained on
@@ -99,6 +105,17 @@ class Codec {
   // Once. Methods without training leave it empty. Bit-identical for one Rng at any thread count.
   virtual TrainReport train(const TrainSet& set, const Rng& rng) = 0;
 
+  // A codec that overrides fit() says here what it asks for; one that fits without is kInternal (cache/coding.h).
+  virtual FitNeeds fit_needs() const { return {}; }
+  // The parameters of one prompt, or null. Asked once a sequence and unit, before its first token is coded, in sweeps
+  // and caches with the same rows: those of the prompt's first n tokens, n being what is there when the first token is
+  // coded token by token, and at least fit_needs().tokens (fit_tokens in cache/coding.h).
+  // k, v: (n, channels), as encode gets them of the units that code these heads' keys and values.
+  // q: (n * group, channels), row t * group + g: query head g of each KV head of the unit at token t, heads side by
+  // side, in the RoPE domain of k (an attention factor included where that is after RoPE), fp32 as the model computed
+  // them or a trace recorded them, without the score scale.
+  // Every value is finite. Thread-safe. A codec behind transforms gets its own role's rows, and for keys q, as they are
+  // behind them: q . k is the same there but for token scales and what is equal for all keys.
   virtual std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const;
 
   // x: (n, channels) with n a multiple of layout().block_tokens, in this codec's RoPE domain. Rejects NaN and
@@ -164,7 +181,7 @@ struct UnitShape {
   RopePlacement rope = RopePlacement::kPost;  // as configured; a method that needs one placement refuses the other
   // The model's, of one head, in sweeps, in caches and behind a codec file alike: which channels rotate, at which
   // frequencies, by which factor. head_dim 0 where there is no model: all channels rotate.
-  RopeFacts rope_facts;
+  RopeFacts rope_facts = {};
   int channels() const { return head_dim * heads; }
   int rotary_dim() const { return rope_facts.head_dim == 0 ? head_dim : rope_facts.rotary_dim; }
   // Channels of pair p of the unit, p below channels() / 2: the pairs of RoPE first, in each head, then neighbours

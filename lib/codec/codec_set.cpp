@@ -112,6 +112,12 @@ CodecSet::CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units
   }
 }
 
+int64_t CodecSet::fit_minimum() const {
+  int64_t tokens = 0;
+  for (const TrainedUnit& u : units_) tokens = std::max(tokens, u.codec->fit_needs().tokens);
+  return tokens;
+}
+
 bool CodecSet::sees_lower() const {
   return std::any_of(lower_.begin(), lower_.end(), [](int unit) { return unit >= 0; });
 }

@@ -96,6 +96,8 @@ class CodecSet {
   // 0.
   int lower_unit(size_t unit) const { return lower_[unit]; }
   bool sees_lower() const;  // some unit does
+  // The most tokens of a prompt that some codec needs to fit its parameters (Codec::fit_needs); 0: none fits any.
+  int64_t fit_minimum() const;
   // Model-side constants, each shared codec once.
   int64_t constant_bytes() const;
 

@@ -20,7 +20,7 @@ class WindowRows final : public HeldRows {
              ConstMatrix below)
       : rows_(rows),
         codecs_(codecs),
-        policy_(rows.config().policy()),
+        policy_(rows.config().policy().for_codecs(codecs)),
         layer_(layer),
         window_(w),
         heads_(heads),
@@ -44,6 +44,7 @@ class WindowRows final : public HeldRows {
     const int64_t sinks = std::min(policy_.sinks, window_.window.tokens);
     for (int64_t r = 0; r < out.rows; ++r) std::copy_n(below_.row(first - sinks + r), out.cols, out.row(r));
   }
+  void queries(int head, MutMatrix out) const override { rows_.first_queries(layer_, head, window_, !pre(head), out); }
 
  private:
   bool pre(int head) const { return held_rope(codecs_, layer_, head) == RopePlacement::kPre; }
@@ -113,10 +114,10 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
                        std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower, Matrix<float>* keep) {
   const UnitShape& u = unit.spec.unit;
   const Codec& codec = *unit.codec;
-  const CachePolicy policy = rows.config().policy();
+  const CachePolicy policy = rows.config().policy().for_codecs(codecs);
   const bool key = u.role == Role::kKey;
   const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
-  const int64_t coded = policy.codes ? (n - sinks) / step * step : 0;
+  const int64_t coded = policy.codes && n >= policy.waits ? (n - sinks) / step * step : 0;
   CodingTotals t;
   if (policy.drops) {
     for (int h = 0; h < u.heads; ++h) {
@@ -130,7 +131,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   if (coded > 0) {
     const WindowRows exact(rows, codecs, u.layer, w, heads, lower);
     Stopwatch watch;
-    const auto state = fit_unit(codec, u, exact, fit_tokens(policy, n));
+    const auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n));
     const DecodePlan plan = codec.plan({-1, state.get()});
     if (state) {
       if (codecs.tiers() > 1) refuse_fitted_tier(unit.spec.method);

@@ -96,7 +96,8 @@ std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows
 FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, int h, const Tile& tile,
                          const HeadRows& r, const Matrix<float>& queries, ConstMatrix w_o,
                          std::array<Matrix<float>, 2>& aged) {
-  const CachePolicy policy = rows.config().policy();
+  CachePolicy policy = rows.config().policy();
+  if (codecs) policy = policy.for_codecs(*codecs);
   const EvalWindow& w = rows.windows()[tile.window];
   FidelitySample s;
   const int64_t sinks = std::min(policy.sinks, w.window.tokens);

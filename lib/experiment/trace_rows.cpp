@@ -214,6 +214,25 @@ Matrix<float> TraceRows::queries(int layer, int head, const EvalWindow& w) const
   return out;
 }
 
+void TraceRows::first_queries(int layer, int head, const EvalWindow& w, bool rotated, MutMatrix out) const {
+  const int64_t group = reader_.info().shape.group(), n = out.rows / group;
+  const auto recorded = reader_.query_token().begin() + w.window.first_query;
+  int64_t there = 0;
+  for (int64_t i = 0; i < w.window.queries; ++i) there += recorded[i] < w.window.first_token + n;
+  if (there != n)
+    fail_data(
+        fmt::format("{}: document {}: a codec fits its parameters to the queries of a prompt's first {} tokens, and {} "
+                    "of them are recorded; capture every query (vqkv-dump capture --query-stride 1)",
+                    reader_.path(), w.window.document, n, there));
+  Matrix<float> one(n, out.cols);
+  for (int64_t g = 0; g < group; ++g) {
+    const int q_head = static_cast<int>(scope_.heads.at(static_cast<size_t>(head)) * group + g);
+    read_queries(layer, q_head, w.window.first_query, n, one);
+    if (rotated) rope_apply(rope_, w.position.data(), one);
+    for (int64_t t = 0; t < n; ++t) std::copy_n(one.row(t), out.cols, out.row(t * group + g));
+  }
+}
+
 Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) const {
   if (!reader_.has_output_weight()) return {};
   const int64_t width = int64_t{reader_.info().shape.group()} * reader_.info().shape.head_dim;

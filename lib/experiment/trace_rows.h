@@ -56,6 +56,9 @@ class TraceRows final : public TrainSource {
   Matrix<float> keys(int layer, int head, const EvalWindow& w) const;
   Matrix<float> values(int layer, int head, const EvalWindow& w) const;
   Matrix<float> queries(int layer, int head, const EvalWindow& w) const;
+  // Those of the window's first tokens, whether in use or not, (n * group, head_dim) after or before RoPE. kBadData
+  // where the trace recorded only some of them.
+  void first_queries(int layer, int head, const EvalWindow& w, bool rotated, MutMatrix out) const;
   // W_O columns of a KV head's query heads, or empty.
   Matrix<float> output_weight(int layer, int first_head, int heads) const;
   const RopeTable& rope() const { return rope_; }

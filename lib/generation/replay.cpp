@@ -127,6 +127,7 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
     if (fake && s.first != c.policy.sinks) s.grid = 0;
     s.first = c.policy.sinks;
     fake = true;
+    if (c.codecs->fit_minimum() > 0) s.grid = 0;  // fitted to more than a stretch may hold
     for (const auto& u : c.codecs->units())
       if (s.grid > 0) s.grid = std::lcm(s.grid, static_cast<int64_t>(u.codec->layout().block_tokens));
     if (s.grid > kStretch) s.grid = 0;
@@ -136,12 +137,6 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
   if (fake && s.prompt > 0)
     fail_usage("modes prefill-exact and fake-quant can't share one replay: they score other positions");
   return s;
-}
-
-// A fake-quant codec with parameters of its prompt wants the whole window as prompt, not its first stretch.
-bool fitted_to_part(const Runner& r) {
-  if (r.candidate->mode != ReplayMode::kFakeQuant) return false;
-  return r.sequence->cache().fitted();
 }
 
 // The facts of one prediction; an error says whose it is and where.
@@ -277,7 +272,7 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
     return std::any_of(w.tokens.begin(), w.tokens.end(), [&](int32_t id) { return tokenizer->padded(id); });
   };
   if (tokenizer && std::any_of(windows.begin(), windows.end(), untold)) tokenizer = nullptr;
-  Stretches stretches = stretches_for(candidates, options);
+  const Stretches stretches = stretches_for(candidates, options);
 
   ReplayResult result;
   result.bos = special.add_bos;
@@ -292,12 +287,8 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
                               .block = options.block};
   Runner base;
   std::vector<Runner> runners(candidates.size());
-  Matrix<float> base_logits, test_logits;
-  const auto make_room = [&] {
-    base_logits = Matrix<float>(stretches.longest(), vocab);
-    test_logits = Matrix<float>(candidates.empty() ? 0 : stretches.longest(), vocab);
-  };
-  make_room();
+  Matrix<float> base_logits(stretches.longest(), vocab),
+      test_logits(candidates.empty() ? 0 : stretches.longest(), vocab);
 
   Progress progress("replay: window", static_cast<int64_t>(windows.size()));
   for (size_t w = 0; w < windows.size(); ++w) {
@@ -315,15 +306,6 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
       } catch (const Error& e) {
         if (stop && stop()) return result;  // another program's answer was awaited no longer
         throw Error(e.kind(), fmt::format("window {}: {}", w, e.what()));
-      }
-      if (at == 0 && end < options.context && std::any_of(runners.begin(), runners.end(), fitted_to_part)) {
-        stretches.grid = 0;
-        make_room();
-        one = ReplayResult();
-        one.tracks.resize(candidates.size());
-        base.start(exact);
-        for (size_t c = 0; c < candidates.size(); ++c) runners[c].start(candidates[c]);
-        end = 0;
       }
     }
     base.sequence->check_ledger(exact.label);

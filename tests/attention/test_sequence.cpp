@@ -4,6 +4,7 @@
 #include "attention/plan_codec.h"
 #include "cache/model.h"
 #include "support/catch.h"
+#include "support/dummy_codecs.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
@@ -51,6 +52,31 @@ TEST_CASE("a sequence holds its ledger to its allocator and to the formula of as
   } catch (const Error& e) { error = e.what(); }
   CHECK(error.starts_with("c at 300 tokens: the formula says "));
   CHECK_THROWS_AS(Sequence(set, kPolicy, "cpu-tabel"), Error);
+}
+
+TEST_CASE("codecs are fitted to the queries that a session attends with, in blocks and in steps", "[sequence]") {
+  const CacheShape shape = make_shape(2, 3, 2, 16);
+  const auto set_of = [&](bool queries) {
+    return dummy_codec_set(shape, RopePlacement::kPre, 1, [=](const UnitShape& unit) {
+      return std::make_unique<PromptDummy>(unit, false, FitNeeds{60, queries});
+    });
+  };
+  const auto with = set_of(true), without = set_of(false);
+  const Tokens x(shape, kTokens, 1);
+  const auto bias_of = [&](const std::shared_ptr<const CodecSet>& set, int64_t block) {
+    Sequence sequence(set, kPolicy, "auto");
+    for (int64_t t = 0; t < kTokens; t += block) feed(sequence, x, t, std::min(block, kTokens - t));
+    sequence.check_ledger("fitted");
+    std::vector<std::vector<float>> biases;
+    for (size_t u = 0; u < set->units().size(); ++u)
+      biases.push_back(CacheView(sequence.cache()).form(u).plan.outer_bias);
+    return biases;
+  };
+  const auto biases = bias_of(with, kTokens);
+  for (const auto& bias : biases) CHECK(bias.size() == 16);
+  CHECK(bias_of(with, 1) == biases);
+  CHECK(bias_of(with, 64) == biases);
+  CHECK_FALSE(bias_of(without, kTokens) == biases);
 }
 
 TEST_CASE("a sequence that starts again is as a new one, on the same backend", "[sequence]") {

@@ -1,6 +1,6 @@
 #include <fmt/format.h>
 
-#include "attention/plan_codec.h"
+#include "cache/cache_support.h"
 #include "cache/view.h"
 #include "codec/codec_set.h"
 #include "core/json.h"
@@ -12,22 +12,6 @@ using namespace vqkv::test;
 
 namespace {
 
-CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
-  CachePolicy p;
-  p.sinks = sinks;
-  p.k = k;
-  p.v = v;
-  return p;
-}
-
-void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t n,
-          Visibility visibility = Visibility::kReplay) {
-  cache.begin_block(n, visibility);
-  for (int layer = 0; layer < cache.shape().layers; ++layer)
-    cache.append(layer, x.k.view().slice_rows(first, n), x.v.view().slice_rows(first, n));
-  cache.end_block();
-}
-
 std::shared_ptr<const CodecSet> pq_set(const CacheShape& shape, int heads, int bits = 8, int block = 1,
                                        int overlay = 0) {
   return make_set(shape, heads, [&](Role role, int channels) {
@@ -38,10 +22,6 @@ std::shared_ptr<const CodecSet> pq_set(const CacheShape& shape, int heads, int b
       add_levels(p, bits > 8 ? 8 : bits, 8, block, block == 1);
     return std::make_shared<PlanCodec>(p, overlay);
   });
-}
-
-bool same(const ByteLedger& a, const ByteLedger& b) {
-  return canonical_json(a.to_json()) == canonical_json(b.to_json());
 }
 
 }  // namespace
@@ -275,85 +255,6 @@ TEST_CASE("Overlays are stored, counted and found", "[cache]") {
                        [](const auto& a, const auto& b) { return a.token < b.token; }));
   CHECK(cache.bytes().overlay ==
         8 * static_cast<int64_t>(codes.overlay.size() + CacheView(cache).fetch_codes(1).overlay.size()));
-}
-
-namespace {
-
-// Scales by the largest key of the prompt: one f32 a sequence.
-class PromptCodec final : public Codec {
- public:
-  struct State final : SequenceState {
-    float largest = 1;
-    int64_t tokens = 0;
-    int64_t bytes() const override { return 4; }
-  };
-  explicit PromptCodec(int channels) {
-    plan_ = empty_plan(channels);
-    std::vector<int32_t> all;
-    for (int c = 0; c < channels; ++c) all.push_back(c);
-    add_dense(plan_, all, DType::kBF16);
-  }
-  int channels() const override { return plan_.channels; }
-  const CodeLayout& layout() const override { return plan_.layout; }
-  RopePlacement rope() const override { return RopePlacement::kPost; }
-  TrainReport train(const TrainSet&, const Rng&) override { return {}; }
-  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix, ConstMatrix) const override {
-    auto s = std::make_unique<State>();
-    s->tokens = k.rows;
-    for (int64_t t = 0; t < k.rows; ++t)
-      for (int64_t c = 0; c < k.cols; ++c) s->largest = std::max(s->largest, std::abs(k(t, c)));
-    return s;
-  }
-  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
-    REQUIRE(state != nullptr);
-    out.resize(plan_.layout, x.rows);
-    for (int64_t i = 0; i < x.size(); ++i)
-      out.sides[0][static_cast<size_t>(i)] = round_to_bf16(x.data[i] / static_cast<const State*>(state)->largest);
-  }
-  DecodePlan plan(const PlanQuery& query) const override {
-    DecodePlan p = plan_;
-    if (query.state)
-      p.map = DiagonalMap{
-          std::vector<float>(static_cast<size_t>(p.channels), static_cast<const State*>(query.state)->largest)};
-    return p;
-  }
-  void save(ParameterWriter&) const override {}
-  void load(const ParameterReader&) override {}
-
- private:
-  DecodePlan plan_;
-};
-
-}  // namespace
-
-TEST_CASE("Parameters fitted to the prompt: once, alike in steps and blocks, counted as side data", "[cache]") {
-  const CacheShape shape = make_shape(1, 1, 1, 16);
-  const auto set = make_set(shape, 1, [](Role, int channels) { return std::make_shared<PromptCodec>(channels); });
-  const Tokens x(shape, 200, 11);
-  const CachePolicy policy = policy_of(4, {32, 16}, {40, 16});
-  for (const int64_t step : {1, 7, 200}) {
-    CountingResource memory;
-    CompressedCache cache(set, policy, &memory);
-    for (int64_t t = 0; t < 200; t += step) {
-      feed(cache, x, t, std::min<int64_t>(step, 200 - t));
-      CHECK(cache.bytes().total_sequence() == memory.live());
-    }
-    const auto* state = dynamic_cast<const PromptCodec::State*>(CacheView(cache).state(0));
-    REQUIRE(state);
-    CHECK(state->tokens == 4 + 32 + 16 - 1);
-    const int64_t coded = CacheView(cache).coded_end(0, Role::kKey) - 4,
-                  coded_v = CacheView(cache).coded_end(0, Role::kValue) - 4;
-    CHECK(cache.bytes().side == 2 * 4 + (coded + coded_v) * 16 * 2);
-    Matrix<float> x_hat(coded, 16);
-    decode_plan(CacheView(cache).form(0).plan, CacheView(cache).fetch_codes(0), x_hat);
-    Matrix<float> exact = x.k;
-    const RopeTable rope(shape.rope);
-    std::vector<int32_t> positions(200);
-    for (int i = 0; i < 200; ++i) positions[static_cast<size_t>(i)] = i;
-    rope_apply(rope, positions.data(), exact);
-    for (int64_t t = 0; t < coded; ++t)
-      for (int c = 0; c < 16; ++c) REQUIRE(x_hat(t, c) == Approx(exact(t + 4, c)).margin(state->largest * 0.005));
-  }
 }
 
 TEST_CASE("What stays of a body lies together, with the codes that it had", "[evict]") {

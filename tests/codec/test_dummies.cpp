@@ -66,7 +66,7 @@ TEST_CASE("parameters of a prompt reach encoding and decoding", "[plan][state]")
   Matrix<float> x = gaussian(64, 8, 2);
   for (int64_t t = 0; t < x.rows; ++t) x(t, 3) += 50;
   const PromptDummy codec(unit_of(Role::kValue, 8, 1));
-  const auto state = codec.fit({}, x, {});
+  const auto state = codec.fit(x, x, {});
   CHECK(state->bytes() == 32);
   CHECK(relative_error(codec, x, {-1, state.get()}) < 1e-4);
   CHECK(relative_error(codec, x) > 1e-3);

@@ -160,12 +160,19 @@ TEST_CASE("moments and queries follow the keys through a chain", "[transform][ch
         : DummyCodec(unit), x_(x), q_(q), m_(m) {
       layout_.sides = {{"x", DType::kF32, channels(), true}};
     }
+    static void copy(ConstMatrix from, Matrix<float>& to) {
+      to = Matrix<float>(from.rows, from.cols);
+      for (int64_t r = 0; r < from.rows; ++r) std::copy_n(from.row(r), from.cols, to.row(r));
+    }
     TrainReport train(const TrainSet& s, const Rng&) override {
-      for (const auto& [from, to] : {std::pair{s.x, x_}, {s.queries, q_}, {s.query_moment, m_}}) {
-        *to = Matrix<float>(from.rows, from.cols);
-        for (int64_t r = 0; r < from.rows; ++r) std::copy_n(from.row(r), from.cols, to->row(r));
-      }
+      for (const auto& [from, to] : {std::pair{s.x, x_}, {s.queries, q_}, {s.query_moment, m_}}) copy(from, *to);
       return {};
+    }
+    FitNeeds fit_needs() const override { return {.tokens = 20, .queries = true}; }
+    std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix, ConstMatrix queries) const override {
+      copy(k, *x_);
+      copy(queries, *q_);
+      return nullptr;
     }
     void encode(ConstMatrix, CodeBlock&, const SequenceState*) const override {}
     DecodePlan plan(const PlanQuery&) const override { return empty_plan(); }
@@ -177,19 +184,31 @@ TEST_CASE("moments and queries follow the keys through a chain", "[transform][ch
   for (const char* name : {"center", "channel_scale", "rotation", "hadamard"})
     chain.push_back(find_transform(name).make(Json::object(), unit));
   Matrix<float> x, q, m;
-  with_transforms(std::move(chain), std::make_unique<Recorder>(unit, &x, &q, &m), unit)->train(data.set, Rng(1));
-  for (int64_t r = 0; r < 20; ++r) {
-    // q'.(k'_a - k'_b) = q.(k_a - k_b): centring shifts all scores of a query alike
-    double before = 0, after = 0;
-    for (int64_t c = 0; c < 16; ++c) {
-      before += double{data.queries(r, c)} * (data.x(r, c) - data.x(r + 1, c));
-      after += double{q(r, c)} * (x(r, c) - x(r + 1, c));
+  const auto codec = with_transforms(std::move(chain), std::make_unique<Recorder>(unit, &x, &q, &m), unit);
+  // q'.(k'_a - k'_b) = q.(k_a - k_b): centring shifts all scores of a query alike
+  const auto check = [&](const Matrix<float>& queries, const Matrix<float>& keys) {
+    REQUIRE(q.rows == queries.rows);
+    REQUIRE(x.rows == keys.rows);
+    for (int64_t r = 0; r < 20; ++r) {
+      double before = 0, after = 0;
+      for (int64_t c = 0; c < 16; ++c) {
+        before += double{queries(r, c)} * (keys(r, c) - keys(r + 1, c));
+        after += double{q(r, c)} * (x(r, c) - x(r + 1, c));
+      }
+      CHECK(after == Approx(before).epsilon(1e-3).margin(1e-2));
     }
-    CHECK(after == Approx(before).epsilon(1e-3).margin(1e-2));
-  }
+  };
+  codec->train(data.set, Rng(1));
+  check(data.queries, data.x);
   const Matrix<float> expected = moment_of(q, 16);
   for (size_t i = 0; i < expected.storage.size(); ++i)
     CHECK(m.storage[i] == Approx(expected.storage[i]).epsilon(1e-2).margin(1.0));
+  // Those of a prompt likewise.
+  CHECK(codec->fit_needs().tokens == 20);
+  CHECK(codec->fit_needs().queries);
+  const Data prompt(unit, 43);
+  codec->fit(prompt.x, prompt.x, prompt.queries);
+  check(prompt.queries, prompt.x);
 }
 
 TEST_CASE("exceptions pass through diagonal chains and are refused behind others", "[transform][chain][overlay]") {

@@ -30,8 +30,8 @@ struct Recorded {
   TestFolder folder;
   std::unique_ptr<TraceReader> reader;
   std::unique_ptr<TraceRows> rows;
-  explicit Recorded(int layers = 1, int head_dim = 64, const RopeFacts* rope = nullptr) {
-    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim, 1, 0, rope);
+  explicit Recorded(int layers = 1, int head_dim = 64, const RopeFacts* rope = nullptr, int64_t every = 8) {
+    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim, 1, 0, rope, {}, every);
     CellConfig config;
     config.trace = folder / "t.trace.h5";
     config.train = {0, 1};
@@ -48,10 +48,17 @@ struct Replayed {
       : cache(std::move(set), in.rows->config().policy()) {
     const CacheShape& shape = cache.shape();
     const EvalWindow& w = in.rows->windows().at(0);
-    std::vector<Matrix<float>> k, v;
+    std::vector<Matrix<float>> k, v, q;  // q: where the trace has those of every token
     for (int layer = 0; layer < shape.layers; ++layer) {
       k.emplace_back(kTokens, shape.kv_heads * shape.head_dim);
       v.push_back(k.back());
+      if (w.window.queries == kTokens) q.emplace_back(kTokens, shape.q_heads * shape.head_dim);
+      for (int h = 0; h < shape.q_heads && !q.empty(); ++h) {
+        Matrix<float> one(kTokens, shape.head_dim);
+        in.reader->query(layer, h, w.window.first_query, kTokens, one);
+        for (int64_t t = 0; t < kTokens; ++t)
+          std::copy_n(one.row(t), shape.head_dim, q.back().row(t) + h * shape.head_dim);
+      }
       for (int h = 0; h < shape.kv_heads; ++h) {
         const Matrix<float> from_k = in.rows->keys(layer, h, w), from_v = in.rows->values(layer, h, w);
         for (int64_t t = 0; t < kTokens; ++t) {
@@ -64,7 +71,8 @@ struct Replayed {
       const int64_t n = std::min(block, kTokens - t);
       cache.begin_block(n, exact_prompt ? Visibility::kExactPrefill : Visibility::kReplay);
       for (size_t layer = 0; layer < k.size(); ++layer)
-        cache.append(static_cast<int>(layer), k[layer].view().slice_rows(t, n), v[layer].view().slice_rows(t, n));
+        cache.append(static_cast<int>(layer), k[layer].view().slice_rows(t, n), v[layer].view().slice_rows(t, n),
+                     q.empty() ? ConstMatrix() : ConstMatrix(q[layer].view().slice_rows(t, n)));
       cache.end_block();
     }
     cache.end_exact_prefill();
@@ -87,9 +95,7 @@ struct Replayed {
   CompressedCache cache;
 };
 
-// exact_prompts: also of a prompt that is seen exactly and coded at its end; what is fitted to one is fitted to all of
-// it.
-void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set, bool exact_prompts = false) {
+void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set, bool steps = false) {
   const TraceRows& rows = *in.rows;
   const EvalWindow& w = rows.windows().at(0);
   const int layers = set->shape().layers, kv_heads = set->shape().kv_heads;
@@ -106,10 +112,10 @@ void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set, bo
 
   struct Way {
     int64_t block;
-    bool exact_prompt;
+    bool exact_prompt;  // seen exactly and coded at its end
   };
-  for (const auto& [block, exact_prompt] : {Way{kTokens, false}, Way{19, false}, Way{19, true}}) {
-    if (exact_prompt && !exact_prompts) continue;
+  for (const auto& [block, exact_prompt] : {Way{kTokens, false}, Way{19, false}, Way{19, true}, Way{1, false}}) {
+    if (block == 1 && !steps) continue;
     const Replayed replayed(in, set, block, exact_prompt);
     const int64_t sinks = replayed.cache.policy().sinks;
     for (int i = 0; i < layers * kv_heads; ++i)
@@ -203,7 +209,7 @@ TEST_CASE("a codec set has the same parameters at one, two and four threads: eve
 }
 
 TEST_CASE("a sweep measures the rows that a replay holds: exceptions, fitted parameters", "[conformance][coder]") {
-  const Recorded in;
+  const Recorded in(1, 64, nullptr, 1);
   const CacheShape& shape = in.rows->scope().shape;
   for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
     for (const int heads : {1, 2}) {
@@ -212,11 +218,42 @@ TEST_CASE("a sweep measures the rows that a replay holds: exceptions, fitted par
         check_same_rows(in, dummy_codec_set(shape, rope, heads, [&](const UnitShape& unit) {
                           return std::make_unique<SparseDummy>(unit, 3, add);
                         }));
+      // Fitted to what is there when the first token is coded (107), to more, and to queries.
       for (const bool other_role : {false, true})
-        check_same_rows(in, dummy_codec_set(shape, rope, heads, [&](const UnitShape& unit) {
-                          return std::make_unique<PromptDummy>(unit, other_role);
-                        }));
+        for (const FitNeeds needs :
+             {FitNeeds{2, false}, FitNeeds{2, true}, FitNeeds{150, false}, FitNeeds{150, true}}) {
+          CAPTURE(other_role, needs.tokens, needs.queries);
+          check_same_rows(in,
+                          dummy_codec_set(shape, rope, heads,
+                                          [&](const UnitShape& unit) {
+                                            return std::make_unique<PromptDummy>(unit, other_role, needs);
+                                          }),
+                          true);
+        }
     }
+}
+
+TEST_CASE("a sweep codes nothing of a window that is too short to be fitted to, and needs every query of a longer one",
+          "[conformance][coder]") {
+  const Recorded in(1, 16), all(1, 16, nullptr, 1);
+  const auto code = [](const Recorded& from, FitNeeds needs) {
+    const TraceRows& rows = *from.rows;
+    const EvalWindow& w = rows.windows().at(0);
+    const auto set = dummy_codec_set(rows.scope().shape, RopePlacement::kPost, 1, [&](const UnitShape& unit) {
+      return std::make_unique<PromptDummy>(unit, false, needs);
+    });
+    std::vector<HeadRows> heads = {exact_rows(rows, 0, 0, w), exact_rows(rows, 0, 1, w)};
+    CodeBlock block;
+    code_unit(rows, *set, set->units()[0], w, heads, block);
+    CHECK((heads[0].coded_k > 4) == (block.blocks > 0));
+    return block.blocks;
+  };
+  CHECK(code(in, {kTokens, false}) == kTokens - 4);
+  CHECK(code(all, {kTokens, true}) == kTokens - 4);
+  CHECK(code(all, {kTokens + 1, true}) == 0);
+  CHECK_THROWS_WITH(code(in, {2, true}), Catch::Contains("the queries of a prompt's first 107 tokens, and 13 of them "
+                                                         "are recorded") &&
+                                             Catch::Contains("--query-stride 1"));
 }
 
 TEST_CASE("a sweep measures the rows that a replay holds: positions, rows of the layer below", "[conformance][coder]") {
@@ -224,7 +261,7 @@ TEST_CASE("a sweep measures the rows that a replay holds: positions, rows of the
   const auto check = [&](RopePlacement rope, int heads,
                          const std::function<std::unique_ptr<Codec>(const UnitShape&)>& make) {
     CAPTURE(static_cast<int>(rope), heads);
-    check_same_rows(in, dummy_codec_set(in.rows->scope().shape, rope, heads, make), true);
+    check_same_rows(in, dummy_codec_set(in.rows->scope().shape, rope, heads, make));
   };
   for (const RopePlacement rope : {RopePlacement::kPost, RopePlacement::kPre})
     for (const int heads : {1, 2}) {

@@ -111,6 +111,7 @@ TEST_CASE("nothing that is learned or fitted comes from the first tokens alone",
       return block;
     };
     const auto own = codec->fit(data.x, data.other_role, data.queries);
+    CHECK((own == nullptr || codec->fit_needs().tokens > 1));  // and no sequence gives it fewer (fit_unit)
     const bool fits = own && !same_codes(codes(own.get()), codes(state(0).get()));
     for (const int64_t kept : {int64_t{1}, int64_t{codec->layout().block_tokens}}) {
       CAPTURE(kept);

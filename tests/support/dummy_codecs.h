@@ -84,25 +84,30 @@ class SparseDummy final : public DummyCodec {
   bool add_;
 };
 
-// Subtracts the channel means of its prompt, fitted by fit() to its own rows or to those of the other role; without a
-// state it codes plain values.
+// Subtracts what it fits to its prompt: the channel means of its own rows or of those of the other role and, where it
+// asks for queries, a sum over them in which each counts differently. Without a state it codes plain values.
 class PromptDummy final : public DummyCodec {
  public:
   struct State final : SequenceState {
     std::vector<float> mean;
     int64_t bytes() const override { return static_cast<int64_t>(mean.size() * sizeof(float)); }
   };
-  explicit PromptDummy(const UnitShape& unit, bool other_role = false) : DummyCodec(unit), other_role_(other_role) {
+  explicit PromptDummy(const UnitShape& unit, bool other_role = false, FitNeeds needs = {.tokens = 2})
+      : DummyCodec(unit), other_role_(other_role), needs_(needs) {
     layout_.fields = {{"code", 4, channels(), true}};
     layout_.sides = {{"scale", DType::kF16, 1, true}};
   }
-  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix) const override {
+  FitNeeds fit_needs() const override { return needs_; }
+  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
     const ConstMatrix x = (unit_.role == Role::kKey) != other_role_ ? k : v;
+    VQKV_CHECK(x.rows >= needs_.tokens && x.cols == channels());
+    VQKV_CHECK(needs_.queries ? q.rows >= x.rows && q.rows % x.rows == 0 && q.cols == x.cols : q.rows == 0);
     auto state = std::make_unique<State>();
     for (int64_t c = 0; c < x.cols; ++c) {
-      double sum = 0;
+      double sum = 0, of_queries = 0;
       for (int64_t t = 0; t < x.rows; ++t) sum += x(t, c);
-      state->mean.push_back(x.rows ? static_cast<float>(sum / static_cast<double>(x.rows)) : 0.0f);
+      for (int64_t r = 0; r < q.rows; ++r) of_queries += q(r, c) / static_cast<double>(2 + r);
+      state->mean.push_back(static_cast<float>(sum / static_cast<double>(x.rows) + 0.1 * of_queries));
     }
     return state;
   }
@@ -133,6 +138,7 @@ class PromptDummy final : public DummyCodec {
 
  private:
   bool other_role_;
+  FitNeeds needs_;
 };
 
 // Codes what the decoded row of the layer below leaves over, in absmax codes of `bits` bits a token, and says in its

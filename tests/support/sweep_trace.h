@@ -13,7 +13,8 @@ namespace vqkv {
 
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
-                              const RopeFacts* rope = nullptr, const std::function<void(TraceWindowData&)>& edit = {}) {
+                              const RopeFacts* rope = nullptr, const std::function<void(TraceWindowData&)>& edit = {},
+                              int64_t every = 8) {
   TraceInfo info;
   CacheShape& s = info.shape;
   s.layers = layers;
@@ -30,7 +31,6 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
   info.provenance = {{"tool", "test"}};
   std::vector<std::string> names;
   for (int i = 0; i < documents; ++i) names.push_back("doc" + std::to_string(i) + ".txt");
-  const int64_t every = 8;
   TraceWriter writer(path, info, names, documents * tokens, documents * tokens / every);
   const Rng root(seed);
   const auto fill = [&](Matrix<float>& m, Rng rng, Rng shape, double outlier) {

@@ -185,6 +185,7 @@ class ChainCodec final : public Codec {
     return report;
   }
 
+  FitNeeds fit_needs() const override { return inner_->fit_needs(); }
   std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
     const bool key = units_[0].role == Role::kKey;
     Matrix<float> own = forward(key ? k : v, nullptr);
