@@ -163,7 +163,7 @@ int run_generate(const GenerateVerb& v) {
     }
     run.path = sequence.path();
     sequence.check_ledger(run.codec.label);
-    run.bytes = sequence.cache().bytes();
+    run.bytes = sequence.bytes();
     if (run.codec.exec) run.claimed_bytes = run.codec.exec->claimed_bytes();
     run.length = sequence.cache().length();
     run.coded_share = sequence.coded_share();

@@ -78,8 +78,9 @@ int run_child(const MemoryVerb& v) {
   std::vector<int32_t> tokens(static_cast<size_t>(v.child_context));
   for (int32_t& t : tokens) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(model->facts().vocab)));
   constexpr int64_t kBlock = 128;
-  for (int64_t at = 0; at < v.child_context && !interrupted(); at += kBlock) {
-    const int64_t n = std::min(kBlock, v.child_context - at);
+  for (int64_t at = 0, n = 0; at < v.child_context && !interrupted(); at += n) {
+    // The last token is a step: what attention keeps is what it keeps while decoding.
+    n = std::min(kBlock, std::max<int64_t>(1, v.child_context - 1 - at));
     model->forward(std::span(tokens).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), sequence.session(),
                    LogitRows::kNone, {});
   }
@@ -90,9 +91,10 @@ int run_child(const MemoryVerb& v) {
     sequence.check_ledger(what);
   else
     sequence.check_ledger(ledger_at(*codec.codecs, codec.policy, v.child_context), what);
-  const Json out = {{"ledger", sequence.cache().bytes().to_json()},
-                    {"allocator", sequence.memory().live()},
-                    {"allocator_peak", sequence.memory().peak()},
+  const Json out = {{"ledger", sequence.bytes().to_json()},
+                    {"allocator", sequence.allocated()},
+                    {"threads", attention_scratch_bytes()},
+                    {"allocator_peak", sequence.allocated_peak()},
                     {"process_peak", peak_rss_bytes()},
                     {"process_loaded", loaded},
                     {"path", sequence.path()}};
@@ -130,6 +132,7 @@ int run_memory(const MemoryVerb& v) {
                                    {"index", "index"},
                                    {"workspace", "workspace"},
                                    {"codebooks", "books (model)"},
+                                   {"threads", "threads' tiles"},
                                    {"allocator", "allocator"},
                                    {"allocator_peak", "allocator peak"},
                                    {"process_peak", "process peak"}})
@@ -155,8 +158,8 @@ int run_memory(const MemoryVerb& v) {
         measured = measure_in_child(v, codec.label, child.spec, context);
         if (measured.is_null()) break;
       }
-      const ByteLedger ledger = codec.policy.keep ? ByteLedger::from_json(measured.at("ledger"))
-                                                  : ledger_at(*codec.codecs, codec.policy, context);
+      const ByteLedger ledger =
+          measurable ? ByteLedger::from_json(measured.at("ledger")) : ledger_at(*codec.codecs, codec.policy, context);
       Json row = ledger.to_json();
       row["codec"] = codec.label;
       row["protocol"] = protocol_text(codec.policy, codec.codecs->config());
@@ -164,7 +167,7 @@ int run_memory(const MemoryVerb& v) {
       row["total"] = ledger.total_sequence();
       add_bits(row, ledger, shape, context);
       if (measurable)
-        for (const char* key : {"allocator", "allocator_peak", "process_peak", "process_loaded", "path"})
+        for (const char* key : {"threads", "allocator", "allocator_peak", "process_peak", "process_loaded", "path"})
           row[key] = measured[key];
       table.rows.push_back(std::move(row));
     }

@@ -39,7 +39,14 @@ class AttentionBackend {
   // cache.length(). out: same shape as q.
   virtual void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,
                       AttentionTap* tap = nullptr, MassRequest* mass = nullptr) = 0;
+  // Bytes that it keeps between calls, there once for all sequences that it serves. What its threads work in is apart:
+  // attention_scratch_bytes.
+  virtual int64_t held_bytes() const { return 0; }
 };
+
+// What the threads of the process keep to attend and decode in, some tiles each, whatever the backends and sequences;
+// while nothing attends. No ledger's.
+int64_t attention_scratch_bytes();
 
 // "reference" (double, decodes everything), "cpu-reconstruct", "cpu-table" (logits of coded keys err by at most 2^-10;
 // values summed by code where that is cheaper than decoding, up to fp32 rounding the same), "cpu-table8" (logits err by

@@ -25,8 +25,9 @@ std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name
   fail_unknown("attention backend", name, known);
 }
 
-std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend) {
-  return std::make_unique<KvSessionCpu>(cache, backend);
+std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend,
+                                           std::pmr::memory_resource* memory) {
+  return std::make_unique<KvSessionCpu>(cache, backend, memory);
 }
 
 }  // namespace vqkv

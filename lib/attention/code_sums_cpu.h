@@ -9,6 +9,7 @@
 
 #include "attention/backends_cpu.h"
 #include "cache/tile_decoder.h"
+#include "core/per_thread.h"
 #include "core/view.h"
 
 namespace vqkv {
@@ -36,6 +37,7 @@ class CodeSums {
   void scale(int64_t row, float f);
   // y (rows, rounded up to whole groups of lanes(), y_stride) += sums * codewords.
   void unfold(float* y, int64_t y_stride) const;
+  int64_t held_bytes() const { return capacity_bytes(sums_); }
 
  private:
   const TileDecoder* decoder_ = nullptr;

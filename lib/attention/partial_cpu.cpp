@@ -36,6 +36,12 @@ void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums
   if (sums) sums->reset(decoder, piece.rows());
 }
 
+int64_t Partial::held_bytes() const {
+  int64_t bytes = 0;
+  for (const AlignedVector<float>* v : {&top, &sum, &coded, &out, &y, &mass, &scaled}) bytes += capacity_bytes(*v);
+  return bytes;
+}
+
 void Partial::absorb(int64_t row, float* line, int64_t columns, int64_t begin, int64_t end) {
   const size_t r = at(row);
   const float found = kernels::row_max(line, columns);

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/per_thread.h"
 #include "core/view.h"
 
 namespace vqkv::scan {
@@ -31,6 +32,7 @@ struct FixedTables {
   int64_t entries = 0;                         // used of the 256
   float base = 0, step = 0;                    // logit = base + step * sum
   float bound = 0;                             // largest error of a sum: slots * step / 2
+  int64_t held_bytes() const { return capacity_bytes(low_byte) + capacity_bytes(high_byte); }
 };
 
 // lut: (slots, stride) fp32 with `entries` used each.
@@ -42,6 +44,7 @@ struct ByteTables {
   int64_t entries = 0;           // used of the 256
   float base = 0, step = 0;      // logit = base + step * sum
   float bound = 0;  // largest error of a sum: each slot's largest rounding error, added up; <= slots * step / 2
+  int64_t held_bytes() const { return capacity_bytes(bytes); }
 };
 void quantize(const float* lut, int64_t slots, int64_t entries, int64_t stride, ByteTables& out);
 

@@ -1,6 +1,7 @@
 // KvSession: what a model calls to attend over one sequence's cache, whatever device that lies on.
 #pragma once
 #include <memory>
+#include <memory_resource>
 #include <string>
 
 #include "attention/attention.h"
@@ -29,9 +30,12 @@ class KvSession {
   virtual const AttendStats& stats() const = 0;
   virtual double attend_seconds() const = 0;
   virtual void set_tap(AttentionTap* tap) = 0;  // null for none
+  // Bytes that it keeps between blocks, beside the cache and the backend.
+  virtual int64_t held_bytes() const = 0;
 };
 
-// The form of `backend`'s device. Both outlive the session.
-std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend);
+// The form of `backend`'s device. Both outlive the session, and so does the memory that its buffers come from.
+std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend,
+                                           std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
 
 }  // namespace vqkv

@@ -3,11 +3,15 @@
 
 #include "attention/session_cpu.h"
 #include "core/clock.h"
+#include "core/per_thread.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 
-KvSessionCpu::KvSessionCpu(CompressedCache& cache, AttentionBackend& backend) : cache_(cache), backend_(backend) {}
+KvSessionCpu::KvSessionCpu(CompressedCache& cache, AttentionBackend& backend, std::pmr::memory_resource* memory)
+    : cache_(cache), backend_(backend), rotated_(memory) {}
+
+int64_t KvSessionCpu::held_bytes() const { return capacity_bytes(rotated_); }
 
 void KvSessionCpu::begin_block(int64_t tokens, Visibility visibility) { cache_.begin_block(tokens, visibility); }
 
@@ -17,6 +21,9 @@ void KvSessionCpu::attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v
   VQKV_CHECK(q.cols == int64_t{shape.q_heads} * shape.head_dim && out.rows == q.rows && out.cols == q.cols);
   cache_.append(layer, k, v, q);
   const Stopwatch watch;
+  // What a block needed is given back at the first step.
+  if (q.rows == 1 && rotated_.size() > static_cast<size_t>(q.size()))
+    std::pmr::vector<float>(rotated_.get_allocator()).swap(rotated_);
   rotated_.resize(static_cast<size_t>(q.size()));
   MutMatrix rotated(rotated_.data(), q.rows, q.cols);
   constexpr int64_t kRows = 32;  // a task: tens of microseconds

@@ -1,5 +1,6 @@
 // The session over a cache in host memory.
 #pragma once
+#include <memory_resource>
 #include <vector>
 
 #include "attention/session.h"
@@ -8,7 +9,8 @@ namespace vqkv {
 
 class KvSessionCpu final : public KvSession {
  public:
-  KvSessionCpu(CompressedCache& cache, AttentionBackend& backend);
+  KvSessionCpu(CompressedCache& cache, AttentionBackend& backend,
+               std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
   std::string device() const override { return "cpu"; }
   const CompressedCache& cache() const override { return cache_; }
   using KvSession::begin_block;
@@ -20,6 +22,7 @@ class KvSessionCpu final : public KvSession {
   const AttendStats& stats() const override { return stats_; }
   double attend_seconds() const override { return attend_seconds_; }
   void set_tap(AttentionTap* tap) override { tap_ = tap; }
+  int64_t held_bytes() const override;
 
  private:
   CompressedCache& cache_;
@@ -27,7 +30,7 @@ class KvSessionCpu final : public KvSession {
   AttendStats stats_;
   AttentionTap* tap_ = nullptr;
   double attend_seconds_ = 0;
-  std::vector<float> rotated_;
+  std::pmr::vector<float> rotated_;
 };
 
 }  // namespace vqkv

@@ -20,6 +20,7 @@ struct TileScratch {
   std::vector<uint16_t> wide_codes, value_codes;
   std::vector<float> loudest;
   CodeSums sums;
+  int64_t held_bytes() const;
 };
 
 inline float* ensure_floats(AlignedVector<float>& v, int64_t n) {

@@ -32,10 +32,7 @@ namespace {
 constexpr int64_t kQueryBlock = 256;  // queries that share one decoding of a tile; bounds the partial states
 constexpr int64_t kTableFloats = int64_t{1} << 23;  // 32 MiB of tables a call
 
-TileScratch& scratch() {
-  thread_local TileScratch s;
-  return s;
-}
+TileScratch& scratch() { return PerThread<TileScratch>::here(); }
 
 class TiledEngine {
  public:
@@ -51,6 +48,14 @@ class TiledEngine {
     scan_ = scan;
     when_ = sums;
     summed_ = false;
+    if (q.rows < rows_) {  // what a larger block needed is given back
+      const auto release = [](auto& v) { std::remove_reference_t<decltype(v)>().swap(v); };
+      release(queries_);
+      release(partials_);
+      release(ranges_);
+      release(states_);
+    }
+    rows_ = q.rows;
     int64_t step = tap ? q.rows : kQueryBlock;  // a tap is called once a block
     if (scan_ != KeyScan::kNone && cache.policy().keeps_codes()) {
       int64_t entries = 1;  // table entries of one query, all heads
@@ -70,6 +75,10 @@ class TiledEngine {
                    mass);
     }
     return path(scan, summed_);
+  }
+
+  int64_t held_bytes() const {
+    return rotation_.held_bytes() + held_in(queries_) + held_in(partials_) + held_in(ranges_) + capacity_bytes(states_);
   }
 
  private:
@@ -281,6 +290,7 @@ class TiledEngine {
   KeyScan scan_ = KeyScan::kNone;
   ValueSums when_ = ValueSums::kNever;
   bool summed_ = false;
+  int64_t rows_ = 0;  // of the last block
   RotationTiles rotation_;
   std::vector<HeadQueries> queries_;
   std::vector<Partial> partials_;
@@ -302,6 +312,7 @@ class TiledBackend final : public AttentionBackend {
               MassRequest* mass) override {
     ran_.insert(engine_.attend(scan_, sums_, cache, layer, q, out, stats, tap, mass));
   }
+  int64_t held_bytes() const override { return engine_.held_bytes(); }
 
  private:
   KeyScan scan_;
@@ -326,6 +337,7 @@ class AutoBackend final : public AttentionBackend {
                                q.rows == 1 ? ValueSums::kWherePays : ValueSums::kNever, cache, layer, q, out, stats,
                                tap, mass));
   }
+  int64_t held_bytes() const override { return engine_.held_bytes(); }
 
  private:
   // A pure function of plan, group and coded tokens. Nanoseconds, measured as those of value_rule: columns keys+decode
@@ -371,6 +383,17 @@ class AutoBackend final : public AttentionBackend {
 };
 
 }  // namespace
+
+int64_t TileScratch::held_bytes() const {
+  int64_t n = capacity_bytes(codes) + capacity_bytes(wide_codes) + capacity_bytes(value_codes) +
+              capacity_bytes(loudest) + sums.held_bytes();
+  for (const AlignedVector<float>* v : {&keys, &other_keys, &values, &other_values, &scores, &other_scores, &scale,
+                                        &table_scores, &run_scores, &run_scale, &weights, &wide_sums, &wide_scores})
+    n += capacity_bytes(*v);
+  return n;
+}
+
+int64_t attention_scratch_bytes() { return PerThread<TileScratch>::held_bytes() + tile_decoder_scratch_bytes(); }
 
 std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   if (plan.rope == RopePlacement::kPre) return "keys coded before RoPE: one table cannot serve all positions";

@@ -68,6 +68,12 @@ void RotationTiles::grow(const RopeTable& rope, int64_t tiles) {
   }
 }
 
+int64_t RotationTiles::held_bytes() const {
+  int64_t bytes = capacity_bytes(frequencies_) + capacity_bytes(tiles_);
+  for (const AlignedVector<float>& tile : tiles_) bytes += capacity_bytes(tile);
+  return bytes;
+}
+
 void RotationTiles::rotate(float* keys, int64_t tile, int64_t from, int64_t to) const {
   const float* cosine = tiles_[at(tile)].data();
   const float* sine = cosine + half_ * kTile;
@@ -264,6 +270,13 @@ void ScoreRange::add(int64_t row, const float* line, int64_t begin, int64_t end)
     low[at(row)] = std::min(low[at(row)], line[t]);
     high[at(row)] = std::max(high[at(row)], line[t]);
   }
+}
+
+int64_t HeadQueries::held_bytes() const {
+  int64_t n = held_in(fixed) + held_in(bytes);
+  for (const AlignedVector<float>* v : {&x, &y, &lut, &beside}) n += capacity_bytes(*v);
+  for (const std::vector<float>* v : {&inner, &outer, &from_, &to_, &factor_}) n += capacity_bytes(*v);
+  return n;
 }
 
 void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeyScan kind) {

@@ -8,6 +8,7 @@
 #include "attention/attention.h"
 #include "attention/backends_cpu.h"
 #include "attention/scan_cpu.h"
+#include "core/per_thread.h"
 #include "core/small_matrix.h"
 
 namespace vqkv {
@@ -27,6 +28,7 @@ class RotationTiles {
   void rotate(float* keys, int64_t tile, int64_t from, int64_t to) const;
   // The same where column t is at positions[t].
   void rotate(float* keys, const int32_t* positions, int64_t from, int64_t to) const;
+  int64_t held_bytes() const;
 
  private:
   int64_t half_ = 0;
@@ -136,6 +138,7 @@ struct TiledCall {
 // Lowest and highest coded logit of each row within one chunk.
 struct ScoreRange {
   std::vector<float> low, high;
+  int64_t held_bytes() const { return capacity_bytes(low) + capacity_bytes(high); }
   void add(int64_t row, const float* line, int64_t begin, int64_t end);
 };
 
@@ -148,6 +151,7 @@ class HeadQueries {
   void set_score_map(const TiledCall& call, const ScoreMap& map, const std::vector<ScoreRange>& ranges, int64_t chunks,
                      int64_t kv_heads, int head);
   void map_scores(int64_t row, int64_t begin, int64_t end, float* line) const;
+  int64_t held_bytes() const;
 
   AlignedVector<float> x;  // (rows, d)
   AlignedVector<float> y;  // (rows, y_stride): x * map^T, when folded
@@ -192,6 +196,7 @@ struct Partial {
   void unfold(const TiledCall& call);
   size_t at(int64_t row) const { return static_cast<size_t>(row - piece.row_begin); }
   float* out_row(int64_t row) { return out.data() + (row - piece.row_begin) * width; }
+  int64_t held_bytes() const;
   float* y_row(int64_t row) { return y.data() + (row - piece.row_begin) * y_stride; }
 
   Piece piece;
@@ -201,6 +206,14 @@ struct Partial {
   bool own_domain = false, token_scale = false;
   CodeSums* sums = nullptr;
 };
+
+// Of a vector of things that hold vectors.
+template <class V>
+int64_t held_in(const V& all) {
+  int64_t bytes = capacity_bytes(all);
+  for (const auto& each : all) bytes += each.held_bytes();
+  return bytes;
+}
 
 // What turns a row's logits into probabilities: exp(logit - top) / sum. (kv_heads * rows)
 struct RowState {

@@ -19,7 +19,10 @@ struct ByteLedger {
   int64_t window = 0;   // exact recent tokens, as held now
   int64_t padding = 0;  // allocated but unused: page tails, growth of exact buffers
   int64_t index = 0;    // page tables, explicit positions
-  // Decode tables and tiles that live between steps; plans and decoders fitted to the prompt; what a policy sums up.
+  // Plans and decoders fitted to the prompt, and the queries that some are still to be fitted to; what a policy sums
+  // up. In Sequence::bytes also what attention keeps between blocks for the sequence: rotated queries and, of a backend
+  // of its own, rotation and lookup tables and partial sums. In none: what a shared backend keeps
+  // (AttentionBackend::held_bytes), and what threads work in (attention_scratch_bytes).
   int64_t workspace = 0;
   int64_t codebooks = 0;  // model-side constants, shared by sequences; not part of total_sequence()
   int64_t total_sequence() const { return codes + side + overlay + sinks + window + padding + index + workspace; }

@@ -8,14 +8,10 @@
 #include <set>
 
 #include "core/error.h"
+#include "core/per_thread.h"
 
 namespace vqkv {
 namespace {
-
-template <class T, class A>
-int64_t bytes_of(const std::vector<T, A>& v) {
-  return static_cast<int64_t>(v.capacity() * sizeof(T));
-}
 
 // Books of the table terms.
 std::set<const void*> books_of(const DecodePlan& plan) {
@@ -38,15 +34,15 @@ CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceSt
 
 int64_t CodedForm::bytes(const CodedForm& other) const {
   std::set<const void*> shared = books_of(other.plan);
-  int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + bytes_of(plan.terms) + memory_bytes(plan.map) +
-              bytes_of(plan.inner_bias) + bytes_of(plan.outer_bias) + bytes_of(plan.layout.fields) +
-              bytes_of(plan.layout.sides) + bytes_of(decoders);
+  int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + capacity_bytes(plan.terms) + memory_bytes(plan.map) +
+              capacity_bytes(plan.inner_bias) + capacity_bytes(plan.outer_bias) + capacity_bytes(plan.layout.fields) +
+              capacity_bytes(plan.layout.sides) + capacity_bytes(decoders);
   const auto add = Overloaded{[&](const TableTerm& t) {
-                                n += bytes_of(t.book_of_slot) + bytes_of(t.channel);
-                                if (shared.insert(t.codewords.get()).second) n += bytes_of(*t.codewords);
+                                n += capacity_bytes(t.book_of_slot) + capacity_bytes(t.channel);
+                                if (shared.insert(t.codewords.get()).second) n += capacity_bytes(*t.codewords);
                               },
-                              [&](const LevelsTerm& t) { n += bytes_of(t.levels); },
-                              [&](const DenseTerm& t) { n += bytes_of(t.channel); }};
+                              [&](const LevelsTerm& t) { n += capacity_bytes(t.levels); },
+                              [&](const DenseTerm& t) { n += capacity_bytes(t.channel); }};
   for (const PlanTerm& term : plan.terms) std::visit(add, term);
   for (const TileDecoder& d : decoders) n += d.bytes(shared);
   return n;

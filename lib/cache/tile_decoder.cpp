@@ -5,6 +5,7 @@
 
 #include "cache/decode_cpu.h"
 #include "core/error.h"
+#include "core/per_thread.h"
 #include "core/small_matrix.h"
 
 namespace vqkv {
@@ -32,17 +33,17 @@ std::shared_ptr<const AlignedVector<float>> rotated(const TableTerm& t) {
 
 struct Buffers {
   AlignedVector<float> rows, columns, mapped;
+  int64_t held_bytes() const { return capacity_bytes(rows) + capacity_bytes(columns) + capacity_bytes(mapped); }
 };
-Buffers& buffers() {
-  thread_local Buffers b;
-  return b;
-}
+Buffers& buffers() { return PerThread<Buffers>::here(); }
 float* ensure(AlignedVector<float>& v, int64_t n) {
   if (static_cast<int64_t>(v.size()) < n) v.assign(at(n), 0.0f);
   return v.data();
 }
 
 }  // namespace
+
+int64_t tile_decoder_scratch_bytes() { return PerThread<Buffers>::held_bytes(); }
 
 TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head,
                          int head_dim)

@@ -104,4 +104,7 @@ class TileDecoder {
   int scale_slots_ = 0, scale_width_ = 0;  // scale groups inside this head, when more than one
 };
 
+// What all threads keep to decode in, a tile or so each; while none decodes.
+int64_t tile_decoder_scratch_bytes();
+
 }  // namespace vqkv

@@ -12,7 +12,9 @@ namespace vqkv {
 inline constexpr int kLedgerVersion = 2;
 
 // Bits a cached value at `tokens` tokens of context: all that `ledger` holds of one sequence, and the constants shared
-// by `sequences` sequences (0: without them). K and V count 2 * layers * kv_heads * head_dim values a token.
+// by `sequences` sequences (0: without them): arithmetic, of sequences that hold what this one does; that they hold it
+// and share the constants is measured in tests/attention/test_memory.cpp. K and V count 2 * layers * kv_heads *
+// head_dim values a token.
 double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t tokens, int64_t sequences);
 
 // Measurements of role "cost", as JSON:

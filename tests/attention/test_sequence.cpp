@@ -41,7 +41,9 @@ TEST_CASE("a sequence holds its ledger to its allocator and to the formula of as
   Sequence sequence(set, kPolicy, "cpu-table");
   CHECK(sequence.coded_share() == 0);
   feed(sequence, Tokens(shape, kTokens, 1), 0, kTokens);
-  CHECK(sequence.memory().live() == sequence.cache().bytes().total_sequence());
+  CHECK(sequence.memory().live() == sequence.cache().bytes().total_sequence() + sequence.session().held_bytes());
+  CHECK(sequence.allocated() == sequence.bytes().total_sequence());
+  CHECK(sequence.bytes().workspace > sequence.session().held_bytes());
   CHECK(sequence.coded_share() > 0);
   CHECK(sequence.path() == "cpu-table-sums");
   sequence.check_ledger("c");

@@ -2,8 +2,9 @@
 // layers of 3 KV heads of 64 channels.
 //
 // start/rebuilt makes the model side for every cache, start/shared takes one of the codec set: what a replay pays a
-// window and candidate. `bytes` is what the allocator holds for one of them. sequences/N holds N caches of 1,024
-// tokens; `growth` is the allocator's growth over the ledger's resident bytes.
+// window and candidate. `bytes` is what the allocator holds for one of them. sequences/N holds N sequences of 1,024
+// tokens, the last 16 attended to over one backend; `growth` is the allocator's growth over the ledgers' resident
+// bytes.
 //
 // decode_head reads the codes of one head of a unit of 8 heads, pq 16x256 a head, behind a rotation of each head or
 // Hadamard signs: with the map as it is, and with the same map written out over the whole unit. Keys stand before RoPE,
@@ -12,6 +13,7 @@
 #include <malloc.h>
 
 #include "attention/plan_codec.h"
+#include "attention/sequence.h"
 #include "attention/session_cpu.h"
 #include "cache/model.h"
 #include "cache/view.h"
@@ -67,19 +69,31 @@ void start(benchmark::State& state, Kind kind, bool shared) {
 
 void sequences(benchmark::State& state) {
   const auto model = std::make_shared<const CacheModel>(codes(Kind::kProduct));
-  const Tokens x(model->shape(), 1024, 3);
+  const std::shared_ptr<AttentionBackend> backend = make_attention_backend("auto");
+  constexpr int64_t kTokens = 1024, kAttended = 16;
+  const Tokens x(model->shape(), kTokens, 3);
+  Matrix<float> out(kAttended, x.q.cols);
   const auto make = [&] {
-    auto cache = std::make_unique<CompressedCache>(model, CachePolicy());
-    cache->begin_block(1024);
-    for (int layer = 0; layer < model->shape().layers; ++layer) cache->append(layer, x.k, x.v);
-    cache->end_block();
-    return cache;
+    auto sequence = std::make_unique<Sequence>(model, CachePolicy(), backend);
+    const auto rows = [](const Matrix<float>& all, int64_t first, int64_t n) {
+      return all.view().slice_rows(first, n);
+    };
+    const int64_t n = kTokens - kAttended;
+    sequence->cache().begin_block(n);
+    for (int layer = 0; layer < model->shape().layers; ++layer)
+      sequence->cache().append(layer, rows(x.k, 0, n), rows(x.v, 0, n));
+    sequence->cache().end_block();
+    sequence->session().begin_block(kAttended);
+    for (int layer = 0; layer < model->shape().layers; ++layer)
+      sequence->session().attend(layer, rows(x.q, n, kAttended), rows(x.k, n, kAttended), rows(x.v, n, kAttended), out);
+    sequence->session().end_block();
+    return sequence;
   };
-  const auto first = make();  // buffers of threads, rotation table
+  const auto first = make();  // buffers of threads and backend, rotation table
   for (auto _ : state) {
     const int64_t before = process_bytes();
     int64_t ledger = 0;
-    std::vector<std::unique_ptr<CompressedCache>> held;
+    std::vector<std::unique_ptr<Sequence>> held;
     for (int64_t i = 0; i < state.range(0); ++i) {
       held.push_back(make());
       ledger += held.back()->bytes().total_sequence();
@@ -87,6 +101,7 @@ void sequences(benchmark::State& state) {
     state.counters["growth"] = static_cast<double>(process_bytes() - before) / static_cast<double>(ledger);
     state.counters["resident"] = static_cast<double>(ledger) / static_cast<double>(state.range(0));
     state.counters["books"] = static_cast<double>(first->bytes().codebooks);
+    state.counters["backend"] = static_cast<double>(backend->held_bytes());
   }
 }
 

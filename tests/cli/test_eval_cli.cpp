@@ -207,6 +207,8 @@ TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
     CHECK(row["allocator"] == total);
     CHECK(row["allocator_peak"] >= total);
     CHECK(row["process_peak"] > row["process_loaded"].get<int64_t>() - 1);
+    CHECK(row["workspace"] > 0);  // attention's
+    CHECK(row["threads"] > 0);
   }
   CHECK(rows[0]["protocol"] == "everything exact");
   CHECK(rows[3]["protocol"].get<std::string>().starts_with("window "));
