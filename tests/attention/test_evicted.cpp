@@ -7,6 +7,8 @@
 #include "attention/plan_cases.h"
 #include "attention/scan_cpu.h"
 #include "attention/session_cpu.h"
+#include "core/thread_pool.h"
+#include "support/allocations.h"
 #include "support/catch.h"
 
 using namespace vqkv;
@@ -194,4 +196,40 @@ TEST_CASE("The mass of tokens: what a tap's probabilities sum to, alike in steps
         }
       for (const int64_t block : {1, 37, 256}) CHECK(run(block, nullptr) == whole);
     }
+}
+
+TEST_CASE("The mass of tokens takes some tiles more than attention, however many tokens there are", "[evict][memory]") {
+  if (!counts_allocations()) return;
+  const int before = thread_count();
+  set_thread_count(1);
+  const CacheShape shape = make_shape(1, 2, 2, 64);
+  constexpr int64_t kQueries = 256;
+  for (const char* name : {"cpu-reconstruct", "cpu-table", "cpu-table8"})
+    for (const int64_t tokens : {2048, 8192}) {
+      const Tokens x(shape, tokens, 211);
+      CompressedCache cache(set_of(cases()[0], shape, 2), policy_of(4, {32, 32}, {64, 32}));
+      cache.begin_block(tokens - kQueries);
+      cache.append(0, x.k.view().slice_rows(0, tokens - kQueries), x.v.view().slice_rows(0, tokens - kQueries));
+      cache.end_block();
+      cache.begin_block(kQueries);
+      cache.append(0, x.k.view().slice_rows(tokens - kQueries, kQueries),
+                   x.v.view().slice_rows(tokens - kQueries, kQueries));
+      Matrix<float> out(kQueries, x.q.cols);
+      std::vector<std::vector<double>> received(2, std::vector<double>(static_cast<size_t>(tokens), 0.0));
+      const auto peak = [&](bool observes) {
+        const auto backend = make_attention_backend(name);
+        MassRequest mass{0, tokens, {received[0], received[1]}};
+        restart_peak();
+        const int64_t from = live_bytes();
+        backend->attend(cache, 0, x.q.view().slice_rows(tokens - kQueries, kQueries), out, nullptr, nullptr,
+                        observes ? &mass : nullptr);
+        return peak_bytes() - from;
+      };
+      peak(true);  // what the thread works in
+      const int64_t without = peak(false), with = peak(true);
+      CAPTURE(name, tokens, without, with);
+      CHECK(received[0][5] > 0);
+      CHECK(with - without < 4 * int64_t{128 * 128 * sizeof(float)});  // all masses at 8k: 33 MB
+    }
+  set_thread_count(before);
 }
