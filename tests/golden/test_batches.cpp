@@ -90,6 +90,13 @@ class NaiveSession final : public KvSession {
   const AttendStats& stats() const override { return stats_; }
   double attend_seconds() const override { return 0; }
   void set_tap(AttentionTap*) override {}
+  int64_t held_bytes() const override {
+    int64_t bytes = 0;
+    for (const auto* layers : {&keys_, &values_})
+      for (const auto& rows : *layers)
+        for (const auto& row : rows) bytes += static_cast<int64_t>(row.size() * sizeof(float));
+    return bytes;
+  }
 
  private:
   std::vector<float> rotated(const float* row, int64_t cols, int64_t position) const {
