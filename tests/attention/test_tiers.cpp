@@ -297,9 +297,9 @@ TEST_CASE("What can't have tiers is refused by name", "[tiers]") {
     return "no error";
   };
   CHECK_THAT(message(policy_of(4, {128, 64}, {128, 32})),
-             Catch::Contains("codec.tiers[1]: 32 tokens") && Catch::Contains("64, the flush of cache.k"));
+             Catch::Contains("codec.tiers[1].tokens: 32 is") && Catch::Contains("64, the flush of cache.k"));
   CHECK_THAT(message(policy_of(4, {1, 32}, {129, 128})),
-             Catch::Contains("codec.tiers[0]: 64 tokens") && Catch::Contains("cache.v"));
+             Catch::Contains("codec.tiers[0].tokens: 64 is") && Catch::Contains("cache.v"));
   for (const char* name : {"h2o", "snapkv"})
     CHECK_THAT(message(CachePolicy::from_json({{"flush", 32}, {"policy", name}})),
                Catch::Contains(name) && Catch::Contains("tiers"));
