@@ -102,7 +102,7 @@ void warn(std::span<const LoadedCodec> codecs, std::span<const ReplayRow> rows, 
   for (const LoadedCodec& codec : codecs)
     if (const std::string why = no_streaming_beside(codec.policy);
         mode != ReplayMode::kFakeQuant && !why.empty() && alone.insert(why).second)
-      log_warning(why);
+      log_info(why);
   for (const ReplayRow& row : rows) {
     if (row.kind != ReplayRow::Kind::kCodec) continue;
     const std::string& label = row.candidate.label;
