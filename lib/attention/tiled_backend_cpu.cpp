@@ -354,11 +354,11 @@ class AutoBackend final : public AttentionBackend {
     const int64_t begin =
         tier + 1 < cache.tiers() ? cache.coded_end(Role::kKey, cache.length(), tier + 1) : cache.policy().sinks;
     const auto coded = static_cast<double>(cache.coded_end(Role::kKey, cache.length(), tier) - begin);
-    if (coded <= 0) return true;
     const double group = cache.shape().group(), d = cache.shape().head_dim;
     for (const size_t u : cache.layer_units(layer, tier)) {
       if (cache.unit_shape(u).role != Role::kKey) continue;
-      if (table_scan_reason(cache.form(u).plan)) return false;
+      if (table_scan_reason(cache.form(u).plan)) return false;  // whether anything is in the tier yet or not
+      if (coded <= 0) continue;
       for (const TileDecoder& decoder : cache.form(u).decoders) {
         double build = 0, books = 0;
         reconstruct += coded * (0.1 * d + 0.0172 * group * d);

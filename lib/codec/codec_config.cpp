@@ -36,7 +36,8 @@ std::string text_of(const Json& config, const std::string& key, const std::strin
 Json preset_of(const std::string& method, const Json& config, const std::string& path) {
   const Json presets = find_method(method).describe().presets;
   const std::string name = text_of(config, "preset", path);
-  if (name.empty()) return presets.is_object() && presets.contains("default") ? presets["default"] : Json::object();
+  if (!config.contains("preset"))
+    return presets.is_object() && presets.contains("default") ? presets["default"] : Json::object();
   if (presets.is_object() && presets.contains(name)) return presets[name];
   std::vector<std::string> names;
   if (presets.is_object())

@@ -53,6 +53,9 @@ Json judge(const JudgeOptions& options) {
   check_against_trace(config, cell, read_trace_facts(options.trace));
   const TraceRows rows(trace, cell);
   if (!cell.policy().codes) fail_usage(fmt::format("{}: cache.rule: none codes nothing", config.where("cache.rule")));
+  if (!cell.policy().keeps_codes())
+    fail_usage(fmt::format("{}: cache.policy: no coded token stays, so no reconstruction is read",
+                           config.where("cache.policy")));
   if (const std::string reason = codes_nothing(cell.policy(), rows.longest_window(true)); !reason.empty())
     fail_usage(
         fmt::format("{}: cache: {}; write cache.window=N for a narrower window", config.where("cache.window"), reason));

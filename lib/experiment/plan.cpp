@@ -164,9 +164,10 @@ class WindowAlone {
       else if (!path.starts_with("codec."))
         alone.axes[path] = value;
     alone.axes["cache.policy"] = "streaming";
-    // Nothing learns here: one seed is enough.
+    // Nothing learns here: one seed and one choice of train documents are enough.
     Json key = alone.tree;
     for (const char* of_training : {"seed", "train"}) key.erase(of_training);
+    for (const char* of_training : {"train", "train_tokens"}) key["trace"].erase(of_training);
     if (seen_.insert(canonical_json(key)).second) points.push_back(std::move(alone));
   }
   std::vector<SweepPoint> points;

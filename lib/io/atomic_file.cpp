@@ -54,9 +54,25 @@ Lock lock_exclusively(int fd) {
   return errno == EACCES || errno == EAGAIN ? Lock::kBusy : Lock::kTaken;
 }
 
+// The file that `path` names through links. What is there and is no file would be replaced by one, so it is refused.
+std::string file_behind(std::string path) {
+  namespace fs = std::filesystem;
+  std::error_code ec;
+  for (int links = 0; links < 40 && fs::is_symlink(path, ec); ++links) {
+    const fs::path to = fs::read_symlink(path, ec);
+    if (ec) break;
+    path = (fs::path(path).parent_path() / to).string();
+  }
+  const fs::file_status there = fs::status(path, ec);
+  if (fs::exists(there) && !fs::is_regular_file(there))
+    fail_data(fmt::format("{}: is {}; a regular file is written here", path,
+                          fs::is_directory(there) ? "a folder" : "a device, pipe or socket"));
+  return path;
+}
+
 }  // namespace
 
-AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {
+AtomicFile::AtomicFile(std::string path) : path_(file_behind(std::move(path))), partial_(path_ + ".partial") {
   while (true) {
     fd_ = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd_ < 0) fail_data(fmt::format("{}: can't be created: {}", partial_, std::strerror(errno)));

@@ -125,6 +125,21 @@ TEST_CASE("Three tiers: every backend gives the reference's rows, blocks those o
     }
 }
 
+TEST_CASE("auto takes a path that every tier can go, while older tiers are empty too", "[tiers]") {
+  const CacheShape shape = make_shape(1, 3, 2, 64);
+  const Case table{"table", [](DecodePlan& p, Role) { add_table(p, 4, 3); }};
+  const Case grid{"grid", [](DecodePlan& p, Role) { add_levels(p, 2, 1, 16, false); }, 32};
+  const Tokens x(shape, 230, 21);
+  const auto reference = make_attention_backend("reference");
+  for (const auto& set : {join({set_of(table, shape, 1), set_of(grid, shape, 2)}, {64}),
+                          join({set_of(grid, shape, 1), set_of(table, shape, 2)}, {64})}) {
+    const auto chosen = make_attention_backend("auto");
+    const CachePolicy policy = policy_of(4, {32, 32}, {32, 32});
+    const Replay want = replay(set, policy, *reference, x, 1), got = replay(set, policy, *chosen, x, 1);
+    CHECK(worst_difference(want.out, got.out) < tolerance(8, 64) + 2.0 * 6.0 * scan::kScanLimit);
+  }
+}
+
 TEST_CASE("Probabilities of a block with tiers are those of the reference", "[tiers]") {
   struct Tap final : AttentionTap {
     std::vector<Matrix<float>> seen;

@@ -211,6 +211,8 @@ TEST_CASE("judge: files that lie are refused with their place", "[cli][judge]") 
           ErrorKind::kUsage);
   o.overrides = {"cache.rule=none"};
   refused({}, "command line: cache.rule: none codes nothing", ErrorKind::kUsage);
+  o.overrides = {"cache.window=16", "cache.flush=16", "cache.policy=streaming"};
+  refused({}, "command line: cache.policy: no coded token stays", ErrorKind::kUsage);
   o.overrides = {"codec.name=rtn"};
   refused({}, "no meaning for `judge`", ErrorKind::kUsage);
   o.overrides = {"trace.report=[9]"};

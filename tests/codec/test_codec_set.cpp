@@ -52,6 +52,7 @@ TEST_CASE("presets are a starting point", "[codec_set]") {
   CHECK(c["v"]["bits"] == 3);
   CHECK(c["v"]["clip"] == 0.95);
   CHECK_THROWS_WITH(canonical_codec_config(json(R"({"name": "rtn", "preset": "quarrot"})")), Catch::Contains("quarot"));
+  CHECK_THROWS_WITH(canonical_codec_config(json(R"({"name": "kivi", "preset": ""})")), Catch::Contains("default"));
 }
 
 TEST_CASE("mistakes are named with what was allowed", "[codec_set]") {

@@ -392,6 +392,9 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   std::string edited = good;
   edited.replace(edited.find("\"seed\":0"), 8, "\"seed\":1");
   has(refuse(edited), "plan again instead of editing");
+  edited = good;
+  edited.replace(edited.find("\"axes\":{\"codec.bits\":2", edited.find('\n')), 22, "\"axes\":{\"codec.bits\":7");
+  has(refuse(edited), "lines were changed after planning");
   has(refuse(good.substr(0, good.size() - 20)), "unfinished");
   has(refuse(good.substr(0, good.rfind('\n', good.size() - 2) + 1)), "added or removed");
   has(refuse("{}\n"), "not a plan");

@@ -82,9 +82,10 @@ TEST_CASE("a sweep asks for what a window does alone: one cell a protocol, besid
   CHECK(plan.header.at("axes") == Json::array({"cache.policy", "codec"}));
   CHECK(plan_of(cache, codecs).cells.size() == 3);
   // Of each window; not of the codec's knobs or seeds.
-  CHECK(protocols(plan_of("codec: {name: rtn, group: 16}",
-                          "streaming: true\n  grid: {cache.window: [16, 32], codec.bits: [2, 4]}\n"
-                          "  repeat: {seed: [1, 2]}")) ==
+  CHECK(protocols(plan_of(
+            "codec: {name: rtn, group: 16}",
+            "streaming: true\n  grid: {cache.window: [16, 32], codec.bits: [2, 4], trace.train_tokens: [64, 128]}\n"
+            "  repeat: {seed: [1, 2]}")) ==
         Texts{"window 16, blocks of 64 + 4 sinks, nothing else", "window 32, blocks of 64 + 4 sinks, nothing else"});
   // Keys and values that leave by rules of their own have no window alone; nothing coded, none beside.
   for (const char* other : {"cache: {rule: kivi, residual: 32}", "cache: {rule: none}", "cache: {window: 0}"})

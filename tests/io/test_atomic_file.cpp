@@ -1,5 +1,7 @@
 #include "io/atomic_file.h"
 
+#include <sys/stat.h>
+
 #include "io/mapped_file.h"
 #include "support/catch.h"
 #include "support/model_writers.h"
@@ -71,6 +73,23 @@ TEST_CASE("what can't be written or read is named") {
   CHECK_THROWS_WITH(MappedFile(folder.path()), Catch::Contains("not a regular file"));
   folder.write("empty", "");
   CHECK_THROWS_WITH(MappedFile(folder.file("empty")), Catch::Contains("is empty"));
+  // What is there and is no file stays what it is; a link stays one, and its target is written.
+  REQUIRE(::mkfifo(folder.file("pipe").c_str(), 0600) == 0);
+  fs::create_symlink("/dev/null", folder.file("null"));
+  for (const std::string name : {"pipe", "null"})
+    CHECK_THROWS_WITH(write_file(folder.file(name), "x"), Catch::Contains("is a device, pipe or socket"));
+  CHECK_THROWS_WITH(write_file(folder.path(), "x"), Catch::Contains("is a folder"));
+  CHECK(fs::is_fifo(folder.file("pipe")));
+  CHECK(fs::is_symlink(folder.file("null")));
+  folder.write("target", "old");
+  fs::create_symlink("target", folder.file("link"));
+  fs::create_symlink("fresh", folder.file("dangling"));
+  write_file(folder.file("link"), "new");
+  write_file(folder.file("dangling"), "new");
+  CHECK(fs::is_symlink(folder.file("link")));
+  CHECK(fs::is_symlink(folder.file("dangling")));
+  CHECK(read_file(folder.file("target")) == "new");
+  CHECK(read_file(folder.file("fresh")) == "new");
   // /dev/full answers every write with "no space left on device".
   CHECK_THROWS_WITH(
       [&] {
