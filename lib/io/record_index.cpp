@@ -72,11 +72,12 @@ RecordIndex read_record_index(const std::string& path) {
   }
   in.clear();
   in.seekg(end);
-  for (std::string line; std::getline(in, line);) {
+  for (auto [line, number] = std::pair<std::string, int64_t>("", std::ssize(out.entries) + 1); std::getline(in, line);
+       ++number) {
     const bool finished = !in.eof();  // with its newline
     const RecordEntry e{end, static_cast<int64_t>(line.size()) + (finished ? 1 : 0), {}};
     end += e.bytes;
-    const JsonlRead read = parse_jsonl(finished ? line + "\n" : line, fmt::format("{} at byte {}", path, e.at));
+    const JsonlRead read = parse_jsonl(finished ? line + "\n" : line, fmt::format("{} at byte {}", path, e.at), number);
     out.torn = read.torn;
     if (read.records.empty()) continue;
     out.entries.push_back({e.at, e.bytes, facts_of(read.records[0])});

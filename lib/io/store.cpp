@@ -68,15 +68,16 @@ void write_all(int fd, std::string_view bytes, const std::string& path) {
 
 }  // namespace
 
-JsonlRead parse_jsonl(std::string_view text, const std::string& where) {
+JsonlRead parse_jsonl(std::string_view text, const std::string& where, int64_t first_line) {
   JsonlRead out;
-  out.torn = parse_jsonl(text, where, [&](Json&& record, int64_t) { out.records.push_back(std::move(record)); });
+  const auto keep = [&](Json&& record, int64_t) { out.records.push_back(std::move(record)); };
+  out.torn = parse_jsonl(text, where, keep, first_line);
   return out;
 }
 
 std::string parse_jsonl(std::string_view text, const std::string& where,
-                        const std::function<void(Json&& record, int64_t line)>& body) {
-  int64_t number = 0;
+                        const std::function<void(Json&& record, int64_t line)>& body, int64_t first_line) {
+  int64_t number = first_line - 1;
   while (!text.empty()) {
     ++number;
     const size_t end = text.find('\n');

@@ -17,11 +17,12 @@ struct JsonlRead {
 };
 
 // `where` names the text. Throws kBadData for a line that is not an object, except an unfinished last one.
-JsonlRead parse_jsonl(std::string_view text, const std::string& where);
+// first_line: of the text in its file.
+JsonlRead parse_jsonl(std::string_view text, const std::string& where, int64_t first_line = 1);
 
 // The same with one record in memory at a time; line: counted from 1. Gives what was dropped at the end.
 std::string parse_jsonl(std::string_view text, const std::string& where,
-                        const std::function<void(Json&& record, int64_t line)>& body);
+                        const std::function<void(Json&& record, int64_t line)>& body, int64_t first_line = 1);
 
 // Appends to one file, created when missing, with its folder. Holds a lock for its life: a second writer of the same
 // file is refused (kUsage), here or on another machine. An unfinished last line is cut off first.

@@ -113,7 +113,7 @@ TEST_CASE("a record that a kill tore is cut off with its index, one that only la
   write_file(s.path, records.substr(0, records.size() - 10));
   const RecordIndex torn = read_record_index(s.path);
   CHECK(torn.entries.size() == 4);
-  CHECK_THAT(torn.torn, Catch::Contains("unfinished record"));
+  CHECK_THAT(torn.torn, Catch::Contains("line 5") && Catch::Contains("unfinished record"));
   {
     RecordWriter writer(s.path);
     writer.append(record(9, "failed"));

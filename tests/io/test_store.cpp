@@ -41,6 +41,7 @@ TEST_CASE("JSON lines: torn ends are tolerated, torn middles are not", "[store]"
           at.push_back(line);
         }) == "f line 4: 5 bytes of an unfinished record");
   CHECK(at == std::vector<int64_t>{1, 3});
+  CHECK(error_of([] { parse_jsonl("[1]\n", "f", 7); }) == "f line 7: a JSON object is expected");
   CHECK(error_of([] { parse_jsonl("[1]\n", "f"); }) == "f line 1: a JSON object is expected");
   CHECK(error_of([] { parse_jsonl("{\"a\":1,\"a\":2}\n", "f"); }).find("stands twice") != std::string::npos);
 }
