@@ -1,7 +1,6 @@
 #include "common/table.h"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/names.h"
+#include "core/terminal.h"
 
 namespace vqkv {
 namespace {
@@ -46,28 +46,18 @@ std::string csv_text(const Json& v) {
   return quoted + "\"";
 }
 
-// Terminal columns of a UTF-8 text, one per code point: close enough for padding.
-size_t width(const std::string& s) {
-  return static_cast<size_t>(std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
-
 Json cell(const Json& row, const std::string& key) { return row.contains(key) ? row.at(key) : Json(); }
-
-// Columns of the terminal that stdout is; 0 where it is none.
-size_t terminal_width() {
-  winsize size{};
-  return isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size_t{size.ws_col} : size_t{0};
-}
 
 // A row below the other, a line a column: what a terminal shows of a table wider than itself.
 std::string upright(const Table& table) {
   size_t widest = 0;
-  for (const auto& c : table.columns) widest = std::max(widest, width(heading(c)));
+  for (const auto& c : table.columns) widest = std::max(widest, text_columns(heading(c)));
   std::string out;
   for (const auto& r : table.rows) {
     if (!out.empty()) out += "\n";
     for (const auto& c : table.columns)
-      out += heading(c) + std::string(widest - width(heading(c)) + 2, ' ') + shown_text(cell(r, c.key), c) + "\n";
+      out +=
+          heading(c) + std::string(widest - text_columns(heading(c)) + 2, ' ') + shown_text(cell(r, c.key), c) + "\n";
   }
   return out;
 }
@@ -102,18 +92,18 @@ std::string render(const Table& table, TableFormat format) {
   }
   std::vector<std::vector<std::string>> text;
   std::vector<size_t> widths;
-  for (const auto& c : table.columns) widths.push_back(std::max<size_t>(3, width(heading(c))));
+  for (const auto& c : table.columns) widths.push_back(std::max<size_t>(3, text_columns(heading(c))));
   for (const auto& r : table.rows) {
     text.emplace_back();
     for (size_t c = 0; c < table.columns.size(); ++c) {
       text.back().push_back(markdown_text(cell(r, table.columns[c].key), table.columns[c]));
-      widths[c] = std::max(widths[c], width(text.back().back()));
+      widths[c] = std::max(widths[c], text_columns(text.back().back()));
     }
   }
   const auto line = [&](const std::vector<std::string>& cells) {
     out += "|";
     for (size_t c = 0; c < cells.size(); ++c) {
-      const std::string pad(widths[c] - width(cells[c]), ' ');
+      const std::string pad(widths[c] - text_columns(cells[c]), ' ');
       out += table.columns[c].right ? " " + pad + cells[c] + " |" : " " + cells[c] + pad + " |";
     }
     out += "\n";
@@ -132,9 +122,9 @@ std::string render(const Table& table, TableFormat format) {
 
 void print(const Table& table, TableFormat format) {
   std::string text = render(table, format);
-  const size_t columns = terminal_width();
+  const size_t columns = terminal_columns(STDOUT_FILENO);
   if (format == TableFormat::kMarkdown && columns > 0 && !table.rows.empty() &&
-      width(text.substr(0, text.find('\n'))) > columns)
+      text_columns(text.substr(0, text.find('\n'))) > columns)
     text = upright(table);
   std::fwrite(text.data(), 1, text.size(), stdout);
 }

@@ -14,7 +14,6 @@ namespace vqkv {
 class CodecSet;
 class KeepRule;
 struct CodecPlan;
-class CodecSet;
 
 // When tokens leave the exact window, for one role. At the attention of the query at position i, with S sinks, tokens
 // [S, coded_end(S, i)) are coded and the rest, its own included, are exact:

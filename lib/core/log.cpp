@@ -1,7 +1,6 @@
 #include "core/log.h"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -9,6 +8,7 @@
 #include <mutex>
 
 #include "core/clock.h"
+#include "core/terminal.h"
 
 namespace vqkv {
 namespace {
@@ -17,19 +17,6 @@ std::mutex g_mutex;
 void write_line(const std::string& line) {
   const std::lock_guard lock(g_mutex);
   std::fwrite(line.data(), 1, line.size(), stderr);
-}
-// Of the terminal that stderr is; 0 where nobody says.
-size_t stderr_columns() {
-  winsize size{};
-  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size_t{size.ws_col} : size_t{0};
-}
-// As much of a line of UTF-8 as a terminal of so many columns holds; all of it where they aren't known.
-std::string first_columns(const std::string& line, size_t columns) {
-  if (columns == 0) return line;
-  size_t seen = 0;
-  for (size_t at = 0; at < line.size(); ++at)
-    if ((static_cast<unsigned char>(line[at]) & 0xC0) != 0x80 && ++seen > columns) return line.substr(0, at);
-  return line;
 }
 }  // namespace
 
@@ -68,7 +55,9 @@ void Progress::update(int64_t done, const std::string& note) {
   }
   if (!note.empty()) line += "  " + note;
   drawn_ = true;
-  if (terminal_) line = first_columns(line, stderr_columns());  // a wrapped line could not be drawn over
+  // A line that wraps could not be drawn over.
+  if (const size_t columns = terminal_ ? terminal_columns(STDERR_FILENO) : 0; columns > 0)
+    line.resize(first_columns(line, columns).size());
   write_line(terminal_ ? "\r\033[K" + line : line + "\n");
 }
 

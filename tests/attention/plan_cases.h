@@ -155,14 +155,6 @@ inline std::shared_ptr<const CodecSet> set_of(const Case& c, const CacheShape& s
   });
 }
 
-inline CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
-  CachePolicy p;
-  p.sinks = sinks;
-  p.k = k;
-  p.v = v;
-  return p;
-}
-
 // fp32 sums of n terms of size s err by about sqrt(n) * 2^-24 * s; logits err by that times |q||k| and enter through
 // exp. 64 covers the constants of a softmax over values of unit size, with logits up to 40.
 inline double tolerance(double logit_scale, int64_t d) {

@@ -238,6 +238,14 @@ inline Replay replay(std::shared_ptr<const CodecSet> set, const CachePolicy& pol
                 [](const CompressedCache&, const CountingResource&) {});
 }
 
+inline CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
+  CachePolicy p;
+  p.sinks = sinks;
+  p.k = k;
+  p.v = v;
+  return p;
+}
+
 inline double worst_difference(const Matrix<float>& a, const Matrix<float>& b) {
   double worst = 0;
   for (size_t i = 0; i < a.storage.size(); ++i)

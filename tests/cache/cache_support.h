@@ -5,14 +5,6 @@
 
 namespace vqkv::test {
 
-inline CachePolicy policy_of(int64_t sinks, FlushRule k, FlushRule v) {
-  CachePolicy p;
-  p.sinks = sinks;
-  p.k = k;
-  p.v = v;
-  return p;
-}
-
 inline void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t n,
                  Visibility visibility = Visibility::kReplay) {
   cache.begin_block(n, visibility);

@@ -30,6 +30,14 @@ class DummyCodec : public Codec {
     plan.rope = unit_.rope;
     return plan;
   }
+  // The one side of each token is its row.
+  DecodePlan dense_plan() const {
+    DecodePlan plan = empty_plan();
+    DenseTerm term;
+    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
+    plan.terms = {term};
+    return plan;
+  }
   static uint16_t clamp_code(double v, int top) {
     return static_cast<uint16_t>(std::clamp(std::nearbyint(v), 0.0, double(top)));
   }
@@ -201,13 +209,7 @@ class PositionDummy final : public DummyCodec {
         out.sides[0][static_cast<size_t>(t * channels() + c)] = moved(x(t, c), position);
     }
   }
-  DecodePlan plan(const PlanQuery& = {}) const override {
-    DecodePlan plan = empty_plan();
-    DenseTerm term;
-    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
-    plan.terms = {term};
-    return plan;
-  }
+  DecodePlan plan(const PlanQuery& = {}) const override { return dense_plan(); }
 };
 
 // Folds the model's RoPE into its codes: a row on this side of RoPE becomes the row whose rotation lies on a grid of
@@ -229,13 +231,7 @@ class FoldingDummy final : public DummyCodec {
     for (float& v : out.sides[0]) v = std::nearbyint(v / kStep) * kStep;
     if (turns) rope_apply(table_, at.positions.data(), rows, true);
   }
-  DecodePlan plan(const PlanQuery& = {}) const override {
-    DecodePlan plan = empty_plan();
-    DenseTerm term;
-    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
-    plan.terms = {term};
-    return plan;
-  }
+  DecodePlan plan(const PlanQuery& = {}) const override { return dense_plan(); }
 
  private:
   RopeTable table_;
