@@ -9,6 +9,8 @@
 
 #include "core/error.h"
 
+template class nlohmann::basic_json<>;
+
 namespace vqkv {
 namespace {
 
