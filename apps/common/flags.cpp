@@ -114,6 +114,7 @@ void add_text_flags(CLI::App& verb, TextSources& text) {
 }
 
 void set_up(CLI::App& app) {
+  hold_standard_files();
   install_signal_handlers();
   app.footer(kExitCodeHelp);
   app.set_version_flag("--version", version_text(app.get_name()));
@@ -122,8 +123,8 @@ void set_up(CLI::App& app) {
 
 int run_verb(CLI::App& app, int argc, char** argv, const Methods& methods, const OutputFlags& flags,
              const std::function<int(TableFormat, const std::string&)>& verb) {
-  if (const auto code = parse_arguments(app, argc, argv)) return *code;
   return run_tool([&] {
+    if (const auto code = parse_arguments(app, argc, argv)) return *code;
     for (const Method* method : methods) register_method(*method);
     return verb(flags.apply(), command_line(argc, argv));
   });

@@ -1,5 +1,6 @@
 #include "common/tool.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
@@ -23,8 +24,9 @@ void on_signal(int signal_number) {
 }  // namespace
 
 const char* const kExitCodeHelp =
-    "Exit codes: 0 ok, 1 internal failure, 2 usage or configuration, 3 bad input data,\n"
-    "4 requested backend or device unavailable, 5 finished but some cells failed, 130/143 interrupted.";
+    "Exit codes: 0 ok, 1 internal failure, 2 usage or configuration, 3 bad input data or\n"
+    "output that can't be written, 4 requested backend or device unavailable, 5 finished but\n"
+    "some cells failed, 130/143 interrupted.";
 
 void install_signal_handlers() {
   struct sigaction action {};
@@ -33,6 +35,11 @@ void install_signal_handlers() {
   for (const int s : {SIGINT, SIGTERM, SIGUSR1}) sigaction(s, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);  // a closed stdout is seen where it is written
   signal(SIGXFSZ, SIG_IGN);  // and so is a file beyond the size that is allowed
+}
+
+void hold_standard_files() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDONLY);  // the lowest that is free: this one
 }
 
 bool interrupted() { return g_signal != 0; }
@@ -48,7 +55,8 @@ int run_tool(const std::function<int()>& body) {
   } catch (const std::bad_alloc&) { std::fprintf(stderr, "error: out of memory\n"); } catch (const std::exception& e) {
     std::fprintf(stderr, "error: internal: %s\n", e.what());
   }
-  if (std::fflush(stdout) != 0 && code == kExitOk) {
+  // A write that failed earlier left its mark, and the last flush may have had nothing more to write.
+  if ((std::fflush(stdout) != 0 || std::ferror(stdout)) && (code == kExitOk || code == kExitSomeFailed)) {
     std::fprintf(stderr, "error: stdout could not be written\n");
     code = kExitBadData;
   }

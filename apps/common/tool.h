@@ -10,7 +10,7 @@ enum ExitCode : int {
   kExitOk = 0,
   kExitInternal = 1,
   kExitUsage = 2,
-  kExitBadData = 3,
+  kExitBadData = 3,  // or output that can't be written
   kExitUnavailable = 4,
   kExitSomeFailed = 5,  // finished, some cells failed
 };
@@ -19,11 +19,16 @@ enum ExitCode : int {
 extern const char* const kExitCodeHelp;
 
 // Runs `body`; an Error's message goes to stderr as "error: ..." and its kind becomes the exit code, bad_alloc and the
-// rest become 1. A body that ends while interrupted() gives "interrupted" and 128 + signal.
+// rest become 1. A body that ends while interrupted() gives "interrupted" and 128 + signal; what was printed and can't
+// be written, kExitBadData.
 int run_tool(const std::function<int()>& body);
 
 // SIGINT, SIGTERM (and Slurm's SIGUSR1 as SIGTERM): the first asks to stop, the second ends the process at once.
 void install_signal_handlers();
+// Puts what can't be written to in place of standard files that are closed: a file opened later would stand there, and
+// take what is printed.
+void hold_standard_files();
+
 bool interrupted();
 int interrupt_signal();
 

@@ -3,10 +3,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "support/catch.h"
+#include "support/run_tool.h"
+#include "support/test_folder.h"
 
 namespace {
 
@@ -50,4 +53,19 @@ TEST_CASE("a table wider than the terminal is printed row by row", "[cli][sweep]
   }
   // Other formats, and what is no terminal, are the same everywhere.
   CHECK(on_terminal(40, {"ls", "policies", "--json"}) == on_terminal(1000, {"ls", "policies", "--json"}));
+}
+
+TEST_CASE("output that can't be written is an error in every tool", "[cli][sweep]") {
+  const vqkv::TestFolder dir;
+  for (const std::string tool : {"vqkv-dump", "vqkv-sweep", "vqkv-eval"})
+    for (const std::string words : {"--help", "--version", "ls policies", "ls policies --json"})
+      for (const std::string out : {"> /dev/full", ">&-"}) {
+        if (tool == "vqkv-dump" && words.starts_with("ls")) continue;
+        const std::string err = dir / "stderr",
+                          command = VQKV_BINARY_DIR "/bin/" + tool + " " + words + " " + out + " 2> " + err;
+        INFO(command);
+        const int status = std::system(command.c_str());
+        CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 3));
+        CHECK(vqkv::text_of(err) == "error: stdout could not be written\n");
+      }
 }
