@@ -64,15 +64,19 @@ Json canonical_cache_config(const Json& config) {
   }
   const Json policy = without_nulls(given.raw("policy"));
   given.finish();
-  if ((out["k"]["rule"] == "none") != (out["v"]["rule"] == "none"))
+  const bool exact_k = out["k"]["rule"] == "none", exact_v = out["v"]["rule"] == "none";
+  if (exact_k != exact_v)
     fail_usage(
-        "cache: rule none holds for both roles or for neither; to keep one role exact give it the codec 'exact'");
+        fmt::format("cache.{}.rule: none holds for both roles or for neither, and cache.{}.rule is {}; to keep one "
+                    "role exact give it the codec 'exact'",
+                    exact_k ? "k" : "v", exact_k ? "v" : "k", out[exact_k ? "v" : "k"]["rule"].get<std::string>()));
   if (!policy.is_null()) {
     Json knobs = policy.is_object() ? policy : Json::object();
     const Json name = policy.is_object() ? policy.value("name", Json()) : policy;
     if (!name.is_string()) fail_expected("cache.policy", "a name, or a map with `name`", policy);
     knobs.erase("name");
-    const PolicyKind& kind = find_policy(name.get<std::string>(), "cache");
+    const PolicyKind& kind =
+        find_policy(name.get<std::string>(), policy.is_object() ? "cache.policy.name" : "cache.policy");
     Json canonical = kind.canonical(knobs, "cache.policy");
     canonical["name"] = name;
     if (name != "all") out["policy"] = canonical;  // what is written out and what is the default are one identity

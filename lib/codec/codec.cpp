@@ -108,11 +108,11 @@ Registry& registry() {
 
 const std::vector<const Method*>& all_methods() { return registry().methods; }
 
-const Method& find_method(const std::string& name) {
+const Method& find_method(const std::string& name, const std::string& path) {
   const auto& [methods, names] = registry();
   const auto it = std::find(names.begin(), names.end(), name);
   if (it != names.end()) return *methods[static_cast<size_t>(it - names.begin())];
-  fail_unknown("codec", name, names);
+  fail_unknown(path.empty() ? "codec" : path + ": codec", name, names);
 }
 
 void register_method(const Method& method) {

@@ -232,9 +232,10 @@ class Method {
   virtual std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
 
-// By name: those of methods.inc in its order, then registered ones. find throws kUsage with the nearest name.
+// By name: those of methods.inc in its order, then registered ones. find throws kUsage with `path`, where the name was
+// written, and the nearest name.
 const std::vector<const Method*>& all_methods();
-const Method& find_method(const std::string& name);
+const Method& find_method(const std::string& name, const std::string& path = "");
 // Adds a method from outside this tree, for the life of the process; before anything looks methods up, from one thread
 // (docs/extending.md). kUsage for a name that is taken, or that is not lower-case letters, digits and underscores after
 // a letter.

@@ -34,7 +34,7 @@ std::string text_of(const Json& config, const std::string& key, const std::strin
 
 // The preset that a configuration starts from; {} when the method has no default.
 Json preset_of(const std::string& method, const Json& config, const std::string& path) {
-  const Json presets = find_method(method).describe().presets;
+  const Json presets = find_method(method, path + ".name").describe().presets;
   const std::string name = text_of(config, "preset", path);
   if (!config.contains("preset"))
     return presets.is_object() && presets.contains("default") ? presets["default"] : Json::object();
@@ -101,17 +101,18 @@ Json canonical_transforms(const Json& list, const std::string& path) {
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string here = fmt::format("{}[{}]", path, i);
     Json knobs = Json::object();
-    std::string name;
+    std::string name, named = here;
     if (list[i].is_string()) {
       name = list[i].get<std::string>();
     } else {
       require_object(list[i], here);
       name = text_of(list[i], "name", here);
+      named += ".name";
       ConfigReader(list[i], here).require("name", "which transform? (vqkv-sweep ls transforms)");
       knobs = list[i];
       knobs.erase("name");
     }
-    Json entry = find_transform(name, here).canonical(knobs, here);
+    Json entry = find_transform(name, named).canonical(knobs, here);
     entry["name"] = name;
     out.push_back(entry);
   }
@@ -192,7 +193,8 @@ Json canonical_selection(const Json& value, const std::string& path) {
   for (const Json& v : list) {
     const std::optional<int64_t> number = whole_number(v);
     if (!number || *number < 0 || *number > 65535) fail_expected(path, "all, a number or a list of numbers from 0", v);
-    numbers.insert(static_cast<int>(*number));
+    if (!numbers.insert(static_cast<int>(*number)).second)
+      fail_usage(fmt::format("{}: {} stands twice", path, *number));
   }
   return Json(numbers);
 }
@@ -237,13 +239,27 @@ Json canonical_override(const Json& entry, const std::string& path) {
   return out;
 }
 
+// One role of the codec at `path`. What was written for both roles is refused where it stands, not under the role.
+Json canonical_role_of(const Json& config, Role role, const std::string& path) {
+  const std::string r = role_name(role), own = path + "." + r;
+  if (!config.contains(r)) return canonical_role(role_config(config, role, path), role, path);
+  try {
+    return canonical_role(role_config(config, role, path), role, own);
+  } catch (const Error& e) {
+    const std::string message = e.what();
+    for (const std::string& lead : {own + ".", own + ": unknown key '"}) {
+      if (!message.starts_with(lead)) continue;
+      const std::string key = message.substr(lead.size(), message.find_first_of(".[:'", lead.size()) - lead.size());
+      if (!config[r].contains(key)) throw Error(e.kind(), path + message.substr(own.size()));
+    }
+    throw;
+  }
+}
+
 // One codec for both roles, with its overrides.
 Json canonical_codec(const Json& config, const std::string& path) {
   Json out;
-  for (const Role role : {Role::kKey, Role::kValue}) {
-    const std::string r = role_name(role);
-    out[r] = canonical_role(role_config(config, role, path), role, config.contains(r) ? path + "." + r : path);
-  }
+  for (const Role role : {Role::kKey, Role::kValue}) out[role_name(role)] = canonical_role_of(config, role, path);
   if (config.contains("overrides")) {
     const Json& list = config["overrides"];
     if (!list.is_array()) fail_expected(path + ".overrides", "a list", list);
@@ -296,7 +312,7 @@ Json canonical_tier(const Json& config, size_t tier, bool last) {
     const std::string level = out.contains("k") ? "k" : "v", other = level == "k" ? "v" : "k";
     if (rest.contains("overrides")) fail_usage(path + ".overrides: a tier that is a level in one role takes none");
     const Role role = other == "k" ? Role::kKey : Role::kValue;
-    out[other] = canonical_role(role_config(rest, role, path), role, rest.contains(other) ? path + "." + other : path);
+    out[other] = canonical_role_of(rest, role, path);
   } else {
     out = canonical_codec(rest, path);
   }

@@ -266,16 +266,17 @@ void apply_group(Config& config) {
   config.tree.erase("group");
   if (!groups.is_null() && !groups.is_object())
     fail_expected(config.where("groups") + ": groups", "a map of named sets of values", groups);
+  std::vector<std::string> known;
+  for (const auto& [name, values] : groups.items()) {
+    if (values.is_null()) continue;
+    if (!values.is_object()) fail_expected(config.where("groups." + name) + ": groups." + name, "a map", values);
+    known.push_back(name);
+  }
   if (chosen.is_null()) return;
   if (!chosen.is_string()) fail_expected(config.where("group") + ": group", "the name of a group", chosen);
   const std::string name = chosen.get<std::string>();
-  std::vector<std::string> known;
-  if (groups.is_object())
-    for (const auto& [k, v] : groups.items()) known.push_back(k);
   if (std::find(known.begin(), known.end(), name) == known.end())
     fail_unknown(config.where("group") + ": group:", name, known);
-  if (!groups[name].is_object())
-    fail_expected(config.where("groups." + name) + ": groups." + name, "a map", groups[name]);
   Config over;
   over.tree = groups[name];
   const std::string prefix = "groups." + name + ".";

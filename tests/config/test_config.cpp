@@ -251,6 +251,14 @@ TEST_CASE("a group merges over the rest", "[config]") {
   }
   Config wrong = parse_yaml("group: tst\ngroups: {test: {}}\n", "f.yaml");
   has(message_of([&] { apply_group(wrong); }), "group: 'tst' is not known, did you mean 'test'?; allowed: test");
+  // Whether it is chosen or not, a group is a map; null is one that was not given.
+  Config number = parse_yaml("groups:\n  test: {}\n  quick: 1\n", "f.yaml");
+  CHECK(message_of([&] { apply_group(number); }) == "f.yaml:3:3: groups.quick: expected a map, found 1");
+  Config written = parse_yaml("seed: 1\n", "f.yaml");
+  apply_override(written, "groups={a: 1}");
+  CHECK(message_of([&] { apply_group(written); }) == "command line: groups.a: expected a map, found 1");
+  Config none = parse_yaml("seed: 1\ngroup: quick\ngroups: {quick: null, test: {}}\n", "f.yaml");
+  has(message_of([&] { apply_group(none); }), "group: 'quick' is not known; allowed: test");
 }
 
 TEST_CASE("the strict reader", "[config]") {

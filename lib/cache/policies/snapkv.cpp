@@ -22,14 +22,18 @@ struct SnapKvKnobs {
         .integer("observe", &observe, 1, 1 << 16, "newest queries that are asked; their tokens stay")
         .integer("kernel", &kernel, 1, 1025, "neighbouring tokens that are pooled, an odd number")
         .choice("pooling", &pooling, {"max", "avg"}, "how; avg counts tokens beyond the ends as zeros")
-        .integer("interval", &interval, 1, 1 << 24,
-                 "tokens between decisions where no prompt is seen exactly; with one, its end is the only decision");
+        .integer(
+            "interval", &interval, 1, 1 << 24,
+            "tokens between decisions where no prompt is seen exactly, at least `observe`; with one, its end is the "
+            "only decision");
   }
   void check(const std::string& path) const {
     check_budget(budget, path + ".budget");
     if (budget >= 1 && budget < observe)
       fail_expected(path + ".budget", fmt::format("a fraction below 1, or at least the {} observing tokens", observe),
                     budget);
+    if (observe > interval)
+      fail_expected(path + ".observe", fmt::format("at most the {} tokens of {}.interval", interval, path), observe);
     if (kernel % 2 == 0) fail_expected(path + ".kernel", "an odd number", kernel);
   }
 };
@@ -43,11 +47,6 @@ class SnapKvRule final : public KeepRule {
   }
   int64_t next_decision(int64_t length, int64_t prompt) const override {
     if (prompt > 0) return length < prompt ? prompt : kNever;
-    if (knobs_.observe > knobs_.interval)
-      fail_expected(
-          "cache.policy.observe",
-          fmt::format("at most the {} tokens of cache.policy.interval, as no prompt is seen exactly", knobs_.interval),
-          knobs_.observe);
     return (length / knobs_.interval + 1) * knobs_.interval;
   }
   int64_t observed_from(int64_t length) const override { return length - knobs_.observe; }
