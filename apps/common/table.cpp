@@ -165,11 +165,15 @@ int64_t parse_count(const std::string& text) {
   return product;
 }
 
-std::vector<int64_t> parse_counts(const std::string& text) {
+std::vector<int64_t> parse_counts(const std::string& flag, const std::string& text) {
   std::vector<int64_t> out;
   for (size_t at = 0; at <= text.size();) {
     const size_t comma = std::min(text.find(',', at), text.size());
-    out.push_back(parse_count(text.substr(at, comma - at)));
+    const std::string word = text.substr(at, comma - at);
+    const int64_t count = parse_count(word);
+    if (std::find(out.begin(), out.end(), count) != out.end())
+      fail_usage(fmt::format("{} {}: {} stands twice", flag, text, word));
+    out.push_back(count);
     at = comma + 1;
   }
   return out;

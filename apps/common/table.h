@@ -32,6 +32,7 @@ bool print(const Table& table, TableFormat format, const Json& full);
 std::string human_bytes(double bytes);
 // "4k" -> 4096, "32K", "1m", plain numbers; kUsage otherwise
 int64_t parse_count(const std::string& text);
-std::vector<int64_t> parse_counts(const std::string& comma_separated);
+// What `flag` was given, each once: a second one is kUsage, as in the lists of a configuration.
+std::vector<int64_t> parse_counts(const std::string& flag, const std::string& comma_separated);
 
 }  // namespace vqkv

@@ -108,7 +108,7 @@ int run_memory(const MemoryVerb& v) {
   if (v.child_context >= 0) return run_child(v);
   refuse_exec(v.common, "what another program keeps can't be counted; replay shows what it claims");
   make_attention_backend(v.common.attention);
-  const auto contexts = parse_counts(v.contexts);
+  const auto contexts = parse_counts("--context", v.contexts);
   for (const int64_t context : contexts)
     if (context < 1 || context > (int64_t{1} << 24))
       fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 #include <set>
 
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/names.h"
 #include "core/thread_pool.h"
 #include "core/version.h"
 #include "experiment/replay_rows.h"
@@ -125,10 +127,17 @@ int run_replay(const ReplayVerb& v) {
   if (v.prompt > 0 && mode != ReplayMode::kPrefillExact)
     fail_usage(fmt::format("--prompt {}: only --mode prefill-exact tells a prompt from the rest; --mode is {}",
                            v.prompt, v.mode));
+  refuse_twice("--metrics", v.metrics);
   const auto model = open_model(v.common);
   const auto texts = read_texts(v.text, *model);
   const CacheShape shape = model->facts().cache_shape();
   const int64_t block = mode == ReplayMode::kStepwise ? 1 : v.block;
+  ReplayOptions options{
+      .context = v.context, .windows = v.windows, .prompt = v.prompt, .block = block, .attention = v.common.attention};
+  // What can be refused is, before a codec is trained.
+  require_positions(scored_positions(*model, texts, options, mode));
+  std::optional<AtomicFile> out;
+  if (!v.out.empty()) out.emplace(v.out);
   const auto codecs = load_codecs(v.common, model->facts());
   if (codecs.empty()) return kExitOk;  // interrupted
   if (mode == ReplayMode::kFakeQuant)
@@ -138,7 +147,7 @@ int run_replay(const ReplayVerb& v) {
             fmt::format("--mode fake-quant: {} stands under the policy {}, which decides as the text goes on, and "
                         "fake-quant codes all tokens at once; use --mode forced, or cache.policy=all",
                         codec.label, policy->at("name").get<std::string>()));
-  const DType exact_dtype = codecs[0].policy.exact_dtype;
+  options.exact_dtype = codecs[0].policy.exact_dtype;
 
   const std::vector<ReplayRow> rows = replay_rows(codecs, shape, texts,
                                                   {.mode = mode,
@@ -154,15 +163,9 @@ int run_replay(const ReplayVerb& v) {
     held.push_back({row.candidate.label, *row.candidate.codecs, row.candidate.policy});
   }
   const auto exact = exact_codec_set(shape);
-  held.push_back({"exact", *exact, CachePolicy::exact(exact_dtype)});
+  held.push_back({"exact", *exact, CachePolicy::exact(options.exact_dtype)});
   require_cache_memory(held, v.context);
 
-  const ReplayOptions options{.context = v.context,
-                              .windows = v.windows,
-                              .prompt = v.prompt,
-                              .block = block,
-                              .exact_dtype = exact_dtype,
-                              .attention = v.common.attention};
   const ReplayResult result = replay(*model, texts, candidates_of(rows), options, [] { return interrupted(); });
   if (interrupted()) log_warning(fmt::format("the numbers are of the first {} windows", result.windows));
   if (result.windows == 0) return kExitOk;
@@ -197,7 +200,7 @@ int run_replay(const ReplayVerb& v) {
                       {"scored", scored},
                       {"bos", result.bos},
                       {"weights", model->weights()},
-                      {"exact_dtype", dtype_name(exact_dtype)},
+                      {"exact_dtype", dtype_name(options.exact_dtype)},
                       {"exact_path", result.exact_path},
                       {"block", block},
                       {"threads", thread_count()},
@@ -207,7 +210,10 @@ int run_replay(const ReplayVerb& v) {
                       {"tool", version_facts()}};
   const Json comparisons = comparisons_of(result, rows, v.context);
   const Json full = {{"facts", facts}, {"rows", table.rows}, {"comparisons", comparisons}};
-  if (!v.out.empty()) write_file(v.out, full.dump(1) + "\n");
+  if (out) {
+    out->write(full.dump(1) + "\n");
+    out->commit();
+  }
   if (!print(table, v.common.format, full)) return kExitOk;
   const ReplayClusters clusters = replay_clusters(result);
   std::string notes = fmt::format(

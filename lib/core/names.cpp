@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace vqkv {
 namespace {
 
@@ -23,6 +25,11 @@ std::string unknown_name(const std::string& what, const std::string& name, const
 
 void fail_unknown(const std::string& what, const std::string& name, const std::vector<std::string>& known) {
   fail_usage(unknown_name(what, name, known));
+}
+
+void refuse_twice(const std::string& what, const std::vector<std::string>& names) {
+  for (auto name = names.begin(); name != names.end(); ++name)
+    if (std::find(names.begin(), name, *name) != name) fail_usage(fmt::format("{}: '{}' stands twice", what, *name));
 }
 
 void fail_unknown_key(const std::string& path, const std::string& key, const std::vector<std::string>& known) {

@@ -17,6 +17,8 @@ std::string unknown_name(const std::string& what, const std::string& name, const
 
 // kUsage with that sentence.
 [[noreturn]] void fail_unknown(const std::string& what, const std::string& name, const std::vector<std::string>& known);
+// kUsage: "`what`: 'name' stands twice".
+void refuse_twice(const std::string& what, const std::vector<std::string>& names);
 // kUsage for a key of the map at `path` that is none of `known`.
 [[noreturn]] void fail_unknown_key(const std::string& path, const std::string& key,
                                    const std::vector<std::string>& known);

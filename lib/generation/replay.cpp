@@ -93,6 +93,25 @@ std::vector<Window> cut_windows(const SpecialTokens& special, std::span<const Re
   }
 }
 
+std::vector<Window> windows_of(const ModelRuntime& model, std::span<const ReplayText> texts, const ReplayOptions& o) {
+  model.facts().require_context(o.context);
+  const Tokenizer* tokenizer = model.find_tokenizer();
+  auto windows = cut_windows(tokenizer ? tokenizer->special() : SpecialTokens{}, texts, o);
+  if (windows.empty())
+    fail_data(
+        fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context", o.context));
+  return windows;
+}
+
+// Tokens of each window that are read exactly and not scored.
+int64_t prompt_of(ReplayMode mode, const ReplayOptions& o) {
+  if (mode != ReplayMode::kPrefillExact) return 0;
+  const int64_t prompt = o.prompt > 0 ? o.prompt : o.context / 2;
+  if (prompt >= o.context)
+    fail_usage(fmt::format("an exact prompt of {} tokens leaves nothing to score in {}", prompt, o.context));
+  return prompt;
+}
+
 // Where a window is cut: stretches end where the meaning of a position changes.
 struct Stretches {
   int64_t context, prompt, last_quarter;  // prompt 0: nobody has one
@@ -122,7 +141,7 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
   Stretches s{.context = o.context, .prompt = 0, .last_quarter = o.context - o.context / 4};
   bool fake = false;
   for (const auto& c : candidates) {
-    if (c.mode == ReplayMode::kPrefillExact) s.prompt = o.prompt > 0 ? o.prompt : o.context / 2;
+    s.prompt = std::max(s.prompt, prompt_of(c.mode, o));
     if (c.mode != ReplayMode::kFakeQuant || !c.policy.keeps_codes()) continue;
     if (fake && s.first != c.policy.sinks) s.grid = 0;
     s.first = c.policy.sinks;
@@ -132,8 +151,6 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
       if (s.grid > 0) s.grid = std::lcm(s.grid, static_cast<int64_t>(u.codec->layout().block_tokens));
     if (s.grid > kStretch) s.grid = 0;
   }
-  if (s.prompt >= o.context)
-    fail_usage(fmt::format("an exact prompt of {} tokens leaves nothing to score in {}", s.prompt, o.context));
   if (fake && s.prompt > 0)
     fail_usage("modes prefill-exact and fake-quant can't share one replay: they score other positions");
   return s;
@@ -256,17 +273,19 @@ std::string replay_mode_name(ReplayMode mode) {
   fail_internal("unknown replay mode");
 }
 
+int64_t scored_positions(const ModelRuntime& model, std::span<const ReplayText> texts, const ReplayOptions& options,
+                         ReplayMode mode) {
+  const auto windows = static_cast<int64_t>(windows_of(model, texts, options).size());
+  return windows * (options.context - std::max<int64_t>(1, prompt_of(mode, options)));
+}
+
 ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
                     const ReplayOptions& options, const std::function<bool()>& stop) {
   const int64_t vocab = model.facts().vocab;
   VQKV_CHECK(options.block > 0);
-  model.facts().require_context(options.context);
+  const auto windows = windows_of(model, texts, options);
   const Tokenizer* tokenizer = model.find_tokenizer();
-  const SpecialTokens special = tokenizer ? tokenizer->special() : SpecialTokens{};
-  const auto windows = cut_windows(special, texts, options);
-  if (windows.empty())
-    fail_data(fmt::format("no text holds a whole window of {} tokens; give a longer text or a smaller context",
-                          options.context));
+  const bool add_bos = tokenizer && tokenizer->special().add_bos;
   // A token that the tokenizer has no text for leaves no bytes to divide by.
   const auto untold = [&](const auto& w) {
     return std::any_of(w.tokens.begin(), w.tokens.end(), [&](int32_t id) { return tokenizer->padded(id); });
@@ -275,7 +294,7 @@ ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std:
   const Stretches stretches = stretches_for(candidates, options);
 
   ReplayResult result;
-  result.bos = special.add_bos;
+  result.bos = add_bos;
   result.prompt = stretches.prompt;
   result.tracks.resize(candidates.size());
   for (size_t c = 0; c < candidates.size(); ++c) result.tracks[c].label = candidates[c].label;

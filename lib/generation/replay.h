@@ -89,6 +89,11 @@ struct ReplayText {
   std::vector<int32_t> tokens;  // BOS first only where the source itself has it
 };
 
+// Positions that a replay in `mode` will score. Throws what such a replay throws of texts, context and prompt alone:
+// kUsage for a context beyond the model's or without a prediction, kBadData where no text holds a whole window.
+int64_t scored_positions(const ModelRuntime& model, std::span<const ReplayText> texts, const ReplayOptions& options,
+                         ReplayMode mode);
+
 // Windows do not overlap. Candidates run beside the exact cache stretch by stretch, so that logits are never kept for
 // more than a stretch. At the end of each window every cache's ledger is held against its allocator (kInternal when
 // they differ). `stop` is asked between blocks; the finished windows are returned.

@@ -114,11 +114,17 @@ ReplayClusters replay_clusters(const ReplayResult& r) {
   return {r.window, "window", distinct(r.window)};
 }
 
+void require_positions(int64_t scored) {
+  constexpr int64_t kLeast = 100;
+  if (scored < kLeast)
+    fail_usage(fmt::format("{} scored positions are too few for statistics; give at least {}", scored, kLeast));
+}
+
 std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, int64_t context) {
   const size_t n = t.kld.size();
   VQKV_CHECK(n == r.position.size() && n == r.nll_exact.size());
   require_finite(r, t);
-  if (n < 100) fail_usage(fmt::format("{} scored positions are too few for statistics; give at least 100", n));
+  require_positions(static_cast<int64_t>(n));
   const auto clusters = replay_clusters(r);
   Block out(clusters.count);
   const auto error_of = [&](const std::vector<double>& x) { return cluster_error(x, clusters.of); };

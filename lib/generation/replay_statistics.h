@@ -12,11 +12,14 @@
 
 namespace vqkv {
 
+// Fewer scored positions than statistics need: kUsage.
+void require_positions(int64_t scored);
+
 // Tags: ppl.exact, ppl, ppl.ratio (exp of the paired mean), ppl.difference, ln_ppl.correlation, bits_per_byte,
 // kld.mean, kld.last_quarter (the headline), kld.{max,p99.9,p99,p95,p90,median,p10,p5,p1,min}, delta_p.{mean,rms,...},
 // same_top, first_flip.median, coded_mass, coded_mass.last_quarter. Errors are over documents or windows
-// (replay_clusters, cluster_error); `context` is the window length that the last quarter refers to. Fewer than 100
-// positions: kUsage, no statistics.
+// (replay_clusters, cluster_error); `context` is the window length that the last quarter refers to. Throws what
+// require_positions does.
 std::vector<Measurement> kld_block(const ReplayResult& result, const ReplayTrack& track, int64_t context);
 
 // Mean of `values` in equal buckets of position; empty buckets give NaN.

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "core/names.h"
 #include "io/atomic_file.h"
 
 namespace vqkv {
@@ -75,6 +76,8 @@ const Tokenizer* tokenizer_for(const TextSources& sources, const std::function<c
 std::vector<TextDocument> read_documents(const TextSources& sources, const Tokenizer* tokenizer, int32_t vocab) {
   if (sources.texts.empty() && sources.token_ids.empty())
     fail_usage("no text was given; use --text FILE or --token-ids FILE");
+  refuse_twice("--text", sources.texts);  // errors are over documents
+  refuse_twice("--token-ids", sources.token_ids);
   std::vector<TextDocument> out;
   for (const auto& path : sources.texts) {
     VQKV_CHECK(tokenizer != nullptr);

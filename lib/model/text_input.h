@@ -28,7 +28,7 @@ struct TextDocument {
 const Tokenizer* tokenizer_for(const TextSources& sources, const std::function<const Tokenizer&()>& load);
 // Ids are checked against `vocab`, the rows of the model, whatever the tokenizer has: a row that it has no text for is
 // used as it is. kBadData for what can't be read, isn't UTF-8 or holds an id out of range; kUsage when nothing was
-// given.
+// given, or a file twice.
 std::vector<TextDocument> read_documents(const TextSources& sources, const Tokenizer* tokenizer, int32_t vocab);
 std::vector<int32_t> parse_token_ids(std::string_view text, int32_t vocab, const std::string& where);
 

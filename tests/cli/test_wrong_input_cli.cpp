@@ -30,14 +30,25 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(2, "allowed: forced, stepwise", with({"exact", "--mode", "force"}));
   eval.refuses(2, "neither exact nor", with({"exat"}));
   eval.refuses(2, "no text was given", {"replay", "--model", kModel, "--codec", "exact"});
-  eval.refuses(2, "beyond the model's", with({"exact", "--context", "8193"}));
   eval.refuses(2, "did you mean 'window'", with({eval.codec, "cache.windw=3"}));
   eval.refuses(2, "only --mode prefill-exact tells a prompt", with({"exact", "--prompt", "32"}));
   eval.refuses(2, "'cache.policy=h2o': the exact cache takes no overrides", with({"exact", "cache.policy=h2o"}));
   eval.refuses(2, "--mode fake-quant: rtn4 stands under the policy h2o, which decides as the text goes on",
                with({eval.codec, "cache.policy=h2o", "--mode", "fake-quant"}));
-  eval.refuses(2, "window 0: rtn4: cache.policy.observe: expected at most the 16 tokens of cache.policy.interval",
-               with({eval.codec, "cache.policy={name: snapkv, interval: 16}", "--context", "128"}));
+  eval.refuses(2,
+               "error: command line: cache.policy.observe: expected at most the 16 tokens of cache.policy.interval, "
+               "found 32",
+               with({eval.codec, "cache.policy={name: snapkv, interval: 16}"}));
+  // Before a codec is read or trained.
+  const std::string gone = "/nowhere.codec.h5";
+  eval.refuses(2, "error: 63 scored positions are too few for statistics; give at least 100",
+               with({gone, "--context", "64", "--windows", "1"}));
+  eval.refuses(2, "error: 28 scored positions are too few",
+               with({gone, "--context", "128", "--windows", "1", "--mode", "prefill-exact", "--prompt", "100"}));
+  eval.refuses(2, "an exact prompt of 128 tokens leaves nothing to score in 128",
+               with({gone, "--context", "128", "--mode", "prefill-exact", "--prompt", "128"}));
+  eval.refuses(2, "beyond the model's", with({gone, "--context", "8193"}));
+  eval.refuses(3, "/nowhere/full.json", with({gone, "-o", "/nowhere/full.json"}));
   // An override ends the list of texts; what is neither is a file that is not there.
   eval.refuses(2, "did you mean 'window'",
                {"replay", "--model", kModel, "--codec", eval.codec, "--text", kText, "cache.windw=3"});
@@ -52,9 +63,14 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(2, "no prompt was given", {"generate", "--model", kModel, "--codec", "exact"});
   eval.refuses(2, "top_p", {"generate", "--model", kModel, "--codec", "exact", "--prompt", "a", "--top-p", "0"});
   eval.refuses(2, "not a count", {"memory", "--model", kModel, "--context", "4q"});
+  // What stands twice in a list.
+  eval.refuses(2, "--context 100,100: 100 stands twice", {"memory", "--model", kModel, "--context", "100,100"});
+  eval.refuses(2, "--context 4096,4k: 4k stands twice", {"memory", "--model", kModel, "--context", "4096,4k"});
+  eval.refuses(2, "--metrics: 'kld' stands twice", with({"exact", "--metrics", "kld,kld"}));
+  eval.refuses(2, "stands twice", with({"exact", "--text", kText}));
   // Data.
   eval.refuses(3, "nowhere.gguf", {"replay", "--model", "/nowhere.gguf", "--codec", "exact", "--text", kText});
-  eval.refuses(3, "nowhere.codec.h5", with({"/nowhere.codec.h5"}));
+  eval.refuses(3, "nowhere.codec.h5", with({gone}));
   write_codec(eval.dir / "other.codec.h5", {{"name", "rtn"}}, {{"sinks", 4}}, std::string(64, 'b'));
   eval.refuses(3, "other.codec.h5: trained on the model with hash bbbb", with({eval.dir / "other.codec.h5"}));
   const std::string archive = read_file(eval.codec);

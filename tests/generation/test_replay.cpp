@@ -157,3 +157,34 @@ TEST_CASE("an exact prompt under the policy streaming: its last token sees all o
   CHECK(prompt.bytes.total_sequence() < r.tracks[2].bytes.total_sequence() / 2);
   CHECK(prompt.peak_cache_bytes > forced.peak_cache_bytes);
 }
+
+TEST_CASE("how many positions a replay scores is known before it begins, and so is what it refuses", "[replay]") {
+  MeanRuntime model;
+  std::vector<ReplayText> texts(2);
+  for (int32_t t = 0; t < 200; ++t) texts[static_cast<size_t>(t >= 70)].tokens.push_back(t % 16);  // 70 and 130
+  const auto codecs = exact_codec_set(model.facts().cache_shape());
+  for (const ReplayMode mode : {ReplayMode::kForced, ReplayMode::kPrefillExact})
+    for (const int64_t windows : {0, 1})
+      for (const int64_t prompt : {0, 1, 20}) {
+        const ReplayOptions options{.context = 32, .windows = windows, .prompt = prompt, .block = 16};
+        const ReplayCandidate candidate{
+            .label = "exact", .codecs = codecs, .policy = CachePolicy::exact(), .mode = mode};
+        const int64_t scored = scored_positions(model, texts, options, mode);
+        CHECK(scored == std::ssize(replay(model, texts, std::span(&candidate, 1), options).position));
+        CHECK(scored == (windows == 1 ? 1 : 6) * (mode == ReplayMode::kForced || prompt == 1 ? 31 : prompt ? 12 : 16));
+      }
+  const auto refused = [&](const ReplayOptions& options, ErrorKind kind, const std::string& part) {
+    try {
+      scored_positions(model, texts, options, ReplayMode::kPrefillExact);
+      FAIL("accepted");
+    } catch (const Error& e) {
+      CHECK(e.kind() == kind);
+      CHECK_THAT(e.what(), Catch::Contains(part));
+    }
+  };
+  refused({.context = 257}, ErrorKind::kUsage, "beyond the model's");
+  refused({.context = 1}, ErrorKind::kUsage, "too short to score anything");
+  refused({.context = 32, .prompt = 32}, ErrorKind::kUsage,
+          "an exact prompt of 32 tokens leaves nothing to score in 32");
+  refused({.context = 131}, ErrorKind::kBadData, "no text holds a whole window of 131 tokens");
+}

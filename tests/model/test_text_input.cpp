@@ -74,4 +74,11 @@ TEST_CASE("documents: special tokens on demand, ids without a tokenizer") {
   CHECK(read_documents(ids, nullptr, 10)[0].tokens == Ids{3, 0, 9});
   CHECK_THROWS_WITH(read_documents(ids, nullptr, 9), Catch::Contains("token id 9 is outside the vocabulary of 9"));
   CHECK_THROWS_WITH(read_documents({}, nullptr, 9), Catch::Contains("no text was given"));
+  // A document that counts as two makes errors too small.
+  TextSources twice = ids;
+  twice.token_ids.push_back(ids.token_ids[0]);
+  CHECK_THROWS_WITH(read_documents(twice, nullptr, 10),
+                    Catch::StartsWith("--token-ids: '") && Catch::EndsWith("t.ids' stands twice"));
+  text.texts.push_back(text.texts[0]);
+  CHECK_THROWS_WITH(read_documents(text, tokenizer.get(), 0), Catch::StartsWith("--text: '"));
 }
