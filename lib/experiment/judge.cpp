@@ -9,6 +9,7 @@
 #include "experiment/trace_facts.h"
 #include "io/recon.h"
 #include "io/trace_check.h"
+#include "metric/metric.h"
 
 namespace vqkv {
 namespace {
@@ -51,6 +52,11 @@ Json judge(const JudgeOptions& options) {
   }
   const CellConfig cell = read_cell_config(config);
   check_against_trace(config, cell, read_trace_facts(options.trace));
+  const bool named = ConfigReader(config, "").has("metrics") && config.tree.at("metrics") != "all";
+  for (const auto& name : cell.metrics)  // `all` means all that there are for rows
+    if (named && find_metric(name).describe().of_codes)
+      fail_usage(fmt::format("{}: metrics: {} counts codes, and a file of keys and values holds none",
+                             config.where("metrics"), name));
   const TraceRows rows(trace, cell);
   if (!cell.policy().codes) fail_usage(fmt::format("{}: cache.rule: none codes nothing", config.where("cache.rule")));
   if (!cell.policy().keeps_codes())

@@ -200,6 +200,14 @@ void require_train_documents(const Config& config, const CellConfig& c, const st
                     config.where("trace.train"), learner));
 }
 
+// Why a cell would be without a number, or "".
+std::string nothing_measured(const CellConfig& c) {
+  const auto means_something = [](const std::string& name) { return find_metric(name).describe().of_dropped; };
+  if (!c.policy().drops || std::ranges::any_of(c.metrics, means_something)) return "";
+  return fmt::format("metrics: {}: of decoded rows alone, and the policy streaming keeps none",
+                     fmt::join(c.metrics, ", "));
+}
+
 struct NoRows final : TrainSource {
   TrainData unit(const UnitShape&, const TrainNeeds&) const override { fail_internal("nothing learns here"); }
 };
@@ -240,6 +248,7 @@ Plan make_plan(const Config& config) {
       const Resolved& codec = resolved.at(key);
       Json cell = describe_cell(c, facts, codec.versions, p.axes, p.repeat);
       std::string skip = !p.skip.empty() ? p.skip : !codec.skip.empty() ? codec.skip : not_swept(c.policy());
+      if (skip.empty()) skip = nothing_measured(c);
       if (skip.empty()) {
         const auto [known, fresh] = conflicts.emplace(key + canonical_json(c.cache), "");
         if (fresh) known->second = cache_conflict(c.policy(), units());
@@ -367,8 +376,6 @@ std::string cell_problem(const Json& c) {
     return "id is not the beginning of cell";
   if (group_identity(c).substr(0, kShortId) != c.at("group") || train_identity(config_of(c), c) != c.at("train_id"))
     return "group or train_id does not belong to the configuration";
-  if (!c.at("axes").is_object() || !c.at("repeat").is_object()) return "axes and repeat must be maps";
-  if (c.contains("skip") && !c.at("skip").is_string()) return "skip must be a text";
   return "";
 }
 

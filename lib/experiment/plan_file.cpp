@@ -10,6 +10,7 @@
 #include "experiment/plan.h"
 #include "experiment/plan_lines.h"
 #include "io/atomic_file.h"
+#include "io/json_fields.h"
 #include "io/result_index.h"
 #include "io/store.h"
 
@@ -19,6 +20,22 @@ namespace {
 // What a plan's hash is of: a line a cell.
 std::string hashed_line(const Json& cell) {
   return cell.at("cell").get<std::string>() + (cell.contains("skip") ? " skip\n" : "\n");
+}
+
+// What readers of a plan take for granted; what a cell says beyond is held against its identity.
+void require_header(const Json& header, const std::string& where) {
+  const auto text = [](const Json& x) { return x.is_string(); };
+  text_field(header, "plan", where);
+  integer_field(header, "skipped", 0, INT64_MAX, where);
+  for (const char* key : {"axes", "repeats"}) list_field(header, key, text, "a list of texts", where);
+  const auto map = [](const Json& x) { return x.is_object(); };
+  for (const Json& t : list_field(header, "traces", map, "a list of maps", where)) text_field(t, "path", where);
+}
+void require_cell(const Json& cell, const std::string& where) {
+  for (const char* key : {"cell", "id", "group", "train_id", "trace", "model"}) text_field(cell, key, where);
+  for (const char* key : {"config", "versions", "axes", "repeat"}) map_field(cell, key, where);
+  integer_field(cell, "index", 0, INT64_MAX, where);
+  if (cell.contains("skip")) text_field(cell, "skip", where);
 }
 
 // Of the lines below a plan's first, as they stand in its file.
@@ -75,13 +92,14 @@ Json read_plan(const std::string& path, const std::function<void(Json&& cell)>& 
   bool same_lines = false, as_written = false;
   std::string hashed;
   int64_t cells = 0;
-  const auto read_header = [&](Json&& record) {
+  const auto read_header = [&](Json&& record, int64_t line) {
     if (!record.contains("plan_version"))
       fail_data(fmt::format("{}: not a plan; `vqkv-sweep plan sweep.yaml -o plan.jsonl` writes one", path));
     header = std::move(record);
     if (header["plan_version"] != kPlanVersion)
       fail_data(fmt::format("{}: plan version {}; this tool reads version {}", path, header["plan_version"].dump(),
                             kPlanVersion));
+    require_header(header, fmt::format("{} line {}", path, line));
     // What this very build wrote it has checked; a hundred thousand configurations need not be read again at each
     // start.
     same_lines =
@@ -89,30 +107,30 @@ Json read_plan(const std::string& path, const std::function<void(Json&& cell)>& 
     as_written = same_lines && header.value("tool", Json()) == version_facts();
   };
   const auto check = [&](const Json& c, int64_t line) {
-    std::string problem = cell_problem(c);
+    const std::string where = fmt::format("{} line {}", path, line);
+    require_cell(c, where);
+    std::string problem;
+    try {
+      problem = cell_problem(c);
+    } catch (const Json::exception&) { problem = "the configuration lacks what every planned one has"; }
     if (problem.empty() && c.at("index") != cells) problem = "index is out of order";
-    if (!problem.empty()) fail_data(fmt::format("{} line {}: {}", path, line, problem));
+    if (!problem.empty()) fail_data(fmt::format("{}: {}", where, problem));
     hashed += hashed_line(c);
   };
-  try {
-    const std::string torn = parse_jsonl(text, path, [&](Json&& record, int64_t line) {
-      if (header.is_null()) return read_header(std::move(record));
-      if (!as_written) check(record, line);
-      ++cells;
-      body(std::move(record));
-    });
-    if (!torn.empty()) fail_data(fmt::format("{}; a plan must be complete", torn));
-    if (header.is_null()) read_header(Json::object());
-    const auto planned = header.at("plan").get<std::string>();
-    if (as_written) return header;
-    if (planned != sha256_hex(hashed)) fail_data(fmt::format("{}: cells were added or removed after planning", path));
-    // What of a line isn't part of its identity, such as the axes that tables show.
-    if (header.contains("content_xxh3") && !same_lines)
-      fail_data(fmt::format("{}: lines were changed after planning; plan again instead of editing", path));
-    for (const auto& t : header.at("traces")) (void)t.at("path").get_ref<const std::string&>();
-  } catch (const Json::exception& e) {
-    fail_data(fmt::format("{}: a field of the plan is missing or mistyped: {}", path, e.what()));
-  }
+  const std::string torn = parse_jsonl(text, path, [&](Json&& record, int64_t line) {
+    if (header.is_null()) return read_header(std::move(record), line);
+    if (!as_written) check(record, line);
+    ++cells;
+    body(std::move(record));
+  });
+  if (!torn.empty()) fail_data(fmt::format("{}; a plan must be complete", torn));
+  if (header.is_null()) read_header(Json::object(), 1);
+  if (as_written) return header;
+  if (header["plan"] != sha256_hex(hashed))
+    fail_data(fmt::format("{}: cells were added or removed after planning", path));
+  // What of a line isn't part of its identity, such as the axes that tables show.
+  if (header.contains("content_xxh3") && !same_lines)
+    fail_data(fmt::format("{}: lines were changed after planning; plan again instead of editing", path));
   return header;
 }
 

@@ -9,7 +9,7 @@
 #include <unordered_map>
 
 #include "core/error.h"
-#include "io/record_index.h"
+#include "io/json_fields.h"
 
 namespace vqkv {
 namespace {
@@ -23,6 +23,37 @@ Json status_part(const Json& line) {
   Json kept;
   for (const char* key : {"cell", "id", "axes", "repeat"}) kept[key] = line.at(key);
   return kept;
+}
+
+// What a record is found, counted and told by.
+void require_facts(const Json& facts, const std::string& where) {
+  text_field(facts, "cell", where);
+  const std::string status = choice_field(facts, "status", {"ok", "failed", "skipped"}, where);
+  if (status != "ok") text_field(facts, "reason", where);
+  if (facts.contains("attempt")) integer_field(facts, "attempt", 0, INT64_MAX, where);
+  if (facts.contains("flags"))
+    list_field(
+        facts, "flags", [](const Json& f) { return f.is_string(); }, "a list of texts", where);
+}
+
+// What choices, tables and figures read of measurements.
+void require_measurements(const Json& record, const std::string& where) {
+  const auto map = [](const Json& x) { return x.is_object(); };
+  const std::string of_one = where + ": a measurement";
+  for (const Json& m : list_field(record, "measurements", map, "a list of maps", where)) {
+    measurement_head_from_json(m, of_one);
+    text_field(m, "role", of_one);
+    for (const char* key : {"context", "sequences"})
+      if (m.contains(key)) integer_field(m, key, 0, INT64_MAX, of_one);
+    if (!m.contains("details")) continue;
+    for (const Json& d : list_field(m, "details", map, "a list of maps", of_one)) {
+      text_field(d, "axis", of_one);
+      list_field(
+          d, "shape", [](const Json& n) { return n.is_number_integer(); }, "a list of integers", of_one);
+      list_field(
+          d, "values", [](const Json& x) { return x.is_number() || x.is_null(); }, "a list of numbers", of_one);
+    }
+  }
 }
 
 void read_records(ResultSet& out, Records records) {
@@ -39,24 +70,21 @@ void read_records(ResultSet& out, Records records) {
     if (!read.torn.empty()) out.problems.push_back(read.torn + " was left out; that cell runs again");
     for (RecordEntry& e : read.entries) {
       const Json& r = e.facts;
-      const auto it =
-          r.contains("cell") && r["cell"].is_string() ? index.find(r["cell"].get<std::string>()) : index.end();
-      if (it == index.end() || !r.contains("status") || !r["status"].is_string()) {
+      require_facts(r, e.place.in(out.files[file]));
+      const auto it = index.find(r.at("cell").get<std::string>());
+      if (it == index.end()) {
         ++strangers;
         continue;
       }
-      const auto rank = [](const Json& x) { return x.value("status", std::string()) == "ok" ? 1 : 0; };
-      const auto attempt = [](const Json& x) {
-        return x.contains("attempt") && x["attempt"].is_number_integer() ? x["attempt"].get<int64_t>() : 0;
-      };
+      const auto rank = [](const Json& x) { return x.at("status") == "ok" ? 1 : 0; };
+      const auto attempt = [](const Json& x) { return x.value("attempt", int64_t{0}); };
       CellResult& have = out.cells[it->second];
       const bool newer = have.record.is_null() || rank(r) > rank(have.record) ||
                          (rank(r) == rank(have.record) && attempt(r) > attempt(have.record));
       if (!newer) continue;
       have.record = std::move(e.facts);
       have.file = file;
-      have.at = e.at;
-      have.bytes = e.bytes;
+      have.place = e.place;
     }
   }
   if (records == Records::kWhole)
@@ -139,7 +167,12 @@ void for_each_record(const ResultSet& results, const std::function<void(size_t c
   for (const auto& f : results.files) readers.emplace_back(f);
   for (size_t i = 0; i < results.cells.size(); ++i) {
     const CellResult& c = results.cells[i];
-    if (!c.record.is_null()) body(i, readers[c.file].read(c.at, c.bytes));
+    if (c.record.is_null()) continue;
+    Json record = readers[c.file].read(c.place);
+    const std::string where = c.place.in(results.files[c.file]);
+    require_facts(record, where);
+    if (record["status"] == "ok") require_measurements(record, where);
+    body(i, std::move(record));
   }
 }
 

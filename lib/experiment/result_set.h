@@ -6,6 +6,7 @@
 
 #include "core/json.h"
 #include "experiment/plan.h"
+#include "io/record_index.h"
 #include "metric/measurement.h"
 
 namespace vqkv {
@@ -17,8 +18,8 @@ namespace vqkv {
 struct CellResult {
   Json cell;        // line of the plan; with kStatus of it {cell, id, axes, repeat} alone
   Json record;      // null while the cell is pending
-  size_t file = 0;  // of ResultSet::files, where the whole record stands:
-  int64_t at = 0, bytes = 0;
+  size_t file = 0;  // of ResultSet::files, where the whole record stands
+  RecordPlace place;
   std::string id() const;      // short id
   std::string status() const;  // ok | failed | skipped | pending
   std::string reason() const;
@@ -43,7 +44,8 @@ struct ResultSet {
 enum class Records { kWhole, kStatus };
 
 // Reads FOLDER/plan.jsonl and FOLDER/results/*.jsonl. Of several records of a cell an ok one wins, else the last
-// attempt; the others are not read.
+// attempt; the others are not read. kBadData with file and line for a record, and where it is read whole for a
+// measurement, with a field that is missing or of another kind.
 ResultSet load_results(const std::string& folder, Records records = Records::kWhole);
 // The same for who holds the store's plan already.
 ResultSet load_results(const std::string& folder, const Plan& plan, Records records);

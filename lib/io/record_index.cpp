@@ -22,8 +22,8 @@ Json facts_of(const Json& record) {
 
 std::string index_line(const RecordEntry& e) {
   Json line = e.facts;
-  line["at"] = e.at;
-  line["bytes"] = e.bytes;
+  line["at"] = e.place.at;
+  line["bytes"] = e.place.bytes;
   return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -32,18 +32,19 @@ bool read_index_line(const std::string& line, int64_t from, int64_t size, Record
   try {
     e.facts = parse_json(line, "index");
     if (!e.facts.is_object()) return false;
-    e.at = e.facts.at("at").get<int64_t>();
-    e.bytes = e.facts.at("bytes").get<int64_t>();
+    e.place.at = e.facts.at("at").get<int64_t>();
+    e.place.bytes = e.facts.at("bytes").get<int64_t>();
     e.facts.erase("at");
     e.facts.erase("bytes");
   } catch (const std::exception&) { return false; }
-  return e.at == from && e.bytes > 0 && e.bytes <= size && e.at <= size - e.bytes;
+  const auto& [at, bytes, number] = e.place;
+  return at == from && bytes > 0 && bytes <= size && at <= size - bytes;
 }
 
 // The last record that an index names must be the one that stands there.
 bool fits(const std::string& path, const RecordEntry& last) {
   try {
-    return facts_of(RecordReader(path).read(last.at, last.bytes)) == last.facts;
+    return facts_of(RecordReader(path).read(last.place)) == last.facts;
   } catch (const Error&) { return false; }
 }
 
@@ -63,7 +64,8 @@ RecordIndex read_record_index(const std::string& path) {
   for (const std::string& line : lines) {
     RecordEntry e;
     if (!read_index_line(line, end, size, e)) break;
-    end = e.at + e.bytes;
+    end = e.place.at + e.place.bytes;
+    e.place.line = std::ssize(out.entries) + 1;
     out.entries.push_back(std::move(e));
   }
   if (!out.entries.empty() && !fits(path, out.entries.back())) {
@@ -72,15 +74,16 @@ RecordIndex read_record_index(const std::string& path) {
   }
   in.clear();
   in.seekg(end);
-  for (auto [line, number] = std::pair<std::string, int64_t>("", std::ssize(out.entries) + 1); std::getline(in, line);
-       ++number) {
+  int64_t number = std::ssize(out.entries);
+  for (std::string line; std::getline(in, line);) {
     const bool finished = !in.eof();  // with its newline
-    const RecordEntry e{end, static_cast<int64_t>(line.size()) + (finished ? 1 : 0), {}};
-    end += e.bytes;
-    const JsonlRead read = parse_jsonl(finished ? line + "\n" : line, fmt::format("{} at byte {}", path, e.at), number);
+    const RecordPlace place{end, static_cast<int64_t>(line.size()) + (finished ? 1 : 0), ++number};
+    end += place.bytes;
+    const JsonlRead read =
+        parse_jsonl(finished ? line + "\n" : line, fmt::format("{} at byte {}", path, place.at), number);
     out.torn = read.torn;
     if (read.records.empty()) continue;
-    out.entries.push_back({e.at, e.bytes, facts_of(read.records[0])});
+    out.entries.push_back({place, facts_of(read.records[0])});
     ++out.read;
   }
   return out;
@@ -88,13 +91,17 @@ RecordIndex read_record_index(const std::string& path) {
 
 RecordReader::RecordReader(std::string path) : path_(std::move(path)), in_(path_, std::ios::binary) {}
 
-Json RecordReader::read(int64_t at, int64_t bytes) {
-  const std::string where = fmt::format("{} at byte {}", path_, at);
-  std::string line(static_cast<size_t>(bytes), '\0');
+std::string RecordPlace::in(const std::string& path) const {
+  return fmt::format("{} at byte {} line {}", path, at, line);
+}
+
+Json RecordReader::read(const RecordPlace& place) {
+  const std::string where = place.in(path_);
+  std::string line(static_cast<size_t>(place.bytes), '\0');
   in_.clear();
-  in_.seekg(at);
-  in_.read(line.data(), bytes);
-  if (in_.gcount() != bytes) fail_data(fmt::format("{}: can't be read", where));
+  in_.seekg(place.at);
+  in_.read(line.data(), place.bytes);
+  if (in_.gcount() != place.bytes) fail_data(fmt::format("{}: can't be read", where));
   Json record = parse_json(line, where);
   if (!record.is_object()) fail_data(fmt::format("{}: a JSON object is expected", where));
   return record;
@@ -108,9 +115,9 @@ RecordWriter::RecordWriter(const std::string& path) : records_(path) {
 }
 
 void RecordWriter::append(const Json& record) {
-  RecordEntry e{records_.size(), 0, facts_of(record)};
+  RecordEntry e{{.at = records_.size()}, facts_of(record)};
   records_.append(record);
-  e.bytes = records_.size() - e.at;
+  e.place.bytes = records_.size() - e.place.at;
   index_ << index_line(e) << std::flush;
 }
 

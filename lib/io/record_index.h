@@ -12,9 +12,16 @@
 
 namespace vqkv {
 
+// Of a record's line in the file of records.
+struct RecordPlace {
+  int64_t at = 0, bytes = 0;                      // its newline included
+  int64_t line = 0;                               // from 1
+  std::string in(const std::string& path) const;  // "PATH at byte 1234 line 5"
+};
+
 struct RecordEntry {
-  int64_t at = 0, bytes = 0;  // of the record's line in the file of records, its newline included
-  Json facts;                 // of the record's {cell, status, attempt, reason, flags}, what it has
+  RecordPlace place;
+  Json facts;  // of the record's {cell, status, attempt, reason, flags}, what it has
 };
 
 struct RecordIndex {
@@ -32,7 +39,7 @@ class RecordReader {
  public:
   explicit RecordReader(std::string path);
   // The record at a place that an index gave; kBadData when none stands there.
-  Json read(int64_t at, int64_t bytes);
+  Json read(const RecordPlace& place);
 
  private:
   std::string path_;

@@ -4,52 +4,49 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <initializer_list>
 
-#include "core/error.h"
 #include "core/json.h"
+#include "io/json_fields.h"
 
 namespace vqkv {
 namespace {
-constexpr const char* kBetterNames[] = {"lower", "higher", "neither"};
-constexpr const char* kShownNames[] = {"nowhere", "value", "with error"};
+constexpr std::initializer_list<const char*> kBetterNames{"lower", "higher", "neither"};
+constexpr std::initializer_list<const char*> kShownNames{"nowhere", "value", "with error"};
 
-double number(const Json& j) {  // JSON has no NaN: it is written as null
-  return j.is_null() ? std::numeric_limits<double>::quiet_NaN() : j.get<double>();
+template <class Enum>
+Enum named(const std::initializer_list<const char*>& names, const std::string& name) {
+  return static_cast<Enum>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 }  // namespace
 
 Json to_json(const Measurement& m) {
   Json j = {{"tag", m.tag},        {"value", m.value}, {"unit", m.unit},
-            {"stderr", m.stderr_}, {"n", m.n},         {"better", kBetterNames[static_cast<int>(m.better)]},
+            {"stderr", m.stderr_}, {"n", m.n},         {"better", kBetterNames.begin()[static_cast<int>(m.better)]},
             {"exact", m.exact}};
   const Measurement plain;
   if (!m.title.empty()) j["title"] = m.title;
   if (!m.group.empty()) j["group"] = m.group;
   if (m.digits != plain.digits) j["digits"] = m.digits;
-  if (m.shown != plain.shown) j["shown"] = kShownNames[static_cast<int>(m.shown)];
+  if (m.shown != plain.shown) j["shown"] = kShownNames.begin()[static_cast<int>(m.shown)];
   if (!m.per_document.empty()) j["per_document"] = m.per_document;
   for (const auto& d : m.details) j["details"].push_back({{"axis", d.axis}, {"shape", d.shape}, {"values", d.values}});
   return j;
 }
 
-Measurement measurement_head_from_json(const Json& j) {
+Measurement measurement_head_from_json(const Json& j, const std::string& where) {
   Measurement m;
-  try {
-    m.tag = j.at("tag").get<std::string>();
-    m.value = number(j.at("value"));
-    m.unit = j.at("unit").get<std::string>();
-    m.stderr_ = number(j.at("stderr"));
-    m.n = j.at("n").get<int64_t>();
-    const auto better = j.at("better").get<std::string>();
-    m.better = better == "lower" ? Better::kLower : better == "higher" ? Better::kHigher : Better::kNeither;
-    m.exact = j.at("exact").get<bool>();
-    m.title = j.value("title", std::string());
-    m.group = j.value("group", std::string());
-    m.digits = std::clamp(j.value("digits", m.digits), 1, 17);
-    const auto shown = j.value("shown", std::string());
-    m.shown = shown == "nowhere" ? Shown::kNowhere : shown == "value" ? Shown::kValue : Shown::kWithError;
-  } catch (const Json::exception& e) { fail_data(fmt::format("a measurement is malformed: {}", e.what())); }
+  m.tag = text_field(j, "tag", where);
+  m.value = number_field(j, "value", where);
+  m.unit = text_field(j, "unit", where);
+  m.stderr_ = number_field(j, "stderr", where);
+  m.n = integer_field(j, "n", 0, INT64_MAX, where);
+  m.better = named<Better>(kBetterNames, choice_field(j, "better", kBetterNames, where));
+  m.exact = boolean_field(j, "exact", where);
+  if (j.contains("title")) m.title = text_field(j, "title", where);
+  if (j.contains("group")) m.group = text_field(j, "group", where);
+  if (j.contains("digits")) m.digits = static_cast<int>(integer_field(j, "digits", 1, 17, where));
+  if (j.contains("shown")) m.shown = named<Shown>(kShownNames, choice_field(j, "shown", kShownNames, where));
   return m;
 }
 

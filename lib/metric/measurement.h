@@ -40,8 +40,9 @@ struct Measurement {
 Measurement titled(Measurement m, std::string title, Shown shown = Shown::kWithError, int digits = 4);
 
 Json to_json(const Measurement& m);
-// Its inverse, without details and values by document, which are large and which no table needs.
-Measurement measurement_head_from_json(const Json& j);
+// Its inverse, without details and values by document, which are large and which no table needs. kBadData led by
+// `where` for a field that is missing or of another kind.
+Measurement measurement_head_from_json(const Json& j, const std::string& where = "a measurement");
 
 // One column of a table of measurements, as the measurements ask for it.
 struct MeasureColumn {

@@ -61,6 +61,7 @@ struct MetricInfo {
   std::string name, title, unit, formula, source, caveat;
   Better better = Better::kLower;
   bool of_dropped = false;  // also means something where tokens are dropped instead of coded
+  bool of_codes = false;    // counts codes: nothing where decoded rows alone are known
   int version = 1;          // rises when the same rows give another number: part of a cell's identity
 };
 

@@ -213,6 +213,11 @@ TEST_CASE("judge: files that lie are refused with their place", "[cli][judge]") 
   refused({}, "command line: cache.rule: none codes nothing", ErrorKind::kUsage);
   o.overrides = {"cache.window=16", "cache.flush=16", "cache.policy=streaming"};
   refused({}, "command line: cache.policy: no coded token stays", ErrorKind::kUsage);
+  for (const char* metrics : {"metrics=[code_usage]", "metrics=code_usage", "metrics=[code_usage, softmax_kl]"}) {
+    o.overrides = {"cache.window=16", metrics};
+    refused({}, "command line: metrics: code_usage counts codes, and a file of keys and values holds none",
+            ErrorKind::kUsage);
+  }
   o.overrides = {"codec.name=rtn"};
   refused({}, "no meaning for `judge`", ErrorKind::kUsage);
   o.overrides = {"trace.report=[9]"};

@@ -198,7 +198,9 @@ TEST_CASE("plan, status and merge hold little of each cell: many cells take litt
       const std::string details(size_t{128} << 10, 'x');
       read_plan(plan, [&](Json&& cell) {
         cell["status"] = "ok";
-        const Json row = {{"role", "report"}, {"tag", "key.nmse"}, {"value", 0.5}, {"details", details}};
+        const Json row = {{"role", "report"}, {"tag", "key.nmse"}, {"value", 0.5},
+                          {"unit", "1"},      {"stderr", 0},       {"n", 1},
+                          {"exact", false},   {"better", "lower"}, {"title", details}};
         cell["measurements"] = Json::array({row});
         records << cell.dump() << "\n";
       });

@@ -364,11 +364,30 @@ TEST_CASE("mistakes in transforms, overrides and policies have a line", "[plan]"
   has(error("codec: {name: rtn}\ncache:\n  window: 0\n  policy: streaming\n"), "s.yaml:4:3: cache.window: expected 1");
   has(error("codec: {name: rtn}\ncache:\n  policy:\n    name: h2o\n    heavy: 1.5\n"),
       "s.yaml:6:5: cache.policy.heavy: expected a fraction");
-  // The path is said once, and so is the place.
-  Config c =
-      parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec: {{name: rtn}}\n", trace), "s");
-  apply_override(c, "codec.bits=99");
-  CHECK(error_of([&] { make_plan(c); }).rfind("command line: codec.bits: expected an integer", 0) == 0);
+  // The path is said once, and so is the place; what an override wrote stands on the command line, whatever the file
+  // says beside it.
+  for (const auto& [override_, message] :
+       {std::pair{"codec.bits=99", "codec.bits: expected an integer"},
+        {"codec.bist=3", "codec: unknown key 'bist', did you mean 'bits'?"},
+        {"codec.name=rtm", "codec.name: codec 'rtm' is not known, did you mean 'rtn'?"},
+        {"codec.k.name=rtm", "codec.k.name: codec 'rtm'"},
+        {"codec.preset=fast", "codec.preset: of codec 'rtn': 'fast' is not known"},
+        {"codec.transform=[hadamrd]", "codec.transform[0]: transform 'hadamrd'"},
+        {"codec.transform.0.name=hadamrd", "codec.transform[0].name: transform 'hadamrd'"},
+        {"cache.policy=h20", "cache.policy: policy 'h20' is not known, did you mean 'h2o'?"},
+        {"cache.policy.name=h20", "cache.policy.name: policy 'h20'"},
+        {"cache.k.rule=none", "cache.k.rule: none holds for both roles or for neither, and cache.v.rule is window"},
+        {"cache.policy={name: snapkv, observe: 64, interval: 32}",
+         "cache.policy.observe: expected at most the 32 tokens of cache.policy.interval, found 64"},
+        {"metrics=[key_nms]", "metrics: metric 'key_nms'"}})
+    for (const char* file :
+         {"codec: {name: rtn, transform: [{name: center}]}\ncache: {window: 16, policy: {name: all}}\n",
+          "codec: {name: rtn, transform: [{name: center}], k: {share: none}}\n"
+          "cache: {k: {window: 16}, v: {window: 16}, policy: {name: all}}\n"}) {
+      Config c = parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\n{}", trace, file), "s.yaml");
+      apply_override(c, override_);
+      CHECK_THAT(error_of([&] { make_plan(c); }), Catch::StartsWith(fmt::format("command line: {}", message)));
+    }
 }
 
 TEST_CASE("an edited plan is refused", "[plan]") {
@@ -401,7 +420,23 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   has(refuse("[1]\n"), "JSON object");
   has(refuse(""), "not a plan");
   has(refuse("{\"plan_version\":99}\n"), "version 99");
-  has(refuse("{\"plan_version\":1}\n{\"cell\":3}\n"), "missing or mistyped");
+  // What a line lacks is named with its place, whatever it is.
+  const auto without = [&](size_t line, const char* key, const Json& instead = {}) {
+    Plan cut = plan;
+    cut.header.erase("content_xxh3");
+    Json& of = line == 0 ? cut.header : cut.cells[line - 1];
+    of.erase(key);
+    if (!instead.is_null()) of[key] = instead;
+    return refuse(plan_text(cut));
+  };
+  for (const char* key : {"plan", "skipped", "axes", "repeats", "traces"})
+    has(without(0, key), fmt::format("{} line 1: '{}' is missing; ", path, key));
+  for (const char* key :
+       {"cell", "id", "group", "train_id", "trace", "model", "config", "versions", "axes", "repeat", "index"})
+    has(without(2, key), fmt::format("{} line 3: '{}' is missing; ", path, key));
+  CHECK(without(3, "cell", 3) == path + " line 4: 'cell' must be text");
+  CHECK(without(3, "axes", "a") == path + " line 4: 'axes' must be a map");
+  CHECK(without(0, "traces", Json::array({1})) == path + " line 1: 'traces' must be a list of maps");
 
   const Plan other = make_plan(sweep_config(trace, "seed: 3\nsweep: {grid: {codec.bits: [2, 4, 8]}}\n"));
   const std::string difference = plan_difference(plan, other);
@@ -442,6 +477,8 @@ TEST_CASE("conflicts of codec, cache and trace are found before anything is trai
   // A rule and a policy that no sweep measures have theirs.
   const auto skip = [&](const std::string& rest) { return make_plan(config(rest)).cells.at(0)["skip"]; };
   has(skip("codec: {name: rtn, group: 16}\ncache:\n  policy: h2o\n"), "s.yaml:4:3: cache.policy h2o");
+  has(skip("codec: {name: exact}\nmetrics: [key_nmse]\ncache: {policy: streaming}\n"),
+      "s.yaml:3:1: metrics: key_nmse: of decoded rows alone, and the policy streaming keeps none");
   has(skip("codec: {name: rtn, group: 16}\nsweep:\n  skip:\n    - {codec.group: 16}\n"),
       "s.yaml:5:7: sweep.skip[0] matches");
   // What was changed on the command line is said to be from there.

@@ -46,7 +46,7 @@ struct Store {
   std::vector<Json> whole() const {
     std::vector<Json> out;
     RecordReader reader(path);
-    for (const RecordEntry& e : read_record_index(path).entries) out.push_back(reader.read(e.at, e.bytes));
+    for (const RecordEntry& e : read_record_index(path).entries) out.push_back(reader.read(e.place));
     return out;
   }
 };
@@ -65,10 +65,11 @@ TEST_CASE("what is asked of records is read from their index, the records one by
 
   // A record in the middle is not looked at until it is asked for.
   std::string text = read_file(s.path);
-  text[static_cast<size_t>(index.entries[7].at) + 200] = '"';
+  text[static_cast<size_t>(index.entries[7].place.at) + 200] = '"';
   write_file(s.path, text);
   CHECK(facts(read_record_index(s.path)) == facts(index));
-  CHECK_THAT(error_of([&] { s.whole(); }), Catch::Contains(fmt::format("{} at byte {}", s.path, index.entries[7].at)));
+  CHECK_THAT(error_of([&] { s.whole(); }),
+             Catch::Contains(fmt::format("{} at byte {} line 8", s.path, index.entries[7].place.at)));
   CHECK(read_record_index(s.dir / "absent.jsonl").entries.empty());
 }
 
