@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-extern template class nlohmann::basic_json<>;  // compiled once, in json.cpp: a quarter of the build's time
+extern template class nlohmann::basic_json<>;  // compiled once, in json.cpp
 
 namespace vqkv {
 
