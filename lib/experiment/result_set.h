@@ -19,7 +19,7 @@ struct CellResult {
   Json cell;        // line of the plan; with kStatus of it {cell, id, axes, repeat} alone
   Json record;      // null while the cell is pending
   size_t file = 0;  // of ResultSet::files, where the whole record stands
-  RecordPlace place;
+  RecordPlace place = {};
   std::string id() const;      // short id
   std::string status() const;  // ok | failed | skipped | pending
   std::string reason() const;
