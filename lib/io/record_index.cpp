@@ -41,8 +41,13 @@ bool read_index_line(const std::string& line, int64_t from, int64_t size, Record
   return at == from && bytes > 0 && bytes <= size && at <= size - bytes;
 }
 
-// The last record that an index names must be the one that stands there.
+// Is an index of these records as they stand? Then they were written before it, and the last one that it names is
+// there, as a whole line.
 bool fits(const std::string& path, const RecordEntry& last) {
+  if (fs::last_write_time(path) > fs::last_write_time(index_path(path))) return false;
+  std::ifstream in(path, std::ios::binary);
+  in.seekg(last.place.at + last.place.bytes - 1);
+  if (in.get() != '\n') return false;
   try {
     return facts_of(RecordReader(path).read(last.place)) == last.facts;
   } catch (const Error&) { return false; }

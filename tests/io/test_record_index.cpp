@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 
@@ -63,14 +65,33 @@ TEST_CASE("what is asked of records is read from their index, the records one by
   CHECK(s.whole() == parse_jsonl(read_file(s.path), s.path).records);
   CHECK(std::filesystem::file_size(s.index) < std::filesystem::file_size(s.path) / 10);
 
-  // A record in the middle is not looked at until it is asked for.
+  // A record in the middle is not looked at until it is asked for, where the file is older than its index.
+  const auto written = std::filesystem::last_write_time(s.index);
   std::string text = read_file(s.path);
   text[static_cast<size_t>(index.entries[7].place.at) + 200] = '"';
   write_file(s.path, text);
+  std::filesystem::last_write_time(s.path, written);
   CHECK(facts(read_record_index(s.path)) == facts(index));
   CHECK_THAT(error_of([&] { s.whole(); }),
              Catch::Contains(fmt::format("{} at byte {} line 8", s.path, index.entries[7].place.at)));
   CHECK(read_record_index(s.dir / "absent.jsonl").entries.empty());
+}
+
+TEST_CASE("records that were changed after their index are read, not believed", "[store][index]") {
+  const Store s(20);
+  std::string text = read_file(s.path);
+  const RecordPlace place = read_record_index(s.path).entries[7].place;
+  const auto edited = [&](const std::string& from, const std::string& to) {
+    std::string changed = text;
+    changed.replace(changed.find(from, static_cast<size_t>(place.at)), from.size(), to);
+    write_file(s.path, changed);
+    return read_record_index(s.path).entries[7].facts.dump();
+  };
+  const auto written = std::filesystem::last_write_time(s.index);
+  std::filesystem::last_write_time(s.index, written - std::chrono::seconds(1));
+  CHECK_THAT(edited("\"ok\"", "\"OK\""), Catch::Contains("\"OK\""));  // as many bytes
+  std::filesystem::last_write_time(s.index, written + std::chrono::hours(1));
+  CHECK_THAT(edited("\"ok\"", "\"OK.\""), Catch::Contains("\"OK.\""));  // what follows moves by one byte
 }
 
 TEST_CASE("an index that is absent, torn, behind or of other records costs time alone", "[store][index]") {
