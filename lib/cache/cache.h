@@ -92,8 +92,6 @@ class CompressedCache {
   std::unique_ptr<Parts> parts_;
 };
 
-inline constexpr int64_t kExceptionBytes = 8;  // of an exact exception, as a cache stores it
-
 // What the layout of a unit doesn't tell; measured while coding.
 struct UnitExtras {
   double exceptions = 0;    // a coded token

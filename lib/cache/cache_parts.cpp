@@ -176,6 +176,13 @@ void CompressedCache::Parts::compact(size_t unit) {
   int64_t first = 0;
   while (first < static_cast<int64_t>(kept.size()) && kept[static_cast<size_t>(first)] == first) ++first;
   first = first / pages.blocks() * pages.blocks();
+  std::vector<OverlayEntry> exceptions;
+  const CodedBody body = map.body(unit);
+  for (size_t i = 0; i < kept.size() && pages.layout().overlay; ++i)
+    for (int64_t t = 0; t < block; ++t)
+      for (const StoredOverlay& o : body.exceptions(pages, kept[i] * block + t))
+        exceptions.push_back({static_cast<int32_t>(static_cast<int64_t>(i) * block + t), o.channel & 0x7fff,
+                              to_float(o.value), (o.channel & 0x8000) != 0});
   CodeBlock codes;
   codes.resize(pages.layout(), static_cast<int64_t>(kept.size()) - first);
   for (int64_t i = 0; i < codes.blocks;) {
@@ -193,19 +200,11 @@ void CompressedCache::Parts::compact(size_t unit) {
     std::fill_n(HostStore::at(s.pages.at(p)), pages.bytes(), std::byte{0});
   store_blocks(unit, first, codes);
 
-  std::vector<int64_t> to(static_cast<size_t>(blocks), -1);
-  for (size_t i = 0; i < kept.size(); ++i) to[static_cast<size_t>(kept[i])] = static_cast<int64_t>(i);
-  auto* overlay = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
-  int64_t exceptions = 0;
-  for (int64_t i = 0; i < s.overlay_count; ++i) {
-    StoredOverlay o = overlay[i];
-    const int64_t b = to[static_cast<size_t>(o.token / block)];
-    if (b < 0) continue;
-    o.token = static_cast<int32_t>(b * block + o.token % block);
-    overlay[exceptions++] = o;
+  if (pages.layout().overlay) {
+    s.overlay_count = 0;
+    add_overlay(unit, 0, static_cast<int64_t>(kept.size()) * block, exceptions);
+    resize_overlay(s, s.overlay_count);
   }
-  s.overlay_count = exceptions;
-  resize_overlay(s, exceptions);
 
   std::vector<int32_t> positions;
   for (const int64_t b : kept)
@@ -228,20 +227,40 @@ void CompressedCache::Parts::resize_overlay(UnitMap& s, int64_t capacity) {
   if (capacity > 0) std::copy_n(HostStore::at(s.overlay), s.overlay_count * entry, HostStore::at(moved));
   store.release(s.overlay, s.overlay_capacity * entry);
   s.overlay = moved;
-  s.overlay_capacity = capacity;
+  s.overlay_capacity = static_cast<int32_t>(capacity);
 }
 
-void CompressedCache::Parts::add_overlay(size_t unit, int64_t slot, std::span<const OverlayEntry> entries) {
-  if (entries.empty()) return;
-  const CodeLayout& layout = map.form(unit).plan.layout;
-  VQKV_CHECK(layout.overlay && layout.overlay_value_bits == 16 && model->units()[unit].shape.channels() < (1 << 15));
+void CompressedCache::Parts::drop_overlay(UnitMap& s, int64_t count) {
+  if (count == 0) return;
+  auto* entries = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
+  std::copy(entries + count, entries + s.overlay_count, entries);
+  s.overlay_count -= static_cast<int32_t>(count);
+  s.overlay_dropped += static_cast<uint32_t>(count);
+  resize_overlay(s, s.overlay_count);
+}
+
+void CompressedCache::Parts::add_overlay(size_t unit, int64_t slot, int64_t tokens,
+                                         std::span<const OverlayEntry> entries) {
+  const PageLayout& pages = *map.form(unit).pages;
+  if (!pages.layout().overlay) {
+    VQKV_CHECK(entries.empty());
+    return;
+  }
   UnitMap& s = map.units[unit];
   const int64_t needed = s.overlay_count + static_cast<int64_t>(entries.size());
-  if (needed > s.overlay_capacity) resize_overlay(s, std::max(needed, s.overlay_capacity * 3 / 2));
+  VQKV_CHECK(model->units()[unit].shape.channels() < (1 << 15) && needed < INT32_MAX);
+  if (needed > s.overlay_capacity)
+    resize_overlay(s, std::max<int64_t>(needed, std::min<int64_t>(int64_t{s.overlay_capacity} * 3 / 2, INT32_MAX)));
   auto* to = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
-  for (const OverlayEntry& e : entries)
-    to[s.overlay_count++] = {static_cast<int32_t>(slot) + e.token,
-                             static_cast<uint16_t>(e.channel | (e.add ? 0x8000 : 0)), to_f16(e.value)};
+  auto e = entries.begin();
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::byte* page = HostStore::at(s.pages.at((slot + t) / pages.tokens()));
+    pages.exception_pointers(page)[(slot + t) % pages.tokens()] =
+        s.overlay_dropped + static_cast<uint32_t>(s.overlay_count);
+    for (; e != entries.end() && e->token == t; ++e)
+      to[s.overlay_count++] = {static_cast<uint16_t>(e->channel | (e->add ? 0x8000 : 0)), to_f16(e->value)};
+  }
+  VQKV_CHECK(e == entries.end());  // in the order of their tokens
 }
 
 void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, int64_t k_end, int64_t v_end) {
@@ -291,7 +310,10 @@ void CompressedCache::Parts::code(std::span<const int> layers, int64_t tokens, i
     for (size_t r = 0; r < task.runs.size(); ++r) task.overlays[r] = encode(task.unit, task.runs[r]);
   });
   for (const Task& task : tasks) {
-    for (size_t r = 0; r < task.runs.size(); ++r) add_overlay(task.unit, task.runs[r].slot, task.overlays[r]);
+    for (size_t r = 0; r < task.runs.size(); ++r) {
+      const Run& run = task.runs[r];
+      add_overlay(task.unit, run.slot, run.to - run.from, task.overlays[r]);
+    }
     const UnitShape& u = model->units()[task.unit].shape;
     map.role(u.layer, u.role).coded_end = task.to;
   }
@@ -326,7 +348,7 @@ void CompressedCache::Parts::age(std::span<const int> layers, int64_t tokens) {
       t.overlay = std::move(codes.overlay);
     });
     for (const Task& t : tasks) {
-      add_overlay(t.unit, t.run.slot, t.overlay);
+      add_overlay(t.unit, t.run.slot, t.run.to - t.run.from, t.overlay);
       const UnitShape& u = model->units()[t.unit].shape;
       map.boundary(tier, u.layer, u.role).coded_end = t.run.to;
     }
@@ -343,15 +365,9 @@ void CompressedCache::Parts::drop_aged() {
         const int64_t end = map.tier_end(older - 1, layer, role) - map.policy.sinks;
         UnitMap& s = map.units[u];
         const PageLayout& pages = *map.form(u).pages;
+        if (pages.layout().overlay && s.overlay_count > 0) drop_overlay(s, map.body(u).exceptions_before(pages, begin));
         // A page without a token is given up, though the next one would come into it.
         drop_front(s.pages, (begin == end ? begin + pages.tokens() - 1 : begin) / pages.tokens(), pages.bytes());
-        if (s.overlay_count == 0) continue;
-        auto* entries = reinterpret_cast<StoredOverlay*>(HostStore::at(s.overlay));
-        auto* kept =
-            std::find_if(entries, entries + s.overlay_count, [&](const StoredOverlay& o) { return o.token >= begin; });
-        if (kept == entries) continue;
-        s.overlay_count = std::copy(kept, entries + s.overlay_count, entries) - entries;
-        resize_overlay(s, s.overlay_count);
       }
   for (TierBoundary& b : map.boundaries) b.begin = b.coded_end;
 }

@@ -46,12 +46,14 @@ struct CompressedCache::Parts {
   };
   // Codes into pages that are there; exceptions are returned.
   std::vector<OverlayEntry> encode(size_t unit, const Run& run);
-  void add_overlay(size_t unit, int64_t slot, std::span<const OverlayEntry> entries);
+  // The exceptions of slots [slot, slot + tokens), behind all others.
+  void add_overlay(size_t unit, int64_t slot, int64_t tokens, std::span<const OverlayEntry> entries);
   // What of [from, to) some head of the unit still sees, in whole codec blocks.
   std::vector<Run> survivors(size_t unit, int64_t from, int64_t to) const;
   // Room for the slots of `runs`, the survivors of `tokens` tokens, and their positions.
   void make_room(size_t unit, int64_t tokens, std::span<const Run> runs);
   void resize_overlay(UnitMap& unit, int64_t capacity);
+  void drop_overlay(UnitMap& unit, int64_t count);  // the first ones
   // Codec blocks from `first` on, into zeroed places.
   void store_blocks(size_t unit, int64_t first, const CodeBlock& codes);
   // Gives up the slots that no head of the unit sees any more: the others move together, pages behind them are freed.

@@ -49,8 +49,8 @@ int64_t run_length(bool per_token, int64_t tokens, int block_tokens) {
 PageLayout::PageLayout(const CodeLayout& layout) : layout_(layout) {
   VQKV_CHECK(layout.block_tokens >= 1);
   tokens_ = std::lcm(int64_t{64}, int64_t{layout.block_tokens});
-  int64_t offset = 0;
-  // Sides first: their runs keep the natural alignment of their type.
+  int64_t offset = pointer_bytes(tokens_);
+  // Then the sides: their runs keep the natural alignment of their type.
   for (const SideSpec& s : layout.sides) {
     const int64_t size = static_cast<int64_t>(dtype_size(s.type));
     offset = (offset + size - 1) / size * size;

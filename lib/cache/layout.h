@@ -16,12 +16,12 @@ namespace vqkv {
 
 constexpr int64_t kChunkTokens = 32;  // 12 KiB a chunk at 3 heads x 64 in f16; half a chunk of padding on average
 
-// One exact exception as stored: 8 bytes.
+// One exact exception as stored. Those of a unit lie in the order of their tokens; pages say where each token's begin.
 struct StoredOverlay {
-  int32_t token = 0;     // from the first coded token of the sequence
   uint16_t channel = 0;  // bit 15: add
   f16 value{};
 };
+static_assert(8 * sizeof(StoredOverlay) == CodeLayout::kExceptionBits);
 
 class PageLayout {
  public:
@@ -41,6 +41,12 @@ class PageLayout {
     return (layout_.code_bits_per_block() * (coded / layout_.block_tokens) + 7) / 8;
   }
   int64_t side_bytes(int64_t coded) const { return layout_.side_bits_per_block() * (coded / layout_.block_tokens) / 8; }
+  int64_t pointer_bytes(int64_t coded) const { return layout_.overlay ? coded * int64_t{sizeof(uint32_t)} : 0; }
+
+  // Of a layout with an overlay: for each token of the page, how many exceptions the unit was given before those of the
+  // token (UnitMap::overlay_dropped of them are gone).
+  uint32_t* exception_pointers(std::byte* page) const { return reinterpret_cast<uint32_t*>(page); }
+  const uint32_t* exception_pointers(const std::byte* page) const { return reinterpret_cast<const uint32_t*>(page); }
 
   // Writes blocks [first, first + count) of `from` into the page at block `at_block`. The bits are or-ed in: a page
   // starts zeroed and every place is written once.

@@ -14,7 +14,7 @@ namespace vqkv {
 struct ByteLedger {
   int64_t codes = 0;    // packed integer fields
   int64_t side = 0;     // scales, zeros, norms; parameters fitted to the prompt
-  int64_t overlay = 0;  // exact exceptions
+  int64_t overlay = 0;  // exact exceptions, and a pointer to them for every token of a unit that may have some
   int64_t sinks = 0;    // exact first tokens
   int64_t window = 0;   // exact recent tokens, as held now
   int64_t padding = 0;  // allocated but unused: page tails, growth of exact buffers

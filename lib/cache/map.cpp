@@ -25,7 +25,6 @@ void release(std::pmr::memory_resource* memory, T* p, int64_t n) {
 }
 
 constexpr int64_t kAddress = sizeof(BlockAddress), kOverlay = sizeof(StoredOverlay);
-static_assert(kOverlay == kExceptionBytes);
 
 // Exact rows of one role in all layers: `held` of them beyond the sinks, in `chunks` chunks.
 void add_exact(ByteLedger& b, int64_t sinks, int64_t total, int64_t held, int64_t chunks, int64_t row, int64_t layers) {
@@ -45,7 +44,9 @@ int64_t pages_of(const PageLayout& layout, int64_t begin, int64_t end) {
 void add_codes(ByteLedger& b, const PageLayout& layout, int64_t coded, int64_t pages) {
   b.codes += layout.code_bytes(coded);
   b.side += layout.side_bytes(coded);
-  b.padding += pages * layout.bytes() - layout.code_bytes(coded) - layout.side_bytes(coded);
+  b.overlay += layout.pointer_bytes(coded);
+  b.padding +=
+      pages * layout.bytes() - layout.code_bytes(coded) - layout.side_bytes(coded) - layout.pointer_bytes(coded);
 }
 
 }  // namespace
@@ -282,7 +283,7 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& given, int64_t t
     b.index += BlockTable::capacity_for(count) * kAddress;
     if (policy.keeps_codes() && u.codec->fit_needs().queries) query_layers.insert(u.spec.unit.layer);
     if (extras.empty()) continue;
-    b.overlay += std::llround(extras[i].exceptions * static_cast<double>(coded)) * kExceptionBytes;
+    b.overlay += std::llround(extras[i].exceptions * static_cast<double>(coded)) * kOverlay;
     if (!any_coded || extras[i].form_bytes == 0) continue;
     b.side += extras[i].state_bytes;
     b.workspace += extras[i].form_bytes;

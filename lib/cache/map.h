@@ -70,7 +70,8 @@ struct UnitMap {
   BlockTable pages;
   SlotList* listed = nullptr;  // null while slot s holds token sinks + s: while no policy gave a slot up
   BlockAddress overlay = 0;    // StoredOverlay entries in the order of their tokens
-  int64_t overlay_count = 0, overlay_capacity = 0;
+  int32_t overlay_count = 0, overlay_capacity = 0;
+  uint32_t overlay_dropped = 0;  // entries before the first, gone with their tokens
 };
 
 // Queries of a layer's first tokens, held until its codecs are fitted to them: (count, q_heads * head_dim), fp32,
@@ -160,6 +161,7 @@ class SequenceMap {
   // Slots [slot_begin, slot_end): the first are gone where tokens passed into an older tier.
   int64_t slot_begin(size_t unit) const;
   int64_t slot_end(size_t unit) const;
+  CodedBody body(size_t unit) const { return CodedBody(units[unit], slot_end(unit)); }
   // Their positions, or nothing where slot s holds token sinks + s.
   std::span<const int32_t> slot_positions(size_t unit) const {
     const SlotList* list = units[unit].listed;

@@ -250,15 +250,13 @@ void TileDecoder::codes(const CodedBody& body, int64_t first, int64_t count, uin
 
 void TileDecoder::apply_overlay(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,
                                 int64_t stride) const {
-  const std::span<const StoredOverlay> all = body.overlay();
-  auto e =
-      std::lower_bound(all.begin(), all.end(), first, [](const StoredOverlay& o, int64_t t) { return o.token < t; });
-  for (; e != all.end() && e->token < first + count; ++e) {
-    const int64_t channel = (e->channel & 0x7fff) - low_;
-    if (channel < 0 || channel >= head_dim_) continue;
-    float& to = transposed ? out[channel * stride + e->token - first] : out[(e->token - first) * stride + channel];
-    to = (e->channel & 0x8000) ? to + to_float(e->value) : to_float(e->value);
-  }
+  for (int64_t t = 0; t < count; ++t)
+    for (const StoredOverlay& o : body.exceptions(*pages_, first + t)) {
+      const int64_t channel = (o.channel & 0x7fff) - low_;
+      if (channel < 0 || channel >= head_dim_) continue;
+      float& to = transposed ? out[channel * stride + t] : out[t * stride + channel];
+      to = (o.channel & 0x8000) ? to + to_float(o.value) : to_float(o.value);
+    }
 }
 
 void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,

@@ -19,12 +19,16 @@ struct UnitMap;
 // The codes of one unit of one sequence, where they lie.
 class CodedBody {
  public:
-  explicit CodedBody(const UnitMap& unit) : unit_(&unit) {}
+  CodedBody(const UnitMap& unit, int64_t slot_end) : unit_(&unit), slot_end_(slot_end) {}
   const std::byte* page(int64_t index) const;
-  std::span<const StoredOverlay> overlay() const;
+  // The exact exceptions of a slot below slot_end; `pages` has an overlay.
+  std::span<const StoredOverlay> exceptions(const PageLayout& pages, int64_t slot) const;
+  // How many of those that are held come before the slot's; slot_end: all.
+  int64_t exceptions_before(const PageLayout& pages, int64_t slot) const;
 
  private:
   const UnitMap* unit_;
+  int64_t slot_end_;
 };
 
 class TileDecoder {

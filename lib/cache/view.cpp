@@ -29,7 +29,7 @@ bool CacheView::lists_slots(size_t unit) const { return map_->lists_slots(unit);
 std::span<const int32_t> CacheView::slot_positions(size_t unit) const { return map_->slot_positions(unit); }
 
 CodedBody CacheView::body(int layer, int head, Role role, int tier) const {
-  return CodedBody(map_->units[unit(layer, head, role, tier)]);
+  return map_->body(unit(layer, head, role, tier));
 }
 
 void CacheView::load_keys(int layer, int head, int64_t first, int64_t count, float* out, int64_t stride) const {
@@ -46,7 +46,7 @@ CodeBlock CacheView::fetch_codes(size_t unit) const { return fetch_codes(unit, s
 
 CodeBlock CacheView::fetch_codes(size_t unit, int64_t first, int64_t count) const {
   const PageLayout& pages = *form(unit).pages;
-  const CodedBody body(map_->units[unit]);
+  const CodedBody body = map_->body(unit);
   const int64_t block = pages.layout().block_tokens, from = first / block;
   VQKV_CHECK(first >= slot_begin(unit) && first % block == 0 && count % block == 0);
   VQKV_CHECK(count >= 0 && first + count <= map_->slot_end(unit));
@@ -58,10 +58,10 @@ CodeBlock CacheView::fetch_codes(size_t unit, int64_t first, int64_t count) cons
     pages.fetch(body.page(page), within, out, done, n);
     done += n;
   }
-  for (const StoredOverlay& o : body.overlay())
-    if (o.token >= first && o.token < first + count)
+  for (int64_t t = 0; t < count && pages.layout().overlay; ++t)
+    for (const StoredOverlay& o : body.exceptions(pages, first + t))
       out.overlay.push_back(
-          {o.token - static_cast<int32_t>(first), o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
+          {static_cast<int32_t>(t), o.channel & 0x7fff, to_float(o.value), (o.channel & 0x8000) != 0});
   return out;
 }
 
@@ -84,9 +84,15 @@ bool CacheView::evicted(int layer, int head, int64_t position) const {
 std::vector<int32_t> CacheView::seen(int layer, int head) const { return map_->seen(layer, head, tokens(layer)); }
 
 const std::byte* CodedBody::page(int64_t index) const { return HostStore::at(unit_->pages.at(index)); }
-std::span<const StoredOverlay> CodedBody::overlay() const {
-  return {reinterpret_cast<const StoredOverlay*>(HostStore::at(unit_->overlay)),
-          static_cast<size_t>(unit_->overlay_count)};
+int64_t CodedBody::exceptions_before(const PageLayout& pages, int64_t slot) const {
+  if (slot == slot_end_) return unit_->overlay_count;
+  const uint32_t given = pages.exception_pointers(page(slot / pages.tokens()))[slot % pages.tokens()];
+  return given - unit_->overlay_dropped;
+}
+std::span<const StoredOverlay> CodedBody::exceptions(const PageLayout& pages, int64_t slot) const {
+  const int64_t begin = exceptions_before(pages, slot), end = exceptions_before(pages, slot + 1);
+  return {reinterpret_cast<const StoredOverlay*>(HostStore::at(unit_->overlay)) + begin,
+          static_cast<size_t>(end - begin)};
 }
 
 }  // namespace vqkv

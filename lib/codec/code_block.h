@@ -31,17 +31,22 @@ struct CodeLayout {
   int block_tokens = 1;  // tokens coded together (KIVI keys: the group; most codecs: 1)
   std::vector<FieldSpec> fields;
   std::vector<SideSpec> sides;
-  bool overlay = false;         // blocks may carry exact exceptions
-  int overlay_value_bits = 16;  // what one exception costs
-  int overlay_index_bits = 16;
+  bool overlay = false;  // blocks may carry exact exceptions
+
+  // What they cost: value and channel of each, and a pointer to the first of every token.
+  static constexpr int kExceptionBits = 16 + 16, kExceptionPointerBits = 32;
 
   int64_t code_bits_per_block() const;  // integer fields
   int64_t side_bits_per_block() const;  // side scalars; the overlay is variable and counted as stored
   double bits_per_token() const;        // fields and sides, without the overlay
+  double overlay_bits_per_token(double exceptions) const {  // of so many a token
+    return overlay ? exceptions * kExceptionBits + kExceptionPointerBits : 0;
+  }
 };
 
 // An exact exception: channel `channel` of token `token` (both relative to the CodeBlock). `add`: added to the decoded
-// value; otherwise it replaces it. Applied in the domain of the codec's input, after every transform is undone.
+// value; otherwise it replaces it. The value is one of f16, as it is stored. Applied in the domain of the codec's
+// input, after every transform is undone.
 struct OverlayEntry {
   int32_t token = 0;
   int32_t channel = 0;

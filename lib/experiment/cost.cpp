@@ -57,8 +57,8 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::sp
   for (size_t i = 0; i < codecs.units().size(); ++i) {
     const TrainedUnit& u = codecs.units()[i];
     const double held = tier_share(codecs, policy, u.spec.unit.role, u.spec.tier, config.contexts);
-    bits += held * u.codec->layout().bits_per_token();
-    if (!extras.empty()) bits += held * 8 * static_cast<double>(kExceptionBytes) * extras[i].exceptions;
+    const CodeLayout& layout = u.codec->layout();
+    bits += held * (layout.bits_per_token() + layout.overlay_bits_per_token(extras.empty() ? 0 : extras[i].exceptions));
   }
   if (policy.keeps_codes()) out.push_back(row("bits_per_value.codes", bits / per_token, "bits/value", 0, 0));
   const int64_t constants = policy.keeps_codes() ? codecs.constant_bytes() : 0;

@@ -203,7 +203,8 @@ TEST_CASE("Tiers: the ledger equals the memory resource and the formula at every
          });
   CHECK(same);
   CHECK(last > 0);
-  CHECK(most < 4 * 4 * 128 * kExceptionBytes);
+  // 8 units, two exceptions a token and the pointer to them.
+  CHECK(8 * most < 8 * 128 * (2 * CodeLayout::kExceptionBits + CodeLayout::kExceptionPointerBits));
 }
 
 TEST_CASE("A token keeps its first codes, cut or coded again from what they decode to", "[tiers]") {

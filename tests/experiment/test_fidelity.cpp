@@ -203,8 +203,8 @@ TEST_CASE("the bytes of a sweep are those of a replay: exact exceptions and what
       if (m.at("tag") == "bytes" && !m.contains("sequences")) CHECK(m.at("value") == held.total_sequence());
       if (m.at("tag") == "bits_per_value.codes") bits = m.at("value").get<double>();
     }
-    // 3 or 4 bits, an f16 scale a unit of 32 channels and role; 8 bytes an exception, 4 of 64 values.
-    CHECK(bits == Approx(fitted ? 4.0 + 16.0 / 32 : 3.0 + 16.0 / 32 + 4 * 64.0 / 64));
+    // 3 or 4 bits, an f16 scale a unit of 32 channels and role; 4 bytes an exception, 4 of 64 values, and 4 a token.
+    CHECK(bits == Approx(fitted ? 4.0 + 16.0 / 32 : 3.0 + 16.0 / 32 + 4 * 32.0 / 64 + 32.0 / 32));
   }
 }
 
