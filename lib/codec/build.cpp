@@ -75,6 +75,7 @@ void add_unit(TrainData& pool, const TrainData& part, int64_t most) {
   const auto all = [](int64_t) { return true; };
   append_rows(pool.x, part.x, thin);
   append_rows(pool.other_role, part.other_role, thin);
+  append_rows(pool.squared_gradient, part.squared_gradient, thin);
   append_rows(pool.lower, part.lower, thin);
   append_values(pool.position, part.position, thin);
   append_values(pool.document, part.document, thin);
@@ -103,9 +104,10 @@ void check_data(const TrainData& d, const UnitShape& unit) {
   VQKV_CHECK(d.received_mass.empty() || d.received_mass.size() == rows);
   VQKV_CHECK(d.received_mass2.empty() || d.received_mass2.size() == rows);
   VQKV_CHECK(d.other_role.rows == 0 || d.other_role.rows == d.x.rows);
-  VQKV_CHECK(d.lower.rows == 0 || (d.lower.rows == d.x.rows && d.lower.cols == d.x.cols));
+  for (const auto* m : {&d.squared_gradient, &d.lower})
+    VQKV_CHECK(m->rows == 0 || (m->rows == d.x.rows && m->cols == d.x.cols));
   if (rows == 0) fail_data("the train documents hold no token to learn from");
-  for (const auto* m : {&d.x, &d.lower, &d.queries, &d.query_moment, &d.output_weight})
+  for (const auto* m : {&d.x, &d.squared_gradient, &d.lower, &d.queries, &d.query_moment, &d.output_weight})
     for (const float v : m->storage)
       if (!std::isfinite(v)) fail_data("the training data hold a value that is not finite");
 }
@@ -161,6 +163,7 @@ TrainSet TrainData::set(const UnitShape& unit) const {
   s.query_pair_moment = query_pair_moment;
   s.output_weight = output_weight;
   s.other_role = other_role;
+  s.squared_gradient = squared_gradient;
   s.lower = lower;
   s.head_dim = unit.head_dim;
   s.heads = unit.heads;

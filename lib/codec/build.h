@@ -10,7 +10,7 @@ namespace vqkv {
 
 // What one unit learns from, owned; set() is the view that a codec takes. Fields as in TrainSet.
 struct TrainData {
-  Matrix<float> x, queries, query_moment, output_weight, other_role, lower;
+  Matrix<float> x, queries, query_moment, output_weight, other_role, squared_gradient, lower;
   std::vector<int32_t> position, document;
   std::vector<float> weight, received_mass, received_mass2, query_pair_moment;
 

@@ -24,6 +24,7 @@ TrainNeeds& TrainNeeds::operator|=(const TrainNeeds& o) {
   moments |= o.moments;
   output_weight |= o.output_weight;
   other_role |= o.other_role;
+  gradients |= o.gradients;
   lower |= o.lower;
   return *this;
 }
@@ -35,6 +36,7 @@ std::vector<std::string> TrainNeeds::names() const {
                                               {moments, "second moments of the queries"},
                                               {output_weight, "W_O"},
                                               {other_role, "the other role's tokens"},
+                                              {gradients, "squared gradients"},
                                               {lower, "the layer below's tokens"}};
   std::vector<std::string> out;
   for (const auto& [set, name] : all)

@@ -37,6 +37,9 @@ struct TrainSet {
   std::span<const float> query_pair_moment;  // (channels / 2)
   ConstMatrix output_weight;  // W_O slice of the unit's query heads: (hidden, group * channels); may be empty
   ConstMatrix other_role;     // (n, channels) of the other role
+  // (n, channels): (dL/dx)^2 of the model's next-token loss at every value of x; may be empty. Nothing of it is known
+  // behind a transform.
+  ConstMatrix squared_gradient;
   // (n, channels): rows of the same heads and role one layer below, in this codec's RoPE domain; zero in layer 0.
   // Exact, where encode_at gets them as decoded: train documents are thinned, and no prompt of theirs is coded.
   ConstMatrix lower;
@@ -52,6 +55,7 @@ struct TrainNeeds {
   bool moments = false;        // query_moment, query_pair_moment
   bool output_weight = false;  // output_weight
   bool other_role = false;     // other_role
+  bool gradients = false;      // squared_gradient
   bool lower = false;          // lower; said by every method whose codec sees_lower(), also by one that learns nothing
   TrainNeeds& operator|=(const TrainNeeds& o);
   std::vector<std::string> names() const;  // of what is set, for listings

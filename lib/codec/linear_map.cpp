@@ -255,8 +255,8 @@ LinearMap compose(const LinearMap& first, const LinearMap& second, int rows, int
   return block_product(first, second, rows, middle, cols);
 }
 
-int64_t stored_bytes(const LinearMap& map) {
-  const auto numbers = [](const std::vector<float>& v) { return static_cast<int64_t>(v.size() * sizeof(float)); };
+int64_t stored_bytes(const LinearMap& map, int64_t number) {
+  const auto numbers = [&](const std::vector<float>& v) { return static_cast<int64_t>(v.size()) * number; };
   const auto factors = [&](const std::vector<float>& v) {
     return all_signs(v) ? static_cast<int64_t>((v.size() + 7) / 8) : numbers(v);
   };

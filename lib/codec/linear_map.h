@@ -72,8 +72,8 @@ std::vector<double> dense_of(const LinearMap& map, int rows, int cols);
 // blocks over the runs of channels that neither map mixes with others; one block is dense.
 LinearMap compose(const LinearMap& first, const LinearMap& second, int rows, int middle, int cols);
 
-// What a deployment keeps of it: 4 bytes a number, 2 bytes a gathered channel, 1 bit a sign.
-int64_t stored_bytes(const LinearMap& map);
+// What a deployment keeps of it: `number` bytes a number, 2 bytes a gathered channel, 1 bit a sign.
+int64_t stored_bytes(const LinearMap& map, int64_t number = sizeof(float));
 // What this process keeps of it, beside the variant itself.
 int64_t memory_bytes(const LinearMap& map);
 

@@ -175,15 +175,16 @@ bool DecodePlan::table_only() const {
 int64_t DecodePlan::constant_bytes() const {
   int64_t bytes = 0;
   std::set<const void*> seen;  // terms may share their books
+  const auto number = static_cast<int64_t>(dtype_size(constants_as));
   const auto add =
       Overloaded{[&](const TableTerm& t) {
                    if (seen.insert(t.codewords.get()).second)
                      bytes += static_cast<int64_t>(t.codewords->size()) * static_cast<int64_t>(dtype_size(t.stored_as));
                  },
-                 [&](const LevelsTerm& t) { bytes += static_cast<int64_t>(t.levels.size() * sizeof(float)); },
+                 [&](const LevelsTerm& t) { bytes += static_cast<int64_t>(t.levels.size()) * number; },
                  [](const DenseTerm&) {}};  // its values are side data
   for (const PlanTerm& term : terms) std::visit(add, term);
-  return bytes + stored_bytes(map) + static_cast<int64_t>((inner_bias.size() + outer_bias.size()) * sizeof(float));
+  return bytes + stored_bytes(map, number) + static_cast<int64_t>(inner_bias.size() + outer_bias.size()) * number;
 }
 
 void check_plan(const DecodePlan& plan) {

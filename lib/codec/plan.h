@@ -83,6 +83,8 @@ struct DecodePlan {
   int token_scale_side = -1;
   RopePlacement rope = RopePlacement::kPost;
   ScoreMap score;
+  // How a deployment keeps levels, map and biases, whose values are exact in it: what the ledger counts.
+  DType constants_as = DType::kF32;
   // Codes are what the row of the same token, heads and role one layer below (CodecSet::lower_unit), as decoded there,
   // leaves over. Nothing is added in layer 0.
   bool adds_lower = false;

@@ -249,6 +249,11 @@ Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) con
 }
 
 TrainData TraceRows::unit(const UnitShape& unit, const TrainNeeds& needs) const {
+  if (needs.gradients)
+    fail_data(
+        fmt::format("{}: holds no squared gradients, which a codec of this cell is weighted by (weight: fisher); "
+                    "weight: none needs none",
+                    reader_.path()));
   TrainData t;
   for (const int64_t row : train_) {
     t.position.push_back(reader_.position()[static_cast<size_t>(row)]);

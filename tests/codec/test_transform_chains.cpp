@@ -228,8 +228,10 @@ TEST_CASE("exceptions pass through diagonal chains and are refused behind others
     Matrix<float> y(data.x.rows, 16);
     codec->decode(block, y);
     REQUIRE(block.overlay.size() == 1200);
-    for (const OverlayEntry& e : block.overlay)
+    for (const OverlayEntry& e : block.overlay) {
       CHECK(y(e.token, e.channel) == Approx(data.x(e.token, e.channel)).epsilon(5e-3).margin(2e-2));
+      CHECK(e.value == round_side(DType::kF16, e.value));  // what a cache holds is what a sweep measures
+    }
   }
   CHECK_THROWS_AS(with_transforms(chain_of({"hadamard"}), std::make_unique<SparseDummy>(unit, 2, false), unit), Error);
   CHECK_THROWS_AS(

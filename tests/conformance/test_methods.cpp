@@ -109,6 +109,17 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
   CHECK(16 / bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 128) ==
         Approx(5.565).epsilon(1e-4));
   CHECK(bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 64) == 3.0);
+  // KVQuant apart from what its outliers cost: a table for all values; 32 bits of range a value token over all heads.
+  const auto kvquant = [&](int bits_a_code, Role role) {
+    const Json config = {{"name", "kvquant"}, {"bits", bits_a_code}};
+    for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 8, 8, 128)).units)
+      if (spec.unit.role == role) return make_codec(spec)->layout().bits_per_token() / 1024;
+    return 0.0;
+  };
+  for (const int b : {2, 3, 4}) {
+    CHECK(kvquant(b, Role::kKey) == b);
+    CHECK(kvquant(b, Role::kValue) == b + 32.0 / 1024);
+  }
   // VQKV: 1 - (56 * 10 + 16 * 9) / (16 * 256) = 0.828125.
   const Json vqkv = {
       {"name", "simvq"}, {"k", {{"codebooks", 56}, {"bits", 10}}}, {"v", {{"codebooks", 16}, {"bits", 9}}}};
@@ -136,6 +147,7 @@ TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[c
       for (const float v : block.sides[s]) REQUIRE(round_side(spec.type, v) == v);
     }
     REQUIRE((layout.overlay || block.overlay.empty()));
+    for (const OverlayEntry& e : block.overlay) REQUIRE(round_side(DType::kF16, e.value) == e.value);
     for (int level = -1; level < c.codec->levels(); ++level) {
       const DecodePlan plan = c.codec->plan({level, nullptr});
       CHECK_NOTHROW(check_plan(plan));
@@ -146,9 +158,18 @@ TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[c
         CHECK((layout.sides[s].name == "token_scale") == (plan.token_scale_side == static_cast<int>(s)));
     }
     // Books are what their storage type can hold: the ledger counts them so.
-    for (const PlanTerm& term : c.codec->plan().terms)
-      if (const auto* t = std::get_if<TableTerm>(&term))
-        for (const float v : *t->codewords) REQUIRE(round_side(t->stored_as, v) == v);
+    const DecodePlan plan = c.codec->plan();
+    const auto require_exact = [](DType type, const auto& values) {
+      for (const float v : values) REQUIRE(round_side(type, v) == v);
+    };
+    for (const PlanTerm& term : plan.terms)
+      std::visit(
+          Overloaded{[&](const TableTerm& t) { require_exact(t.stored_as, *t.codewords); },
+                     [&](const LevelsTerm& t) { require_exact(plan.constants_as, t.levels); }, [](const DenseTerm&) {}},
+          term);
+    if (const auto* map = std::get_if<DiagonalMap>(&plan.map)) require_exact(plan.constants_as, map->factor);
+    require_exact(plan.constants_as, plan.inner_bias);
+    require_exact(plan.constants_as, plan.outer_bias);
   }
 }
 
@@ -231,9 +252,15 @@ TEST_CASE("coding again what was decoded stays close", "[conformance]") {
     CAPTURE(c.label);
     const Matrix<float> once = round_trip(*c.codec, c.data.x);
     const Matrix<float> twice = round_trip(*c.codec, once);
-    // A second pass loses less than the first did; without clipping it loses next to nothing.
-    CHECK(squared_distance(twice, once) <=
-          0.5 * squared_distance(once, c.data.x) + 1e-6 * static_cast<double>(once.storage.size()));
+    // A second pass loses less than the first did; without clipping it loses next to nothing. But a range measured on
+    // uneven levels that don't reach its ends (kvquant's values) is another one, and loses as much again.
+    const std::vector<PlanTerm> terms = c.codec->plan().terms;
+    const bool other_range = std::ranges::any_of(terms, [](const PlanTerm& term) {
+      const auto* t = std::get_if<LevelsTerm>(&term);
+      return t && !t->levels.empty() && t->scale_side >= 0;
+    });
+    CHECK(squared_distance(twice, once) <= (other_range ? 1.5 : 0.5) * squared_distance(once, c.data.x) +
+                                               1e-6 * static_cast<double>(once.storage.size()));
   }
 }
 
@@ -262,7 +289,7 @@ TEST_CASE("every method stands behind a chain", "[conformance]") {
   for (const Method* method : all_methods()) {
     const std::string name = method->describe().name;
     Json config = test_config(name);
-    config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
+    config["transform"] = chain_of(name);
     for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 1, 64)).units) {
       CAPTURE(name, role_name(spec.unit.role));
       REQUIRE(spec.check() == "");

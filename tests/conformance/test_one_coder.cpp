@@ -1,5 +1,5 @@
 // The rows that a sweep measures are those that a replay attends to: every registered method, with and without
-// transforms, keys before and after RoPE, and the seams that no method uses yet (exact exceptions, parameters fitted to
+// transforms, keys before and after RoPE, and the seams of few methods or none (exact exceptions, parameters fitted to
 // the prompt).
 #include <map>
 
@@ -147,7 +147,7 @@ TEST_CASE("a sweep measures the rows that a replay holds: every method", "[confo
           Json config = test_config(name);
           set_rope(config, rope);
           config["heads"] = heads;
-          if (transforms) config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
+          if (transforms) config["transform"] = chain_of(name);
           const CodecPlan plan = plan_in_scope(resolve_codec(config, in.reader->info().shape), in.rows->scope());
           if (!plan.skip.empty()) continue;
           CAPTURE(name, rope, heads, transforms);

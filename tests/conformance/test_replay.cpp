@@ -91,7 +91,7 @@ TEST_CASE("every method replays a tiny model through every attention path, in bl
           Json config = test_config(name);
           set_rope(config, rope);
           config["heads"] = heads;
-          if (transforms) config["transform"] = Json::array({"center", "hadamard", "channel_scale"});
+          if (transforms) config["transform"] = chain_of(name);
           const auto codecs = in.codecs(config);
           if (!codecs) continue;
           std::vector<ReplayCandidate> candidates;

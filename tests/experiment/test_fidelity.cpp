@@ -232,6 +232,21 @@ TEST_CASE("nothing is read for a method that it does not need", "[fidelity]") {
   CHECK(all.received_mass2[9] == Approx(0.5));  // of two heads
 }
 
+TEST_CASE("squared gradients that a trace does not hold are refused with its path and the knob", "[fidelity]") {
+  const Recorded in;
+  const Json fisher = {{"name", "kvquant"}, {"weight", "fisher"}};
+  const CodecPlan plan = resolve_codec(fisher, in.rows->scope().shape);
+  REQUIRE(plan.skip.empty());
+  try {
+    train_codec_set(plan, in.rows->scope().shape, *in.rows, {});
+    FAIL_CHECK("trained");
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kBadData);
+    CHECK_THAT(e.what(), Catch::Contains(in.config.trace) && Catch::Contains("holds no squared gradients") &&
+                             Catch::Contains("weight: none"));
+  }
+}
+
 TEST_CASE("a sweep gives codecs the decoded rows of the layer below", "[fidelity]") {
   const Recorded in;
   const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPre, 2,

@@ -1,6 +1,6 @@
-// Small codecs for seams that no registered method uses yet: exact exceptions, parameters fitted to a prompt, decoding
-// at a level, blocks of tokens with sides and fields of their own, and every part of a table plan at once. They are
-// tests' means: correct and deterministic, not good.
+// Small codecs for seams that few registered methods use or none: exact exceptions, parameters fitted to a prompt,
+// decoding at a level, blocks of tokens with sides and fields of their own, and every part of a table plan at once.
+// They are tests' means: correct and deterministic, not good.
 #pragma once
 #include <algorithm>
 #include <cmath>

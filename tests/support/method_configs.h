@@ -2,7 +2,9 @@
 #pragma once
 #include <string>
 
+#include "codec/codec_set.h"
 #include "config/config.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 
 namespace vqkv::test {
@@ -14,6 +16,13 @@ inline Json test_config(const std::string& method) {
   apply_group(config);
   REQUIRE(config.tree["codec"]["name"] == method);
   return config.tree["codec"];
+}
+
+// A chain that the method stands behind in both roles: exact exceptions are refused behind what mixes channels.
+inline Json chain_of(const std::string& method) {
+  for (const UnitSpec& spec : resolve_codec(test_config(method), make_shape(1, 3, 1, 64)).units)
+    if (make_codec(spec)->layout().overlay) return Json::array({"center", "channel_scale"});
+  return Json::array({"center", "hadamard", "channel_scale"});
 }
 
 // Where keys are coded: in the role's own group, which wins over what the file says.

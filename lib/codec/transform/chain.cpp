@@ -165,6 +165,7 @@ class ChainCodec final : public Codec {
     const Stopwatch watch;
     Carried c;
     c.set = set;
+    c.set.squared_gradient = {};
     for (size_t i = 0; i < chain_.size(); ++i) {
       chain_[i]->train(c.set, rng.split(1000 + i));
       Matrix<float> next(c.set.x.rows, units_[i + 1].channels());
@@ -254,6 +255,7 @@ class ChainCodec final : public Codec {
     }
     plan.channels = n;
     plan.layout = layout_;
+    plan.constants_as = DType::kF32;  // products are exact in no narrower type
     return plan;
   }
 
@@ -319,6 +321,7 @@ class ChainCodec final : public Codec {
         e.value *= scale->factor[static_cast<size_t>(e.channel)];
       if (!e.add && !back.bias.empty()) e.value += back.bias[static_cast<size_t>(e.channel)];
     }
+    e.value = round_side(DType::kF16, e.value);  // as it is stored
   }
 
   std::vector<std::unique_ptr<Transform>> chain_;

@@ -45,7 +45,7 @@ Json expected(const CodecSet& set) {
       for (int64_t c = 0; c < x.cols; ++c) x(r, c) = kept::value_at(what, 0, shape.first_head + c / 16, r, c % 16);
     CodeBlock code;
     u.codec->encode(x, code);
-    VQKV_CHECK(code.overlay.empty());  // no method has one yet
+    VQKV_CHECK(code.overlay.empty());  // none of these has one
     Matrix<float> y(x.rows, x.cols);
     u.codec->decode(code, y);
     units.push_back({{"role", role_name(shape.role)},
