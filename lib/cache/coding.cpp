@@ -35,7 +35,12 @@ void check_codes(const DecodePlan& plan, const CodeBlock& codes) {
                                   for (const uint16_t c : codes.fields[static_cast<size_t>(levels.field)])
                                     VQKV_CHECK(c < levels.levels.size());
                                 },
-                                [](const DenseTerm&) {}};
+                                [](const DenseTerm&) {},
+                                [&](const SignTerm& signs) {
+                                  if (signs.outlier_field < 0) return;
+                                  for (const uint16_t c : codes.fields[static_cast<size_t>(signs.outlier_field)])
+                                    VQKV_CHECK(c < signs.width);
+                                }};
   for (const PlanTerm& term : plan.terms) std::visit(check, term);
 }
 

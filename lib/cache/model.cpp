@@ -13,12 +13,12 @@
 namespace vqkv {
 namespace {
 
-// Books of the table terms.
+// Books of tables and projections of signs.
 std::set<const void*> books_of(const DecodePlan& plan) {
   std::set<const void*> books;
   for (const PlanTerm& term : plan.terms)
     std::visit(Overloaded{[&](const TableTerm& t) { books.insert(t.codewords.get()); }, [](const LevelsTerm&) {},
-                          [](const DenseTerm&) {}},
+                          [](const DenseTerm&) {}, [&](const SignTerm& t) { books.insert(t.projection.get()); }},
                term);
   return books;
 }
@@ -42,7 +42,10 @@ int64_t CodedForm::bytes(const CodedForm& other) const {
                                 if (shared.insert(t.codewords.get()).second) n += capacity_bytes(*t.codewords);
                               },
                               [&](const LevelsTerm& t) { n += capacity_bytes(t.levels); },
-                              [&](const DenseTerm& t) { n += capacity_bytes(t.channel); }};
+                              [&](const DenseTerm& t) { n += capacity_bytes(t.channel); },
+                              [&](const SignTerm& t) {
+                                if (shared.insert(t.projection.get()).second) n += capacity_bytes(*t.projection);
+                              }};
   for (const PlanTerm& term : plan.terms) std::visit(add, term);
   for (const TileDecoder& d : decoders) n += d.bytes(shared);
   return n;

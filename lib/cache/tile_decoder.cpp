@@ -1,6 +1,7 @@
 #include "cache/tile_decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "cache/decode_cpu.h"
@@ -31,9 +32,24 @@ std::shared_ptr<const AlignedVector<float>> rotated(const TableTerm& t) {
   return out;
 }
 
+// The signs of every byte.
+constexpr int kByteRows = 8;
+const std::array<std::array<float, kByteRows>, 256>& signs_of_bytes() {
+  static const auto all = [] {
+    std::array<std::array<float, kByteRows>, 256> out{};
+    for (int byte = 0; byte < 256; ++byte)
+      for (int b = 0; b < kByteRows; ++b) out[at(byte)][at(b)] = byte >> b & 1 ? 1.0f : -1.0f;
+    return out;
+  }();
+  return all;
+}
+
 struct Buffers {
-  AlignedVector<float> rows, columns, mapped;
-  int64_t held_bytes() const { return capacity_bytes(rows) + capacity_bytes(columns) + capacity_bytes(mapped); }
+  AlignedVector<float> rows, columns, mapped, signs, sums;
+  int64_t held_bytes() const {
+    return capacity_bytes(rows) + capacity_bytes(columns) + capacity_bytes(mapped) + capacity_bytes(signs) +
+           capacity_bytes(sums);
+  }
 };
 Buffers& buffers() { return PerThread<Buffers>::here(); }
 float* ensure(AlignedVector<float>& v, int64_t n) {
@@ -73,7 +89,7 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   {
     bool tables = false, others = false;
     const auto look = Overloaded{[&](const TableTerm&) { tables = true; }, [&](const LevelsTerm&) { others = true; },
-                                 [&](const DenseTerm&) { others = true; }};
+                                 [&](const DenseTerm&) { others = true; }, [&](const SignTerm&) { tables = true; }};
     for (const PlanTerm& term : plan.terms) std::visit(look, term);
     mixed = tables && others;
   }
@@ -137,17 +153,48 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
           dense_.push_back(
               {dense.side, static_cast<int>(i), static_cast<int>(c), first_writer({static_cast<int32_t>(c)})});
         }
+      },
+      // They add to what tables wrote, or to zeros.
+      [&](const SignTerm& t) {
+        const int runs = plan.code_channels / t.width;
+        for (int run = 0; run < runs; ++run) {
+          const int64_t low = std::max(code_low, int64_t{run} * t.width);
+          const int64_t high = std::min(code_low + code_width_, int64_t{run + 1} * t.width);
+          if (low >= high) continue;
+          Signs signs;
+          signs.term = t;
+          signs.run = run;
+          if (t.outlier_field >= 0) signs.outliers = plan.layout.fields[at(t.outlier_field)].slots / runs;
+          signs.from = static_cast<int>(low - int64_t{run} * t.width);
+          signs.channel = static_cast<int>(low - code_low);
+          signs.width = static_cast<int>(high - low);
+          signs.stride = padded(signs.width);
+          books_.push_back(t.projection);
+          if (signs.width % kernels::kLane == 0) {
+            signs.stride = t.width;
+            signs.words = t.projection->data() + signs.from;
+          } else {
+            auto copy = std::make_shared<AlignedVector<float>>(at(t.rows * signs.stride), 0.0f);
+            for (int64_t i = 0; i < t.rows; ++i)
+              std::copy_n(t.projection->data() + i * t.width + signs.from, signs.width,
+                          copy->data() + i * signs.stride);
+            signs.words = copy->data();
+            books_.push_back(std::move(copy));
+          }
+          signs_.push_back(std::move(signs));
+        }
       }};
   for (const PlanTerm& term : plan.terms) std::visit(add, term);
   const bool all = !mixed && std::all_of(written.begin(), written.end(), [](bool w) { return w; });
   const bool others = !levels_.empty() || !dense_.empty();
-  zero_rows_ = !all && (!slots_.empty() || !others);
+  zero_rows_ = !all && (!slots_.empty() || !signs_.empty() || !others);
   zero_columns_ = !all && others;
 }
 
 int64_t TileDecoder::bytes(std::set<const void*>& shared) const {
   const auto of = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
-  int64_t n = of(slots_) + of(levels_) + of(dense_) + of(books_) + map_.memory_bytes() + of(inner_) + of(outer_);
+  int64_t n =
+      of(slots_) + of(levels_) + of(dense_) + of(signs_) + of(books_) + map_.memory_bytes() + of(inner_) + of(outer_);
   for (const Slot& s : slots_) n += of(s.element) + of(s.channel);
   for (const Levels& l : levels_) n += of(l.term.levels);
   for (const auto& b : books_)
@@ -174,6 +221,51 @@ void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t co
           for (int i = 0; i < s.width; ++i) row[channel[i]] += word[element[i]];
       }
     }
+  }
+}
+
+void TileDecoder::find_reach(const Signs& signs, const std::byte* page, int64_t block, float* reach) const {
+  const bool outliers = signs.term.reach == SignTerm::Reach::kOutliers;
+  std::fill_n(reach, signs.width, outliers ? 0.0f : 1.0f);
+  for (int i = 0; i < signs.outliers; ++i) {
+    uint16_t channel;
+    pages_->codes(page, signs.term.outlier_field, signs.run * signs.outliers + i, block, 1, &channel);
+    if (const int c = channel - signs.from; c >= 0 && c < signs.width) reach[c] = outliers ? 1.0f : 0.0f;
+  }
+}
+
+void TileDecoder::add_signs(const Signs& signs, const std::byte* page, int64_t first, int64_t count, float* rows,
+                            int64_t stride) const {
+  // Depth by depth: a product is one chain in row order however it is cut (core/small_matrix.h).
+  constexpr int kDepth = 64;
+  const SignTerm& t = signs.term;
+  Buffers& b = buffers();
+  float* sign = ensure(b.signs, kTileTokens * kDepth);
+  const int64_t wide = padded(signs.width);
+  float* sum = ensure(b.sums, kTileTokens * wide + wide);
+  float* reach = sum + kTileTokens * wide;
+  uint16_t codes[kTileTokens];
+  for (int row = 0; row < t.rows; row += kDepth) {
+    const int depth = std::min(kDepth, t.rows - row);
+    for (int i = 0; i < depth; i += kByteRows) {
+      pages_->codes(page, t.field, signs.run * t.slots() + (row + i) / kByteRows, first, count, codes);
+      for (int64_t k = 0; k < count; ++k)
+        std::copy_n(signs_of_bytes()[codes[k]].data(), kByteRows, sign + k * kDepth + i);
+    }
+    kernels::multiply(sign, kDepth, signs.words + row * signs.stride, signs.stride, sum, wide, count, depth, wide,
+                      row > 0);
+  }
+  float scale[kTileTokens];
+  std::fill_n(scale, count, 1.0f);
+  if (t.scale_side >= 0) pages_->side(page, t.scale_side, signs.run, first, count, scale);
+  int64_t known = -1;  // block whose reach is there
+  for (int64_t k = 0; k < count; ++k) {
+    if (const int64_t block = (first + k) / pages_->layout().block_tokens; block != known)
+      find_reach(signs, page, known = block, reach);
+    const float* from = sum + k * wide;
+    float* to = rows + k * stride + signs.channel;
+    const float f = t.factor * scale[k];
+    for (int c = 0; c < signs.width; ++c) to[c] += reach[c] * (f * from[c]);
   }
 }
 
@@ -263,9 +355,9 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
                          int64_t stride) const {
   VQKV_CHECK(count <= kTileTokens);
   Buffers& b = buffers();
-  const bool tables = !slots_.empty(), others = !levels_.empty() || !dense_.empty();
+  const bool tables = !slots_.empty() || !signs_.empty(), others = !levels_.empty() || !dense_.empty();
   const bool rebuild_map = map_.moves() && !map_.turns() && !folded_;
-  // y goes where it is wanted: tables write rows, levels and dense channels write columns of tokens.
+  // y goes where it is wanted: tables and signs write rows, levels and dense channels write columns of tokens.
   const bool want_rows = !transposed || rebuild_map;
   const int64_t y_stride = rebuild_map ? padded(code_width_) : stride;
   float* y = rebuild_map ? ensure(b.mapped, kTileTokens * y_stride) : out;
@@ -282,6 +374,7 @@ void TileDecoder::decode(const CodedBody& body, int64_t first, int64_t count, bo
     const int64_t n = std::min(count - t, pages_->tokens() - within);
     const std::byte* bytes = body.page(page);
     if (tables) decode_tables(bytes, within, n, rows + t * row_stride, row_stride);
+    for (const Signs& s : signs_) add_signs(s, bytes, within, n, rows + t * row_stride, row_stride);
     if (others) decode_columns(bytes, within, n, columns + t, column_stride);
     t += n;
   }

@@ -85,10 +85,23 @@ class TileDecoder {
     int side = 0, slot = 0, channel = 0;
     bool store = false;
   };
+  // A run of a sign term, or what of it lands in this head.
+  struct Signs {
+    SignTerm term;
+    int run = 0, outliers = 0;     // which one of the unit, and how many outlier channels a block names in it
+    int from = 0;                  // its first channel that this head has
+    int channel = 0, width = 0;    // where that is in the head, and how many there are
+    const float* words = nullptr;  // (rows, stride): the projection from that channel on, in whole vectors
+    int64_t stride = 0;
+  };
 
   void decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
+  void add_signs(const Signs& signs, const std::byte* page, int64_t first, int64_t count, float* rows,
+                 int64_t stride) const;
+  // Which of `signs`' channels a block adds to: 1 or 0 each, (width).
+  void find_reach(const Signs& signs, const std::byte* page, int64_t block, float* reach) const;
   void apply_overlay(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out,
                      int64_t stride) const;
 
@@ -101,6 +114,7 @@ class TileDecoder {
   std::vector<Slot> slots_;
   std::vector<Levels> levels_;
   std::vector<Dense> dense_;
+  std::vector<Signs> signs_;
   std::vector<std::shared_ptr<const AlignedVector<float>>> books_;  // keeps `words` alive
   HeadMap map_;
   std::vector<float> inner_, outer_;

@@ -60,7 +60,11 @@ void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query, 
   decode_plan(plan(query), block, x, lower);
 }
 
-int64_t Codec::constant_bytes() const { return plan().constant_bytes(); }
+int64_t Codec::constant_bytes(CountedBooks& counted) const { return plan().constant_bytes(counted); }
+int64_t Codec::constant_bytes() const {
+  CountedBooks none;
+  return constant_bytes(none);
+}
 
 void check_encode_input(const Codec& codec, ConstMatrix x) {
   VQKV_CHECK(x.cols == codec.channels() && x.rows % codec.layout().block_tokens == 0);

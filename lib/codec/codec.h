@@ -142,8 +142,10 @@ class Codec {
   // Decodes through plan(): one definition of what a code means. lower: as in decode_plan.
   void decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query = {}, ConstMatrix lower = {}) const;
 
-  // Model-side constants: what plan() needs, and encoder-only parameters where a codec has them.
-  virtual int64_t constant_bytes() const;
+  // Model-side constants: what plan() needs, and encoder-only parameters where a codec has them; without the books in
+  // `counted` (codecs of several units may share one), which its own join.
+  virtual int64_t constant_bytes(CountedBooks& counted) const;
+  int64_t constant_bytes() const;  // of this codec alone
 
   // Trained parameters as named arrays; configuration is stored by the caller.
   virtual void save(ParameterWriter& out) const = 0;
@@ -204,10 +206,10 @@ struct MethodInfo {
   std::string title;   // one line
   std::string paper;   // authors, venue, arXiv id
   std::string bibtex;  // key
-  std::string family;  // table | levels | dense
+  std::string family;  // table | levels | dense | sign
   // Bits a value of the coded body, overlay apart, in the knobs' names and the unit's: `bits * codebooks / head_dim`,
   // `bits + (mode == asymmetric ? 32 : 16) / group`. The conformance suite evaluates it and compares with the layout:
-  // numbers, names, + - * / ( ) == < ? :, log2 ceil floor min max; channels, head_dim, heads, role (k or v).
+  // numbers, names, + - * / ( ) == < ? :, log2 ceil floor min max; channels, head_dim, heads, layer, role (k or v).
   std::string bits;
   std::string caveat;
   bool trained = true;  // false: learns nothing, and no data are read for it
@@ -255,9 +257,10 @@ TrainNeeds needs_of(const Knobs& knobs, bool learns) {
 
 // A method file defines `struct XKnobs { ...; KnobTable table(); }`, its Codec, and ends with
 //   VQKV_DEFINE_METHOD(x, XKnobs, XCodec, describe_x, check_x)
-// where XCodec is constructible from (const XKnobs&, const UnitShape&), describe_x() gives MethodInfo and
-// check_x(const XKnobs&, const UnitShape&) the reason or "". What it learns from beside the rows, XKnobs says in
-// `TrainNeeds needs() const`; none where it has no such function.
+// where XCodec is constructible from (const XKnobs&, const UnitShape&) or, for a method that codes keys and values by
+// different means, has `static std::unique_ptr<Codec> make(const XKnobs&, const UnitShape&)`, describe_x() gives
+// MethodInfo and check_x(const XKnobs&, const UnitShape&) the reason or "". What it learns from beside the rows, XKnobs
+// says in `TrainNeeds needs() const`; none where it has no such function.
 template <class Knobs, class CodecType>
 class MethodOf final : public Method {
  public:
@@ -275,7 +278,10 @@ class MethodOf final : public Method {
   std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
   TrainNeeds needs(const Json& knobs) const override { return needs_of(parse(knobs), describe_().trained); }
   std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const override {
-    return std::make_unique<CodecType>(parse(knobs), unit);
+    if constexpr (requires(const Knobs& k) { CodecType::make(k, unit); })
+      return CodecType::make(parse(knobs), unit);
+    else
+      return std::make_unique<CodecType>(parse(knobs), unit);
   }
 
  private:

@@ -131,8 +131,9 @@ int CodecSet::unit_index(int layer, int head, Role role, int tier) const {
 int64_t CodecSet::constant_bytes() const {
   int64_t bytes = 0;
   std::set<const Codec*> seen;
+  CountedBooks counted;
   for (const TrainedUnit& u : units_)
-    if (seen.insert(u.codec.get()).second) bytes += u.codec->constant_bytes();
+    if (seen.insert(u.codec.get()).second) bytes += u.codec->constant_bytes(counted);
   return bytes;
 }
 

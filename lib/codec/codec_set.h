@@ -98,7 +98,7 @@ class CodecSet {
   bool sees_lower() const;  // some unit does
   // The most tokens of a prompt that some codec needs to fit its parameters (Codec::fit_needs); 0: none fits any.
   int64_t fit_minimum() const;
-  // Model-side constants, each shared codec once.
+  // Model-side constants, each shared codec and book once.
   int64_t constant_bytes() const;
 
  private:

@@ -23,7 +23,8 @@ class LevelCodec final : public Codec {
     VQKV_CHECK(level <= last_);
     return whole_->level_layout(level);
   }
-  int64_t constant_bytes() const override { return 0; }  // those of the whole
+  using Codec::constant_bytes;
+  int64_t constant_bytes(CountedBooks&) const override { return 0; }  // those of the whole
 
   TrainReport train(const TrainSet&, const Rng&) override { fail_internal("a level has no training of its own"); }
   void save(ParameterWriter&) const override { fail_internal("a level is saved as the codec that it is of"); }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <set>
 #include <utility>
 
 #include "core/error.h"
@@ -64,6 +63,23 @@ void check_term(const DecodePlan& plan, const DenseTerm& t) {
   for (const int32_t c : t.channel) VQKV_CHECK(c >= 0 && c < plan.code_channels);
 }
 
+void check_term(const DecodePlan& plan, const SignTerm& t) {
+  const FieldSpec& f = field_of(plan, t.field);
+  VQKV_CHECK(t.rows >= 1 && t.width >= 1 && plan.code_channels % t.width == 0);
+  const int runs = plan.code_channels / t.width;
+  VQKV_CHECK(f.per_token && f.bits == 8 && f.slots == runs * t.slots());
+  VQKV_CHECK(t.projection && t.projection->size() % static_cast<size_t>(t.width) == 0 &&
+             t.projection->size() >= static_cast<size_t>(t.rows) * static_cast<size_t>(t.width));
+  if (t.scale_side >= 0) {
+    const SideSpec& s = side_of(plan, t.scale_side);
+    VQKV_CHECK(s.per_token && s.slots == runs);
+  }
+  VQKV_CHECK((t.outlier_field < 0) == (t.reach == SignTerm::Reach::kAll));
+  if (t.outlier_field < 0) return;
+  const FieldSpec& outlier = field_of(plan, t.outlier_field);
+  VQKV_CHECK(!outlier.per_token && outlier.slots % runs == 0);
+}
+
 // Do codewords lie on neighbouring channels as they are? Then whole vectors are added, where they are wide enough.
 bool words_in_order(const TableTerm& t) {
   constexpr int kWide = 16;
@@ -74,6 +90,7 @@ bool words_in_order(const TableTerm& t) {
 }
 bool words_in_order(const LevelsTerm&) { return false; }
 bool words_in_order(const DenseTerm&) { return false; }
+bool words_in_order(const SignTerm&) { return false; }
 
 // One token of a block: where its codes and side values lie.
 struct TokenRef {
@@ -141,6 +158,32 @@ void add_term(const DecodePlan&, const DenseTerm& t, const CodeBlock& block, con
   for (size_t i = 0; i < slots; ++i) y[static_cast<size_t>(t.channel[i])] += values[i];
 }
 
+void add_term(const DecodePlan& plan, const SignTerm& t, const CodeBlock& block, const TokenRef& at, bool,
+              std::vector<double>& y) {
+  const int runs = plan.code_channels / t.width;
+  const uint16_t* bytes = block.fields[static_cast<size_t>(t.field)].data() + at.token * runs * t.slots();
+  std::vector<double> sign(static_cast<size_t>(t.rows)), sum(static_cast<size_t>(t.width));
+  for (int r = 0; r < runs; ++r, bytes += t.slots()) {
+    for (int i = 0; i < t.rows; ++i) sign[static_cast<size_t>(i)] = bytes[i / 8] >> i % 8 & 1 ? 1.0 : -1.0;
+    std::fill(sum.begin(), sum.end(), 0.0);
+    add_row_product(sign.data(), t.rows, t.projection->data(), t.width, sum.data());
+    std::vector<char> added(sum.size(), t.reach != SignTerm::Reach::kOutliers);
+    if (t.outlier_field >= 0) {
+      const int slots = plan.layout.fields[static_cast<size_t>(t.outlier_field)].slots, each = slots / runs;
+      const uint16_t* outlier = block.fields[static_cast<size_t>(t.outlier_field)].data() + at.block * slots + r * each;
+      for (int i = 0; i < each; ++i) {
+        VQKV_CHECK(outlier[i] < t.width);
+        added[outlier[i]] = t.reach == SignTerm::Reach::kOutliers;
+      }
+    }
+    double scale = t.factor;
+    if (t.scale_side >= 0)
+      scale *= block.sides[static_cast<size_t>(t.scale_side)][static_cast<size_t>(at.token * runs + r)];
+    for (size_t i = 0; i < sum.size(); ++i)
+      if (added[i]) y[static_cast<size_t>(r * t.width) + i] += scale * sum[i];
+  }
+}
+
 // in_order: for each term, words_in_order.
 void decode_token(const DecodePlan& plan, const std::vector<char>& in_order, const CodeBlock& block, const TokenRef& at,
                   std::vector<double>& y, std::vector<double>& z, float* x) {
@@ -168,21 +211,24 @@ void decode_token(const DecodePlan& plan, const std::vector<char>& in_order, con
 
 bool DecodePlan::table_only() const {
   const auto is_table = Overloaded{[](const TableTerm&) { return true; }, [](const LevelsTerm&) { return false; },
-                                   [](const DenseTerm&) { return false; }};
+                                   [](const DenseTerm&) { return false; }, [](const SignTerm&) { return false; }};
   return std::all_of(terms.begin(), terms.end(), [&](const PlanTerm& t) { return std::visit(is_table, t); });
 }
 
-int64_t DecodePlan::constant_bytes() const {
+int64_t DecodePlan::constant_bytes(CountedBooks& counted) const {
   int64_t bytes = 0;
-  std::set<const void*> seen;  // terms may share their books
   const auto number = static_cast<int64_t>(dtype_size(constants_as));
   const auto add =
       Overloaded{[&](const TableTerm& t) {
-                   if (seen.insert(t.codewords.get()).second)
+                   if (counted.insert(t.codewords).second)
                      bytes += static_cast<int64_t>(t.codewords->size()) * static_cast<int64_t>(dtype_size(t.stored_as));
                  },
                  [&](const LevelsTerm& t) { bytes += static_cast<int64_t>(t.levels.size()) * number; },
-                 [](const DenseTerm&) {}};  // its values are side data
+                 [](const DenseTerm&) {},  // its values are side data
+                 [&](const SignTerm& t) {
+                   if (counted.insert(t.projection).second)
+                     bytes += static_cast<int64_t>(t.projection->size() * sizeof(float));
+                 }};
   for (const PlanTerm& term : terms) std::visit(add, term);
   return bytes + stored_bytes(map, number) + static_cast<int64_t>(inner_bias.size() + outer_bias.size()) * number;
 }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -62,7 +63,23 @@ struct DenseTerm {
   std::vector<int32_t> channel;  // code channel of each slot
 };
 
-using PlanTerm = std::variant<TableTerm, LevelsTerm, DenseTerm>;
+// y[r * width + i] += factor * scale * sum of sign * projection[row][i] over the rows, for each run r of `width` code
+// channels: projections of which the signs alone are kept (QJL, the second stage of TurboQuant).
+struct SignTerm {
+  // Per-token, 8 bits, slots() a run: row 8 n + b is bit b of slot n, lowest first; a set bit is +1, another -1.
+  int field = 0;
+  int rows = 0, width = 0;
+  std::shared_ptr<const AlignedVector<float>> projection;  // (rows or more, width)
+  float factor = 1;
+  int scale_side = -1;  // per-token side with one slot a run; -1: 1
+  // Outlier channels, which each block names for each run: a per-block field of their numbers within the run, equally
+  // many a run. -1: there are none.
+  int outlier_field = -1;
+  enum class Reach { kAll, kOutliers, kOthers } reach = Reach::kAll;  // channels that the sum is added to
+  int slots() const { return (rows + 7) / 8; }
+};
+
+using PlanTerm = std::variant<TableTerm, LevelsTerm, DenseTerm, SignTerm>;
 
 // Adjusts logits of the coded segment, per query (CalibQuant's range map; mass corrections). Applied before softmax.
 struct ScoreMap {
@@ -70,6 +87,9 @@ struct ScoreMap {
   float low_shift = 0;  // kRange: [min, max] of the segment maps linearly to [min + low_shift, max - high_shift]
   float high_shift = 0;
 };
+
+// Books and projections that were counted, kept alive: an address names no other meanwhile.
+using CountedBooks = std::set<std::shared_ptr<const void>>;
 
 struct DecodePlan {
   int channels = 0;       // of the unit
@@ -89,8 +109,10 @@ struct DecodePlan {
   // leaves over. Nothing is added in layer 0.
   bool adds_lower = false;
 
-  bool table_only() const;         // every term is a TableTerm
-  int64_t constant_bytes() const;  // books, map, biases as stored: model-side constants of this unit
+  bool table_only() const;  // every term is a TableTerm
+  // Books, projections, map and biases as stored: model-side constants of this unit, without the books in `counted`,
+  // which those of this plan join.
+  int64_t constant_bytes(CountedBooks& counted) const;
 };
 
 // Throws kInternal where a plan contradicts itself (sizes, field and side indices, channels out of range).

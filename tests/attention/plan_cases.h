@@ -136,6 +136,30 @@ inline std::vector<Case> cases() {
          add_table(p, 7, 8);
          p.map = HadamardMap{p.channels, p.channels, {}, random_bias(p.channels, 24)};
        }},
+      {"signs of every head", [](DecodePlan& p, Role) { add_signs(p, 128, 64); }},
+      {"signs of runs of 8 channels, rows that fill no byte", [](DecodePlan& p, Role) { add_signs(p, 76, 8); }},
+      {"signs of all heads of a unit together", [](DecodePlan& p, Role) { add_signs(p, 72, p.channels); }},
+      {"signs beside outlier channels", [](DecodePlan& p, Role) { add_signs(p, 128, 32, 5); }, 32},
+      {"signs beside outlier channels of all heads, keys before RoPE",
+       [](DecodePlan& p, Role r) {
+         add_signs(p, 96, p.channels, 9);
+         if (r == Role::kKey) p.rope = RopePlacement::kPre;
+       },
+       16},
+      {"signs of what levels leave over, through a map, with a token scale",
+       [](DecodePlan& p, Role) {
+         add_levels(p, 2, 8, 1, true);
+         add_signs(p, 64, 64);
+         add_map(p, 16);
+         add_token_scale(p, 1);
+       }},
+      {"signs beside a table and dense channels",
+       [](DecodePlan& p, Role) {
+         add_signs(p, 64, 16, 3);
+         add_table(p, 8, 4);
+         add_dense(p, {2, 7});
+       },
+       8},
       {"score map",
        [](DecodePlan& p, Role) {
          add_table(p, 8, 4);

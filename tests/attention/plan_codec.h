@@ -77,6 +77,8 @@ class PlanCodec final : public Codec {
         n = std::min<uint64_t>(n, static_cast<uint64_t>(table->entries));
       if (const auto* levels = std::get_if<LevelsTerm>(&t); levels && levels->field == field && !levels->levels.empty())
         n = std::min<uint64_t>(n, levels->levels.size());
+      if (const auto* signs = std::get_if<SignTerm>(&t); signs && signs->outlier_field == field)
+        n = std::min<uint64_t>(n, static_cast<uint64_t>(signs->width));
     }
     return n;
   }
@@ -128,6 +130,31 @@ inline void add_levels(DecodePlan& plan, int bits, int group_channels, int group
   t.zero_side = static_cast<int>(plan.layout.sides.size());
   plan.layout.sides.push_back({"zero", DType::kF16, groups, per_token});
   plan.terms.push_back(t);
+}
+
+// Signs of `rows` projections of every run of `width` channels, with a scale of their own; with outliers, those of half
+// the rows for that many channels of a run and block.
+inline void add_signs(DecodePlan& plan, int rows, int width, int outliers = 0) {
+  const int runs = plan.code_channels / width;
+  const auto add = [&](int n, int outlier_field, SignTerm::Reach reach) {
+    SignTerm t;
+    t.rows = n;
+    t.width = width;
+    t.projection = random_book(int64_t{rows} * width, 78);
+    t.factor = 1.0f / std::sqrt(static_cast<float>(n));
+    t.field = static_cast<int>(plan.layout.fields.size());
+    plan.layout.fields.push_back({"sign" + std::to_string(t.field), 8, runs * t.slots(), true});
+    t.scale_side = static_cast<int>(plan.layout.sides.size());
+    plan.layout.sides.push_back({"scale" + std::to_string(t.scale_side), DType::kF16, runs, true});
+    t.outlier_field = outlier_field;
+    t.reach = reach;
+    plan.terms.push_back(t);
+  };
+  if (outliers == 0) return add(rows, -1, SignTerm::Reach::kAll);
+  const int field = static_cast<int>(plan.layout.fields.size());
+  plan.layout.fields.push_back({"outlier", 8, runs * outliers, false});
+  add(rows, field, SignTerm::Reach::kOthers);
+  add(rows / 2, field, SignTerm::Reach::kOutliers);
 }
 
 inline void add_dense(DecodePlan& plan, std::vector<int32_t> channels, DType type = DType::kF16) {

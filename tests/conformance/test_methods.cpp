@@ -22,7 +22,7 @@ TEST_CASE("descriptions are complete, and canonical knobs a fixed point", "[conf
     CHECK(&find_method(info.name) == method);
     CHECK_FALSE(info.title.empty());
     CHECK_FALSE(info.bits.empty());
-    CHECK((info.family == "table" || info.family == "levels" || info.family == "dense"));
+    CHECK((info.family == "table" || info.family == "levels" || info.family == "dense" || info.family == "sign"));
     CHECK(info.version >= 1);
     const Json canonical = method->canonical(Json::object(), "codec");
     CHECK(method->canonical(canonical, "codec") == canonical);
@@ -105,6 +105,14 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
   CHECK(bits({{"name", "exact"}}, 64) == 16.0);
   CHECK(bits({{"name", "pq"}, {"codebooks", 16}, {"bits", 8}}, 64) == 2.0);
   CHECK(bits({{"name", "rvq"}, {"codebooks", 8}, {"bits", 8}}, 64) == 1.0);
+  // QJL: (m + m_o + 32) / d + 8 n_o / (32 d) for keys, of the first 15 layers and the others; 2 + 32 / 32 for values.
+  const Json general = {{"name", "qjl"}, {"initial_layers", 0}};
+  for (const auto& [head_dim, initial, others] : {std::tuple{128, 5.265625, 4.265625}, {64, 5.53125, 4.53125}}) {
+    CHECK(bits({{"name", "qjl"}}, head_dim) == initial);
+    CHECK(bits(general, head_dim) == others);
+    CHECK(bits(general, head_dim, Role::kValue) == 3.0);
+  }
+  CHECK(bits({{"name", "qjl"}, {"preset", "no_outliers"}, {"initial_layers", 0}}, 128) == (256 + 16) / 128.0);
   // Kumar: 16 / (8 * 11 / 32 + 16 / 128) = 5.565 at head_dim 128, and 3.0 bits at 64.
   CHECK(16 / bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 128) ==
         Approx(5.565).epsilon(1e-4));

@@ -88,6 +88,7 @@ inline bool same_codes(const CodeBlock& a, const CodeBlock& b) {
 inline Json formula_values(const UnitSpec& spec) {
   Json v = spec.knobs;
   v["head_dim"] = spec.unit.head_dim;
+  v["layer"] = spec.unit.layer;
   v["heads"] = spec.unit.heads;
   v["channels"] = spec.unit.channels();
   v["role"] = role_name(spec.unit.role);

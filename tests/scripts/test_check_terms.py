@@ -12,7 +12,8 @@ FILES = {
 using namespace vqkv;
 int of(const PlanTerm& t) {
   return std::visit(
-      Overloaded{[](const TableTerm&) { return 1; }, [](const LevelsTerm&) { return 2; }, [](const DenseTerm&) { return 3; }}, t);
+      Overloaded{[](const TableTerm&) { return 1; }, [](const LevelsTerm&) { return 2; }, [](const DenseTerm&) { return 3; },
+                 [](const SignTerm&) { return 4; }}, t);
 }
 """,
     # One kind by itself, and the rest falls through.

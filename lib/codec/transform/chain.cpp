@@ -259,8 +259,11 @@ class ChainCodec final : public Codec {
     return plan;
   }
 
-  int64_t constant_bytes() const override {
-    int64_t bytes = plan({}).constant_bytes() + inner_->constant_bytes() - inner_->plan().constant_bytes();
+  using Codec::constant_bytes;
+  int64_t constant_bytes(CountedBooks& counted) const override {
+    CountedBooks inner;
+    int64_t bytes = plan({}).constant_bytes(counted) + inner_->constant_bytes();
+    bytes -= inner_->plan().constant_bytes(inner);
     for (const auto& t : chain_) bytes += t->encoder_bytes();
     return bytes;
   }
