@@ -212,7 +212,7 @@ struct MethodInfo {
   // numbers, names, + - * / ( ) == < ? :, log2 ceil floor min max; channels, head_dim, heads, layer, role (k or v).
   std::string bits;
   std::string caveat;
-  bool trained = true;  // false: learns nothing, and no data are read for it
+  bool trained = true;  // false: learns nothing, and no data are read for it but what its needs() say
   int version = 1;      // raised when codes or training change; part of a cell's identity
   std::vector<std::string> rope = {"post", "pre"};
   // Name -> {codec: {...}, cache: {...}, note: "..."}, all optional: published configurations. `codec` holds what would

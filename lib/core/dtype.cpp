@@ -111,12 +111,8 @@ void round_to(DType t, float* values, int64_t n) {
       return round_through<f16>(values, n);
     case DType::kBF16:
       return round_through<bf16>(values, n);
-    case DType::kF8E5M2:  // the upper byte of a half, to nearest even
-      for (int64_t i = 0; i < n; ++i) {
-        const uint32_t h = to_f16(values[i]).bits;
-        if ((h & 0x7fffu) > 0x7c00u) continue;  // NaN stays NaN
-        values[i] = to_float(f16{static_cast<uint16_t>((h + 0x7fu + ((h >> 8) & 1u)) & 0xff00u)});
-      }
+    case DType::kF8E5M2:
+      for (int64_t i = 0; i < n; ++i) values[i] = to_float(to_f8e5m2(values[i]));
       return;
     default:
       fail_internal(fmt::format("round_to: {} is not a floating-point cache type", dtype_name(t)));

@@ -54,6 +54,44 @@ inline f16 to_f16(float v) {
   return {static_cast<uint16_t>(sign | (rounded >> 13))};
 }
 
+// The two 8-bit formats of OCP. E4M3 has no infinities and one NaN a sign: its largest number is 448, and what rounds
+// above is NaN. E5M2 is the upper byte of a half.
+struct f8e4m3 {
+  uint8_t bits;
+};
+struct f8e5m2 {
+  uint8_t bits;
+};
+
+namespace detail {
+
+// The magnitude of |v| in `mantissa` bits and exponents of this bias; `beyond` where it rounds to more than `most`.
+template <int mantissa, int bias, uint32_t most, uint32_t beyond>
+uint8_t to_f8(float v) {
+  const uint32_t u = std::bit_cast<uint32_t>(v), sign = (u >> 24) & 0x80u, magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  constexpr int kShift = 23 - mantissa;
+  if (magnitude < static_cast<uint32_t>(128 - bias) << 23) {  // subnormal: the FPU rounds, as for halves
+    constexpr uint32_t kOne = static_cast<uint32_t>(128 - bias + kShift) << 23;
+    const float shifted = std::bit_cast<float>(magnitude) + std::bit_cast<float>(kOne);
+    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(shifted) - kOne));
+  }
+  const uint32_t rounded = magnitude + ((1u << (kShift - 1)) - 1) + ((magnitude >> kShift) & 1u);
+  const uint32_t code = (rounded >> kShift) - (static_cast<uint32_t>(127 - bias) << mantissa);
+  return static_cast<uint8_t>(sign | (code > most ? beyond : code));
+}
+
+}  // namespace detail
+
+inline f8e4m3 to_f8e4m3(float v) { return {detail::to_f8<3, 7, 0x7e, 0x7f>(v)}; }
+inline f8e5m2 to_f8e5m2(float v) { return {detail::to_f8<2, 15, 0x7b, 0x7c>(v)}; }
+inline float to_float(f8e5m2 v) { return to_float(f16{static_cast<uint16_t>(v.bits << 8)}); }
+inline float to_float(f8e4m3 v) {
+  if ((v.bits & 0x7fu) == 0x7fu) return std::bit_cast<float>(0x7fc00000u | static_cast<uint32_t>(v.bits & 0x80u) << 24);
+  // As a half, its exponent is 8 too small.
+  return to_float(f16{static_cast<uint16_t>((v.bits & 0x80u) << 8 | (v.bits & 0x7fu) << 7)}) * 256.0f;
+}
+
 inline float round_to_f16(float v) { return to_float(to_f16(v)); }
 inline float round_to_bf16(float v) { return to_float(to_bf16(v)); }
 

@@ -271,6 +271,8 @@ std::string ggml_type_names() {
   return names;
 }
 
+std::span<const float, 16> ggml_iq4_nl_levels() { return kIq4NlLevels; }
+
 void ggml_dequantize(GgmlType type, const uint8_t* blocks, float* out, int64_t n) {
   const GgmlTypeFacts& facts = ggml_type_facts(type);
   VQKV_CHECK(n >= 0 && n % facts.block_elements == 0);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -37,6 +38,9 @@ const GgmlTypeFacts* ggml_type_facts(uint32_t type);
 const GgmlTypeFacts& ggml_type_facts(GgmlType type);
 // "Q4_0, Q4_1, ..." for messages.
 std::string ggml_type_names();
+
+// The levels of IQ4_NL by code.
+std::span<const float, 16> ggml_iq4_nl_levels();
 
 // n values (a multiple of the block's elements) from n / block_elements blocks at `blocks`, which needs no alignment.
 // Every operation is one fp32 rounding in the order of the reference, so the bits equal those of the `gguf` Python

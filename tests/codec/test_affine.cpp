@@ -124,7 +124,7 @@ TEST_CASE("keys grouped along one token would be a no-op; real groups are not", 
 }
 
 TEST_CASE("constant, tiny and huge groups stay finite", "[rtn]") {
-  for (const char* mode : {"asymmetric", "integer_zero", "symmetric"})
+  for (const char* mode : {"asymmetric", "integer_zero", "symmetric", "signed"})
     for (const char* type : {"f16", "bf16", "f32"}) {
       const auto codec = find_method("rtn").make({{"bits", 4}, {"group", 4}, {"mode", mode}, {"scale_type", type}},
                                                  unit_of(Role::kValue, 4));

@@ -103,6 +103,18 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
   CHECK(bits({{"name", "rtn"}, {"bits", 8}, {"group", 32}, {"mode", "symmetric"}}, 64) == 8.5);
   CHECK(bits({{"name", "rtn"}, {"bits", 3}, {"group", 64}, {"axis", "channel"}}, 64) == 3.5);
   CHECK(bits({{"name", "exact"}}, 64) == 16.0);
+  for (const auto& [type, expected] : {std::pair{"q8_0", 8.5},
+                                       {"q5_1", 6.0},
+                                       {"q5_0", 5.5},
+                                       {"q4_1", 5.0},
+                                       {"q4_0", 4.5},
+                                       {"iq4_nl", 4.5},
+                                       {"rot-q4_0", 4.5}})
+    for (const Role role : {Role::kKey, Role::kValue})
+      CHECK(bits({{"name", "ggml"}, {"preset", type}}, 128, role) == expected);
+  for (const char* preset : {"default", "e5m2", "tensor", "head", "warm_up"})
+    CHECK(bits({{"name", "fp8"}, {"preset", preset}}, 64) == 8.0);
+  CHECK(bits({{"name", "rtn"}, {"preset", "quarot_symmetric"}}, 128) == 4.125);
   CHECK(bits({{"name", "pq"}, {"codebooks", 16}, {"bits", 8}}, 64) == 2.0);
   CHECK(bits({{"name", "rvq"}, {"codebooks", 8}, {"bits", 8}}, 64) == 1.0);
   // QJL: (m + m_o + 32) / d + 8 n_o / (32 d) for keys, of the first 15 layers and the others; 2 + 32 / 32 for values.

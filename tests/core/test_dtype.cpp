@@ -80,13 +80,43 @@ TEST_CASE("every half becomes the nearest bfloat, ties to even, scalar and bulk"
 }
 
 TEST_CASE("rounding to f8e5m2 is to nearest even and fills the upper byte of a half") {
-  float v[] = {1.0f, 1.125f, 1.126f, 1.375f, -3.3f, 57344.0f, 61440.0f, 0x1p-16f, 0x1p-17f, 0x1.8p-17f, 0.0f};
-  const float expected[] = {1.0f, 1.0f, 1.25f, 1.5f, -3.5f, 57344.0f, HUGE_VALF, 0x1p-16f, 0.0f, 0x1p-16f, 0.0f};
-  round_to(DType::kF8E5M2, v, 11);
-  for (int i = 0; i < 11; ++i) {
+  // The fourth is above a tie by less than a half can tell.
+  float v[] = {1.0f,     1.125f,   1.126f,   0x1.200002p0f, 1.375f,     -3.3f,
+               57344.0f, 61440.0f, 0x1p-16f, 0x1p-17f,      0x1.8p-17f, 0.0f};
+  const float expected[] = {1.0f, 1.0f, 1.25f, 1.25f, 1.5f, -3.5f, 57344.0f, HUGE_VALF, 0x1p-16f, 0.0f, 0x1p-16f, 0.0f};
+  round_to(DType::kF8E5M2, v, 12);
+  for (int i = 0; i < 12; ++i) {
     CHECK(v[i] == expected[i]);
     CHECK((to_f16(v[i]).bits & 0xff) == 0);
   }
+}
+
+TEST_CASE("8-bit floats: every byte comes back, and every number goes to the nearest byte, ties to the even one") {
+  const auto check = [](auto narrow, auto widen, int finite, float beyond) {
+    for (int code = 0; code < 128; ++code) {
+      const float v = widen(static_cast<uint8_t>(code));
+      CHECK(std::signbit(widen(static_cast<uint8_t>(code | 0x80))));
+      if (std::isnan(v)) continue;
+      CHECK(narrow(v) == code);
+      CHECK(narrow(-v) == (code | 0x80));
+      if (code + 1 >= finite) continue;
+      const float next = widen(static_cast<uint8_t>(code + 1)), middle = v + (next - v) / 2;
+      REQUIRE(v < next);
+      CHECK(narrow(middle) == code + code % 2);
+      CHECK(narrow(std::nextafter(middle, v)) == code);
+      CHECK(narrow(std::nextafter(middle, next)) == code + 1);
+    }
+    CHECK(narrow(std::nextafter(beyond, 0.0f)) == finite - 1);
+    CHECK(narrow(beyond) == finite);
+    CHECK(narrow(HUGE_VALF) == finite);
+    CHECK(std::isnan(widen(narrow(std::nanf("")))));
+  };
+  check([](float v) { return to_f8e4m3(v).bits; }, [](uint8_t b) { return to_float(f8e4m3{b}); }, 0x7f,
+        std::nextafter(0x1.dp8f, 1e9f));  // 464 itself is a tie, and 448 has the even byte
+  check([](float v) { return to_f8e5m2(v).bits; }, [](uint8_t b) { return to_float(f8e5m2{b}); }, 0x7c, 0x1.ep15f);
+  CHECK(to_float(f8e4m3{0x7e}) == 448.0f);
+  CHECK(to_float(f8e4m3{0x01}) == 0x1p-9f);
+  CHECK(to_float(f8e5m2{0x7b}) == 57344.0f);
 }
 
 TEST_CASE("rounding a whole array equals rounding each value") {

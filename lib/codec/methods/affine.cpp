@@ -37,7 +37,8 @@ void code_run(const Group& g, int bits, const float* x, int64_t x_step, uint16_t
     } else if constexpr (mode == AffineGrid::Mode::kIntegerZero) {
       code = std::clamp(round_half_even(std::clamp(v / scale, -0x1p50, 0x1p50)) + shift, 0.0, top);
     } else {
-      code = round_half_even(std::clamp(v / scale, -most, most)) + most;
+      const double least = mode == AffineGrid::Mode::kSigned ? most + 1 : most;
+      code = round_half_even(std::clamp(v / scale, -least, most)) + least;
     }
     codes[i * code_step] = static_cast<uint16_t>(static_cast<int>(code));
   }
@@ -46,7 +47,7 @@ void code_run(const Group& g, int bits, const float* x, int64_t x_step, uint16_t
 Group grid_of(const AffineGrid& grid, float low, float high) {
   Group g;
   // Ranges of finite floats may exceed a float: double until rounded to storage.
-  if (grid.mode == AffineGrid::Mode::kSymmetric) {
+  if (grid.centred()) {
     const double most = std::max(std::abs(double{low}), std::abs(double{high})) * grid.clip;
     g.scale = round_scale(grid.scale_type, static_cast<float>(most / ((1 << (grid.bits - 1)) - 1)));
     return g;
@@ -79,8 +80,7 @@ AffineCodec::AffineCodec(const AffineGrid& grid, const AffineGroups& groups, con
   if (along_tokens) layout_.block_tokens = groups.group;
   const int slots = along_tokens ? channels_ : channels_ / groups.group;
   layout_.sides = {{"scale", grid.scale_type, slots, !along_tokens}};
-  if (grid.mode != AffineGrid::Mode::kSymmetric)
-    layout_.sides.push_back({"zero", grid.scale_type, slots, !along_tokens});
+  if (!grid.centred()) layout_.sides.push_back({"zero", grid.scale_type, slots, !along_tokens});
 }
 
 void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) const {
@@ -91,6 +91,7 @@ void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) co
   const int width = groups_.along_tokens ? 1 : groups_.group;  // channels of a group
   const auto run = grid_.mode == AffineGrid::Mode::kAsymmetric    ? code_run<AffineGrid::Mode::kAsymmetric>
                    : grid_.mode == AffineGrid::Mode::kIntegerZero ? code_run<AffineGrid::Mode::kIntegerZero>
+                   : grid_.mode == AffineGrid::Mode::kSigned      ? code_run<AffineGrid::Mode::kSigned>
                                                                   : code_run<AffineGrid::Mode::kSymmetric>;
   const auto encode_block = [&](int64_t block) {
     for (int s = 0; s < slots; ++s) {
@@ -126,7 +127,8 @@ DecodePlan AffineCodec::plan(const PlanQuery&) const {
   LevelsTerm term;
   term.scale_side = 0;
   if (layout_.sides.size() > 1) term.zero_side = 1;
-  if (grid_.mode == AffineGrid::Mode::kSymmetric) term.offset = static_cast<float>((1 << (grid_.bits - 1)) - 1);
+  const int half = 1 << (grid_.bits - 1);
+  if (grid_.centred()) term.offset = static_cast<float>(grid_.mode == AffineGrid::Mode::kSigned ? half : half - 1);
   term.group_channels = groups_.along_tokens ? 1 : groups_.group;
   term.group_tokens = layout_.block_tokens;
   plan.terms = {term};

@@ -9,12 +9,13 @@ namespace vqkv {
 
 struct AffineGrid {
   // asymmetric: x ~ min + s q. integer_zero: x ~ s (q - z) with a whole z (QuaRot). symmetric: x ~ s q, |q| <=
-  // 2^(bits-1)-1.
-  enum class Mode { kAsymmetric, kIntegerZero, kSymmetric } mode = Mode::kAsymmetric;
+  // 2^(bits-1)-1. signed: the same, but what is clipped below may reach -2^(bits-1).
+  enum class Mode { kAsymmetric, kIntegerZero, kSymmetric, kSigned } mode = Mode::kAsymmetric;
   int bits = 4;
   double clip = 1.0;  // multiplies both ends of the range
   DType scale_type = DType::kF16;
-  bool range_holds_zero = false;  // widen every range to hold 0
+  bool centred() const { return mode == Mode::kSymmetric || mode == Mode::kSigned; }  // a scale alone
+  bool range_holds_zero = false;                                                      // widen every range to hold 0
 };
 
 // Groups of `group` channels of one token (along_tokens false) or of `group` tokens of one channel.

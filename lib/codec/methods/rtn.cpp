@@ -17,8 +17,9 @@ struct RtnKnobs {
         .integer("group", &group, 0, 65536, "values that share a scale; 0 with axis token: the channels of a head")
         .choice("axis", &axis, {"token", "channel"},
                 "groups along the channels of one token, or along the tokens of one channel")
-        .choice("mode", &mode, {"asymmetric", "integer_zero", "symmetric"},
-                "minimum and scale, scale and whole zero point, or scale alone")
+        .choice("mode", &mode, {"asymmetric", "integer_zero", "symmetric", "signed"},
+                "minimum and scale, scale and whole zero point, or scale alone, with as many codes below 0 as above or "
+                "one more below, which clipped values reach")
         .real("clip", &clip, 0.05, 1.0, "multiplies both ends of a group's range")
         .choice("scale_type", &scale_type, {"f16", "bf16", "f32"}, "storage of scales and zeros");
   }
@@ -32,6 +33,7 @@ class RtnCodec final : public AffineCodec {
   static AffineGrid grid(const RtnKnobs& k, const UnitShape& unit) {
     AffineGrid g;
     g.mode = k.mode == "symmetric"      ? AffineGrid::Mode::kSymmetric
+             : k.mode == "signed"       ? AffineGrid::Mode::kSigned
              : k.mode == "integer_zero" ? AffineGrid::Mode::kIntegerZero
                                         : AffineGrid::Mode::kAsymmetric;
     g.bits = k.bits;
@@ -51,11 +53,15 @@ MethodInfo describe_rtn() {
   info.name = "rtn";
   info.title = "round to nearest on a uniform grid, one scale a group";
   info.paper =
-      "with mode integer_zero, clip 0.95, group 0 and the hadamard transform: QuaRot's cache (Ashkboos et al., NeurIPS "
+      "preset quarot (mode integer_zero, clip 0.95, group 0, the hadamard transform): QuaRot's cache (Ashkboos et al., "
+      "NeurIPS "
       "2024, arXiv 2404.00456)";
   info.bibtex = "ashkboos2024quarot";
   info.family = "levels";
-  info.bits = "bits + (scale_type == f32 ? 32 : 16) * (mode == symmetric ? 1 : 2) / (group == 0 ? head_dim : group)";
+  info.bits =
+      "bits + (scale_type == f32 ? 32 : 16) * (mode == symmetric ? 1 : mode == signed ? 1 : 2) / (group == 0 ? "
+      "head_dim "
+      ": group)";
   info.trained = false;
   info.caveat =
       "1-bit min-max is worse than sending zeros; below 4 bits tune clip (0.55 to 0.85) and prefer asymmetric";
@@ -66,12 +72,15 @@ MethodInfo describe_rtn() {
       {"symmetric", {{"codec", {{"mode", "symmetric"}, {"bits", 8}, {"group", 0}}}}},
       {"quarot",
        {{"codec", {{"mode", "integer_zero"}, {"clip", 0.95}, {"group", 0}, {"bits", 4}, {"transform", {"hadamard"}}}},
-        {"note", "4-bit cache of QuaRot; the clip is right for 4 bits only"}}}};
+        {"note", "4-bit cache of QuaRot; the clip is right for 4 bits only"}}},
+      {"quarot_symmetric",
+       {{"codec", {{"mode", "signed"}, {"clip", 0.95}, {"group", 0}, {"bits", 4}, {"transform", {"hadamard"}}}},
+        {"note", "QuaRot's option without zero points"}}}};
   return info;
 }
 
 std::string check_rtn(const RtnKnobs& k, const UnitShape& unit) {
-  if (k.mode == "symmetric" && k.bits < 2) return "symmetric codes need 2 bits";
+  if ((k.mode == "symmetric" || k.mode == "signed") && k.bits < 2) return k.mode + " codes need 2 bits";
   if (k.axis == "token") return check_channel_group(k.group == 0 ? unit.head_dim : k.group, unit);
   return k.group == 0 ? "axis channel needs a group of 1 token or more" : "";
 }
