@@ -95,9 +95,9 @@ TEST_CASE("an orthogonal sketch has orthogonal chunks of length sqrt(d), drawn o
     double worst = 0;
     for (int i = 0; i < rows; ++i)
       for (int j = i / width * width; j <= i; ++j)
-        worst = std::max(worst, std::abs(dot(sketch->values()->data() + i * width, sketch->values()->data() + j * width,
-                                             width) -
-                                         (i == j ? width : 0)));
+        worst = std::max(
+            worst, std::abs(dot(sketch->values()->data() + i * width, sketch->values()->data() + j * width, width) -
+                            (i == j ? width : 0)));
     CHECK(worst < 1e-5 * width);
   }
 }

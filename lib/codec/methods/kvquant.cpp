@@ -164,7 +164,8 @@ class KvquantCodec final : public Codec {
   using Codec::constant_bytes;
   int64_t constant_bytes(CountedBooks& counted) const override {
     // Levels that decode to others stand beside them.
-    return Codec::constant_bytes(counted) + (knobs_.q_norm ? static_cast<int64_t>(levels_.size() * dtype_size(kStored)) : 0);
+    return Codec::constant_bytes(counted) +
+           (knobs_.q_norm ? static_cast<int64_t>(levels_.size() * dtype_size(kStored)) : 0);
   }
 
   void save(ParameterWriter& out) const override {

@@ -33,8 +33,9 @@ struct QjlKnobs {
         .integer("outliers", &outliers, 0, 255, "channels of a head that each group of tokens sets apart: its loudest")
         .integer("group", &group, 1, 1024, "keys: tokens that share outlier channels; values: channels a scale")
         .integer("value_bits", &value_bits, 1, 8, "bits of a value's code")
-        .boolean("orthogonal", &orthogonal, "projections in orthogonal chunks of head_dim, as the authors' code; else "
-                                            "Gaussian, as the paper's proof")
+        .boolean("orthogonal", &orthogonal,
+                 "projections in orthogonal chunks of head_dim, as the authors' code; else "
+                 "Gaussian, as the paper's proof")
         .integer("seed", &seed, 0, 2147483647, "stream of the projections");
   }
 };
@@ -44,7 +45,7 @@ struct Sizes {
   double rows, outlier_rows;  // over head_dim
   Sizes(const QjlKnobs& k, const UnitShape& unit)
       : rows(unit.layer < k.initial_layers ? k.initial_rows : k.rows),
-        outlier_rows(k.outliers == 0                   ? 0
+        outlier_rows(k.outliers == 0                 ? 0
                      : unit.layer < k.initial_layers ? k.initial_outlier_rows
                                                      : k.outlier_rows) {}
 };
@@ -169,12 +170,14 @@ MethodInfo describe_qjl() {
   info.name = "qjl";
   info.title = "keys as the signs of random projections, values per token in channel groups";
   info.paper =
-      "Zandieh, Daliri, Han, QJL: 1-Bit Quantized JL Transform for KV Cache Quantization with Zero Overhead, AAAI 2025, "
+      "Zandieh, Daliri, Han, QJL: 1-Bit Quantized JL Transform for KV Cache Quantization with Zero Overhead, AAAI "
+      "2025, "
       "arXiv 2406.03482";
   info.bibtex = "zandieh2025qjl";
   info.family = "sign";
   info.bits =
-      "role == v ? value_bits + 32 / group : (layer < initial_layers ? initial_rows : rows) + 16 / head_dim + (outliers "
+      "role == v ? value_bits + 32 / group : (layer < initial_layers ? initial_rows : rows) + 16 / head_dim + "
+      "(outliers "
       "== 0 ? 0 : 8 * outliers / (group * head_dim) + ((layer < initial_layers ? initial_outlier_rows : outlier_rows) "
       "== 0 ? 0 : (layer < initial_layers ? initial_outlier_rows : outlier_rows) + 16 / head_dim))";
   info.trained = false;
