@@ -199,9 +199,8 @@ MethodInfo describe_ggml() {
   info.caveat =
       "newer llama.cpp rotates where head_dim is a multiple of 64: q4_0 of an old build is q4_0 here, of a new one "
       "rot-q4_0. Its CPU path also rounds queries to q8_0, which is not done here. q8_0 follows the reference; vector "
-      "units of ggml round ties to even. Two values as loud as "
-      "each other with opposite signs make q4_0, q5_0 and iq4_nl jump. Scales beyond float16 saturate, where ggml's "
-      "become infinite";
+      "units of ggml round ties to even. Two values as loud as each other with opposite signs make q4_0, q5_0 and "
+      "iq4_nl jump. Scales beyond float16 saturate, where ggml's become infinite";
   info.presets = {{"default", {{"note", "q4_0 as it is, not rotated"}}}};
   for (const Format& f : kFormats) {
     info.presets[f.name] = {{"codec", {{"type", f.name}}}};
