@@ -279,6 +279,8 @@ ROWS = [
         *coded_attention("pq_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-32", "The same, pq 32×256", "M tok/s", *coded_attention("pq32_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-rvq", "The same, rvq 8×256", "M tok/s", *coded_attention("rvq8_table"), EXACT, 3.0, 1e-6),
+    Row("coded-attention-signs", "The same, keys of 256 signs and a norm, values of 2 bits in groups of 32", "M tok/s",
+        *coded_attention("signs_table"), EXACT, 4.0, 1e-6),
 ]
 def beside(build, context):
     """The rows of ours with those of another build as their peer."""

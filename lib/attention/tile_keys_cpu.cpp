@@ -21,7 +21,7 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   const CodedBody body = call.body(head, Role::kKey);
   const PageLayout& pages = decoder.pages();
   // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
-  const auto& slots = decoder.slots();
+  const auto& slots = decoder.code_slots();
   bool direct = columns.whole && pages.tokens() == scan::kRun &&
                 pages.layout().fields[static_cast<size_t>(slots[0].field)].bits == 8;
   for (size_t i = 0; i < slots.size(); ++i)

@@ -65,7 +65,7 @@ class TiledEngine {
           if (const auto reason = table_scan_reason(cache.form(u).plan))
             fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
           for (const TileDecoder& d : cache.form(u).decoders)
-            for (const TileDecoder::Slot& s : d.slots()) entries += cache.shape().group() * s.entries;
+            for (const TileDecoder::CodeSlot& s : d.code_slots()) entries += cache.shape().group() * s.entries;
         }
       if (!tap) step = std::clamp<int64_t>(kTableFloats / entries, 1, kQueryBlock);
     }
@@ -362,15 +362,25 @@ class AutoBackend final : public AttentionBackend {
       for (const TileDecoder& decoder : cache.form(u).decoders) {
         double build = 0, books = 0;
         reconstruct += coded * (0.1 * d + 0.0172 * group * d);
+        // 16-bit lookups a row, or one load for the rows side by side.
+        const auto per_code = [&](int entries) {
+          const double lanes = static_cast<double>(lanes_for(cache.shape().group()));
+          return scan::fixed_pays(entries) ? 0.053 * group : lanes == 1 ? 0.3 : 0.4 + 0.015 * lanes;
+        };
         table += coded * 0.7 * group;
         for (const TileDecoder::Slot& s : decoder.slots()) {
           reconstruct += coded * (0.95 + 0.09 * s.width);
-          // 16-bit lookups a row, or one load for the rows side by side.
-          const double lanes = static_cast<double>(lanes_for(cache.shape().group()));
-          table += coded * (scan::fixed_pays(s.entries) ? 0.053 * group : lanes == 1 ? 0.3 : 0.4 + 0.015 * lanes);
+          table += coded * per_code(s.entries);
           build += s.entries * (0.6 + 0.25 * s.width);
           table += s.entries * group * (0.55 + 0.0167 * s.width);
           books += 4.0 * s.entries * s.width;
+        }
+        // Of signs by their multiply-adds and lookups, at the rates above.
+        for (const TileDecoder::Signs& s : decoder.signs()) {
+          const double rows = s.term.rows, each = rows * s.width;
+          reconstruct += coded * (0.11 * rows + 0.0172 * each);
+          table += coded * s.term.slots() * per_code(1 << 8);
+          build += 0.25 * each + group * (0.0172 * each + s.term.slots() * 256 * 0.55);
         }
         table += books > 0x1p20 ? 2.5 * build : build;  // books beyond the second-level cache
       }
@@ -397,7 +407,19 @@ int64_t attention_scratch_bytes() { return PerThread<TileScratch>::held_bytes() 
 
 std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   if (plan.rope == RopePlacement::kPre) return "keys coded before RoPE: one table cannot serve all positions";
-  if (!plan.table_only() || plan.terms.empty()) return "the plan has terms that are not tables";
+  if (plan.terms.empty()) return "the plan has no terms";
+  using Reason = std::optional<std::string>;
+  const auto of_term =
+      Overloaded{[](const TableTerm&) -> Reason { return {}; },
+                 [](const LevelsTerm&) -> Reason { return "the plan has terms that are neither tables nor signs"; },
+                 [](const DenseTerm&) -> Reason { return "the plan has terms that are neither tables nor signs"; },
+                 [](const SignTerm& t) -> Reason {
+                   if (t.outlier_field >= 0) return "blocks set channels apart: one table cannot serve all of them";
+                   if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
+                   return {};
+                 }};
+  for (const PlanTerm& term : plan.terms)
+    if (Reason reason = std::visit(of_term, term)) return reason;
   if (plan.layout.overlay) return "exact exceptions change single channels of decoded keys";
   if (plan.adds_lower) return "rows of the layer below are added to decoded ones";
   if (plan.score.kind != ScoreMap::Kind::kNone) return "a score map needs two passes over the coded segment";

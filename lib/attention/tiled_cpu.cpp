@@ -48,6 +48,14 @@ HeadColumns columns_of(const CacheView& cache, int layer, int head, const HeadCo
   return c;
 }
 
+// out[b] = factor * sum of v[i] where bit i of b is set, and of -v[i] elsewhere; v: (8).
+void sum_signs(const float* v, float factor, float* out) {
+  out[0] = 0;
+  for (int i = 0; i < 8; ++i) out[0] -= factor * v[i];
+  for (int i = 0; i < 8; ++i)
+    for (int b = 0; b < 1 << i; ++b) out[b + (1 << i)] = out[b] + 2 * factor * v[i];
+}
+
 }  // namespace
 
 void RotationTiles::grow(const RopeTable& rope, int64_t tiles) {
@@ -312,14 +320,15 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
 }
 
 void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder, KeyScan kind) {
-  slots = static_cast<int64_t>(decoder.slots().size());
+  slots = static_cast<int64_t>(decoder.code_slots().size());
   int64_t entries = 0;
-  for (const TileDecoder::Slot& s : decoder.slots()) entries = std::max<int64_t>(entries, s.entries);
+  for (const TileDecoder::CodeSlot& s : decoder.code_slots()) entries = std::max<int64_t>(entries, s.entries);
   lut_stride = padded(entries);
   lanes = lanes_for(call.rows);
   lut.assign(at((call.rows + lanes - 1) / lanes * lanes * slots * lut_stride), 0.0f);
   AlignedVector<float> words, part;
-  for (int64_t i = 0; i < slots; ++i) {
+  const auto tables = static_cast<int64_t>(decoder.slots().size());
+  for (int64_t i = 0; i < tables; ++i) {
     const TileDecoder::Slot& s = decoder.slots()[at(i)];
     words.assign(at(s.width * lut_stride), 0.0f);
     const float* queries = y.data() + s.begin;
@@ -338,6 +347,19 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
     }
     kernels::multiply(queries, stride, words.data(), lut_stride, lut.data() + i * lut_stride, slots * lut_stride,
                       call.rows, s.width, lut_stride, false);
+  }
+  float* sums = lut.data() + tables * lut_stride;
+  for (const TileDecoder::Signs& s : decoder.signs()) {
+    // The query once against every row of the projection; an entry is a sum of eight of those with their signs.
+    const int64_t n = padded(s.term.rows);
+    words.assign(at(s.width * n), 0.0f);
+    part.resize(at(call.rows * n));
+    kernels::transpose(s.words, s.stride, s.term.rows, s.width, words.data(), n, false);
+    kernels::multiply(y.data() + s.channel, y_stride, words.data(), n, part.data(), n, call.rows, s.width, n, false);
+    for (int64_t r = 0; r < call.rows; ++r)
+      for (int64_t i = 0; i < s.term.slots(); ++i)
+        sum_signs(part.data() + r * n + 8 * i, s.term.factor, sums + (r * slots + i) * lut_stride);
+    sums += s.term.slots() * lut_stride;
   }
   fixed.clear();
   bytes.clear();

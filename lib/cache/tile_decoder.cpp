@@ -185,6 +185,10 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
         }
       }};
   for (const PlanTerm& term : plan.terms) std::visit(add, term);
+  for (const Slot& s : slots_) code_slots_.push_back({s.field, s.slot, s.entries});
+  for (const Signs& s : signs_)
+    for (int i = 0; i < s.term.slots(); ++i)
+      code_slots_.push_back({s.term.field, s.run * s.term.slots() + i, 1 << kByteRows});
   const bool all = !mixed && std::all_of(written.begin(), written.end(), [](bool w) { return w; });
   const bool others = !levels_.empty() || !dense_.empty();
   zero_rows_ = !all && (!slots_.empty() || !signs_.empty() || !others);
@@ -193,8 +197,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
 
 int64_t TileDecoder::bytes(std::set<const void*>& shared) const {
   const auto of = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
-  int64_t n =
-      of(slots_) + of(levels_) + of(dense_) + of(signs_) + of(books_) + map_.memory_bytes() + of(inner_) + of(outer_);
+  int64_t n = of(slots_) + of(levels_) + of(dense_) + of(signs_) + of(code_slots_) + of(books_) + map_.memory_bytes() +
+              of(inner_) + of(outer_);
   for (const Slot& s : slots_) n += of(s.element) + of(s.channel);
   for (const Levels& l : levels_) n += of(l.term.levels);
   for (const auto& b : books_)
@@ -334,8 +338,9 @@ void TileDecoder::codes(const CodedBody& body, int64_t first, int64_t count, uin
     const int64_t page = (first + t) / pages_->tokens(), within = (first + t) % pages_->tokens();
     const int64_t n = std::min(count - t, pages_->tokens() - within);
     const std::byte* bytes = body.page(page);
-    for (size_t i = 0; i < slots_.size(); ++i)
-      pages_->codes(bytes, slots_[i].field, slots_[i].slot, within, n, out + static_cast<int64_t>(i) * stride + t);
+    for (size_t i = 0; i < code_slots_.size(); ++i)
+      pages_->codes(bytes, code_slots_[i].field, code_slots_[i].slot, within, n,
+                    out + static_cast<int64_t>(i) * stride + t);
     t += n;
   }
 }

@@ -56,7 +56,7 @@ class TileDecoder {
   void rows(const CodedBody& body, int64_t first, int64_t count, float* out, int64_t stride) const;
   // The token scale of this head; where has_token_scale(), and one for the whole head alone.
   void token_scale(const CodedBody& body, int64_t first, int64_t count, float* out) const;
-  // out[i * stride + t]: the code of slots()[i] (table slots, not those of the body).
+  // out[i * stride + t]: the code of code_slots()[i].
   void codes(const CodedBody& body, int64_t first, int64_t count, uint16_t* out, int64_t stride) const;
 
   // A table slot as this head sees it.
@@ -71,6 +71,22 @@ class TileDecoder {
     std::vector<int32_t> element, channel;  // when not contiguous
   };
   const std::vector<Slot>& slots() const { return slots_; }
+  // A run of a sign term, or what of it lands in this head.
+  struct Signs {
+    SignTerm term;
+    int run = 0, outliers = 0;     // which one of the unit, and how many outlier channels a block names in it
+    int from = 0;                  // its first channel that this head has
+    int channel = 0, width = 0;    // where that is in the head, and how many there are
+    const float* words = nullptr;  // (rows, stride): the projection from that channel on, in whole vectors
+    int64_t stride = 0;
+  };
+  const std::vector<Signs>& signs() const { return signs_; }
+  // Codes that a scan reads: those of slots(), then the bytes of signs().
+  struct CodeSlot {
+    int field = 0, slot = 0;  // of the layout
+    int entries = 0;
+  };
+  const std::vector<CodeSlot>& code_slots() const { return code_slots_; }
   const PageLayout& pages() const { return *pages_; }
   // Memory behind this object; books in `shared` apart, others join it.
   int64_t bytes(std::set<const void*>& shared) const;
@@ -85,16 +101,6 @@ class TileDecoder {
     int side = 0, slot = 0, channel = 0;
     bool store = false;
   };
-  // A run of a sign term, or what of it lands in this head.
-  struct Signs {
-    SignTerm term;
-    int run = 0, outliers = 0;     // which one of the unit, and how many outlier channels a block names in it
-    int from = 0;                  // its first channel that this head has
-    int channel = 0, width = 0;    // where that is in the head, and how many there are
-    const float* words = nullptr;  // (rows, stride): the projection from that channel on, in whole vectors
-    int64_t stride = 0;
-  };
-
   void decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
@@ -115,6 +121,7 @@ class TileDecoder {
   std::vector<Levels> levels_;
   std::vector<Dense> dense_;
   std::vector<Signs> signs_;
+  std::vector<CodeSlot> code_slots_;
   std::vector<std::shared_ptr<const AlignedVector<float>>> books_;  // keeps `words` alive
   HeadMap map_;
   std::vector<float> inner_, outer_;

@@ -138,6 +138,20 @@ inline std::vector<Case> cases() {
        }},
       {"signs of every head", [](DecodePlan& p, Role) { add_signs(p, 128, 64); }},
       {"signs of runs of 8 channels, rows that fill no byte", [](DecodePlan& p, Role) { add_signs(p, 76, 8); }},
+      {"signs with a token scale",
+       [](DecodePlan& p, Role) {
+         add_signs(p, 128, 64, 0, false);
+         add_token_scale(p, 1);
+       }},
+      {"signs of runs of 8 channels beside a table, through a map",
+       [](DecodePlan& p, Role) {
+         add_table(p, 8, 16);
+         add_signs(p, 28, 8, 0, false);
+         add_map(p, 17);
+         p.outer_bias = random_bias(p.channels, 8);
+       }},
+      {"signs of all heads of a unit together, without a scale",
+       [](DecodePlan& p, Role) { add_signs(p, 72, p.channels, 0, false); }},
       {"signs of all heads of a unit together", [](DecodePlan& p, Role) { add_signs(p, 72, p.channels); }},
       {"signs beside outlier channels", [](DecodePlan& p, Role) { add_signs(p, 128, 32, 5); }, 32},
       {"signs beside outlier channels of all heads, keys before RoPE",

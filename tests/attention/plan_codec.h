@@ -134,7 +134,7 @@ inline void add_levels(DecodePlan& plan, int bits, int group_channels, int group
 
 // Signs of `rows` projections of every run of `width` channels, with a scale of their own; with outliers, those of half
 // the rows for that many channels of a run and block.
-inline void add_signs(DecodePlan& plan, int rows, int width, int outliers = 0) {
+inline void add_signs(DecodePlan& plan, int rows, int width, int outliers = 0, bool scaled = true) {
   const int runs = plan.code_channels / width;
   const auto add = [&](int n, int outlier_field, SignTerm::Reach reach) {
     SignTerm t;
@@ -144,8 +144,10 @@ inline void add_signs(DecodePlan& plan, int rows, int width, int outliers = 0) {
     t.factor = 1.0f / std::sqrt(static_cast<float>(n));
     t.field = static_cast<int>(plan.layout.fields.size());
     plan.layout.fields.push_back({"sign" + std::to_string(t.field), 8, runs * t.slots(), true});
-    t.scale_side = static_cast<int>(plan.layout.sides.size());
-    plan.layout.sides.push_back({"scale" + std::to_string(t.scale_side), DType::kF16, runs, true});
+    if (scaled) {
+      t.scale_side = static_cast<int>(plan.layout.sides.size());
+      plan.layout.sides.push_back({"scale" + std::to_string(t.scale_side), DType::kF16, runs, true});
+    }
     t.outlier_field = outlier_field;
     t.reach = reach;
     plan.terms.push_back(t);

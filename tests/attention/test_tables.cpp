@@ -68,6 +68,18 @@ TEST_CASE("cpu-table equals reconstruction and the reference where it can", "[ta
   CHECK(ran >= 8);
 }
 
+TEST_CASE("cpu-table scans signs, and says why not beside outlier channels or under a scale of their own", "[table]") {
+  const auto table = make_attention_backend("cpu-table");
+  const auto reason = [&](int outliers, bool scaled) {
+    DecodePlan p = empty_plan(64, 8);
+    add_signs(p, 32, 64, outliers, scaled);
+    return table->can(p, Role::kKey).value_or("");
+  };
+  CHECK(reason(0, false) == "");
+  CHECK_THAT(reason(0, true), Catch::Contains("a scale of their own"));
+  CHECK_THAT(reason(3, true), Catch::Contains("set channels apart"));
+}
+
 TEST_CASE("Hard keys go through fp32 tables", "[table]") {
   const auto reference = make_attention_backend("reference"), table = make_attention_backend("cpu-table");
   const CacheShape shape = make_shape(1, 4, 1, 64);

@@ -18,20 +18,34 @@ namespace {
 using namespace vqkv;
 using namespace vqkv::test;
 
-// slots codewords of 256 (or `entries`) a token and head: product codes, or residual codes over the whole head.
+// slots codewords of 256 (or `entries`) a token and head: product codes, or residual codes over the whole head; or that
+// many bytes of signs a key beside values of 2 bits in groups of 32, as QJL without outlier channels.
+enum class Kind { kProduct, kResidual, kSigns };
 struct Codes {
   int slots, entries;
-  bool residual;
-  std::string label() const { return fmt::format("{} {}x{}", residual ? "rvq" : "pq", slots, entries); }
+  Kind kind;
+  std::string label() const {
+    return fmt::format("{} {}x{}",
+                       kind == Kind::kSigns      ? "signs"
+                       : kind == Kind::kResidual ? "rvq"
+                                                 : "pq",
+                       slots, entries);
+  }
   std::shared_ptr<const CodecSet> make(const CacheShape& shape) const {
-    return make_set(shape, 1, [&](Role, int channels) {
+    return make_set(shape, 1, [&](Role role, int channels) {
       DecodePlan p = empty_plan(channels);
       int bits = 0;
       while (1 << bits < entries) ++bits;
-      if (residual)
-        add_table(p, bits, channels, slots);
-      else
+      if (kind == Kind::kProduct) {
         add_table(p, bits, channels / slots);
+      } else if (kind == Kind::kResidual) {
+        add_table(p, bits, channels, slots);
+      } else if (role == Role::kValue) {
+        add_levels(p, 2, 32, 1, true);
+      } else {
+        add_signs(p, 8 * slots, channels, 0, false);
+        add_token_scale(p, 1);
+      }
       return std::make_shared<PlanCodec>(p);
     });
   }
@@ -87,7 +101,8 @@ void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"context", "group", "d"})->Unit(benchmark::kMicrosecond);
 }
 
-constexpr Codes kPq16{16, 256, false}, kPq32{32, 256, false}, kRvq8{8, 256, true};
+constexpr Codes kPq16{16, 256, Kind::kProduct}, kPq32{32, 256, Kind::kProduct}, kRvq8{8, 256, Kind::kResidual},
+    kSigns256{32, 256, Kind::kSigns};
 BENCHMARK_CAPTURE(step, exact_f16, "cpu-reconstruct", false, DType::kF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, exact_bf16, "cpu-reconstruct", false, DType::kBF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, pq_reconstruct, "cpu-reconstruct", true, DType::kBF16, kPq16)->Apply(shapes);
@@ -95,6 +110,8 @@ BENCHMARK_CAPTURE(step, pq_table, "cpu-table", true, DType::kBF16, kPq16)->Apply
 BENCHMARK_CAPTURE(step, pq_table8, "cpu-table8", true, DType::kBF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, pq32_table, "cpu-table", true, DType::kBF16, kPq32)->Apply(shapes);
 BENCHMARK_CAPTURE(step, rvq8_table, "cpu-table", true, DType::kBF16, kRvq8)->Apply(shapes);
+BENCHMARK_CAPTURE(step, signs_reconstruct, "cpu-reconstruct", true, DType::kBF16, kSigns256)->Apply(shapes);
+BENCHMARK_CAPTURE(step, signs_table, "cpu-table", true, DType::kBF16, kSigns256)->Apply(shapes);
 
 double processor_seconds() {
   timespec t;
@@ -128,8 +145,10 @@ void regret() {
   double worst = 0, total = 0;
   int cells = 0;
   for (const int64_t queries : {1, 128})
-    for (const Codes& codes : {Codes{16, 256, false}, Codes{32, 256, false}, Codes{32, 16, false}, Codes{16, 64, false},
-                               Codes{8, 256, true}, Codes{16, 1024, true}})
+    for (const Codes& codes :
+         {Codes{16, 256, Kind::kProduct}, Codes{32, 256, Kind::kProduct}, Codes{32, 16, Kind::kProduct},
+          Codes{16, 64, Kind::kProduct}, Codes{8, 256, Kind::kResidual}, Codes{16, 1024, Kind::kResidual},
+          Codes{16, 256, Kind::kSigns}, Codes{32, 256, Kind::kSigns}})
       for (const int d : {64, 128})
         for (const int group : {1, 3, 4, 8})
           for (const int64_t context : {512, 2048, 8192, 32768}) {

@@ -90,7 +90,7 @@ TEST_CASE("an orthogonal sketch has orthogonal chunks of length sqrt(d), drawn o
     const int rows = 5 * width / 2 + 1;
     const auto sketch = sign_sketch(rows, width, true, 3);
     CHECK(sign_sketch(rows, width, true, 3) == sketch);
-    CHECK(sign_sketch(rows, width, true, 4)->values()->front() != sketch->values()->front());
+    if (width > 1) CHECK(*sign_sketch(rows, width, true, 4)->values() != *sketch->values());
     REQUIRE(sketch->rows() == rows);
     double worst = 0;
     for (int i = 0; i < rows; ++i)

@@ -267,19 +267,26 @@ TEST_CASE("values that are not finite are refused", "[conformance]") {
     }
 }
 
+// A second pass loses less than the first did; without clipping it loses next to nothing. But a range that is measured
+// on uneven levels which don't reach its ends (kvquant's values) is another one, and loses as much again; and what a
+// sketch of signs decodes without bias is longer than the row, and errs in proportion.
+double second_loss(const DecodePlan& plan) {
+  double most = 0.5;
+  const auto look = Overloaded{[](const TableTerm&) {}, [](const DenseTerm&) {},
+                               [&](const LevelsTerm& t) {
+                                 if (!t.levels.empty() && t.scale_side >= 0) most = std::max(most, 1.5);
+                               },
+                               [&](const SignTerm&) { most = std::max(most, 0.75); }};
+  for (const PlanTerm& term : plan.terms) std::visit(look, term);
+  return most;
+}
+
 TEST_CASE("coding again what was decoded stays close", "[conformance]") {
   for (const Case& c : cases()) {
     CAPTURE(c.label);
     const Matrix<float> once = round_trip(*c.codec, c.data.x);
     const Matrix<float> twice = round_trip(*c.codec, once);
-    // A second pass loses less than the first did; without clipping it loses next to nothing. But a range measured on
-    // uneven levels that don't reach its ends (kvquant's values) is another one, and loses as much again.
-    const std::vector<PlanTerm> terms = c.codec->plan().terms;
-    const bool other_range = std::ranges::any_of(terms, [](const PlanTerm& term) {
-      const auto* t = std::get_if<LevelsTerm>(&term);
-      return t && !t->levels.empty() && t->scale_side >= 0;
-    });
-    CHECK(squared_distance(twice, once) <= (other_range ? 1.5 : 0.5) * squared_distance(once, c.data.x) +
+    CHECK(squared_distance(twice, once) <= second_loss(c.codec->plan()) * squared_distance(once, c.data.x) +
                                                1e-6 * static_cast<double>(once.storage.size()));
   }
 }

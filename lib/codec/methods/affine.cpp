@@ -135,6 +135,12 @@ DecodePlan AffineCodec::plan(const PlanQuery&) const {
   return plan;
 }
 
+std::string check_head_group(int group, const UnitShape& unit) {
+  return unit.head_dim % group == 0
+             ? ""
+             : fmt::format("groups of {} channels don't divide a head of {}", group, unit.head_dim);
+}
+
 std::string check_channel_group(int group, const UnitShape& unit) {
   if (group >= 1 && unit.channels() % group == 0 && (unit.head_dim % group == 0 || group % unit.head_dim == 0))
     return "";

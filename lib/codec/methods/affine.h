@@ -48,5 +48,7 @@ class AffineCodec : public Codec {
 // Why `group` channels of one token can't be a group of this unit, or "". A group lies inside a head or holds whole
 // heads.
 std::string check_channel_group(int group, const UnitShape& unit);
+// The same for groups that lie inside a head.
+std::string check_head_group(int group, const UnitShape& unit);
 
 }  // namespace vqkv

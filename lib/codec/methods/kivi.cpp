@@ -53,9 +53,7 @@ MethodInfo describe_kivi() {
 
 std::string check_kivi(const KiviKnobs& k, const UnitShape& unit) {
   // A group of values never exceeds a head: the scales of two heads differ.
-  if (unit.role == Role::kValue && unit.head_dim % k.group != 0)
-    return "groups of " + std::to_string(k.group) + " channels don't divide a head of " + std::to_string(unit.head_dim);
-  return "";
+  return unit.role == Role::kValue ? check_head_group(k.group, unit) : "";
 }
 
 }  // namespace

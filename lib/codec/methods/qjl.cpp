@@ -66,7 +66,8 @@ class QjlKeys final : public Codec {
         outlier_rows_(times(Sizes(k, unit).outlier_rows, unit)),
         sketch_(sign_sketch(rows_, unit.head_dim, k.orthogonal, k.seed)) {
     layout_.fields = {{"sign", 8, unit.heads * rows_ / 8, true}};
-    layout_.sides = {{"norm", DType::kF16, unit.heads, true}};
+    // Where a key has one part its norm scales the token, and scores need no decoding.
+    layout_.sides = {{outliers_ == 0 ? "token_scale" : "norm", DType::kF16, unit.heads, true}};
     if (outliers_ == 0) return;
     layout_.block_tokens = k.group;
     layout_.fields.push_back({"outlier", 8, unit.heads * outliers_, false});
@@ -97,11 +98,14 @@ class QjlKeys final : public Codec {
     plan.layout = layout_;
     plan.rope = unit_.rope;
     SignTerm signs = sketch_->term(rows_);
-    signs.scale_side = 0;
-    if (outliers_ > 0) {
-      signs.outlier_field = 1;
-      signs.reach = SignTerm::Reach::kOthers;
+    if (outliers_ == 0) {
+      plan.token_scale_side = 0;
+      plan.terms = {signs};
+      return plan;
     }
+    signs.scale_side = 0;
+    signs.outlier_field = 1;
+    signs.reach = SignTerm::Reach::kOthers;
     plan.terms = {signs};
     if (outlier_rows_ == 0) return plan;
     SignTerm outlier = sketch_->term(outlier_rows_);
@@ -198,7 +202,7 @@ MethodInfo describe_qjl() {
 }
 
 std::string check_qjl(const QjlKnobs& k, const UnitShape& unit) {
-  if (unit.role == Role::kValue) return check_channel_group(k.group, unit);
+  if (unit.role == Role::kValue) return check_head_group(k.group, unit);
   if (unit.head_dim > 256) return "outlier channels are numbered in 8 bits, and a head has more than 256";
   if (k.outliers >= unit.head_dim) return fmt::format("{} outlier channels of a head of {}", k.outliers, unit.head_dim);
   const Sizes sizes(k, unit);
