@@ -185,7 +185,8 @@ TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[c
     for (const PlanTerm& term : plan.terms)
       std::visit(
           Overloaded{[&](const TableTerm& t) { require_exact(t.stored_as, *t.codewords); },
-                     [&](const LevelsTerm& t) { require_exact(plan.constants_as, t.levels); }, [](const DenseTerm&) {}},
+                     [&](const LevelsTerm& t) { require_exact(plan.constants_as, t.levels); }, [](const DenseTerm&) {},
+                     [&](const SignTerm& t) { require_exact(DType::kF32, *t.projection); }},
           term);
     if (const auto* map = std::get_if<DiagonalMap>(&plan.map)) require_exact(plan.constants_as, map->factor);
     require_exact(plan.constants_as, plan.inner_bias);
