@@ -180,7 +180,8 @@ TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[c
     // Books are what their storage type can hold: the ledger counts them so.
     const DecodePlan plan = c.codec->plan();
     const auto require_exact = [](DType type, const auto& values) {
-      for (const float v : values) REQUIRE(round_side(type, v) == v);
+      // A level of a code that is never written may be no number (fp8).
+      for (const float v : values) REQUIRE((std::isnan(v) || round_side(type, v) == v));
     };
     for (const PlanTerm& term : plan.terms)
       std::visit(

@@ -2,7 +2,9 @@
 #include <stdlib.h>
 
 #include <bit>
+#include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -163,11 +165,16 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   CHECK(contents(options.folder) == expected);
   CHECK(load_results(options.folder).problems.empty());
 
-  // Resuming asks the index for what is done; the records themselves are read by who shows them.
+  // Resuming asks the index for what is done; the records themselves are read by who shows them, and by all once they
+  // are younger than their index.
   const std::string sound = read_file(file);
+  const auto written = std::filesystem::last_write_time(file);
   std::string damaged = sound;
   damaged.replace(damaged.find("\"measurements\"") + 20, 3, "\"\"\"");
   write_file(file, damaged);
+  std::filesystem::last_write_time(file, written + std::chrono::hours(1));
+  has(error_of([&] { run_plan(plan, options); }), file + " at byte");
+  std::filesystem::last_write_time(file, written);
   CHECK(run_plan(plan, options).before == 7);
   CHECK(load_results(options.folder, Records::kStatus).count("ok") == 6);
   has(error_of([&] { load_results(options.folder); }), file + " at byte");
