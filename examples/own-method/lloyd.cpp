@@ -73,10 +73,7 @@ class LloydCodec final : public Codec {
   }
 
   DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = rope_;
+    DecodePlan plan = empty_plan();
     LevelsTerm term;
     term.levels = levels_;
     term.scale_side = 0;

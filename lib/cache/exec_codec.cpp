@@ -292,16 +292,7 @@ class ExecCodec::UnitCodec final : public Codec {
     if (x.rows > 0) talk_->code(unit_.layer, unit_.role, at.positions.front(), x, out.sides[0].data());
   }
 
-  DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = unit_.rope;
-    DenseTerm term;
-    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
-    plan.terms = {term};
-    return plan;
-  }
+  DecodePlan plan(const PlanQuery&) const override { return dense_plan(); }
 
   void save(ParameterWriter&) const override { fail_usage("a codec in another program can't be kept in a file"); }
   void load(const ParameterReader&) override { fail_internal("a codec in another program has no parameters here"); }

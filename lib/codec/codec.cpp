@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/error.h"
 #include "core/finite.h"
@@ -58,6 +59,23 @@ CodeLayout Codec::level_layout(int) const { fail_usage("this codec has no levels
 
 void Codec::decode(const CodeBlock& block, MutMatrix x, const PlanQuery& query, ConstMatrix lower) const {
   decode_plan(plan(query), block, x, lower);
+}
+
+DecodePlan Codec::empty_plan() const {
+  DecodePlan plan;
+  plan.channels = plan.code_channels = channels();
+  plan.layout = layout();
+  plan.rope = rope();
+  return plan;
+}
+
+DecodePlan Codec::dense_plan() const {
+  DecodePlan plan = empty_plan();
+  DenseTerm term;
+  term.channel.resize(static_cast<size_t>(channels()));
+  std::iota(term.channel.begin(), term.channel.end(), 0);
+  plan.terms = {term};
+  return plan;
 }
 
 int64_t Codec::constant_bytes(CountedBooks& counted) const { return plan().constant_bytes(counted); }

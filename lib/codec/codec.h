@@ -150,6 +150,12 @@ class Codec {
   // Trained parameters as named arrays; configuration is stored by the caller.
   virtual void save(ParameterWriter& out) const = 0;
   virtual void load(const ParameterReader& in) = 0;
+
+ protected:
+  // A plan of this codec's channels, layout and placement, which adds nothing yet.
+  DecodePlan empty_plan() const;
+  // Of a codec whose one side of each token is its row.
+  DecodePlan dense_plan() const;
 };
 
 // What every encode does first: the shape (kInternal) and that all values are finite (kBadData).

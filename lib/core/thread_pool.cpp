@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
@@ -157,6 +158,10 @@ void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
     pool = g_pool.get();
   }
   pool->run(n, body);
+}
+
+void parallel_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
+  parallel_for((n + chunk - 1) / chunk, [&](int64_t i) { body(i * chunk, std::min(n, (i + 1) * chunk)); });
 }
 
 }  // namespace vqkv

@@ -14,5 +14,7 @@ int thread_count();
 // Bodies must write to places of their own; reductions are the caller's, in index order, so that the result does not
 // depend on the thread count.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
+// The same for body(first, end) over runs of `chunk` of them, the last one shorter.
+void parallel_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t first, int64_t end)>& body);
 
 }  // namespace vqkv

@@ -7,8 +7,8 @@
 
 namespace vqkv {
 
-// What the line of a cell says that its own configuration doesn't, or "". Json::exception: its
-// configuration lacks a field.
+// What the line of a cell says that its own configuration doesn't, or "". Json::exception: its configuration
+// lacks a field.
 std::string cell_problem(const Json& cell);
 // Plan::hash() of cells.
 std::string plan_hash(const std::vector<Json>& cells);

@@ -22,7 +22,7 @@ class PromptCodec final : public Codec {
     int64_t bytes() const override { return 4; }
   };
   PromptCodec(int channels, FitNeeds needs) : needs_(needs) {
-    plan_ = empty_plan(channels);
+    plan_ = test::empty_plan(channels);
     std::vector<int32_t> all;
     for (int c = 0; c < channels; ++c) all.push_back(c);
     add_dense(plan_, all, DType::kBF16);

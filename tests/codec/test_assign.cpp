@@ -13,17 +13,12 @@
 #include "core/rng.h"
 #include "core/thread_pool.h"
 #include "support/catch.h"
+#include "support/codec_rows.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 
 namespace {
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key, double mean = 0) {
-  Matrix<float> m(rows, cols);
-  Rng rng(key);
-  for (auto& v : m.storage) v = static_cast<float>(mean + rng.normal());
-  return m;
-}
 
 double distance_to(const float* x, const float* c, int64_t width) {
   double sum = 0;

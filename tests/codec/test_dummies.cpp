@@ -2,6 +2,7 @@
 
 #include "core/rng.h"
 #include "support/catch.h"
+#include "support/codec_rows.h"
 #include "support/dummy_codecs.h"
 
 using namespace vqkv;
@@ -15,13 +16,6 @@ UnitShape unit_of(Role role, int head_dim, int heads) {
   unit.head_dim = head_dim;
   unit.heads = heads;
   return unit;
-}
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
-  Rng rng(seed);
-  Matrix<float> x(rows, cols);
-  for (float& v : x.storage) v = static_cast<float>(rng.normal());
-  return x;
 }
 
 double relative_error(const Codec& codec, const Matrix<float>& x, const PlanQuery& query = {}) {

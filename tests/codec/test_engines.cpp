@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "codec/build.h"
+#include "codec/vq_support.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "io/atomic_file.h"
@@ -27,41 +28,8 @@ const Json& goldens() {
   return all;
 }
 
-UnitShape unit_of(int head_dim, int heads = 1, Role role = Role::kKey) {
-  UnitShape unit;
-  unit.role = role;
-  unit.head_dim = head_dim;
-  unit.heads = heads;
-  return unit;
-}
-
 std::unique_ptr<Codec> ggml(const std::string& type, int channels = 32) {
   return find_method("ggml").make({{"type", type}}, unit_of(channels));
-}
-
-Matrix<float> round_trip(const Codec& codec, ConstMatrix x, CodeBlock* codes = nullptr) {
-  CodeBlock block;
-  codec.encode(x, block);
-  Matrix<float> y(x.rows, x.cols);
-  codec.decode(block, y);
-  if (codes) *codes = block;
-  return y;
-}
-
-Matrix<float> normal(int64_t rows, int64_t cols) {
-  Rng rng(11);
-  Matrix<float> x(rows, cols);
-  for (float& v : x.storage) v = static_cast<float>(rng.normal());
-  return x;
-}
-
-double relative_error(const Matrix<float>& y, const Matrix<float>& x) {
-  double error = 0, power = 0;
-  for (size_t i = 0; i < x.storage.size(); ++i) {
-    error += std::pow(double{x.storage[i]} - y.storage[i], 2);
-    power += std::pow(double{x.storage[i]}, 2);
-  }
-  return error / power;
 }
 
 struct GgmlCase {
@@ -137,7 +105,7 @@ TEST_CASE("ggml's blocks are llama.cpp's, byte for byte, and decode to its bits"
 }
 
 TEST_CASE("ggml's blocks lie side by side along the channels of a token", "[ggml]") {
-  const Matrix<float> x = normal(9, 128);
+  const Matrix<float> x = gaussian(9, 128, 11);
   for (const GgmlCase& c : kGgml) {
     CodeBlock wide, narrow;
     round_trip(*ggml(c.name, 128), x, &wide);
@@ -162,7 +130,7 @@ TEST_CASE("ggml's worked example: q4_0 keeps the loudest value", "[ggml][golden]
 
 // baseline-methods 1.3
 TEST_CASE("mean squared error of ggml's blocks on Gaussian data", "[ggml][golden]") {
-  const Matrix<float> x = normal(20000, 128);
+  const Matrix<float> x = gaussian(20000, 128, 11);
   const auto mse = [&](const char* type) { return relative_error(round_trip(*ggml(type, 128), x), x); };
   CHECK(mse("q4_0") == Approx(.00737).epsilon(.03));
   CHECK(mse("q4_1") == Approx(.00608).epsilon(.03));
@@ -196,7 +164,7 @@ TEST_CASE("ggml's rotated caches: keys by the largest power of two of a head, va
       CHECK(std::get<HadamardMap>(decode.map).block == (spec.unit.role == Role::kValue ? 64
                                                         : head_dim == 128              ? 128
                                                                                        : 64));
-      Matrix<float> x = normal(64, head_dim);  // one loud channel
+      Matrix<float> x = gaussian(64, head_dim, 11);  // one loud channel
       for (int64_t t = 0; t < x.rows; ++t) x(t, 5) = 30;
       CHECK(relative_error(round_trip(*codec, x), x) < relative_error(round_trip(*ggml("q4_0", head_dim), x), x));
     }
@@ -221,7 +189,7 @@ TEST_CASE("8-bit floats are the bytes that another library makes", "[fp8][golden
 }
 
 TEST_CASE("the scale of an 8-bit float puts the loudest value of a tensor or head at the end of the range", "[fp8]") {
-  Matrix<float> x = normal(40, 64);  // two heads, one loud
+  Matrix<float> x = gaussian(40, 64, 11);  // two heads, one loud
   for (int64_t t = 0; t < x.rows; ++t)
     for (int64_t c = 32; c < 64; ++c) x(t, c) *= 100;
   const auto loudest = [&](int64_t first) {
@@ -230,10 +198,7 @@ TEST_CASE("the scale of an 8-bit float puts the loudest value of a tensor or hea
       for (int64_t c = first; c < first + 32; ++c) most = std::max(most, std::abs(x(t, c)));
     return most;
   };
-  TrainSet set;
-  set.x = x;
-  set.head_dim = 32;
-  set.heads = 2;
+  const TrainSet set = train_set(x, unit_of(32, 2));
   for (const char* scale : {"tensor", "head"})
     for (const double range : {0.0, 200.0}) {
       CAPTURE(scale, range);
@@ -248,6 +213,7 @@ TEST_CASE("the scale of an 8-bit float puts the loudest value of a tensor or hea
       CHECK(factor[0] == static_cast<float>(loudest(std::string(scale) == "head" ? 0 : 32) / end));
       const Matrix<float> y = round_trip(*codec, x);
       CHECK(relative_error(y, x) < 1.0 / 256);  // half a unit of the 4th bit
+      CHECK(codec->constant_bytes() == (std::string(scale) == "head" ? 8 : 4));
       MemoryParameters saved;
       codec->save(saved);
       const auto loaded = find_method("fp8").make(knobs, unit_of(32, 2));
@@ -259,12 +225,17 @@ TEST_CASE("the scale of an 8-bit float puts the loudest value of a tensor or hea
   CHECK(find_method("fp8").check({{"range", 449}, {"format", "e5m2"}}, unit_of(64)) == "");
 }
 
+TEST_CASE("the levels of a format are nobody's books", "[fp8][ggml]") {
+  CHECK(find_method("fp8").make(Json::object(), unit_of(64))->constant_bytes() == 0);
+  for (const GgmlCase& c : kGgml) CHECK(ggml(c.name)->constant_bytes() == 0);
+}
+
 // The published code's formulas, in double: spcl/QuaRot, fake_quant/quant_utils.py.
 TEST_CASE("QuaRot's cache is its formulas behind a Hadamard rotation", "[rtn][golden]") {
   for (const char* preset : {"quarot", "quarot_symmetric"})
     for (const UnitSpec& spec : resolve_codec({{"name", "rtn"}, {"preset", preset}}, make_shape(1, 3, 1, 64)).units) {
       const auto codec = make_codec(spec);
-      Matrix<float> x = normal(50, 64);
+      Matrix<float> x = gaussian(50, 64, 11);
       for (int64_t t = 25; t < 50; ++t)
         for (int64_t c = 0; c < 64; ++c) x(t, c) += c == 0 ? 40 : 0;  // rotated: a range that doesn't hold 0
       CodeBlock codes;

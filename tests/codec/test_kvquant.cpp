@@ -16,24 +16,6 @@ using Catch::Contains;
 
 namespace {
 
-Matrix<float> round_trip(const Codec& codec, const Matrix<float>& x, CodeBlock* codes = nullptr) {
-  CodeBlock block;
-  codec.encode(x, block);
-  Matrix<float> y(x.rows, x.cols);
-  codec.decode(block, y);
-  if (codes) *codes = std::move(block);
-  return y;
-}
-
-double relative_error(const Matrix<float>& x, const Matrix<float>& y) {
-  double error = 0, power = 0;
-  for (size_t i = 0; i < x.storage.size(); ++i) {
-    error += std::pow(double{x.storage[i]} - y.storage[i], 2);
-    power += std::pow(double{x.storage[i]}, 2);
-  }
-  return error / power;
-}
-
 // A codec with these parameters, untrained.
 std::unique_ptr<Codec> with_parameters(const Json& knobs, const UnitShape& unit, const std::vector<float>& levels,
                                        const std::vector<float>& zero, const std::vector<float>& range) {
@@ -129,11 +111,11 @@ TEST_CASE("KVQuant without outliers is its data type alone", "[kvquant][golden]"
     const auto keys = trained("kvquant", nuq, unit_of(1), channel);
     CHECK(keys->layout().bits_per_token() == bits);
     CHECK(keys->layout().overlay_bits_per_token(0) == 0);
-    CHECK(relative_error(channel, round_trip(*keys, channel, &codes)) == Approx(lloyd_max[bits - 2]).epsilon(.03));
+    CHECK(relative_error(round_trip(*keys, channel, &codes), channel) == Approx(lloyd_max[bits - 2]).epsilon(.03));
     CHECK(codes.overlay.empty());
     const Json int_codes = {{"bits", bits}, {"outliers", 0}, {"datatype", "int"}};
     const auto values = trained("kvquant", int_codes, unit_of(128, 1, Role::kValue), x);
-    CHECK(relative_error(x, round_trip(*values, x, &codes)) == Approx(even[bits - 2]).epsilon(.03));
+    CHECK(relative_error(round_trip(*values, x, &codes), x) == Approx(even[bits - 2]).epsilon(.03));
     CHECK(codes.overlay.empty());
     CHECK(values->layout().bits_per_token() == 128 * bits + 32);
   }
@@ -144,7 +126,7 @@ TEST_CASE("KVQuant's levels and outliers are worth something on heavy tails", "[
   for (float& v : x.storage) v = v * v * v + 5;  // and a mean that no symmetric code would like
   for (const Role role : {Role::kKey, Role::kValue}) {
     const auto error = [&](const Json& knobs) {
-      return relative_error(x, round_trip(*trained("kvquant", knobs, unit_of(64, 1, role), x), x));
+      return relative_error(round_trip(*trained("kvquant", knobs, unit_of(64, 1, role), x), x), x);
     };
     const double full = error({{"bits", 3}});
     CHECK(full < .85 * error({{"bits", 3}, {"datatype", "int"}}));
@@ -192,7 +174,7 @@ TEST_CASE("scale-aware levels follow the loud channels, the others all alike", "
       x(t, c) = static_cast<float>(c == 0 ? 100 * rng.uniform() : .01 * std::pow(rng.normal(), 3));
   const auto error = [&](bool aware) {
     const Json knobs = {{"bits", 2}, {"outliers", 0}, {"scale_aware", aware}};
-    return relative_error(x, round_trip(*trained("kvquant", knobs, unit_of(8), x), x));
+    return relative_error(round_trip(*trained("kvquant", knobs, unit_of(8), x), x), x);
   };
   CHECK(error(true) < .85 * error(false));
 }

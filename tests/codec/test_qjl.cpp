@@ -5,34 +5,20 @@
 #include "codec/build.h"
 #include "codec/codec_set.h"
 #include "codec/sign_sketch.h"
+#include "codec/vq_support.h"
 #include "core/error.h"
 #include "core/rng.h"
 #include "support/cache_shape.h"
 #include "support/catch.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 
 namespace {
-
-UnitShape unit_of(Role role, int head_dim, int heads = 1, int layer = 0) {
-  UnitShape unit;
-  unit.role = role;
-  unit.head_dim = head_dim;
-  unit.heads = heads;
-  unit.layer = layer;
-  return unit;
-}
 
 std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) {
   REQUIRE(find_method("qjl").check(knobs, unit) == "");
   return find_method("qjl").make(knobs, unit);
-}
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key) {
-  Rng rng(key);
-  Matrix<float> x(rows, cols);
-  for (float& v : x.storage) v = static_cast<float>(rng.normal());
-  return x;
 }
 
 double dot(const float* a, const float* b, int64_t n) {
@@ -118,7 +104,7 @@ TEST_CASE("scores are unbiased over seeds", "[qjl][golden]") {
     for (int seed = 0; seed < seeds; ++seed) {
       const auto codec =
           make({{"rows", 2}, {"initial_layers", 0}, {"outliers", 0}, {"orthogonal", orthogonal}, {"seed", seed}},
-               unit_of(Role::kKey, d));
+               unit_of(d));
       CodeBlock block;
       Matrix<float> x(1, d);
       codec->encode(k, block);
@@ -143,7 +129,7 @@ TEST_CASE("scores are unbiased over seeds", "[qjl][golden]") {
 TEST_CASE("a group's loudest channels have signs of their own", "[qjl]") {
   constexpr int d = 16, heads = 2, group = 32, outliers = 3;
   const Json knobs = {{"rows", 4}, {"outlier_rows", 2}, {"initial_layers", 0}, {"outliers", outliers}, {"seed", 9}};
-  const auto codec = make(knobs, unit_of(Role::kKey, d, heads));
+  const auto codec = make(knobs, unit_of(d, heads));
   Matrix<float> x = gaussian(2 * group, heads * d, 6);
   // Channels 2, 7 and 11 of the first head in the first group; 0, 1 and 15 elsewhere.
   for (int t = 0; t < 2 * group; ++t)
@@ -186,7 +172,7 @@ TEST_CASE("a group's loudest channels have signs of their own", "[qjl]") {
   // Without rows of their own they decode to 0, and nothing is NaN.
   Json bare = knobs;
   bare["outlier_rows"] = 0;
-  const auto without = make(bare, unit_of(Role::kKey, d, heads));
+  const auto without = make(bare, unit_of(d, heads));
   CHECK(without->layout().sides.size() == 1);
   without->encode(x, block);
   Matrix<float> z(2 * group, heads * d);
@@ -202,9 +188,9 @@ TEST_CASE("a group's loudest channels have signs of their own", "[qjl]") {
 TEST_CASE("the first layers have sketches of their own, and all others share one", "[qjl]") {
   const Json knobs = {{"initial_layers", 2}};
   const auto projection = [&](int layer) {
-    return std::get<SignTerm>(make(knobs, unit_of(Role::kKey, 64, 1, layer))->plan().terms.at(0)).projection;
+    return std::get<SignTerm>(make(knobs, unit_of(64, 1, Role::kKey, layer))->plan().terms.at(0)).projection;
   };
-  const auto first = make(knobs, unit_of(Role::kKey, 64, 1, 1)), other = make(knobs, unit_of(Role::kKey, 64, 1, 2));
+  const auto first = make(knobs, unit_of(64, 1, Role::kKey, 1)), other = make(knobs, unit_of(64, 1, Role::kKey, 2));
   CHECK(first->layout().fields[0].slots == 4 * 64 / 8);
   CHECK(first->layout().fields[2].slots == 64 / 8);
   CHECK(other->layout().fields[0].slots == 2 * 64 / 8);
@@ -227,19 +213,19 @@ TEST_CASE("the first layers have sketches of their own, and all others share one
 
 TEST_CASE("sizes that a sketch can't have are refused with the reason", "[qjl]") {
   const auto reason = [](const Json& knobs, int head_dim) {
-    return find_method("qjl").check(knobs, unit_of(Role::kKey, head_dim));
+    return find_method("qjl").check(knobs, unit_of(head_dim));
   };
   CHECK_THAT(reason({{"initial_rows", 1.1}}, 64), Catch::Contains("1.1 times a head of 64"));
   CHECK_THAT(reason({{"initial_outlier_rows", 5}}, 64), Catch::Contains("first rows of the sketch"));
   CHECK(reason({{"initial_outlier_rows", 5}, {"outliers", 0}}, 64) == "");
   CHECK_THAT(reason({{"outliers", 64}}, 64), Catch::Contains("64 outlier channels of a head of 64"));
   CHECK_THAT(reason(Json::object(), 512), Catch::Contains("more than 256"));
-  CHECK_THAT(find_method("qjl").check({{"group", 48}}, unit_of(Role::kValue, 64)), Catch::Contains("groups of 48"));
+  CHECK_THAT(find_method("qjl").check({{"group", 48}}, unit_of(64, 1, Role::kValue)), Catch::Contains("groups of 48"));
 }
 
 TEST_CASE("values are KIVI's", "[qjl]") {
-  const auto codec = make(Json::object(), unit_of(Role::kValue, 64)),
-             kivi = find_method("kivi").make({{"bits", 2}, {"group", 32}}, unit_of(Role::kValue, 64));
+  const auto codec = make(Json::object(), unit_of(64, 1, Role::kValue)),
+             kivi = find_method("kivi").make({{"bits", 2}, {"group", 32}}, unit_of(64, 1, Role::kValue));
   const Matrix<float> x = gaussian(7, 64, 8);
   CodeBlock a, b;
   codec->encode(x, a);

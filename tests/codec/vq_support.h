@@ -7,15 +7,9 @@
 
 #include "codec/codec.h"
 #include "core/rng.h"
+#include "support/codec_rows.h"
 
 namespace vqkv::test {
-
-inline Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key, double mean = 0) {
-  Matrix<float> m(rows, cols);
-  Rng rng(key);
-  for (auto& v : m.storage) v = static_cast<float>(mean + rng.normal());
-  return m;
-}
 
 inline TrainSet train_set(ConstMatrix x, const UnitShape& unit) {
   TrainSet set;
@@ -25,9 +19,10 @@ inline TrainSet train_set(ConstMatrix x, const UnitShape& unit) {
   return set;
 }
 
-inline UnitShape unit_of(int head_dim, int heads = 1, Role role = Role::kKey) {
+inline UnitShape unit_of(int head_dim, int heads = 1, Role role = Role::kKey, int layer = 0) {
   UnitShape u;
   u.role = role;
+  u.layer = layer;
   u.head_dim = head_dim;
   u.heads = heads;
   return u;

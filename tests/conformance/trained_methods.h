@@ -7,6 +7,7 @@
 #include "codec/build.h"
 #include "support/cache_shape.h"
 #include "support/catch.h"
+#include "support/codec_rows.h"
 #include "support/method_configs.h"
 #include "support/train_data.h"
 
@@ -54,15 +55,6 @@ inline const std::vector<Case>& cases() {
     return made;
   }();
   return all;
-}
-
-inline Matrix<float> round_trip(const Codec& codec, const Matrix<float>& x, CodeBlock* codes = nullptr) {
-  CodeBlock block;
-  codec.encode(x, block);
-  Matrix<float> y(x.rows, x.cols);
-  codec.decode(block, y);
-  if (codes) *codes = std::move(block);
-  return y;
 }
 
 inline Matrix<float> head_rows(const Matrix<float>& x, int64_t n) {

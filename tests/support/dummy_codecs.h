@@ -23,21 +23,6 @@ class DummyCodec : public Codec {
   void load(const ParameterReader&) override {}
 
  protected:
-  DecodePlan empty_plan() const {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = unit_.rope;
-    return plan;
-  }
-  // The one side of each token is its row.
-  DecodePlan dense_plan() const {
-    DecodePlan plan = empty_plan();
-    DenseTerm term;
-    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
-    plan.terms = {term};
-    return plan;
-  }
   static uint16_t clamp_code(double v, int top) {
     return static_cast<uint16_t>(std::clamp(std::nearbyint(v), 0.0, double(top)));
   }

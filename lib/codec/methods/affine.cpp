@@ -113,17 +113,13 @@ void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) co
         run(g, grid_.bits, part.data, 1, codes, 1, width);
     }
   };
-  constexpr int64_t kChunk = 32;
-  parallel_for((out.blocks + kChunk - 1) / kChunk, [&](int64_t chunk) {
-    for (int64_t b = chunk * kChunk; b < std::min(out.blocks, (chunk + 1) * kChunk); ++b) encode_block(b);
+  parallel_chunks(out.blocks, 32, [&](int64_t first, int64_t end) {
+    for (int64_t b = first; b < end; ++b) encode_block(b);
   });
 }
 
 DecodePlan AffineCodec::plan(const PlanQuery&) const {
-  DecodePlan plan;
-  plan.channels = plan.code_channels = channels_;
-  plan.layout = layout_;
-  plan.rope = rope_;
+  DecodePlan plan = empty_plan();
   LevelsTerm term;
   term.scale_side = 0;
   if (layout_.sides.size() > 1) term.zero_side = 1;

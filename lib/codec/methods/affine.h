@@ -14,8 +14,10 @@ struct AffineGrid {
   int bits = 4;
   double clip = 1.0;  // multiplies both ends of the range
   DType scale_type = DType::kF16;
-  bool centred() const { return mode == Mode::kSymmetric || mode == Mode::kSigned; }  // a scale alone
-  bool range_holds_zero = false;                                                      // widen every range to hold 0
+  bool range_holds_zero = false;  // widen every range to hold 0
+
+  // A scale alone, no zero.
+  bool centred() const { return mode == Mode::kSymmetric || mode == Mode::kSigned; }
 };
 
 // Groups of `group` channels of one token (along_tokens false) or of `group` tokens of one channel.

@@ -29,16 +29,7 @@ class ExactCodec final : public Codec {
       for (int64_t c = 0; c < x.cols; ++c) *values++ = round_side(type_, x(t, c));
   }
 
-  DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = rope_;
-    DenseTerm term;
-    for (int c = 0; c < channels(); ++c) term.channel.push_back(c);
-    plan.terms = {term};
-    return plan;
-  }
+  DecodePlan plan(const PlanQuery&) const override { return dense_plan(); }
 
   void save(ParameterWriter&) const override {}
   void load(const ParameterReader&) override {}

@@ -59,23 +59,21 @@ class Fp8Codec final : public Codec {
     check_encode_input(*this, x);
     out.resize(layout_, x.rows);
     const float most = largest();
-    constexpr int64_t kChunk = 32;
-    parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
-      for (int64_t t = chunk * kChunk; t < std::min(x.rows, (chunk + 1) * kChunk); ++t) {
-        uint16_t* codes = out.fields[0].data() + t * x.cols;
-        for (int64_t c = 0; c < x.cols; ++c) {
-          const float v = std::clamp(x(t, c) / scale_[static_cast<size_t>(c / head_dim_)], -most, most);
-          codes[c] = e4m3() ? to_f8e4m3(v).bits : to_f8e5m2(v).bits;
+    parallel_chunks(x.rows, 32, [&](int64_t first, int64_t end) {
+      for (int64_t t = first; t < end; ++t)
+        for (size_t h = 0; h < scale_.size(); ++h) {
+          const int64_t low = static_cast<int64_t>(h) * head_dim_;
+          uint16_t* codes = out.fields[0].data() + t * x.cols + low;
+          for (int c = 0; c < head_dim_; ++c) {
+            const float v = std::clamp(x(t, low + c) / scale_[h], -most, most);
+            codes[c] = e4m3() ? to_f8e4m3(v).bits : to_f8e5m2(v).bits;
+          }
         }
-      }
     });
   }
 
   DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = rope_;
+    DecodePlan plan = empty_plan();
     LevelsTerm term;
     for (int code = 0; code < 256; ++code) {
       const auto bits = static_cast<uint8_t>(code);
@@ -88,6 +86,12 @@ class Fp8Codec final : public Codec {
       plan.map = map;
     }
     return plan;
+  }
+
+  // Levels are the format's; of the scales, those that can differ.
+  int64_t constant_bytes(CountedBooks&) const override {
+    const size_t scales = knobs_.scale == "one" ? 0 : knobs_.scale == "tensor" ? 1 : scale_.size();
+    return static_cast<int64_t>(scales * sizeof(float));
   }
 
   void save(ParameterWriter& out) const override {

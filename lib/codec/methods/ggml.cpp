@@ -147,9 +147,8 @@ class GgmlCodec final : public Codec {
     check_encode_input(*this, x);
     out.resize(layout_, x.rows);
     const int blocks = layout_.sides[0].slots;
-    constexpr int64_t kChunk = 32;
-    parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
-      for (int64_t t = chunk * kChunk; t < std::min(x.rows, (chunk + 1) * kChunk); ++t)
+    parallel_chunks(x.rows, 32, [&](int64_t first, int64_t end) {
+      for (int64_t t = first; t < end; ++t)
         for (int b = 0; b < blocks; ++b) {
           const auto at = static_cast<size_t>(t * blocks + b);
           const Scales s = format_.code(x.row(t) + b * kBlock, out.fields[0].data() + at * kBlock);
@@ -160,10 +159,7 @@ class GgmlCodec final : public Codec {
   }
 
   DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = rope_;
+    DecodePlan plan = empty_plan();
     LevelsTerm term;
     term.offset = format_.offset;
     if (format_.code == code_iq4_nl) {
@@ -176,6 +172,8 @@ class GgmlCodec final : public Codec {
     plan.terms = {term};
     return plan;
   }
+
+  int64_t constant_bytes(CountedBooks&) const override { return 0; }  // levels are the format's
 
   void save(ParameterWriter&) const override {}
   void load(const ParameterReader&) override {}

@@ -120,11 +120,11 @@ class KvquantCodec final : public Codec {
     check_encode_input(*this, x);
     out.resize(layout_, x.rows);
     constexpr int64_t kChunk = 64;
-    const int64_t chunks = (x.rows + kChunk - 1) / kChunk;
-    std::vector<std::vector<OverlayEntry>> exact(static_cast<size_t>(chunks));
-    parallel_for(chunks, [&](int64_t chunk) {
+    std::vector<std::vector<OverlayEntry>> exact(static_cast<size_t>((x.rows + kChunk - 1) / kChunk));
+    parallel_chunks(x.rows, kChunk, [&](int64_t first, int64_t end) {
       Row row;
-      for (int64_t t = chunk * kChunk; t < std::min(x.rows, (chunk + 1) * kChunk); ++t) {
+      std::vector<OverlayEntry>& found = exact[static_cast<size_t>(first / kChunk)];
+      for (int64_t t = first; t < end; ++t) {
         look(x.row(t), row);
         if (!keys_) {
           out.sides[0][static_cast<size_t>(t)] = row.range;
@@ -133,8 +133,7 @@ class KvquantCodec final : public Codec {
         uint16_t* codes = out.fields[0].data() + t * channels_;
         for (int c = 0; c < channels_; ++c) {
           codes[c] = static_cast<uint16_t>(nearest_level(levels_, normalized(row, c, x(t, c))));
-          if (row.exact[at(c)])
-            exact[static_cast<size_t>(chunk)].push_back({static_cast<int32_t>(t), c, constant(x(t, c)), false});
+          if (row.exact[at(c)]) found.push_back({static_cast<int32_t>(t), c, constant(x(t, c)), false});
         }
       }
     });
@@ -142,10 +141,7 @@ class KvquantCodec final : public Codec {
   }
 
   DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels_;
-    plan.layout = layout_;
-    plan.rope = rope_;
+    DecodePlan plan = empty_plan();
     plan.constants_as = kStored;
     LevelsTerm term;
     for (const float level : levels_) term.levels.push_back(constant(double{level} * gain_ + shift_));
@@ -278,9 +274,8 @@ MethodInfo describe_kvquant() {
   info.caveat =
       "exact outliers come on top: 32 bits each and 32 a token, in all outliers * 32 + 32 / channels bits a value, so "
       "pool all heads (heads: all, the default). The paper weighs k-means by squared gradients (weight: fisher, "
-      "refused "
-      "where a trace has none) and runs it from a seed; ours is exact. Whether its released tables counted errors of "
-      "the "
+      "refused where a trace has none) and runs it from a seed; ours is exact. Whether its released tables counted "
+      "errors of the "
       "values or of normalized ones is unconfirmed: scale_aware. Its perplexities code every token, the query's own "
       "included (a preset's cache rule); its kernels attend to prompts exactly and cap outliers in fixed slots of 64 "
       "bits";

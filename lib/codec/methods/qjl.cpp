@@ -93,10 +93,7 @@ class QjlKeys final : public Codec {
   }
 
   DecodePlan plan(const PlanQuery&) const override {
-    DecodePlan plan;
-    plan.channels = plan.code_channels = channels();
-    plan.layout = layout_;
-    plan.rope = unit_.rope;
+    DecodePlan plan = empty_plan();
     SignTerm signs = sketch_->term(rows_);
     if (outliers_ == 0) {
       plan.token_scale_side = 0;

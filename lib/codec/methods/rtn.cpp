@@ -54,14 +54,12 @@ MethodInfo describe_rtn() {
   info.title = "round to nearest on a uniform grid, one scale a group";
   info.paper =
       "preset quarot (mode integer_zero, clip 0.95, group 0, the hadamard transform): QuaRot's cache (Ashkboos et al., "
-      "NeurIPS "
-      "2024, arXiv 2404.00456)";
+      "NeurIPS 2024, arXiv 2404.00456)";
   info.bibtex = "ashkboos2024quarot";
   info.family = "levels";
   info.bits =
       "bits + (scale_type == f32 ? 32 : 16) * (mode == symmetric ? 1 : mode == signed ? 1 : 2) / (group == 0 ? "
-      "head_dim "
-      ": group)";
+      "head_dim : group)";
   info.trained = false;
   info.caveat =
       "1-bit min-max is worse than sending zeros; below 4 bits tune clip (0.55 to 0.85) and prefer asymmetric";

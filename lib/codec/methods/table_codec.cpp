@@ -112,10 +112,9 @@ void TableCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) con
   out.resize(layout_, x.rows);
   const int64_t slots = layout_.fields[0].slots, width = shape_.width();
   const bool direct = in_order_ && shape_.scale_slots == 0;
-  parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
+  parallel_chunks(x.rows, kChunk, [&](int64_t begin, int64_t end) {
     Matrix<float> gathered(direct ? 0 : kTile, direct ? 0 : shape_.channels);
-    const int64_t end = std::min(x.rows, (chunk + 1) * kChunk);
-    for (int64_t first = chunk * kChunk; first < end; first += kTile) {
+    for (int64_t first = begin; first < end; first += kTile) {
       ConstMatrix tile = x.slice_rows(first, std::min(kTile, end - first));
       if (!direct) {
         const MutMatrix to = gathered.view().slice_rows(0, tile.rows);
@@ -138,10 +137,7 @@ CodeLayout TableCodec::level_layout(int level) const {
 
 DecodePlan TableCodec::plan(const PlanQuery& query) const {
   VQKV_CHECK(codewords_ && query.level < shape_.stages);
-  DecodePlan plan;
-  plan.channels = plan.code_channels = shape_.channels;
-  plan.layout = layout_;
-  plan.rope = shape_.rope;
+  DecodePlan plan = empty_plan();
   if (shape_.scale_slots > 0) plan.token_scale_side = 0;
   TableTerm term;
   const int stages = query.level < 0 ? shape_.stages : query.level + 1;

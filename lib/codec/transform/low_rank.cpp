@@ -50,9 +50,8 @@ class LowRank final : public Transform {
   }
 
   void forward(ConstMatrix x, MutMatrix y) const override {
-    constexpr int64_t kChunk = 64;
-    parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
-      for (int64_t r = chunk * kChunk; r < std::min(x.rows, (chunk + 1) * kChunk); ++r)
+    parallel_chunks(x.rows, 64, [&](int64_t first, int64_t end) {
+      for (int64_t r = first; r < end; ++r)
         for (int i = 0; i < rank_; ++i) {
           const float* axis = axes_.data() + int64_t{i} * channels_;
           double sum = 0;

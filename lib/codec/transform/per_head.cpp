@@ -12,9 +12,8 @@ namespace vqkv {
 void HeadMatrices::forward(ConstMatrix x, MutMatrix y) const {
   const int d = head_dim;
   VQKV_CHECK(x.cols == static_cast<int64_t>(matrix.size()) * d);
-  constexpr int64_t kChunk = 64;
-  parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
-    for (int64_t r = chunk * kChunk; r < std::min(x.rows, (chunk + 1) * kChunk); ++r)
+  parallel_chunks(x.rows, 64, [&](int64_t first, int64_t end) {
+    for (int64_t r = first; r < end; ++r)
       for (size_t h = 0; h < matrix.size(); ++h) {
         const float* in = x.row(r) + static_cast<int64_t>(h) * d;
         float* out = y.row(r) + static_cast<int64_t>(h) * d;

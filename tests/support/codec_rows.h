@@ -1,0 +1,37 @@
+// Rows for codecs, what a codec makes of them, and how far that is.
+#pragma once
+#include <cmath>
+#include <utility>
+
+#include "codec/codec.h"
+#include "core/rng.h"
+
+namespace vqkv::test {
+
+inline Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key, double mean = 0) {
+  Matrix<float> m(rows, cols);
+  Rng rng(key);
+  for (auto& v : m.storage) v = static_cast<float>(mean + rng.normal());
+  return m;
+}
+
+inline Matrix<float> round_trip(const Codec& codec, ConstMatrix x, CodeBlock* codes = nullptr) {
+  CodeBlock block;
+  codec.encode(x, block);
+  Matrix<float> y(x.rows, x.cols);
+  codec.decode(block, y);
+  if (codes) *codes = std::move(block);
+  return y;
+}
+
+// |y - x|^2 / |x|^2.
+inline double relative_error(const Matrix<float>& y, const Matrix<float>& x) {
+  double error = 0, power = 0;
+  for (size_t i = 0; i < x.storage.size(); ++i) {
+    error += std::pow(double{x.storage[i]} - y.storage[i], 2);
+    power += std::pow(double{x.storage[i]}, 2);
+  }
+  return error / power;
+}
+
+}  // namespace vqkv::test
