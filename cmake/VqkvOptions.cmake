@@ -28,6 +28,10 @@ target_compile_features(vqkv_options INTERFACE cxx_std_20)
 # -Wrestrict fires on std::string concatenation in g++ 12 (GCC bug 105651).
 target_compile_options(vqkv_options INTERFACE
   $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;$<$<CXX_COMPILER_ID:GNU>:-Wshadow=local>;-Wnon-virtual-dtor;$<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>;-ffp-contract=off>>)
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # Fires on types of unnamed namespaces that are members in files which are included by what compiles them together.
+  target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:-Wno-subobject-linkage>)
+endif()
 if(VQKV_WERROR)
   target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:-Werror>)
 endif()

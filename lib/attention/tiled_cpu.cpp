@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "core/round_up.h"
 #include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
@@ -325,7 +326,7 @@ void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder
   for (const TileDecoder::CodeSlot& s : decoder.code_slots()) entries = std::max<int64_t>(entries, s.entries);
   lut_stride = padded(entries);
   lanes = lanes_for(call.rows);
-  lut.assign(at((call.rows + lanes - 1) / lanes * lanes * slots * lut_stride), 0.0f);
+  lut.assign(at(round_up(call.rows, lanes) * slots * lut_stride), 0.0f);
   AlignedVector<float> words, part;
   const auto tables = static_cast<int64_t>(decoder.slots().size());
   for (int64_t i = 0; i < tables; ++i) {

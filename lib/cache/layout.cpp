@@ -6,6 +6,7 @@
 
 #include "codec/packing.h"
 #include "core/error.h"
+#include "core/round_up.h"
 
 namespace vqkv {
 namespace {
@@ -53,7 +54,7 @@ PageLayout::PageLayout(const CodeLayout& layout) : layout_(layout) {
   // Then the sides: their runs keep the natural alignment of their type.
   for (const SideSpec& s : layout.sides) {
     const int64_t size = static_cast<int64_t>(dtype_size(s.type));
-    offset = (offset + size - 1) / size * size;
+    offset = round_up(offset, size);
     side_.push_back(offset);
     side_stride_.push_back(run_length(s.per_token, tokens_, layout.block_tokens) * size);
     offset += side_stride_.back() * s.slots;

@@ -10,6 +10,7 @@
 #include "core/cpu.h"
 #include "core/huge_pages.h"
 #include "core/panel.h"
+#include "core/round_up.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -104,8 +105,6 @@ void run(const Product& p, const float* a, const float* b, float* c) {
                                {DNNL_ARG_SCRATCHPAD, memory(f.scratch, cpu_engine(), scratch.data())}});
   stream.wait();
 }
-
-int64_t round_up(int64_t v, int64_t unit) { return (v + unit - 1) / unit * unit; }
 
 // Equal parts of at most `most`, each a multiple of `unit` but the last.
 struct Cut {

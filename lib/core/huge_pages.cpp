@@ -7,14 +7,13 @@
 #include <new>
 
 #include "core/error.h"
+#include "core/round_up.h"
 
 namespace vqkv {
 namespace {
 
 constexpr int64_t kPage = int64_t{2} << 20;
 constexpr int64_t kSlab = int64_t{32} << 20;  // address space; what is not touched takes no memory
-
-int64_t round_up(int64_t v, int64_t unit) { return (v + unit - 1) / unit * unit; }
 
 class Slab {
  public:

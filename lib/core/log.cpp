@@ -13,9 +13,9 @@
 namespace vqkv {
 namespace {
 std::atomic<LogLevel> g_level{LogLevel::kInfo};
-std::mutex g_mutex;
+std::mutex g_log_mutex;
 void write_line(const std::string& line) {
-  const std::lock_guard lock(g_mutex);
+  const std::lock_guard lock(g_log_mutex);
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 }  // namespace

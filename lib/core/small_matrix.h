@@ -7,10 +7,12 @@
 #pragma once
 #include <cstdint>
 
+#include "core/round_up.h"
+
 namespace vqkv::kernels {
 
 constexpr int64_t kLane = 16;  // columns are padded to whole 512-bit vectors
-inline int64_t padded(int64_t n) { return (n + kLane - 1) / kLane * kLane; }
+inline int64_t padded(int64_t n) { return round_up(n, kLane); }
 
 // c (m, n) = [c +] a (m, k) * b (k, n), rows contiguous; n a multiple of kLane.
 void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t k,

@@ -125,7 +125,7 @@ int available_processors() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-std::mutex g_mutex;
+std::mutex g_pool_mutex;
 int g_threads = 0;
 std::unique_ptr<Pool> g_pool;
 
@@ -133,13 +133,13 @@ std::unique_ptr<Pool> g_pool;
 
 void set_thread_count(int threads) {
   if (threads < 1) fail_usage("the thread count must be at least 1");
-  const std::lock_guard lock(g_mutex);
+  const std::lock_guard lock(g_pool_mutex);
   if (threads != g_threads) g_pool.reset();
   g_threads = threads;
 }
 
 int thread_count() {
-  const std::lock_guard lock(g_mutex);
+  const std::lock_guard lock(g_pool_mutex);
   if (g_threads == 0) g_threads = available_processors();
   return g_threads;
 }
@@ -153,7 +153,7 @@ void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
   }
   Pool* pool = nullptr;
   {
-    const std::lock_guard lock(g_mutex);
+    const std::lock_guard lock(g_pool_mutex);
     if (!g_pool) g_pool = std::make_unique<Pool>(threads);
     pool = g_pool.get();
   }

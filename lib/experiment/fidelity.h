@@ -34,10 +34,13 @@ struct ScoreLimits {
   int64_t peak(const std::vector<EvalWindow>& windows, int group) const;
 };
 
+// What a progress call throws where the user no longer waits.
+struct Stopped {};
+
 // Layer by layer: at most one layer's rows of the select and report documents are in memory, and of their attention
 // what `limits` allow. What is coded is rounded to exact_dtype in the codec's domain first, as a cache does; all rows
 // must fit it (exact_rows).
-// `progress(layers done)` may throw to stop.
+// `progress(layers done)` may throw Stopped.
 FidelityResult measure_fidelity(const TraceRows& rows, const CodecSet& codecs, const std::function<void(int)>& progress,
                                 const ScoreLimits& limits = {});
 

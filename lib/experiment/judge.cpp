@@ -14,8 +14,6 @@
 namespace vqkv {
 namespace {
 
-struct Stopped {};
-
 class ReconSource final : public DecodedSource {
  public:
   ReconSource(const ReconReader& recon, const TraceRows& rows) : recon_(recon), rows_(rows) {}

@@ -38,9 +38,6 @@ constexpr const char* kCurveLoss = "softmax_kl";           // metric that a trai
 constexpr const char* kCurveTag = "attention.softmax_kl";  // and its number
 constexpr double kUndertrained = 0.05;                     // the last doubling still gains more than this
 
-// Ends a cell that the user no longer waits for; never recorded.
-struct Stopped {};
-
 std::string trace_path(const Json& cell) { return cell.at("config").at("trace").at("path").get<std::string>(); }
 
 // Traces are opened once a run, verified unless the user trusts them. The cell's content hash must still be the file's.

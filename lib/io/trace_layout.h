@@ -14,7 +14,8 @@ namespace vqkv {
 inline constexpr char kTraceFormat[] = "vqkv-trace";
 inline constexpr int64_t kTraceVersion = 1;
 inline constexpr int64_t kTraceChunkTokens = 1024;  // of key, value, query: one head's chunk is one contiguous read
-inline constexpr int64_t kTraceMassTokens = 8192;   // of received_mass: 32 KiB chunks
+inline constexpr int64_t kTraceMaxTokens = INT32_MAX;
+inline constexpr int64_t kTraceMassTokens = 8192;  // of received_mass: 32 KiB chunks
 
 struct TraceSizes {
   int64_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0, hidden = 0;

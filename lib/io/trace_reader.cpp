@@ -13,7 +13,7 @@ namespace vqkv {
 namespace {
 
 // What any model of today fits in, far below what would make a hostile file expensive.
-constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 4096, kMaxHidden = 1 << 20, kMaxTokens = INT32_MAX;
+constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 4096, kMaxHidden = 1 << 20;
 
 bool is_finite_pattern(const uint8_t* value, Hdf5Type type) {
   switch (type) {
@@ -173,7 +173,7 @@ void TraceReader::Impl::open() {
       refuse(fmt::format("/{}: must have one dimension of 1 to {}", name, high));
     return d.dims()[0];
   };
-  tokens = length("token", kMaxTokens);
+  tokens = length("token", kTraceMaxTokens);
   queries = length("query_token", tokens);
   const TraceSizes sizes{info.shape.layers,
                          info.shape.q_heads,

@@ -22,7 +22,6 @@ TraceSizes sizes_of(const TraceInfo& info, int64_t tokens, int64_t queries, int6
           queries,           documents};
 }
 
-constexpr int64_t kMaxTokens = INT32_MAX;
 constexpr int64_t kWriteOutBytes = int64_t{8} << 20;  // asking for every megabyte cost 8 % of the processor time
 constexpr int64_t kFetchRows = 8;
 constexpr int64_t kNarrowRows = 32;  // 24 KiB of f32 at SmolLM2's 3 heads of 64 channels: the narrowed rows stay in L1
@@ -84,8 +83,8 @@ TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<st
   VQKV_CHECK(s.layers > 0 && s.kv_heads > 0 && s.q_heads > 0 && s.q_heads % s.kv_heads == 0 && s.head_dim > 0 &&
              s.head_dim % 2 == 0 && m.info.hidden >= 0);
   VQKV_CHECK(!m.documents.empty() && max_queries > 0);
-  if (max_tokens < 1 || max_tokens > kMaxTokens)
-    fail_usage(fmt::format("a trace holds 1 to {} tokens, not {}", kMaxTokens, max_tokens));
+  if (max_tokens < 1 || max_tokens > kTraceMaxTokens)
+    fail_usage(fmt::format("a trace holds 1 to {} tokens, not {}", kTraceMaxTokens, max_tokens));
   if (m.info.layer_index.empty())
     for (int l = 0; l < s.layers; ++l) m.info.layer_index.push_back(l);
   VQKV_CHECK(static_cast<int>(m.info.layer_index.size()) == s.layers);

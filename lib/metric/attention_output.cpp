@@ -76,18 +76,19 @@ class AttentionOutput final : public Metric {
   Matrix<float> v_error_, coded_;  // of the sample at hand; memory for all
 };
 
-const MetricInfo kInfo{"attention_output",
-                       "relative error of the attention output",
-                       "1",
-                       "sqrt(sum |o^ - o|^2 / sum |o|^2) over queries; with only keys or only values coded; after this "
-                       "head's slice of W_O",
-                       "KVTuner, arXiv 2502.04420; common",
-                       "",
-                       Better::kLower,
-                       true};
+const MetricInfo kAttentionOutputInfo{
+    "attention_output",
+    "relative error of the attention output",
+    "1",
+    "sqrt(sum |o^ - o|^2 / sum |o|^2) over queries; with only keys or only values coded; after this "
+    "head's slice of W_O",
+    "KVTuner, arXiv 2502.04420; common",
+    "",
+    Better::kLower,
+    true};
 
 }  // namespace
 
-VQKV_DEFINE_METRIC(attention_output, AttentionOutput, kInfo)
+VQKV_DEFINE_METRIC(attention_output, AttentionOutput, kAttentionOutputInfo)
 
 }  // namespace vqkv

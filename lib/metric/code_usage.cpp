@@ -70,18 +70,18 @@ class CodeUsage final : public Metric {
   std::map<std::tuple<int, int, int, int, int>, std::vector<double>> histograms_;
 };
 
-const MetricInfo kInfo{"code_usage",
-                       "entropy of codes, share of dead codewords",
-                       "bits/code",
-                       "mean over slots of -sum p log2 p; its share of the code's width; codewords never used",
-                       "ecosystem practice",
-                       "with fewer tokens than codewords the entropy is bounded by the tokens",
-                       Better::kNeither,
-                       false,
-                       true};
+const MetricInfo kCodeUsageInfo{"code_usage",
+                                "entropy of codes, share of dead codewords",
+                                "bits/code",
+                                "mean over slots of -sum p log2 p; its share of the code's width; codewords never used",
+                                "ecosystem practice",
+                                "with fewer tokens than codewords the entropy is bounded by the tokens",
+                                Better::kNeither,
+                                false,
+                                true};
 
 }  // namespace
 
-VQKV_DEFINE_METRIC(code_usage, CodeUsage, kInfo)
+VQKV_DEFINE_METRIC(code_usage, CodeUsage, kCodeUsageInfo)
 
 }  // namespace vqkv

@@ -49,16 +49,16 @@ class LogitError final : public Metric {
   ByHead centred_, bias_, slope_;
 };
 
-const MetricInfo kInfo{"logit_error",
-                       "centred logit error, bias and inner-product slope over coded keys",
-                       "1",
-                       "rms of (s^ - s) minus its row mean; mean of (s^ - s); regression slope of s^ on s",
-                       "centring: HeadQ, arXiv 2605.03562; slope: TurboQuant, arXiv 2504.19874",
-                       "all coded keys count alike, those that nobody attends to as well",
-                       Better::kLower};
+const MetricInfo kLogitErrorInfo{"logit_error",
+                                 "centred logit error, bias and inner-product slope over coded keys",
+                                 "1",
+                                 "rms of (s^ - s) minus its row mean; mean of (s^ - s); regression slope of s^ on s",
+                                 "centring: HeadQ, arXiv 2605.03562; slope: TurboQuant, arXiv 2504.19874",
+                                 "all coded keys count alike, those that nobody attends to as well",
+                                 Better::kLower};
 
 }  // namespace
 
-VQKV_DEFINE_METRIC(logit_error, LogitError, kInfo)
+VQKV_DEFINE_METRIC(logit_error, LogitError, kLogitErrorInfo)
 
 }  // namespace vqkv

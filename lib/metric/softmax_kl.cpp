@@ -50,17 +50,18 @@ class SoftmaxKl final : public Metric {
   ByHead kl_, tv_, coded_;
 };
 
-const MetricInfo kInfo{"softmax_kl",
-                       "divergence of the attention distribution",
-                       "nats",
-                       "KL(a || a^) a query, a^ with coded keys decoded and sinks and window exact; total variation; "
-                       "exact mass on coded keys",
-                       "HeadQ, arXiv 2605.03562; common",
-                       "says nothing about values",
-                       Better::kLower};
+const MetricInfo kSoftmaxKlInfo{
+    "softmax_kl",
+    "divergence of the attention distribution",
+    "nats",
+    "KL(a || a^) a query, a^ with coded keys decoded and sinks and window exact; total variation; "
+    "exact mass on coded keys",
+    "HeadQ, arXiv 2605.03562; common",
+    "says nothing about values",
+    Better::kLower};
 
 }  // namespace
 
-VQKV_DEFINE_METRIC(softmax_kl, SoftmaxKl, kInfo)
+VQKV_DEFINE_METRIC(softmax_kl, SoftmaxKl, kSoftmaxKlInfo)
 
 }  // namespace vqkv

@@ -66,18 +66,19 @@ class TopK final : public Metric {
   std::array<ByHead, kSizes.size()> overlap_, recall_;
 };
 
-const MetricInfo kInfo{"top_k",
-                       "overlap of the most attended tokens",
-                       "1",
-                       "|top-k(s) & top-k(s^)| / k for k = 1, 4, 16, 64 over rows of at least 2k tokens; exact mass of "
-                       "top-k(s^) over that of top-k(s)",
-                       "sparse-attention literature",
-                       "the overlap counts near ties as losses; the recall doesn't",
-                       Better::kHigher,
-                       true};
+const MetricInfo kTopKInfo{
+    "top_k",
+    "overlap of the most attended tokens",
+    "1",
+    "|top-k(s) & top-k(s^)| / k for k = 1, 4, 16, 64 over rows of at least 2k tokens; exact mass of "
+    "top-k(s^) over that of top-k(s)",
+    "sparse-attention literature",
+    "the overlap counts near ties as losses; the recall doesn't",
+    Better::kHigher,
+    true};
 
 }  // namespace
 
-VQKV_DEFINE_METRIC(top_k, TopK, kInfo)
+VQKV_DEFINE_METRIC(top_k, TopK, kTopKInfo)
 
 }  // namespace vqkv

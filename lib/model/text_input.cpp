@@ -1,7 +1,6 @@
 #include "model/text_input.h"
 
 #include <fmt/format.h>
-#include <utf8proc.h>
 
 #include <algorithm>
 #include <charconv>
@@ -11,22 +10,9 @@
 #include "core/log.h"
 #include "core/names.h"
 #include "io/atomic_file.h"
+#include "model/tokenizer_data.h"
 
 namespace vqkv {
-namespace {
-
-void require_utf8(const std::string& text, const std::string& path) {
-  for (utf8proc_ssize_t at = 0, n = static_cast<utf8proc_ssize_t>(text.size()); at < n;) {
-    utf8proc_int32_t code = 0;
-    const utf8proc_ssize_t length =
-        utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()) + at, n - at, &code);
-    if (length < 1) fail_data(fmt::format("{}: byte {} does not start a UTF-8 character; texts are UTF-8", path, at));
-    at += length;
-  }
-}
-
-}  // namespace
-
 std::vector<int32_t> parse_token_ids(std::string_view text, int32_t vocab, const std::string& where) {
   std::vector<int32_t> out;
   const char* at = text.data();

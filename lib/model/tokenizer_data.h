@@ -29,6 +29,9 @@ struct PrefixSpace {
 // TokenizerData::pre of a SentencePiece vocabulary that tokenizer.json holds as BPE with byte fallback.
 inline constexpr std::string_view kMetaspace = "metaspace";
 
+// Entries of a vocabulary, and with it the largest id, that a file may hold.
+inline constexpr int64_t kMaxTokens = 10'000'000;
+
 struct TokenizerData {
   std::string where;                // the file, for messages
   std::vector<std::string> tokens;  // as the file writes them: in the byte alphabet (BPE) or with U+2581 (SPM)

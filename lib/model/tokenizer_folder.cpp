@@ -18,8 +18,6 @@
 namespace vqkv {
 namespace {
 
-constexpr int64_t kMaxTokens = 10'000'000;
-
 // A JSON file of the folder; an empty object where there is none.
 struct File {
   Json json = Json::object();

@@ -8,8 +8,6 @@
 namespace vqkv {
 namespace {
 
-constexpr int64_t kMaxTokens = 10'000'000;
-
 int32_t token_id(const GgufFile& file, std::string_view key, size_t tokens) {
   return static_cast<int32_t>(file.integer_or(key, 0, static_cast<int64_t>(tokens) - 1, -1));
 }

@@ -14,7 +14,6 @@
 namespace vqkv {
 namespace {
 
-constexpr int64_t kMaxTokens = 10'000'000;
 constexpr const char* kSupported =
     "supported: ByteLevel (gpt2), Digits + ByteLevel (smollm), Split by the Qwen2 or Llama-3 expression + ByteLevel; "
     "with byte_fallback: none, or Metaspace that does not split";

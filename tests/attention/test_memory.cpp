@@ -1,8 +1,7 @@
 // What attention keeps between blocks: counted, and in the ledger of the sequence that it is kept for.
 #include <malloc.h>
 
-#include "attention/plan_codec.h"
-#include "attention/sequence.h"
+#include "attention/feed.h"
 #include "cache/model.h"
 #include "core/thread_pool.h"
 #include "support/allocations.h"
@@ -21,15 +20,6 @@ std::shared_ptr<const CacheModel> model_of(const CacheShape& shape, RopePlacemen
     if (role == Role::kKey) p.rope = keys;
     return std::make_shared<PlanCodec>(p);
   }));
-}
-
-void feed(Sequence& sequence, const Tokens& x, int64_t first, int64_t n) {
-  Matrix<float> out(n, x.q.cols);
-  sequence.session().begin_block(n);
-  for (int layer = 0; layer < sequence.cache().shape().layers; ++layer)
-    sequence.session().attend(layer, x.q.view().slice_rows(first, n), x.k.view().slice_rows(first, n),
-                              x.v.view().slice_rows(first, n), out);
-  sequence.session().end_block();
 }
 
 struct OneThread {

@@ -1,7 +1,6 @@
 // A sequence: one owner of memory, cache, backend and session.
-#include "attention/sequence.h"
 
-#include "attention/plan_codec.h"
+#include "attention/feed.h"
 #include "cache/model.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
@@ -17,17 +16,6 @@ std::shared_ptr<const CodecSet> tables(const CacheShape& shape) {
     add_table(p, 4, 4);
     return std::make_shared<PlanCodec>(p);
   });
-}
-
-Matrix<float> feed(Sequence& sequence, const Tokens& x, int64_t first, int64_t n) {
-  const CacheShape& shape = sequence.cache().shape();
-  Matrix<float> out(n, x.q.cols);
-  sequence.session().begin_block(n);
-  for (int layer = 0; layer < shape.layers; ++layer)
-    sequence.session().attend(layer, x.q.view().slice_rows(first, n), x.k.view().slice_rows(first, n),
-                              x.v.view().slice_rows(first, n), out);
-  sequence.session().end_block();
-  return out;
 }
 
 constexpr int64_t kTokens = 150;

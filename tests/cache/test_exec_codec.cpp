@@ -16,7 +16,7 @@ namespace {
 
 const ExecOptions kGood{.command = "python3 '" VQKV_SOURCE_DIR "/tests/cli/exec_child.py' good"};
 
-void feed(CompressedCache& cache, int64_t n, uint64_t seed) {
+void feed_noise(CompressedCache& cache, int64_t n, uint64_t seed) {
   Rng rng(seed);
   Matrix<float> k(n, 16), v(n, 16);
   for (float& x : k.storage) x = static_cast<float>(rng.normal());
@@ -39,18 +39,18 @@ TEST_CASE("a codec in another program serves one sequence after another, and cou
   CHECK(exec.claimed_bytes() == 0);
   for (const int64_t tokens : {40, 24}) {
     CompressedCache cache(exec.codecs(), policy);
-    feed(cache, tokens, 1);
+    feed_noise(cache, tokens, 1);
     const int64_t coded =
         cache.coded_end(Role::kKey, tokens) + cache.coded_end(Role::kValue, tokens) - 2 * policy.sinks;
     CHECK(coded > 0);
     CHECK(exec.claimed_bytes() == coded * 16 / 2);  // 4 bits a value, as this child says
     CompressedCache second(exec.codecs(), policy);
-    CHECK_THROWS_WITH(feed(second, tokens, 2), Contains("one sequence at a time"));
+    CHECK_THROWS_WITH(feed_noise(second, tokens, 2), Contains("one sequence at a time"));
   }
   const auto other = exec.under(CachePolicy{.sinks = 0, .k = {1, 1}, .v = {1, 1}});
   CompressedCache cache(exec.codecs(), policy), beside(other->codecs(), {.sinks = 0, .k = {1, 1}, .v = {1, 1}});
-  feed(cache, 40, 3);
-  feed(beside, 40, 3);
+  feed_noise(cache, 40, 3);
+  feed_noise(beside, 40, 3);
   CHECK(other->claimed_bytes() == (40 + 40) * 16 / 2);
 }
 

@@ -46,8 +46,8 @@ std::shared_ptr<const CodecSet> table_set(const CacheShape& shape, int heads) {
 }
 
 // What a head receives is made up: the same for a token whatever block its queries come in.
-void feed(CompressedCache& cache, const Tokens& x, int64_t to, int64_t block,
-          Visibility visibility = Visibility::kReplay) {
+void feed_to(CompressedCache& cache, const Tokens& x, int64_t to, int64_t block,
+             Visibility visibility = Visibility::kReplay) {
   while (cache.length() < to) {
     const int64_t first = cache.length(), n = std::min({block, to - first, cache.block_limit()});
     cache.begin_block(n, visibility);
@@ -161,7 +161,7 @@ TEST_CASE("a policy's cache: within its budget, counted to the byte, alike in st
       const CachePolicy policy =
           policy_from(fmt::format(R"({{"policy": {}, "sinks": 4, "window": 48, "flush": 16}})", way.config).c_str());
       CompressedCache steps(set, policy);
-      feed(steps, x, 600, 1);
+      feed_to(steps, x, 600, 1);
       for (const int64_t block : {7, 64, 600}) {
         CountingResource memory;
         {
@@ -169,7 +169,7 @@ TEST_CASE("a policy's cache: within its budget, counted to the byte, alike in st
           for (int64_t to = 0; to < 600;) {
             to = std::min<int64_t>(600, cache.length() + std::min(block, cache.block_limit()));
             const bool decides = to == cache.length() + cache.block_limit();
-            feed(cache, x, to, block);
+            feed_to(cache, x, to, block);
             REQUIRE(cache.bytes().total_sequence() == memory.live());
             for (int layer = 0; decides && layer < 2; ++layer)
               for (int h = 0; h < 4; ++h)
@@ -188,7 +188,7 @@ TEST_CASE("a policy's cache: within its budget, counted to the byte, alike in st
           // Heads decide apart; units of one head free the bytes of theirs.
           if (way.most > 4) CHECK(a.seen(0, 0) != a.seen(0, 1));
           CompressedCache all(set, policy_from(R"({"sinks": 4, "window": 48, "flush": 16})"));
-          feed(all, x, 600, 600);
+          feed_to(all, x, 600, 600);
           if (heads == 1) CHECK(5 * cache.bytes().codes < 2 * all.bytes().codes);
         }
         CHECK(memory.live() == 0);
@@ -207,7 +207,7 @@ TEST_CASE("snapkv after an exact prompt: what it gives up is never coded, what c
     CountingResource memory;
     CompressedCache cache(set, policy, &memory);
     cache.expect_prompt(200);
-    feed(cache, x, 200, block, Visibility::kExactPrefill);
+    feed_to(cache, x, 200, block, Visibility::kExactPrefill);
     CHECK(cache.bytes().codes == 0);
     cache.end_exact_prefill();
     const auto seen = CacheView(cache).seen(0, 0);
@@ -221,7 +221,7 @@ TEST_CASE("snapkv after an exact prompt: what it gives up is never coded, what c
     CHECK(cache.bytes().total_sequence() == memory.live());
     if (kept) CHECK(seen == *kept);
     kept = seen;
-    feed(cache, x, 400, block);
+    feed_to(cache, x, 400, block);
     CHECK(CacheView(cache).seen(0, 0).size() == 264);
     CHECK(cache.bytes().total_sequence() == memory.live());
   }
@@ -240,7 +240,7 @@ TEST_CASE("codecs are told true positions, whatever was given up before them", "
       for (const int64_t step : {1, 33, 400}) {
         CAPTURE(heads, block, step);
         CompressedCache cache(set, snapkv);
-        feed(cache, x, 400, step);
+        feed_to(cache, x, 400, step);
         cache.evict(0, 0, std::vector<int64_t>{6, 7, 8});
         const CacheView view(cache);
         bool gaps = false;
@@ -276,25 +276,25 @@ TEST_CASE("rolling back under a policy: as if nothing had been seen, or refused"
   // Drafts at 200 + 30 are neither before the decision at 200 nor among the queries that the one at 300 asks.
   CountingResource memory, plain_memory;
   CompressedCache cache(set, snapkv, &memory), plain(set, snapkv, &plain_memory);
-  feed(cache, x, 230, 23);
-  feed(plain, x, 230, 23);
-  feed(cache, other, 236, 3);
+  feed_to(cache, x, 230, 23);
+  feed_to(plain, x, 230, 23);
+  feed_to(cache, other, 236, 3);
   cache.truncate(230);
   CHECK(cache.bytes().to_json() == plain.bytes().to_json());
   CHECK(memory.live() == plain_memory.live());
-  feed(cache, x, 350, 23);
-  feed(plain, x, 350, 23);
+  feed_to(cache, x, 350, 23);
+  feed_to(plain, x, 350, 23);
   for (int h = 0; h < 2; ++h) CHECK(CacheView(cache).seen(0, h) == CacheView(plain).seen(0, h));
   CHECK(CacheView(cache).fetch_codes(0).fields == CacheView(plain).fetch_codes(0).fields);
   CHECK(cache.bytes().to_json() == plain.bytes().to_json());
   CHECK_THROWS_WITH(cache.truncate(299),
                     Catch::Contains("at 300 snapkv") && Catch::Contains("roll back to 300 or later"));
-  feed(cache, x, 390, 23);
+  feed_to(cache, x, 390, 23);
   CHECK_THROWS_WITH(cache.truncate(387), Catch::Contains("can't be told apart"));
   CHECK_NOTHROW(cache.truncate(390));
   // Sums of all queries can't give one back.
   CompressedCache heavy(set, policy_from(R"({"policy": {"name": "h2o", "interval": 100}, "window": 64})"));
-  feed(heavy, x, 120, 40);
+  feed_to(heavy, x, 120, 40);
   CHECK_THROWS_WITH(heavy.truncate(110), Catch::Contains("can't be told apart; roll back to 120 or later, or take a "
                                                          "policy that sums nothing (all, streaming)"));
 }

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "attention/plan_codec.h"
+#include "cache/cache_support.h"
 #include "cache/model.h"
 #include "cache/view.h"
 #include "core/thread_pool.h"
@@ -14,13 +15,6 @@ using namespace vqkv;
 using namespace vqkv::test;
 
 namespace {
-
-void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t n) {
-  cache.begin_block(n);
-  for (int layer = 0; layer < cache.shape().layers; ++layer)
-    cache.append(layer, x.k.view().slice_rows(first, n), x.v.view().slice_rows(first, n));
-  cache.end_block();
-}
 
 // Bytes that the allocator holds for this process, its own headers and rounding included.
 int64_t process_bytes() {

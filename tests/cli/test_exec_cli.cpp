@@ -23,17 +23,17 @@ using Catch::Contains;
 
 namespace {
 
-const std::string kTiny = VQKV_SOURCE_DIR "/tests/golden/tiny/llama";  // 2 layers, 2 KV heads of 16, 96 tokens
+const std::string kTinyLlama = VQKV_SOURCE_DIR "/tests/golden/tiny/llama";  // 2 layers, 2 KV heads of 16, 96 tokens
 const std::string kRtn = "exec:/usr/bin/python3 '" VQKV_SOURCE_DIR "/scripts/exec_rtn.py'";
 
 std::string child(const std::string& way) {
   return "exec:python3 '" VQKV_SOURCE_DIR "/tests/cli/exec_child.py' " + way;
 }
 
-struct Eval {
+struct ExecEval {
   TestFolder dir;
   std::string ids = dir / "ids.txt";
-  Eval() {
+  ExecEval() {
     Rng rng(3);
     std::string text;
     for (int i = 0; i < 4096; ++i) text += std::to_string(rng.below(96)) + " ";
@@ -43,7 +43,7 @@ struct Eval {
     return run_tool_of_build("vqkv-eval", dir.path.string(), arguments);
   }
   std::vector<std::string> replay(const std::string& codec, std::vector<std::string> more = {}) const {
-    std::vector<std::string> out{"replay", "--model", kTiny,           "--codec",         codec,          "--token-ids",
+    std::vector<std::string> out{"replay", "--model", kTinyLlama,      "--codec",         codec,          "--token-ids",
                                  ids,      "-q",      "cache.sinks=2", "cache.window=16", "cache.flush=8"};
     if (std::find(more.begin(), more.end(), "--context") == more.end())
       more.insert(more.end(), {"--context", "64", "--windows", "4"});
@@ -85,7 +85,7 @@ Streams logged(const std::string& path, Json* hello = nullptr) {
 }  // namespace
 
 TEST_CASE("exec: rows that come back as they went are the exact cache, and bytes are claims", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   for (const char* mode : {"forced", "stepwise", "prefill-exact", "fake-quant"}) {
     CAPTURE(mode);
     const Json r = eval.json(child("good"), {"--mode", mode});
@@ -114,7 +114,7 @@ TEST_CASE("exec: rows that come back as they went are the exact cache, and bytes
 }
 
 TEST_CASE("exec: tokens are handed over once, in order, in blocks of the policy, anew for each window", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   const auto asked = [&](const std::string& name, std::vector<std::string> more, Json* hello = nullptr) {
     more.push_back("--skip-no-window");
     const std::string log = eval.dir / name;
@@ -147,8 +147,8 @@ TEST_CASE("exec: the example in Python is the built-in rtn", "[cli][exec]") {
     WARN("skipped: python3-numpy is missing");
     return;
   }
-  const Eval eval;
-  const ModelFacts facts = read_model_facts(kTiny);
+  const ExecEval eval;
+  const ModelFacts facts = read_model_facts(kTinyLlama);
   struct NoRows final : TrainSource {
     TrainData unit(const UnitShape&, const TrainNeeds&) const override { return {}; }
   };
@@ -182,7 +182,7 @@ TEST_CASE("exec: the example in Python is the built-in rtn", "[cli][exec]") {
 }
 
 TEST_CASE("exec: a child that dies, hangs or lies ends in its place with what came", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   const auto refuses = [&](const std::string& way, std::vector<std::string> parts, std::vector<std::string> more = {}) {
     parts.push_back("error: ");
     parts.push_back(child(way) + ": ");
@@ -219,7 +219,7 @@ TEST_CASE("exec: a child that dies, hangs or lies ends in its place with what ca
 }
 
 TEST_CASE("exec: large blocks, early answers and a flooded stderr don't deadlock", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   const std::vector<std::string> large{
       "--context",        "2200",           "--windows", "1", "cache.flush=1024",
       "--skip-no-window", "--exec-timeout", "20"};  // 128 KiB a block, twice what a pipe holds
@@ -229,7 +229,7 @@ TEST_CASE("exec: large blocks, early answers and a flooded stderr don't deadlock
 }
 
 TEST_CASE("exec: what can't be is refused before anything runs", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   eval.refuses(2, {"an empty command"}, eval.replay("exec:"));
   eval.refuses(2, {"has no end to its '"}, eval.replay("exec:python3 'a.py"));
   eval.refuses(2, {"'no-such-program' can't be started: No such file"}, eval.replay("exec:no-such-program x.yaml"));
@@ -239,14 +239,14 @@ TEST_CASE("exec: what can't be is refused before anything runs", "[cli][exec]") 
                eval.replay(child("blocks")));
   eval.refuses(4, {"--attention cpu-table can't run exec:child"},
                eval.replay(child("good"), {"--attention", "cpu-table"}));
-  eval.refuses(2, {"can't be counted"}, {"memory", "--model", kTiny, "--codec", child("good")});
-  eval.refuses(2, {"another program, not a cache"}, {"speed", "--model", kTiny, "--codec", child("good")});
+  eval.refuses(2, {"can't be counted"}, {"memory", "--model", kTinyLlama, "--codec", child("good")});
+  eval.refuses(2, {"another program, not a cache"}, {"speed", "--model", kTinyLlama, "--codec", child("good")});
   eval.refuses(2, {"--exec-timeout"}, eval.replay(child("good"), {"--exec-timeout", "0"}));
   eval.refuses(2, {"--exec-timeout"}, eval.replay(child("good"), {"--exec-timeout", "nan"}));
 }
 
 TEST_CASE("exec: an interrupt is this program's to answer, and the child ends with it", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   const std::string pid_file = eval.dir / "pid";
   const pid_t tool = start_tool("vqkv-eval", eval.dir.path.string(), eval.replay(child("hang 0 '" + pid_file + "'")));
   while (!std::filesystem::exists(pid_file)) std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -259,9 +259,9 @@ TEST_CASE("exec: an interrupt is this program's to answer, and the child ends wi
 }
 
 TEST_CASE("exec: generate goes token by token through the child", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   const std::string model = eval.dir / "model";
-  std::filesystem::copy(kTiny, model);
+  std::filesystem::copy(kTinyLlama, model);
   Json tokenizer = Json::parse(R"({
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}})");
@@ -279,7 +279,7 @@ TEST_CASE("exec: generate goes token by token through the child", "[cli][exec]")
 }
 
 TEST_CASE("exec: programs are told to end together, none waits for another's end", "[cli][exec]") {
-  const Eval eval;
+  const ExecEval eval;
   const std::string a = eval.dir / "a", b = eval.dir / "b";
   auto arguments = eval.replay(child(fmt::format("meet '{}' '{}'", a, b)));
   arguments.insert(arguments.end(), {"--codec", child(fmt::format("meet '{}' '{}'", b, a)), "--skip-no-window"});

@@ -4,12 +4,14 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "support/catch.h"
+#include "support/codec_rows.h"
 
 using namespace vqkv;
+using namespace vqkv::test;
 
 namespace {
 
-std::vector<float> round_trip(const Codec& codec, std::vector<float> x, CodeBlock* codes = nullptr) {
+std::vector<float> values_after(const Codec& codec, std::vector<float> x, CodeBlock* codes = nullptr) {
   const int64_t n = static_cast<int64_t>(x.size()) / codec.channels();
   CodeBlock block;
   codec.encode({x.data(), n, codec.channels()}, block);
@@ -29,7 +31,7 @@ double gaussian_mse(const Json& knobs, const std::string& method, int channels, 
   Rng rng(11);
   std::vector<float> x(static_cast<size_t>(channels * tokens));
   for (float& v : x) v = static_cast<float>(rng.normal());
-  const std::vector<float> y = round_trip(*codec, x);
+  const std::vector<float> y = values_after(*codec, x);
   double error = 0, power = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     error += (double{x[i]} - y[i]) * (double{x[i]} - y[i]);
@@ -38,32 +40,24 @@ double gaussian_mse(const Json& knobs, const std::string& method, int channels, 
   return error / power;
 }
 
-UnitShape unit_of(Role role, int head_dim, int heads = 1) {
-  UnitShape unit;
-  unit.role = role;
-  unit.head_dim = head_dim;
-  unit.heads = heads;
-  return unit;
-}
-
 }  // namespace
 
 // baseline-methods 2.9
 TEST_CASE("KIVI's worked example: keys along tokens", "[kivi][golden]") {
-  const auto codec = find_method("kivi").make({{"bits", 2}, {"group", 4}}, unit_of(Role::kKey, 2));
+  const auto codec = find_method("kivi").make({{"bits", 2}, {"group", 4}}, unit_of(2, 1, Role::kKey));
   CHECK(codec->layout().block_tokens == 4);
   CodeBlock codes;
-  const auto y = round_trip(*codec, {.15f, -3, .40f, 5, -.20f, .5f, .25f, -1}, &codes);
+  const auto y = values_after(*codec, {.15f, -3, .40f, 5, -.20f, .5f, .25f, -1}, &codes);
   CHECK(codes.fields[0] == std::vector<uint16_t>{2, 0, 3, 3, 0, 1, 2, 1});
   const float expected[] = {.2f, -3, .4f, 5, -.2f, -.3333f, .2f, -.3333f};
   for (size_t i = 0; i < 8; ++i) CHECK(y[i] == Approx(expected[i]).margin(2e-3));  // scale and minimum are float16
 }
 
 TEST_CASE("KIVI's worked example: values along channels, a tie rounds to even", "[kivi][golden]") {
-  const auto codec = find_method("kivi").make({{"bits", 2}, {"group", 4}}, unit_of(Role::kValue, 4));
+  const auto codec = find_method("kivi").make({{"bits", 2}, {"group", 4}}, unit_of(4, 1, Role::kValue));
   CHECK(codec->layout().block_tokens == 1);
   CodeBlock codes;
-  const auto y = round_trip(*codec, {1, -.5f, .2f, 2.5f}, &codes);
+  const auto y = values_after(*codec, {1, -.5f, .2f, 2.5f}, &codes);
   CHECK(codes.fields[0] == std::vector<uint16_t>{2, 0, 1, 3});
   CHECK(y == std::vector<float>{1.5f, -.5f, .5f, 2.5f});
 }
@@ -73,7 +67,7 @@ TEST_CASE("QuaRot's worked example: whole zero point and clip", "[rtn][golden]")
   const Json knobs = {{"bits", 4}, {"group", 4}, {"mode", "integer_zero"}, {"clip", .95}};
   for (const Role role : {Role::kKey, Role::kValue}) {
     CodeBlock codes;
-    const auto y = round_trip(*find_method("rtn").make(knobs, unit_of(role, 4)), {-.3f, .1f, 1.2f, 2.0f}, &codes);
+    const auto y = values_after(*find_method("rtn").make(knobs, unit_of(4, 1, role)), {-.3f, .1f, 1.2f, 2.0f}, &codes);
     CHECK(codes.fields[0] == std::vector<uint16_t>{0, 3, 10, 15});
     const float expected[] = {-.2913f, .1457f, 1.1653f, 1.8937f};
     for (size_t i = 0; i < 4; ++i) CHECK(y[i] == Approx(expected[i]).margin(6e-4));
@@ -127,18 +121,18 @@ TEST_CASE("constant, tiny and huge groups stay finite", "[rtn]") {
   for (const char* mode : {"asymmetric", "integer_zero", "symmetric", "signed"})
     for (const char* type : {"f16", "bf16", "f32"}) {
       const auto codec = find_method("rtn").make({{"bits", 4}, {"group", 4}, {"mode", mode}, {"scale_type", type}},
-                                                 unit_of(Role::kValue, 4));
+                                                 unit_of(4, 1, Role::kValue));
       for (const float v : {0.0f, 1e-30f, 1e-7f, 3.0f, -3.0f, 6e4f, 1e6f, 3e38f}) {
         CAPTURE(mode, type, v);
-        for (const float y : round_trip(*codec, {v, v, v, v})) CHECK(std::isfinite(y));
-        for (const float y : round_trip(*codec, {v, -v, v, -v})) CHECK(std::isfinite(y));
+        for (const float y : values_after(*codec, {v, v, v, v})) CHECK(std::isfinite(y));
+        for (const float y : values_after(*codec, {v, -v, v, -v})) CHECK(std::isfinite(y));
       }
-      CHECK(round_trip(*codec, {0, 0, 0, 0}) == std::vector<float>{0, 0, 0, 0});
+      CHECK(values_after(*codec, {0, 0, 0, 0}) == std::vector<float>{0, 0, 0, 0});
     }
 }
 
 TEST_CASE("what is not finite is refused with its place", "[rtn]") {
-  const auto codec = find_method("rtn").make({{"group", 4}}, unit_of(Role::kValue, 4));
+  const auto codec = find_method("rtn").make({{"group", 4}}, unit_of(4, 1, Role::kValue));
   std::vector<float> x = {1, 2, 3, 4, 5, 6, std::nanf(""), 8};
   CodeBlock block;
   CHECK_THROWS_WITH(codec->encode({x.data(), 2, 4}, block), Catch::Contains("token 1, channel 2"));
@@ -147,12 +141,12 @@ TEST_CASE("what is not finite is refused with its place", "[rtn]") {
 }
 
 TEST_CASE("units that groups do not divide get a reason", "[rtn][kivi]") {
-  CHECK_THAT(find_method("rtn").check({{"group", 48}}, unit_of(Role::kKey, 64)), Catch::Contains("48"));
-  CHECK(find_method("rtn").check({{"group", 128}}, unit_of(Role::kKey, 64, 2)) == "");
-  CHECK(find_method("rtn").check({{"group", 0}, {"axis", "channel"}}, unit_of(Role::kKey, 64)) != "");
-  CHECK(find_method("rtn").check({{"bits", 1}, {"mode", "symmetric"}}, unit_of(Role::kKey, 64)) != "");
-  CHECK(find_method("kivi").check({{"group", 128}}, unit_of(Role::kValue, 64, 2)) != "");
-  CHECK(find_method("kivi").check({{"group", 128}}, unit_of(Role::kKey, 64)) == "");
+  CHECK_THAT(find_method("rtn").check({{"group", 48}}, unit_of(64, 1, Role::kKey)), Catch::Contains("48"));
+  CHECK(find_method("rtn").check({{"group", 128}}, unit_of(64, 2, Role::kKey)) == "");
+  CHECK(find_method("rtn").check({{"group", 0}, {"axis", "channel"}}, unit_of(64, 1, Role::kKey)) != "");
+  CHECK(find_method("rtn").check({{"bits", 1}, {"mode", "symmetric"}}, unit_of(64, 1, Role::kKey)) != "");
+  CHECK(find_method("kivi").check({{"group", 128}}, unit_of(64, 2, Role::kValue)) != "");
+  CHECK(find_method("kivi").check({{"group", 128}}, unit_of(64, 1, Role::kKey)) == "");
 }
 
 TEST_CASE("the registry names what is near", "[registry]") {

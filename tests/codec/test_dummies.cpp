@@ -10,14 +10,6 @@ using namespace vqkv::test;
 
 namespace {
 
-UnitShape unit_of(Role role, int head_dim, int heads) {
-  UnitShape unit;
-  unit.role = role;
-  unit.head_dim = head_dim;
-  unit.heads = heads;
-  return unit;
-}
-
 double relative_error(const Codec& codec, const Matrix<float>& x, const PlanQuery& query = {}) {
   CodeBlock block;
   codec.encode(x, block, query.state);
@@ -36,7 +28,7 @@ double relative_error(const Codec& codec, const Matrix<float>& x, const PlanQuer
 TEST_CASE("overlays replace or add, and nothing else changes", "[plan][overlay]") {
   const Matrix<float> x = gaussian(40, 16, 1);
   for (const bool add : {false, true}) {
-    const SparseDummy codec(unit_of(Role::kValue, 16, 1), 3, add);
+    const SparseDummy codec(unit_of(16, 1, Role::kValue), 3, add);
     CodeBlock block;
     codec.encode(x, block);
     REQUIRE(block.overlay.size() == 120);
@@ -59,7 +51,7 @@ TEST_CASE("overlays replace or add, and nothing else changes", "[plan][overlay]"
 TEST_CASE("parameters of a prompt reach encoding and decoding", "[plan][state]") {
   Matrix<float> x = gaussian(64, 8, 2);
   for (int64_t t = 0; t < x.rows; ++t) x(t, 3) += 50;
-  const PromptDummy codec(unit_of(Role::kValue, 8, 1));
+  const PromptDummy codec(unit_of(8, 1, Role::kValue));
   const auto state = codec.fit(x, x, {});
   CHECK(state->bytes() == 32);
   CHECK(relative_error(codec, x, {-1, state.get()}) < 1e-4);
@@ -68,17 +60,17 @@ TEST_CASE("parameters of a prompt reach encoding and decoding", "[plan][state]")
 
 TEST_CASE("levels decode a prefix", "[plan][level]") {
   const Matrix<float> x = gaussian(64, 16, 3);
-  const NibbleDummy nibbles(unit_of(Role::kKey, 16, 1));
+  const NibbleDummy nibbles(unit_of(16, 1, Role::kKey));
   CHECK(nibbles.plan({0}).terms.size() == 1);
   CHECK(relative_error(nibbles, x, {1}) < 1e-3);
   CHECK(relative_error(nibbles, x, {1}) == relative_error(nibbles, x));
   CHECK(relative_error(nibbles, x, {0}) > 10 * relative_error(nibbles, x, {1}));
-  const TableDummy table(unit_of(Role::kKey, 16, 1), {});
+  const TableDummy table(unit_of(16, 1, Role::kKey), {});
   CHECK(relative_error(table, x, {0}) > relative_error(table, x, {1}));
 }
 
 TEST_CASE("sides of a block are indexed by run and channel group", "[plan][block]") {
-  const BlockDummy codec(unit_of(Role::kKey, 8, 1), 16, 4, 8);
+  const BlockDummy codec(unit_of(8, 1, Role::kKey), 16, 4, 8);
   CHECK(codec.layout().code_bits_per_block() == 16 * 8 * 8 + 5);
   CHECK(codec.layout().side_bits_per_block() == (16 + 32) * 16);
   CHECK(relative_error(codec, gaussian(64, 8, 4)) < 1e-4);
@@ -90,7 +82,7 @@ TEST_CASE("a table plan with everything reproduces what was coded", "[plan][tabl
     TableDummy::Options options;
     options.scale_slots = 2;
     options.rotate_last = rotate;
-    const TableDummy codec(unit_of(Role::kKey, 8, 2), options);
+    const TableDummy codec(unit_of(8, 2, Role::kKey), options);
     const Matrix<float> x = gaussian(20, 16, 6);
     CodeBlock block;
     codec.encode(x, block);
@@ -123,7 +115,7 @@ TEST_CASE("a table plan with everything reproduces what was coded", "[plan][tabl
 }
 
 TEST_CASE("a plan that contradicts itself is refused", "[plan]") {
-  const TableDummy codec(unit_of(Role::kKey, 16, 1), {});
+  const TableDummy codec(unit_of(16, 1, Role::kKey), {});
   const auto spoiled = [&](const std::function<void(DecodePlan&)>& spoil) {
     DecodePlan plan = codec.plan();
     spoil(plan);
@@ -149,7 +141,7 @@ TEST_CASE("a plan that contradicts itself is refused", "[plan]") {
 TEST_CASE("books shared by terms are counted once", "[plan]") {
   TableDummy::Options options;
   options.rotate_last = true;
-  const TableDummy codec(unit_of(Role::kKey, 16, 1), options);
+  const TableDummy codec(unit_of(16, 1, Role::kKey), options);
   CHECK(codec.plan().terms.size() == 2);
   CHECK(codec.constant_bytes() == 2 * 64 * 4 * 2 + 16 * 16 * 4 + 2 * 16 * 4);
 }

@@ -7,14 +7,12 @@
 #include "codec/transform/transform.h"
 #include "core/rng.h"
 #include "support/catch.h"
+#include "support/codec_rows.h"
 
 namespace vqkv::test {
 
-inline UnitShape unit_of(int head_dim, int heads, Role role = Role::kKey, RopePlacement rope = RopePlacement::kPost) {
-  UnitShape unit;
-  unit.role = role;
-  unit.head_dim = head_dim;
-  unit.heads = heads;
+inline UnitShape unit_of(int head_dim, int heads, Role role, RopePlacement rope) {
+  UnitShape unit = unit_of(head_dim, heads, role);
   unit.rope = rope;
   return unit;
 }

@@ -19,15 +19,6 @@ inline TrainSet train_set(ConstMatrix x, const UnitShape& unit) {
   return set;
 }
 
-inline UnitShape unit_of(int head_dim, int heads = 1, Role role = Role::kKey, int layer = 0) {
-  UnitShape u;
-  u.role = role;
-  u.layer = layer;
-  u.head_dim = head_dim;
-  u.heads = heads;
-  return u;
-}
-
 inline std::unique_ptr<Codec> trained(const std::string& method, const Json& knobs, const UnitShape& unit,
                                       ConstMatrix x, uint64_t key = 1) {
   auto codec = find_method(method).make(knobs, unit);

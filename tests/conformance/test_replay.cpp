@@ -74,7 +74,7 @@ double largest(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 // KIVI's per-channel keys go 32 tokens a block.
-const Json kCache = {{"sinks", 4}, {"window", 8}, {"flush", 32}};
+const Json kReplayCache = {{"sinks", 4}, {"window", 8}, {"flush", 32}};
 
 }  // namespace
 
@@ -106,7 +106,7 @@ TEST_CASE("every method replays a tiny model through every attention path, in bl
               continue;
             ReplayCandidate c{.label = path,
                               .codecs = codecs,
-                              .policy = CachePolicy::from_json(canonical_cache_config(kCache)),
+                              .policy = CachePolicy::from_json(canonical_cache_config(kReplayCache)),
                               .attention = path,
                               .block = 77};
             candidates.push_back(c);
@@ -161,7 +161,7 @@ TEST_CASE("policies that decide replay a tiny model on every path, alike in step
     for (const Json& policy : {Json{{"name", "h2o"}, {"heavy", 0.2}, {"recent", 16}, {"interval", 24}},
                                Json{{"name", "snapkv"}, {"budget", 48}, {"observe", 8}, {"interval", 56}}})
       for (const ReplayMode mode : {ReplayMode::kForced, ReplayMode::kPrefillExact}) {
-        Json cache = kCache, config = test_config(codec);
+        Json cache = kReplayCache, config = test_config(codec);
         config["heads"] = 1;
         const auto codecs = in.codecs(config);
         REQUIRE(codecs);
@@ -215,7 +215,7 @@ TEST_CASE("tiers by age replay a tiny model through every attention path, in blo
     for (const bool steps : {false, true})
       candidates.push_back({.label = path,
                             .codecs = codecs,
-                            .policy = CachePolicy::from_json(canonical_cache_config(kCache)),
+                            .policy = CachePolicy::from_json(canonical_cache_config(kReplayCache)),
                             .attention = path,
                             .mode = steps ? ReplayMode::kStepwise : ReplayMode::kForced,
                             .block = 77});

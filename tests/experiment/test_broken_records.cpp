@@ -10,18 +10,10 @@
 #include "io/atomic_file.h"
 #include "io/store.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/sweep_trace.h"
 
 using namespace vqkv;
-
-namespace {
-
-void has(const std::string& text, const std::string& part) {
-  INFO(text);
-  CHECK(text.find(part) != std::string::npos);
-}
-
-}  // namespace
 
 TEST_CASE("a record that counts nowhere, or with a measurement that can't be read, is refused by file and line",
           "[runner][store]") {
@@ -58,14 +50,14 @@ TEST_CASE("a record that counts nowhere, or with a measurement that can't be rea
   };
   for (const Records records : {Records::kStatus, Records::kWhole}) {
     CHECK(refused(records, [](Json&) {}) == "no error");
-    has(refused(records, [](Json& r) { r["status"] = "okay"; }),
-        " line 2: 'status' is \"okay\"; allowed: ok, failed, skipped");
-    has(refused(records, [](Json& r) { r["status"] = 1; }), " line 2: 'status' must be text");
-    has(refused(records, [](Json& r) { r.erase("status"); }), " line 2: 'status' is missing");
-    has(refused(records, [](Json& r) { r.erase("cell"); }), " line 2: 'cell' is missing");
-    has(refused(records, [](Json& r) { r["attempt"] = "1"; }), " line 2: 'attempt' must be an integer");
-    has(refused(records, [](Json& r) { r["flags"] = {1}; }), " line 2: 'flags' must be a list of texts");
-    has(refused(records, [](Json& r) { r["status"] = "failed"; }), " line 2: 'reason' is missing");
+    check_says(refused(records, [](Json& r) { r["status"] = "okay"; }),
+               " line 2: 'status' is \"okay\"; allowed: ok, failed, skipped");
+    check_says(refused(records, [](Json& r) { r["status"] = 1; }), " line 2: 'status' must be text");
+    check_says(refused(records, [](Json& r) { r.erase("status"); }), " line 2: 'status' is missing");
+    check_says(refused(records, [](Json& r) { r.erase("cell"); }), " line 2: 'cell' is missing");
+    check_says(refused(records, [](Json& r) { r["attempt"] = "1"; }), " line 2: 'attempt' must be an integer");
+    check_says(refused(records, [](Json& r) { r["flags"] = {1}; }), " line 2: 'flags' must be a list of texts");
+    check_says(refused(records, [](Json& r) { r["status"] = "failed"; }), " line 2: 'reason' is missing");
   }
   const auto measurement = [&](const char* key, const Json& value) {
     return refused(Records::kWhole, [&](Json& r) {
@@ -76,12 +68,14 @@ TEST_CASE("a record that counts nowhere, or with a measurement that can't be rea
     });
   };
   for (const char* key : {"role", "tag", "value", "unit", "stderr", "n", "better", "exact"})
-    has(measurement(key, nullptr), fmt::format(" line 2: a measurement: '{}' is missing", key));
-  has(measurement("value", "much"), " line 2: a measurement: 'value' must be a number, or null");
-  has(measurement("better", "worse"), " line 2: a measurement: 'better' is \"worse\"; allowed: lower, higher, neither");
-  has(measurement("context", "4k"), " line 2: a measurement: 'context' must be an integer");
-  has(measurement("details", Json::array({1})), " line 2: a measurement: 'details' must be a list of maps");
-  has(refused(Records::kWhole, [](Json& r) { r["measurements"][0] = 1; }), " line 2: 'measurements' must be a list");
-  has(refused(Records::kWhole, [](Json& r) { r.erase("measurements"); }), " line 2: 'measurements' is missing");
+    check_says(measurement(key, nullptr), fmt::format(" line 2: a measurement: '{}' is missing", key));
+  check_says(measurement("value", "much"), " line 2: a measurement: 'value' must be a number, or null");
+  check_says(measurement("better", "worse"),
+             " line 2: a measurement: 'better' is \"worse\"; allowed: lower, higher, neither");
+  check_says(measurement("context", "4k"), " line 2: a measurement: 'context' must be an integer");
+  check_says(measurement("details", Json::array({1})), " line 2: a measurement: 'details' must be a list of maps");
+  check_says(refused(Records::kWhole, [](Json& r) { r["measurements"][0] = 1; }),
+             " line 2: 'measurements' must be a list");
+  check_says(refused(Records::kWhole, [](Json& r) { r.erase("measurements"); }), " line 2: 'measurements' is missing");
   CHECK(refused(Records::kStatus, [](Json& r) { r.erase("measurements"); }) == "no error");
 }

@@ -13,20 +13,11 @@
 #include "generation/replay.h"
 #include "metric/metric.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 
 using namespace vqkv;
 
 namespace {
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kUsage);
-    return e.what();
-  }
-  return "no error";
-}
 
 // One registry: its names, and what looks one up.
 struct Named {
@@ -58,7 +49,7 @@ TEST_CASE("every registry refuses an unknown name in the same words", "[names]")
               replay_mode_from_name(n);
             }}}) {
     INFO(r.what);
-    const std::string wrong = r.names.empty() ? "bf17" : r.names[0] + "x", message = message_of([&] { r.find(wrong); });
+    const std::string wrong = r.names.empty() ? "bf17" : r.names[0] + "x", message = error_of([&] { r.find(wrong); });
     CHECK_THAT(message, Catch::StartsWith(r.what + " '" + wrong + "' is not known, did you mean '"));
     CHECK_THAT(message, Catch::Contains("'?; allowed: "));
     if (!r.names.empty()) CHECK(message == unknown_name(r.what, wrong, r.names));
@@ -67,8 +58,8 @@ TEST_CASE("every registry refuses an unknown name in the same words", "[names]")
 
 TEST_CASE("every configuration refuses an unknown key, a wrong type and an unknown choice in the same words",
           "[names]") {
-  const auto codec = [](const char* text) { return message_of([&] { canonical_codec_config(Json::parse(text)); }); };
-  const auto cache = [](const char* text) { return message_of([&] { canonical_cache_config(Json::parse(text)); }); };
+  const auto codec = [](const char* text) { return error_of([&] { canonical_codec_config(Json::parse(text)); }); };
+  const auto cache = [](const char* text) { return error_of([&] { canonical_cache_config(Json::parse(text)); }); };
   for (const std::string& message : {codec(R"({"name": "rtn", "bist": 4})"),
                                      codec(R"({"name": "rtn", "transform": [{"name": "rotation", "knd": 1}]})"),
                                      codec(R"({"name": "rtn", "overrides": [{"laiers": 1, "set": {"bits": 2}}]})"),

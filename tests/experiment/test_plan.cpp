@@ -11,25 +11,12 @@
 #include "io/trace.h"
 #include "support/cache_shape.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/sweep_trace.h"
 
 using namespace vqkv;
 
 namespace {
-
-std::string error_of(const std::function<void()>& f, ErrorKind kind = ErrorKind::kUsage) {
-  try {
-    f();
-  } catch (const Error& e) {
-    CHECK(static_cast<int>(e.kind()) == static_cast<int>(kind));
-    return e.what();
-  }
-  return "no error";
-}
-void has(const std::string& text, const std::string& part) {
-  INFO(text);
-  CHECK(text.find(part) != std::string::npos);
-}
 
 Config sweep_config(const std::string& trace, const std::string& more = "sweep: {grid: {codec.bits: [2, 4, 8]}}\n") {
   return parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
@@ -99,14 +86,14 @@ TEST_CASE("versions of all that makes a number are in a cell's identity, and ano
     INFO(name);
     Plan old = plan;
     old.cells[0]["versions"][name] = version.get<int>() - 1;
-    has(error_of([&] { require_versions(old); }),
-        fmt::format("{}: {} in the plan, {} here", name, version.get<int>() - 1, version.get<int>()));
+    check_says(error_of([&] { require_versions(old); }),
+               fmt::format("{}: {} in the plan, {} here", name, version.get<int>() - 1, version.get<int>()));
     // A plan file that says so is another cell: its hash no longer fits.
     write_plan(old, dir / "plan.jsonl");
-    has(error_of([&] { read_plan(dir / "plan.jsonl"); }, ErrorKind::kBadData), "plan again");
+    check_says(error_of([&] { read_plan(dir / "plan.jsonl"); }, ErrorKind::kBadData), "plan again");
     if (name == "ledger" || name == "attention" || name.starts_with("metric.") || name.starts_with("policy.")) {
       old.cells[0]["versions"].erase(name);  // as earlier releases planned
-      has(error_of([&] { require_versions(old); }), name + ": absent in the plan");
+      check_says(error_of([&] { require_versions(old); }), name + ": absent in the plan");
     }
   }
   // Metrics are measured under a policy, not trained.
@@ -140,13 +127,13 @@ TEST_CASE("a training curve without select documents is refused", "[plan]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
   write_sweep_trace(trace);
-  has(error_of([&] {
-        make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec: {{name: rvq}}\n"
-                                         "train:\n  curve: true\n",
-                                         trace),
-                             "s.yaml"));
-      }),
-      "s.yaml:4:3: train.curve: a training curve is measured on select documents");
+  check_says(error_of([&] {
+               make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec: {{name: rvq}}\n"
+                                                "train:\n  curve: true\n",
+                                                trace),
+                                    "s.yaml"));
+             }),
+             "s.yaml:4:3: train.curve: a training curve is measured on select documents");
 }
 
 TEST_CASE("repeats are one group", "[plan]") {
@@ -169,9 +156,9 @@ TEST_CASE("cells that can't be coded are planned as skipped, with the reason", "
       sweep_config(trace, "sweep: {grid: {codec.heads: [1, 3]}, skip: [{codec.heads: 1, codec.name: none}]}\n"));
   REQUIRE(plan.cells.size() == 2);
   CHECK_FALSE(plan.cells[0].contains("skip"));
-  has(plan.cells[1]["skip"], "3 heads");
+  check_says(plan.cells[1]["skip"], "3 heads");
   const Plan ruled = make_plan(sweep_config(trace, "sweep: {grid: {codec.bits: [2, 4]}, skip: [{codec.bits: 2}]}\n"));
-  has(ruled.cells[0]["skip"], "sweep.skip[0]");
+  check_says(ruled.cells[0]["skip"], "sweep.skip[0]");
   CHECK(ruled.header["skipped"] == 1);
 }
 
@@ -194,10 +181,11 @@ TEST_CASE("tiers are swept by their number, and those that a cache can't hold ar
   CHECK(bits.cells[0]["cell"] != bits.cells[1]["cell"]);
   const Plan tokens = planned("codec.tiers.0.tokens: [24, 12]");
   CHECK_FALSE(tokens.cells[0].contains("skip"));
-  has(tokens.cells[1]["skip"], "s.yaml:4:16: codec.tiers[0].tokens: 12 is not a multiple of 8, the flush of cache.k");
+  check_says(tokens.cells[1]["skip"],
+             "s.yaml:4:16: codec.tiers[0].tokens: 12 is not a multiple of 8, the flush of cache.k");
   const Plan second = planned("codec.tiers.1: [{level: 2}, {level: 4}, {name: pq, codebooks: 4, bits: 3}]");
   CHECK_FALSE(second.cells[0].contains("skip"));
-  has(second.cells[1]["skip"], "1 to 3");
+  check_says(second.cells[1]["skip"], "1 to 3");
   CHECK_FALSE(second.cells[2].contains("skip"));
   // A boundary that moves trains nothing again.
   CHECK(tokens.cells[0]["cell"] != tokens.cells[1]["cell"]);
@@ -205,8 +193,8 @@ TEST_CASE("tiers are swept by their number, and those that a cache can't hold ar
   CHECK(bits.cells[0]["train_id"] != bits.cells[1]["train_id"]);
   CHECK(second.cells[0]["train_id"] == second.cells[1]["train_id"]);  // nor do levels that are cut
   CHECK(second.cells[0]["train_id"] != second.cells[2]["train_id"]);
-  has(error_of([&] { planned("codec.tiers.2.bits: [2]"); }), "list of 2 entries");
-  has(error_of([&] { planned("codec.tiers.1.bit: [2]"); }), "did you mean 'bits'");
+  check_says(error_of([&] { planned("codec.tiers.2.bits: [2]"); }), "list of 2 entries");
+  check_says(error_of([&] { planned("codec.tiers.1.bit: [2]"); }), "did you mean 'bits'");
 }
 
 TEST_CASE("configurations that lie are refused with their place", "[plan]") {
@@ -220,26 +208,28 @@ TEST_CASE("configurations that lie are refused with their place", "[plan]") {
       make_plan(c);
     });
   };
-  has(error("trace.report=[1]"), "document 1 also stands in trace.report");
-  has(error("trace.select=[3]"), "documents have one role");
-  has(error("trace.report=[9]"), "document 9 is not in");
-  has(error("trace.report=[9]"), "0 doc0.txt (160 tokens)");
-  has(error("trace.report="), "no document to report on");
-  has(error("layers=[2]"), "layers 0 to 1");
-  has(error("heads=[0, 7]"), "KV heads 0 to 1");
-  has(error("codec.bitz=4"), "command line: codec: unknown key 'bitz'");
-  has(error("codec.bitz=4"), "bits");
-  has(error("cache.wndow=4"), "window");
-  has(error("metrics=[softmax]"), "softmax_kl");
-  has(error("conexts=[4]"), "did you mean 'contexts'");
-  has(error("sweep.grid.codec.bits=[4, 99]"), "in the cell {\"codec.bits\":99}");
-  has(error_of([&] {
+  check_says(error("trace.report=[1]"), "document 1 also stands in trace.report");
+  check_says(error("trace.select=[3]"), "documents have one role");
+  check_says(error("trace.report=[9]"), "document 9 is not in");
+  check_says(error("trace.report=[9]"), "0 doc0.txt (160 tokens)");
+  check_says(error("trace.report="), "no document to report on");
+  check_says(error("layers=[2]"), "layers 0 to 1");
+  check_says(error("heads=[0, 7]"), "KV heads 0 to 1");
+  check_says(error("codec.bitz=4"), "command line: codec: unknown key 'bitz'");
+  check_says(error("codec.bitz=4"), "bits");
+  check_says(error("cache.wndow=4"), "window");
+  check_says(error("metrics=[softmax]"), "softmax_kl");
+  check_says(error("conexts=[4]"), "did you mean 'contexts'");
+  check_says(error("sweep.grid.codec.bits=[4, 99]"), "in the cell {\"codec.bits\":99}");
+  check_says(
+      error_of([&] {
         make_plan(parse_yaml(
             fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec:\n  name: rtn\n  bits: 99\n", trace),
             "s.yaml"));
       }),
       "s.yaml:4:3: codec");
-  has(error_of([&] { make_plan(parse_yaml("trace: {path: gone.h5, report: [1]}\ncodec: {name: rtn}\n", "s.yaml")); },
+  check_says(
+      error_of([&] { make_plan(parse_yaml("trace: {path: gone.h5, report: [1]}\ncodec: {name: rtn}\n", "s.yaml")); },
                ErrorKind::kBadData),
       "gone.h5");
 }
@@ -255,9 +245,10 @@ TEST_CASE("no list of a plan may be empty, and null leaves every key at what it 
   };
   for (const char* list : {"layers", "heads", "metrics", "contexts", "sequences", "trace.train", "trace.select",
                            "trace.report", "codec.overrides", "sweep.skip", "sweep.zip", "sweep.grid.codec.bits"})
-    has(error_of([&] { planned("", {fmt::format("{}=[]", list)}); }),
-        fmt::format("command line: {}: an empty list; leave the key out", list));
-  has(error_of([&] { planned("", {"codec.overrides=[{layers: [], set: {bits: 2}}]"}); }),
+    check_says(error_of([&] { planned("", {fmt::format("{}=[]", list)}); }),
+               fmt::format("command line: {}: an empty list; leave the key out", list));
+  check_says(
+      error_of([&] { planned("", {"codec.overrides=[{layers: [], set: {bits: 2}}]"}); }),
       "codec.overrides[0].layers: an empty list; leave the key out (or write null) for what holds without it, or all");
   // No transform is a list without any.
   CHECK(planned("", {"codec.transform=[]"}).hash() == planned("", {}).hash());
@@ -315,15 +306,15 @@ TEST_CASE("what learns needs train documents when it is planned, and is named", 
   const std::string begin = "s.yaml:1:1: trace.train: no document to learn from, and ";
   for (const auto& plan :
        {std::function([](const Config& c) { make_plan(c); }), std::function([](const Config& c) { make_cell(c); })}) {
-    has(error_of([&] { plan(config("{name: rvq}")); }), begin + "codec 'rvq' (role k) learns");
-    has(error_of([&] { plan(config("{name: rtn, group: 16, v: {transform: [center]}}")); }),
-        begin + "transform 'center' (role v) learns");
+    check_says(error_of([&] { plan(config("{name: rvq}")); }), begin + "codec 'rvq' (role k) learns");
+    check_says(error_of([&] { plan(config("{name: rtn, group: 16, v: {transform: [center]}}")); }),
+               begin + "transform 'center' (role v) learns");
     CHECK_NOTHROW(plan(config("{name: rtn, group: 16, transform: [hadamard]}")));
   }
   // A cell of a sweep is named; one that is skipped anyway need not learn.
   Config swept = config("{name: rtn, group: 16}");
   apply_override(swept, "sweep.grid.codec.transform=[[], [center]]");
-  has(error_of([&] { make_plan(swept); }), "in the cell {\"codec.transform\":[\"center\"]}");
+  check_says(error_of([&] { make_plan(swept); }), "in the cell {\"codec.transform\":[\"center\"]}");
   apply_override(swept, "sweep.skip=[{codec.transform: [center]}]");
   CHECK(make_plan(swept).header["skipped"] == 1);
 }
@@ -337,8 +328,8 @@ TEST_CASE("a cell in which nothing learns needs no trace", "[plan]") {
   CHECK(made->codecs->model_hash() == "m");
   CHECK(made->config.cache["sinks"] == 0);
   CHECK_FALSE(cell("trace: {path: t.h5}\ncodec: {name: rtn, group: 16}\n"));
-  has(error_of([&] { cell("codec:\n  name: pq\n"); }), "c.yaml:1:1: codec 'pq' (role k) learns from a trace");
-  has(error_of([&] { cell("codec: {name: rtn, group: 16}\ntrace: {train: [0]}\n"); }), "c.yaml:2:1: trace.path");
+  check_says(error_of([&] { cell("codec:\n  name: pq\n"); }), "c.yaml:1:1: codec 'pq' (role k) learns from a trace");
+  check_says(error_of([&] { cell("codec: {name: rtn, group: 16}\ntrace: {train: [0]}\n"); }), "c.yaml:2:1: trace.path");
 }
 
 TEST_CASE("mistakes in transforms, overrides and policies have a line", "[plan]") {
@@ -350,20 +341,22 @@ TEST_CASE("mistakes in transforms, overrides and policies have a line", "[plan]"
       make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\n{}", trace, more), "s.yaml"));
     });
   };
-  has(error("codec:\n  name: rtn\n  transform:\n    - center\n    - {name: low_rank, rank: -1}\n"),
-      "s.yaml:6:24: codec.transform[1].rank: expected an integer");
-  has(error("codec:\n  name: rtn\n  transform:\n    - {name: low_rank, rnk: 4}\n"),
-      "s.yaml:5:24: codec.transform[0]: unknown key 'rnk', did you mean 'rank'?");
-  has(error("codec:\n  name: rtn\n  transform: [hadamrd]\n"), "s.yaml:4:15: codec.transform[0]: transform 'hadamrd'");
-  has(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [0], set: {bits: 99}}\n"),
-      "s.yaml:5:21: codec.overrides[0].set.k.bits: expected an integer");
-  has(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [0], set: {v.bits: 99}}\n"),
-      "s.yaml:5:27: codec.overrides[0].set.v.bits: expected an integer");
-  has(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [7], set: {bits: 2}}\n"),
-      "s.yaml:5:8: codec.overrides[0].layers: 7 is out of range");
-  has(error("codec: {name: rtn}\ncache:\n  window: 0\n  policy: streaming\n"), "s.yaml:4:3: cache.window: expected 1");
-  has(error("codec: {name: rtn}\ncache:\n  policy:\n    name: h2o\n    heavy: 1.5\n"),
-      "s.yaml:6:5: cache.policy.heavy: expected a fraction");
+  check_says(error("codec:\n  name: rtn\n  transform:\n    - center\n    - {name: low_rank, rank: -1}\n"),
+             "s.yaml:6:24: codec.transform[1].rank: expected an integer");
+  check_says(error("codec:\n  name: rtn\n  transform:\n    - {name: low_rank, rnk: 4}\n"),
+             "s.yaml:5:24: codec.transform[0]: unknown key 'rnk', did you mean 'rank'?");
+  check_says(error("codec:\n  name: rtn\n  transform: [hadamrd]\n"),
+             "s.yaml:4:15: codec.transform[0]: transform 'hadamrd'");
+  check_says(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [0], set: {bits: 99}}\n"),
+             "s.yaml:5:21: codec.overrides[0].set.k.bits: expected an integer");
+  check_says(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [0], set: {v.bits: 99}}\n"),
+             "s.yaml:5:27: codec.overrides[0].set.v.bits: expected an integer");
+  check_says(error("codec:\n  name: rtn\n  overrides:\n    - {layers: [7], set: {bits: 2}}\n"),
+             "s.yaml:5:8: codec.overrides[0].layers: 7 is out of range");
+  check_says(error("codec: {name: rtn}\ncache:\n  window: 0\n  policy: streaming\n"),
+             "s.yaml:4:3: cache.window: expected 1");
+  check_says(error("codec: {name: rtn}\ncache:\n  policy:\n    name: h2o\n    heavy: 1.5\n"),
+             "s.yaml:6:5: cache.policy.heavy: expected a fraction");
   // The path is said once, and so is the place; what an override wrote stands on the command line, whatever the file
   // says beside it.
   for (const auto& [override_, message] :
@@ -410,16 +403,16 @@ TEST_CASE("an edited plan is refused", "[plan]") {
   };
   std::string edited = good;
   edited.replace(edited.find("\"seed\":0"), 8, "\"seed\":1");
-  has(refuse(edited), "plan again instead of editing");
+  check_says(refuse(edited), "plan again instead of editing");
   edited = good;
   edited.replace(edited.find("\"axes\":{\"codec.bits\":2", edited.find('\n')), 22, "\"axes\":{\"codec.bits\":7");
-  has(refuse(edited), "lines were changed after planning");
-  has(refuse(good.substr(0, good.size() - 20)), "unfinished");
-  has(refuse(good.substr(0, good.rfind('\n', good.size() - 2) + 1)), "added or removed");
-  has(refuse("{}\n"), "not a plan");
-  has(refuse("[1]\n"), "JSON object");
-  has(refuse(""), "not a plan");
-  has(refuse("{\"plan_version\":99}\n"), "version 99");
+  check_says(refuse(edited), "lines were changed after planning");
+  check_says(refuse(good.substr(0, good.size() - 20)), "unfinished");
+  check_says(refuse(good.substr(0, good.rfind('\n', good.size() - 2) + 1)), "added or removed");
+  check_says(refuse("{}\n"), "not a plan");
+  check_says(refuse("[1]\n"), "JSON object");
+  check_says(refuse(""), "not a plan");
+  check_says(refuse("{\"plan_version\":99}\n"), "version 99");
   // What a line lacks is named with its place, whatever it is.
   const auto without = [&](size_t line, const char* key, const Json& instead = {}) {
     Plan cut = plan;
@@ -430,18 +423,18 @@ TEST_CASE("an edited plan is refused", "[plan]") {
     return refuse(plan_text(cut));
   };
   for (const char* key : {"plan", "skipped", "axes", "repeats", "traces"})
-    has(without(0, key), fmt::format("{} line 1: '{}' is missing; ", path, key));
+    check_says(without(0, key), fmt::format("{} line 1: '{}' is missing; ", path, key));
   for (const char* key :
        {"cell", "id", "group", "train_id", "trace", "model", "config", "versions", "axes", "repeat", "index"})
-    has(without(2, key), fmt::format("{} line 3: '{}' is missing; ", path, key));
+    check_says(without(2, key), fmt::format("{} line 3: '{}' is missing; ", path, key));
   CHECK(without(3, "cell", 3) == path + " line 4: 'cell' must be text");
   CHECK(without(3, "axes", "a") == path + " line 4: 'axes' must be a map");
   CHECK(without(0, "traces", Json::array({1})) == path + " line 1: 'traces' must be a list of maps");
 
   const Plan other = make_plan(sweep_config(trace, "seed: 3\nsweep: {grid: {codec.bits: [2, 4, 8]}}\n"));
   const std::string difference = plan_difference(plan, other);
-  has(difference, "0 cells in both, 3 only in the store's plan, 3 only in the new one");
-  has(difference, "seed: 0 in the store, 3 in the new plan");
+  check_says(difference, "0 cells in both, 3 only in the store's plan, 3 only in the new one");
+  check_says(difference, "seed: 0 in the store, 3 in the new plan");
 }
 
 TEST_CASE("conflicts of codec, cache and trace are found before anything is trained, and have a line",
@@ -476,16 +469,16 @@ TEST_CASE("conflicts of codec, cache and trace are found before anything is trai
   }
   // A rule and a policy that no sweep measures have theirs.
   const auto skip = [&](const std::string& rest) { return make_plan(config(rest)).cells.at(0)["skip"]; };
-  has(skip("codec: {name: rtn, group: 16}\ncache:\n  policy: h2o\n"), "s.yaml:4:3: cache.policy h2o");
-  has(skip("codec: {name: exact}\nmetrics: [key_nmse]\ncache: {policy: streaming}\n"),
-      "s.yaml:3:1: metrics: key_nmse: of decoded rows alone, and the policy streaming keeps none");
-  has(skip("codec: {name: rtn, group: 16}\nsweep:\n  skip:\n    - {codec.group: 16}\n"),
-      "s.yaml:5:7: sweep.skip[0] matches");
+  check_says(skip("codec: {name: rtn, group: 16}\ncache:\n  policy: h2o\n"), "s.yaml:4:3: cache.policy h2o");
+  check_says(skip("codec: {name: exact}\nmetrics: [key_nmse]\ncache: {policy: streaming}\n"),
+             "s.yaml:3:1: metrics: key_nmse: of decoded rows alone, and the policy streaming keeps none");
+  check_says(skip("codec: {name: rtn, group: 16}\nsweep:\n  skip:\n    - {codec.group: 16}\n"),
+             "s.yaml:5:7: sweep.skip[0] matches");
   // What was changed on the command line is said to be from there.
   Config changed = config(tiers + "cache: {flush: 8}\n");
   apply_override(changed, "codec.tiers.0.tokens=12");
-  has(error_of([&] { make_cell(changed); }), "command line: codec.tiers[0].tokens: 12 is not a multiple of 8");
+  check_says(error_of([&] { make_cell(changed); }), "command line: codec.tiers[0].tokens: 12 is not a multiple of 8");
   const CacheShape shape = TraceReader(trace).info().shape;
   const Config untraced = parse_yaml(tiers + "cache: {flush: 16}\n", "c.yaml");
-  has(error_of([&] { make_untraced_cell(untraced, shape, "m"); }), "c.yaml:3:30: codec.tiers[0].tokens: 24");
+  check_says(error_of([&] { make_untraced_cell(untraced, shape, "m"); }), "c.yaml:3:30: codec.tiers[0].tokens: 24");
 }

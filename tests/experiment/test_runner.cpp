@@ -21,22 +21,12 @@
 #include "experiment/runner.h"
 #include "io/atomic_file.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/sweep_trace.h"
 
 using namespace vqkv;
 
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  return "no error";
-}
-void has(const std::string& text, const std::string& part) {
-  INFO(text);
-  CHECK(text.find(part) != std::string::npos);
-}
 
 // Codecs that train nothing, a trained one with shared units, keys before RoPE, a block codec, a skipped cell.
 constexpr const char* kSweep =
@@ -142,7 +132,7 @@ TEST_CASE("records hold what tables need", "[runner]") {
   CHECK(r.cells[5].record["prov"]["command"] == "test");
   CHECK(r.cells[1].record["coverage"]["coded_share_k"].get<double>() > 0.5);
   CHECK(r.cells[6].status() == "skipped");
-  has(r.cells[6].reason(), "3 heads");
+  check_says(r.cells[6].reason(), "3 heads");
   CHECK_FALSE(r.cells[5].flagged("extrapolated"));
 }
 
@@ -173,27 +163,27 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   damaged.replace(damaged.find("\"measurements\"") + 20, 3, "\"\"\"");
   write_file(file, damaged);
   std::filesystem::last_write_time(file, written + std::chrono::hours(1));
-  has(error_of([&] { run_plan(plan, options); }), file + " at byte");
+  check_says(error_of([&] { run_plan(plan, options); }), file + " at byte");
   std::filesystem::last_write_time(file, written);
   CHECK(run_plan(plan, options).before == 7);
   CHECK(load_results(options.folder, Records::kStatus).count("ok") == 6);
-  has(error_of([&] { load_results(options.folder); }), file + " at byte");
+  check_says(error_of([&] { load_results(options.folder); }), file + " at byte");
   write_file(file, sound);
 
   const std::string refusal = error_of([&] { run_plan(small_plan(trace, kSweep, "seed: 9\n"), options); });
-  has(refusal, "holds the results of another plan");
-  has(refusal, "seed: 0 in the store, 9 in the new plan");
-  has(refusal, "Use another -o");
+  check_says(refusal, "holds the results of another plan");
+  check_says(refusal, "seed: 0 in the store, 9 in the new plan");
+  check_says(refusal, "Use another -o");
 
   // The trace is replaced under the plan.
   std::filesystem::remove(trace);
   write_sweep_trace(trace, 5, 160, 2, 2, 16, 77);
   options.folder = dir / "fresh";
   CHECK(run_plan(plan, options).failed == 6);
-  has(load_results(options.folder).cells[0].reason(), "plan again for the new trace");
+  check_says(load_results(options.folder).cells[0].reason(), "plan again for the new trace");
   std::filesystem::remove(trace);
   options.folder = dir / "gone";
-  has(error_of([&] { run_plan(plan, options); }), "a.trace.h5");
+  check_says(error_of([&] { run_plan(plan, options); }), "a.trace.h5");
 }
 
 // The 16-bit floats of a row stand in the file as they are.
@@ -239,10 +229,10 @@ TEST_CASE("a value that is not finite ends the cells that read it, by name and p
     poison(trace, row);
     RunOptions options;
     options.folder = dir / std::to_string(c.row);
-    has(error_of([&] { run_plan(plan, options); }), "content hash is");
+    check_says(error_of([&] { run_plan(plan, options); }), "content hash is");
     options.trust_trace = true;
     CHECK(run_plan(plan, options).failed == 1);
-    has(load_results(options.folder).cells[0].reason(), trace + ": " + c.what);
+    check_says(load_results(options.folder).cells[0].reason(), trace + ": " + c.what);
   }
 }
 
@@ -273,10 +263,10 @@ TEST_CASE("a trace that was edited in place is refused, unless it is trusted and
   std::filesystem::last_write_time(trace, modified);
   options.folder = dir / "edited";
   const std::string refusal = error_of([&] { run_plan(plan, options); });
-  has(refusal, trace);
-  has(refusal, "its values were changed");
+  check_says(refusal, trace);
+  check_says(refusal, "its values were changed");
   CHECK(load_results(options.folder).count("pending") == 1);
-  has(error_of([&] { codecs_of_cell(plan.cells[0], nullptr); }), "its values were changed");
+  check_says(error_of([&] { codecs_of_cell(plan.cells[0], nullptr); }), "its values were changed");
 
   options.trust_trace = true;
   CHECK(run_plan(plan, options).ok == 1);
@@ -362,13 +352,13 @@ TEST_CASE("choosing looks at select documents and aggregates repeats", "[runner]
   CHECK(best[0].n == 2);
   CHECK(best[0].select != best[0].report);
   c.budget = parse_budget("1MiB");
-  has(error_of([&] { choose(r, c); }), "bits a value");
+  check_says(error_of([&] { choose(r, c); }), "bits a value");
   c.column = "resident";
   CHECK(choose(r, c).size() == 0);  // 32768 tokens need more
   c.by = "attention.softmaxkl";
-  has(error_of([&] { choose(r, c); }), "did you mean 'attention.softmax_kl'?");
+  check_says(error_of([&] { choose(r, c); }), "did you mean 'attention.softmax_kl'?");
   for (const char* bad : {"", "2.5", "-1bpv", "2.5 bpv", "1MB", "nanbpv", "1e999bpv"})
-    has(error_of([&] { parse_budget(bad); }), "is not a budget");
+    check_says(error_of([&] { parse_budget(bad); }), "is not a budget");
 }
 
 TEST_CASE("shards by number and by environment", "[runner]") {
@@ -376,11 +366,11 @@ TEST_CASE("shards by number and by environment", "[runner]") {
   parse_shard("2/8", i, n);
   CHECK((i == 2 && n == 8));
   for (const char* bad : {"8/8", "-1/2", "1", "1/2x", "a/b", "0/0", ""})
-    has(error_of([&] { parse_shard(bad, i, n); }), "--shard");
+    check_says(error_of([&] { parse_shard(bad, i, n); }), "--shard");
   for (const char* name : {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_PROCID",
                            "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"})
     unsetenv(name);
-  has(error_of([&] { parse_shard("auto", i, n); }), "none of");
+  check_says(error_of([&] { parse_shard("auto", i, n); }), "none of");
   setenv("PMI_RANK", "1", 1);
   setenv("PMI_SIZE", "2", 1);
   parse_shard("auto", i, n);
@@ -391,7 +381,7 @@ TEST_CASE("shards by number and by environment", "[runner]") {
   parse_shard("auto", i, n);
   CHECK((i == 3 && n == 4));
   setenv("SLURM_ARRAY_TASK_ID", "20", 1);
-  has(error_of([&] { parse_shard("auto", i, n); }), "consecutive");
+  check_says(error_of([&] { parse_shard("auto", i, n); }), "consecutive");
   for (const char* name :
        {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "PMI_RANK", "PMI_SIZE"})
     unsetenv(name);

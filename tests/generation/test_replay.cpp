@@ -74,8 +74,8 @@ struct MeanRuntime final : OneHead {
 };
 
 // Zeros everywhere but one logit of one position, in caches that code.
-struct FakeRuntime final : OneHead {
-  explicit FakeRuntime(float bad_logit) : OneHead(32, 128), bad(bad_logit) {}
+struct LogitRuntime final : OneHead {
+  explicit LogitRuntime(float bad_logit) : OneHead(32, 128), bad(bad_logit) {}
   Matrix<float> values(std::span<const int32_t> tokens) const override {
     return Matrix<float>(static_cast<int64_t>(tokens.size()), 16);
   }
@@ -95,7 +95,7 @@ struct NoRows final : TrainSource {
 TEST_CASE("a logit that is not finite ends a replay with the candidate, the window and the position", "[replay]") {
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                           -std::numeric_limits<float>::infinity()}) {
-    FakeRuntime model(bad);
+    LogitRuntime model(bad);
     const CacheShape shape = model.facts().cache_shape();
     const ReplayCandidate candidate{
         .label = "two bits",

@@ -13,6 +13,7 @@
 
 namespace vqkv::test {
 
+inline const std::string kTiny = std::string(VQKV_SOURCE_DIR) + "/tests/golden/tiny/";
 inline constexpr int64_t kGoldenTokens = 80;
 
 struct Golden {

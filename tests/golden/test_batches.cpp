@@ -9,8 +9,6 @@ using namespace vqkv::test;
 
 namespace {
 
-const std::string kTiny = std::string(VQKV_SOURCE_DIR) + "/tests/golden/tiny/";
-
 std::vector<int32_t> some_tokens(int64_t n, uint64_t seed, int vocab) {
   Rng rng(seed);
   std::vector<int32_t> out;

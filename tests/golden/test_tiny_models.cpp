@@ -13,8 +13,6 @@ using namespace vqkv::test;
 
 namespace {
 
-const std::string kTiny = std::string(VQKV_SOURCE_DIR) + "/tests/golden/tiny/";
-
 struct FirstLayer final : ModelTap {
   Matrix<float> q, k, v;
   int calls = 0;

@@ -24,7 +24,7 @@ void write_archive(const std::string& path) {
   out.finish();
 }
 
-std::string refusal(
+std::string archive_refusal(
     const std::string& path, const std::function<void(const ArchiveReader&)>& use = [](const ArchiveReader&) {}) {
   try {
     const ArchiveReader in(path, "vqkv-test", 1, 2);
@@ -67,19 +67,20 @@ TEST_CASE("an archive refuses absent names, other shapes, formats and versions",
   const TempDir dir("archive-refuse");
   const std::string path = dir / "a.h5";
   write_archive(path);
-  CHECK_THAT(refusal(path,
-                     [](const ArchiveReader& in) {
-                       in.tensor("books", {2, 3});
-                     }),
+  CHECK_THAT(archive_refusal(path,
+                             [](const ArchiveReader& in) {
+                               in.tensor("books", {2, 3});
+                             }),
              Catch::Contains("'books' is missing"));
-  CHECK_THAT(refusal(path,
-                     [](const ArchiveReader& in) {
-                       in.tensor("codec/00000/books", {3, 2});
-                     }),
+  CHECK_THAT(archive_refusal(path,
+                             [](const ArchiveReader& in) {
+                               in.tensor("codec/00000/books", {3, 2});
+                             }),
              Catch::Contains("(2, 3), must be (3, 2)"));
-  CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.tensor("codec/00000/books", {6}); }),
+  CHECK_THAT(archive_refusal(path, [](const ArchiveReader& in) { in.tensor("codec/00000/books", {6}); }),
              Catch::Contains("must be (6)"));
-  CHECK_THAT(refusal(path, [](const ArchiveReader& in) { in.facts("plan"); }), Catch::Contains("'plan' are missing"));
+  CHECK_THAT(archive_refusal(path, [](const ArchiveReader& in) { in.facts("plan"); }),
+             Catch::Contains("'plan' are missing"));
   const auto opening = [&](const std::string& format, int64_t oldest, int64_t newest) -> std::string {
     try {
       const ArchiveReader in(path, format, oldest, newest);
@@ -111,7 +112,7 @@ TEST_CASE("every flipped byte of an archive is noticed or harmless, and never a 
     std::string copy = bytes;
     copy[where] = static_cast<char>(copy[where] ^ flip);
     std::ofstream(dir / "d.h5", std::ios::binary).write(copy.data(), static_cast<std::streamsize>(copy.size()));
-    return refusal(dir / "d.h5", read_everything);
+    return archive_refusal(dir / "d.h5", read_everything);
   };
   for (size_t i = 0; i < 24; ++i) CHECK_THAT(damaged(at + i, 0x10), Catch::Contains("does not match its hash"));
   Rng rng(3);
@@ -119,6 +120,6 @@ TEST_CASE("every flipped byte of an archive is noticed or harmless, and never a 
   for (int i = 0; i < 20; ++i) {
     std::ofstream(dir / "c.h5", std::ios::binary)
         .write(bytes.data(), static_cast<std::streamsize>(bytes.size() * static_cast<size_t>(i) / 20));
-    CHECK_FALSE(refusal(dir / "c.h5", read_everything).empty());
+    CHECK_FALSE(archive_refusal(dir / "c.h5", read_everything).empty());
   }
 }

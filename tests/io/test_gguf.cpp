@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/model_writers.h"
 
 using namespace vqkv;
@@ -13,7 +14,7 @@ using namespace vqkv::testing;
 
 namespace {
 
-GgufBuilder small() {
+GgufBuilder small_gguf() {
   GgufBuilder b;
   b.text("general.architecture", "llama").u32("llama.block_count", 2).f32("llama.eps", 0.5f).flag("llama.flag", true);
   b.values.push_back({"list", raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_text("one") + gguf_text("two"), 9});
@@ -21,7 +22,7 @@ GgufBuilder small() {
   return b;
 }
 
-std::string message_of(const std::string& bytes) {
+std::string gguf_error(const std::string& bytes) {
   const TempFolder folder;
   const std::string path = folder.write("m.gguf", bytes);
   try {
@@ -36,15 +37,9 @@ std::string message_of(const std::string& bytes) {
 
 // What a change to the small file is answered with.
 std::string after(const std::function<void(GgufBuilder&)>& change) {
-  GgufBuilder b = small();
+  GgufBuilder b = small_gguf();
   change(b);
-  return message_of(b.build());
-}
-
-void check_says(const std::string& message, std::initializer_list<const char*> parts) {
-  INFO("message: " << message);
-  CHECK_FALSE(message.empty());
-  for (const char* part : parts) CHECK(message.find(part) != std::string::npos);
+  return gguf_error(b.build());
 }
 
 }  // namespace
@@ -52,7 +47,7 @@ void check_says(const std::string& message, std::initializer_list<const char*> p
 TEST_CASE("a small GGUF reads back") {
   const TempFolder folder;
   for (const uint32_t version : {2u, 3u}) {
-    GgufBuilder b = small();
+    GgufBuilder b = small_gguf();
     b.version = version;
     const GgufFile file(folder.write("m.gguf", b.build()));
     CHECK(file.version() == version);
@@ -70,7 +65,7 @@ TEST_CASE("a small GGUF reads back") {
 
 TEST_CASE("typed access refuses wrong types, ranges and missing keys by name") {
   const TempFolder folder;
-  GgufBuilder b = small();
+  GgufBuilder b = small_gguf();
   b.f32("nan", std::nanf(""));
   const GgufFile file(folder.write("m.gguf", b.build()));
   CHECK_THROWS_WITH(file.string("llama.block_count"),
@@ -89,18 +84,18 @@ TEST_CASE("typed access refuses wrong types, ranges and missing keys by name") {
 
 TEST_CASE("a GGUF cut at any byte is refused") {
   const TempFolder folder;
-  const std::string whole = small().build();
+  const std::string whole = small_gguf().build();
   for (size_t n = 0; n < whole.size(); ++n) {
     const std::string path = folder.write("m.gguf", whole.substr(0, n));
     INFO("after " << n << " of " << whole.size() << " bytes");
     CHECK_THROWS_AS(GgufFile(path), Error);
   }
-  check_says(message_of(whole.substr(0, whole.size() - 1)), {"tensor \"b\"", "beyond the file", "partial"});
+  check_says(gguf_error(whole.substr(0, whole.size() - 1)), {"tensor \"b\"", "beyond the file", "partial"});
 }
 
 TEST_CASE("hostile GGUF headers are refused by name") {
-  check_says(message_of("GGML" + std::string(60, '\0')), {"magic", "\"GGML\" found"});
-  check_says(message_of(""), {"is empty"});
+  check_says(gguf_error("GGML" + std::string(60, '\0')), {"magic", "\"GGML\" found"});
+  check_says(gguf_error(""), {"is empty"});
   check_says(after([](auto& b) { b.version = 1; }), {"version", "1 found, 2 and 3"});
   check_says(after([](auto& b) { b.version = 0x03000000; }), {"big-endian"});
   check_says(after([](auto& b) { b.tensor_count = int64_t{1} << 60; }), {"tensor count", "1152921504606846976"});
@@ -162,7 +157,7 @@ TEST_CASE("hostile GGUF tensors are refused by name") {
 
 TEST_CASE("one flipped byte anywhere in a GGUF is read or refused, never a crash") {
   const TempFolder folder;
-  const std::string whole = small().build();
+  const std::string whole = small_gguf().build();
   for (size_t i = 0; i < whole.size(); ++i) {
     for (const int flip : {0x01, 0x80, 0xff}) {
       std::string bytes = whole;

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "io/atomic_file.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "trace_fixture.h"
 
 using namespace vqkv;
@@ -28,16 +29,6 @@ std::vector<Json> facts(const RecordIndex& index) {
   for (const RecordEntry& e : index.entries) out.push_back(e.facts);
   return out;
 }
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kBadData);
-    return e.what();
-  }
-  return "";
-}
-
 struct Store {
   TempDir dir{"record-index"};
   std::string path = dir / "main.jsonl", index = dir / "main.index";
@@ -72,7 +63,7 @@ TEST_CASE("what is asked of records is read from their index, the records one by
   write_file(s.path, text);
   std::filesystem::last_write_time(s.path, written);
   CHECK(facts(read_record_index(s.path)) == facts(index));
-  CHECK_THAT(error_of([&] { s.whole(); }),
+  CHECK_THAT(data_error_of([&] { s.whole(); }),
              Catch::Contains(fmt::format("{} at byte {} line 8", s.path, index.entries[7].place.at)));
   CHECK(read_record_index(s.dir / "absent.jsonl").entries.empty());
 }

@@ -2,6 +2,7 @@
 
 #include "core/error.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/model_writers.h"
 
 using namespace vqkv;
@@ -9,7 +10,7 @@ using namespace vqkv::testing;
 
 namespace {
 
-std::string message_of(const std::string& bytes) {
+std::string safetensors_error(const std::string& bytes) {
   const TempFolder folder;
   const std::string path = folder.write("m.safetensors", bytes);
   try {
@@ -22,14 +23,9 @@ std::string message_of(const std::string& bytes) {
   return "";
 }
 std::string header_message(const std::string& header, size_t data_bytes = 24) {
-  return message_of(safetensors_bytes(header, std::string(data_bytes, 'x')));
+  return safetensors_error(safetensors_bytes(header, std::string(data_bytes, 'x')));
 }
-void check_says(const std::string& message, std::initializer_list<const char*> parts) {
-  INFO("message: " << message);
-  CHECK_FALSE(message.empty());
-  for (const char* part : parts) CHECK(message.find(part) != std::string::npos);
-}
-SafetensorsBuilder small() {
+SafetensorsBuilder small_safetensors() {
   SafetensorsBuilder b;
   b.tensor("a", {2, 2}, {1, 2, 3, 4}).tensor("b", {2}, {5, 6});
   b.header["__metadata__"] = {{"format", "pt"}};
@@ -40,7 +36,7 @@ SafetensorsBuilder small() {
 
 TEST_CASE("a small safetensors file reads back") {
   const TempFolder folder;
-  const SafetensorsFile file(folder.write("m.safetensors", small().build()));
+  const SafetensorsFile file(folder.write("m.safetensors", small_safetensors().build()));
   REQUIRE(file.find("b") != nullptr);
   float v[2];
   file.read(*file.find("b"), v);
@@ -51,19 +47,19 @@ TEST_CASE("a small safetensors file reads back") {
 
 TEST_CASE("a safetensors file cut at any byte is refused") {
   const TempFolder folder;
-  const std::string whole = small().build();
+  const std::string whole = small_safetensors().build();
   for (size_t n = 0; n < whole.size(); ++n) {
     const std::string path = folder.write("m.safetensors", whole.substr(0, n));
     CHECK_THROWS_AS(SafetensorsFile(path), Error);
   }
-  check_says(message_of(whole.substr(0, whole.size() - 1)), {"tensor \"b\"", "beyond the file", "partial"});
-  check_says(message_of(whole + "x"), {"24 bytes", "25 after its header"});
+  check_says(safetensors_error(whole.substr(0, whole.size() - 1)), {"tensor \"b\"", "beyond the file", "partial"});
+  check_says(safetensors_error(whole + "x"), {"24 bytes", "25 after its header"});
 }
 
 TEST_CASE("hostile safetensors headers are refused by name") {
-  check_says(message_of(raw(uint64_t{100'000'001}) + "{}"), {"100000001", "100000000"});
-  check_says(message_of(raw(~uint64_t{0}) + "{}"), {"18446744073709551615"});
-  check_says(message_of(raw(uint64_t{3}) + "{}"), {"ends after 2"});
+  check_says(safetensors_error(raw(uint64_t{100'000'001}) + "{}"), {"100000001", "100000000"});
+  check_says(safetensors_error(raw(~uint64_t{0}) + "{}"), {"18446744073709551615"});
+  check_says(safetensors_error(raw(uint64_t{3}) + "{}"), {"ends after 2"});
   check_says(header_message("[]"), {"'{'"});
   check_says(header_message(""), {"'{'"});
   check_says(header_message("{\"a\": "), {"not valid JSON"});

@@ -12,18 +12,10 @@
 #include "io/result_index.h"
 #include "io/store.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/sweep_trace.h"
 
 using namespace vqkv;
-
-namespace {
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  return "no error";
-}
-}  // namespace
 
 TEST_CASE("JSON lines: torn ends are tolerated, torn middles are not", "[store]") {
   CHECK(parse_jsonl("", "f").records.empty());

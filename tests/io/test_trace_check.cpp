@@ -13,7 +13,7 @@ using namespace vqkv;
 
 namespace {
 
-std::string refusal(const std::string& path) {
+std::string verify_refusal(const std::string& path) {
   try {
     open_verified_trace(path);
   } catch (const Error& e) {
@@ -54,44 +54,44 @@ TEST_CASE("a trace is verified once a state of its file", "[trace][verified]") {
   const TempDir dir("verified");
   const std::string path = dir / "t.trace.h5", record = path + ".verified";
   write_trace(path, DType::kBF16, 10, 0);
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   const std::string first = read_file(record);
   CHECK(first.find(TraceReader(path).info().content_hash) != std::string::npos);
 
   edit(path);
-  CHECK_THAT(refusal(path), Catch::Contains(path) && Catch::Contains("its values were changed"));
+  CHECK_THAT(verify_refusal(path), Catch::Contains(path) && Catch::Contains("its values were changed"));
   CHECK(read_file(record) == first);
   // A remembered state is believed: with the record of the edited file forged, its values are not read.
   forge(path, record);
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   std::filesystem::remove(record);
-  CHECK_THAT(refusal(path), Catch::Contains("its values were changed"));
+  CHECK_THAT(verify_refusal(path), Catch::Contains("its values were changed"));
   edit(path);  // back
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   CHECK(read_file(record) != first);  // another time of modification
   const std::string second = read_file(record);
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   CHECK(read_file(record) == second);
 
   // A copy under the same name is another file; a torn record says nothing.
   std::filesystem::copy_file(path, dir / "copy.h5");
   std::filesystem::rename(dir / "copy.h5", path);
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   CHECK(read_file(record) != second);
   std::ofstream(record) << "{\"size\":";
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   CHECK(Json::parse(read_file(record)).contains("inode"));
 }
 
 TEST_CASE("what is no trace leaves no record, and one that can't be kept is no error", "[trace][verified]") {
   const TempDir dir("unverified");
   std::ofstream(dir / "text.h5") << "no trace";
-  CHECK_THAT(refusal(dir / "text.h5"), Catch::Contains("can't be opened as HDF5"));
+  CHECK_THAT(verify_refusal(dir / "text.h5"), Catch::Contains("can't be opened as HDF5"));
   CHECK_FALSE(std::filesystem::exists(dir / "text.h5.verified"));
   const std::string path = dir / "t.trace.h5";
   write_trace(path, DType::kBF16, 10, 0);
   std::filesystem::create_directory(path + ".verified");  // stands in for a folder that can't be written
-  CHECK(refusal(path).empty());
+  CHECK(verify_refusal(path).empty());
   edit(path);
-  CHECK_THAT(refusal(path), Catch::Contains("its values were changed"));
+  CHECK_THAT(verify_refusal(path), Catch::Contains("its values were changed"));
 }

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/model_writers.h"
 
 namespace vqkv::testing {
@@ -132,34 +133,19 @@ inline std::unique_ptr<ModelWeights> open_hf(const TempFolder& folder, const HfM
   return ModelWeights::open(folder.path());
 }
 
-inline std::string refusal(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kBadData);
-    return e.what();
-  }
-  return "";
-}
 inline std::string gguf_refusal(const std::string& family, const std::function<void(GgufBuilder&)>& change) {
   const TempFolder folder;
   GgufBuilder b = gguf_model(family, true);
   change(b);
   const std::string path = folder.write("m.gguf", b.build());
-  return refusal([&] { ModelWeights::open(path); });
+  return data_error_of([&] { ModelWeights::open(path); });
 }
 inline std::string hf_refusal(const std::string& family, const std::function<void(HfModel&)>& change) {
   const TempFolder folder;
   HfModel m = hf_model(family, true);
   change(m);
-  return refusal([&] { open_hf(folder, m); });
+  return data_error_of([&] { open_hf(folder, m); });
 }
-inline void check_says(const std::string& message, std::initializer_list<const char*> parts) {
-  INFO("message: " << message);
-  CHECK_FALSE(message.empty());
-  for (const char* part : parts) CHECK(message.find(part) != std::string::npos);
-}
-
 constexpr Weight kAll[] = {Weight::kEmbedding, Weight::kHead,    Weight::kFinalNorm, Weight::kAttentionNorm,
                            Weight::kQ,         Weight::kK,       Weight::kV,         Weight::kO,
                            Weight::kQBias,     Weight::kKBias,   Weight::kVBias,     Weight::kQNorm,

@@ -134,7 +134,7 @@ TEST_CASE("a tied head stored alone is the embedding too") {
   CHECK(alone->facts().tied_head);
   for (const Weight w : {Weight::kEmbedding, Weight::kHead}) CHECK(alone->read(w).storage == plain->read(w).storage);
   m.config["tie_word_embeddings"] = false;
-  check_says(refusal([&] { open_hf(folder, m); }), {"model.embed_tokens.weight is missing"});
+  check_says(data_error_of([&] { open_hf(folder, m); }), {"model.embed_tokens.weight is missing"});
 }
 
 TEST_CASE("tensors without the model. prefix are the same model") {
@@ -149,10 +149,10 @@ TEST_CASE("tensors without the model. prefix are the same model") {
     for (int layer = 0; layer < kLayers; ++layer) CHECK(bare->read(w, layer).storage == plain->read(w, layer).storage);
   }
   m.config["tie_word_embeddings"] = false;  // what such a class saves has no head
-  check_says(refusal([&] { open_hf(folder, m); }), {"lm_head.weight is missing"});
+  check_says(data_error_of([&] { open_hf(folder, m); }), {"lm_head.weight is missing"});
   m = hf_model("llama", true);
   m.weights.tensor("norm.weight", {kHidden}, values(kHidden, 2));  // both forms at once
-  check_says(refusal([&] { open_hf(folder, m); }), {"norm.weight", "not part"});
+  check_says(data_error_of([&] { open_hf(folder, m); }), {"norm.weight", "not part"});
 }
 
 TEST_CASE("keys that a family's class doesn't read change nothing") {
@@ -330,11 +330,11 @@ TEST_CASE("Hugging Face models that would compute something else are refused by 
              {"model.norm.weight", "I32"});
   // Files.
   const TempFolder folder;
-  check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"no config.json"});
-  check_says(refusal([&] { ModelWeights::open(folder.file("nothing")); }), {"nothing", "no such"});
+  check_says(data_error_of([&] { ModelWeights::open(folder.path()); }), {"no config.json"});
+  check_says(data_error_of([&] { ModelWeights::open(folder.file("nothing")); }), {"nothing", "no such"});
   folder.write("config.json", "[1]");
   folder.write("model.safetensors", hf_model("llama", true).weights.build());
-  check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"config.json", "not a JSON object"});
+  check_says(data_error_of([&] { ModelWeights::open(folder.path()); }), {"config.json", "not a JSON object"});
   folder.write("config.json", "{\"model_type\": \"llama\", \"model_type\": \"llama\"}");
-  check_says(refusal([&] { ModelWeights::open(folder.path()); }), {"config.json", "stands twice"});
+  check_says(data_error_of([&] { ModelWeights::open(folder.path()); }), {"config.json", "stands twice"});
 }

@@ -7,12 +7,12 @@
 #include "io/atomic_file.h"
 #include "model/runtime.h"
 #include "support/catch.h"
+#include "support/small_model.h"
 
 using namespace vqkv;
 
 namespace {
 
-constexpr const char* kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 constexpr const char* kGolden = VQKV_SOURCE_DIR "/tests/golden/";
 
 ModelRuntime& model() {

@@ -7,12 +7,11 @@
 #include "io/atomic_file.h"
 #include "model/model_files.h"
 #include "support/catch.h"
+#include "support/small_model.h"
 
 using namespace vqkv;
 
 namespace {
-
-const std::string kModel = std::string(VQKV_SOURCE_DIR) + "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 uint32_t crc32(const void* data, size_t size) {
   static const auto table = [] {

@@ -6,14 +6,13 @@
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
 #include "support/catch.h"
+#include "support/small_model.h"
 #include "support/token_goldens.h"
 
 using namespace vqkv;
 using namespace vqkv::testing;
 
-namespace {
-const std::string kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-}
+namespace {}
 
 TEST_CASE("SmolLM2: ids of the hard strings equal those of the tokenizers package", "[tokens]") {
   const auto tokenizer = load_tokenizer(kModel);

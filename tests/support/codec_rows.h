@@ -8,6 +8,15 @@
 
 namespace vqkv::test {
 
+inline UnitShape unit_of(int head_dim, int heads = 1, Role role = Role::kKey, int layer = 0) {
+  UnitShape u;
+  u.role = role;
+  u.layer = layer;
+  u.head_dim = head_dim;
+  u.heads = heads;
+  return u;
+}
+
 inline Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key, double mean = 0) {
   Matrix<float> m(rows, cols);
   Rng rng(key);

@@ -11,11 +11,11 @@
 #include "model/runtime.h"
 #include "support/catch.h"
 #include "support/run_tool.h"
+#include "support/small_model.h"
 #include "support/sweep_trace.h"
 
 namespace vqkv {
 
-inline const std::string kModel = VQKV_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 inline const std::string kText = VQKV_SOURCE_DIR "/data/jargon-3.txt";
 
 struct NoRows final : TrainSource {

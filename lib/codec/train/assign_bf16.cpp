@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "codec/train/assign_tile.h"
+#include "core/round_up.h"
 
 namespace vqkv::assign {
 namespace {
@@ -145,7 +146,7 @@ bool nearest_bf16(const Bf16Job& job) {
   const TileJob& exact = *job.exact;
   thread_local AlignedVector<uint32_t> pairs;
   thread_local AlignedVector<float> low, line;
-  const int64_t own = (exact.channels + 1) / 2, padded = job.tiles ? (own + 15) / 16 * 16 : own;
+  const int64_t own = (exact.channels + 1) / 2, padded = job.tiles ? round_up(own, 16) : own;
   pairs.resize(static_cast<size_t>(padded * kTile));
   std::fill(pairs.begin() + own * kTile, pairs.end(), 0u);
   low.resize(static_cast<size_t>(exact.blocks * kTile));

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "codec/train/simd.h"
+#include "core/round_up.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "codec/train/beam.cpp"
@@ -167,7 +168,7 @@ BeamEncoder::BeamEncoder(const std::vector<Matrix<float>>& books, int beam)
   offset_.resize(static_cast<size_t>(width_));
   for (size_t k = 0; k < offset_.size(); ++k) offset_[k] = static_cast<float>(mean[k] / static_cast<double>(entries_));
 
-  const int64_t padded_rows = (entries_ + kRowBlock - 1) / kRowBlock * kRowBlock;
+  const int64_t padded_rows = round_up(entries_, kRowBlock);
   std::vector<Matrix<float>> rows;  // the books as rows to score, for the tables
   for (int i = 0; i < stages_; ++i) {
     const Matrix<float>& book = books[static_cast<size_t>(i)];
@@ -232,7 +233,7 @@ void BeamEncoder::encode_tile(ConstMatrix x, uint16_t* codes, int64_t row_stride
   const bool tables = uses_tables();
   // Direct: `per_row` residuals a row, one a beam entry. Tables: x itself, scored against all stages at once.
   int64_t per_row = 1;
-  const auto padded_count = [](int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock * kRowBlock; };
+  const auto padded_count = [](int64_t rows) { return round_up(rows, kRowBlock); };
   residual.assign(static_cast<size_t>(padded_count(x.rows)) * width, 0.0f);
   for (int64_t r = 0; r < x.rows; ++r) {
     for (size_t k = 0; k < width; ++k) residual[static_cast<size_t>(r) * width + k] = x.row(r)[k] - offset_[k];

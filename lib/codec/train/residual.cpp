@@ -11,7 +11,7 @@
 
 namespace vqkv {
 namespace {
-constexpr int64_t kTile = 64;
+constexpr int64_t kRowTile = 64;
 constexpr int64_t kChunk = 512;
 }  // namespace
 
@@ -43,11 +43,11 @@ void ResidualQuantizer::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_
   VQKV_CHECK(impl_ && x.cols == width());
   const int64_t columns = width();
   thread_local AlignedVector<float> rest;
-  rest.resize(static_cast<size_t>(kTile * columns));
-  const MutMatrix residual(rest.data(), kTile, columns);
-  int32_t index[kTile];
-  for (int64_t first = 0; first < x.rows; first += kTile) {
-    const int64_t rows = std::min(kTile, x.rows - first);
+  rest.resize(static_cast<size_t>(kRowTile * columns));
+  const MutMatrix residual(rest.data(), kRowTile, columns);
+  int32_t index[kRowTile];
+  for (int64_t first = 0; first < x.rows; first += kRowTile) {
+    const int64_t rows = std::min(kRowTile, x.rows - first);
     const ConstMatrix tile = x.slice_rows(first, rows);
     uint16_t* out = codes + first * row_stride;
     if (impl_->beam) {
