@@ -1,6 +1,7 @@
 #include "core/hash.h"
 
 #include <fmt/format.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <xxhash.h>
 
@@ -14,7 +15,10 @@ namespace {
 
 class Sha256 {
  public:
-  Sha256() : context_(EVP_MD_CTX_new()) {
+  Sha256() {
+    // Its exit handler would free what threads share before the last of ours ends, whose own state then leaks.
+    static const int started = OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, nullptr);
+    context_ = started == 1 ? EVP_MD_CTX_new() : nullptr;
     if (!context_ || EVP_DigestInit_ex(context_, EVP_sha256(), nullptr) != 1) fail_internal("SHA-256 can't start");
   }
   ~Sha256() { EVP_MD_CTX_free(context_); }
@@ -32,7 +36,7 @@ class Sha256 {
   }
 
  private:
-  EVP_MD_CTX* context_;
+  EVP_MD_CTX* context_ = nullptr;
 };
 
 }  // namespace

@@ -77,7 +77,8 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   write_file(eval.dir / "half.codec.h5", archive.substr(0, archive.size() / 2));
   eval.refuses(3, "half.codec.h5", with({eval.dir / "half.codec.h5"}));
   write_file(eval.dir / "bad.txt", std::string(2000, 'a') + "\xff\xfe");
-  eval.refuses(3, "byte 2000", {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "bad.txt"});
+  eval.refuses(3, "not UTF-8: byte 0xff at offset 2000",
+               {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "bad.txt"});
   write_file(eval.dir / "short.txt", "too short");
   eval.refuses(3, "no text holds a whole window",
                {"replay", "--model", kModel, "--codec", "exact", "--text", eval.dir / "short.txt"});

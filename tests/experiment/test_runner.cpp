@@ -163,11 +163,11 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   damaged.replace(damaged.find("\"measurements\"") + 20, 3, "\"\"\"");
   write_file(file, damaged);
   std::filesystem::last_write_time(file, written + std::chrono::hours(1));
-  check_says(error_of([&] { run_plan(plan, options); }), file + " at byte");
+  check_says(data_error_of([&] { run_plan(plan, options); }), file + " at byte");
   std::filesystem::last_write_time(file, written);
   CHECK(run_plan(plan, options).before == 7);
   CHECK(load_results(options.folder, Records::kStatus).count("ok") == 6);
-  check_says(error_of([&] { load_results(options.folder); }), file + " at byte");
+  check_says(data_error_of([&] { load_results(options.folder); }), file + " at byte");
   write_file(file, sound);
 
   const std::string refusal = error_of([&] { run_plan(small_plan(trace, kSweep, "seed: 9\n"), options); });
@@ -183,7 +183,7 @@ TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]"
   check_says(load_results(options.folder).cells[0].reason(), "plan again for the new trace");
   std::filesystem::remove(trace);
   options.folder = dir / "gone";
-  check_says(error_of([&] { run_plan(plan, options); }), "a.trace.h5");
+  check_says(data_error_of([&] { run_plan(plan, options); }), "a.trace.h5");
 }
 
 // The 16-bit floats of a row stand in the file as they are.
@@ -229,7 +229,7 @@ TEST_CASE("a value that is not finite ends the cells that read it, by name and p
     poison(trace, row);
     RunOptions options;
     options.folder = dir / std::to_string(c.row);
-    check_says(error_of([&] { run_plan(plan, options); }), "content hash is");
+    check_says(data_error_of([&] { run_plan(plan, options); }), "content hash is");
     options.trust_trace = true;
     CHECK(run_plan(plan, options).failed == 1);
     check_says(load_results(options.folder).cells[0].reason(), trace + ": " + c.what);
@@ -262,11 +262,11 @@ TEST_CASE("a trace that was edited in place is refused, unless it is trusted and
   }
   std::filesystem::last_write_time(trace, modified);
   options.folder = dir / "edited";
-  const std::string refusal = error_of([&] { run_plan(plan, options); });
+  const std::string refusal = data_error_of([&] { run_plan(plan, options); });
   check_says(refusal, trace);
   check_says(refusal, "its values were changed");
   CHECK(load_results(options.folder).count("pending") == 1);
-  check_says(error_of([&] { codecs_of_cell(plan.cells[0], nullptr); }), "its values were changed");
+  check_says(data_error_of([&] { codecs_of_cell(plan.cells[0], nullptr); }), "its values were changed");
 
   options.trust_trace = true;
   CHECK(run_plan(plan, options).ok == 1);

@@ -97,11 +97,10 @@ TEST_CASE("a logit that is not finite ends a replay with the candidate, the wind
                           -std::numeric_limits<float>::infinity()}) {
     LogitRuntime model(bad);
     const CacheShape shape = model.facts().cache_shape();
-    const ReplayCandidate candidate{
-        .label = "two bits",
-        .codecs =
-            train_codec_set(resolve_codec({{"name", "rtn"}, {"bits", 2}, {"group", 16}}, shape), shape, NoRows(), {}),
-        .policy = {}};
+    ReplayCandidate candidate;
+    candidate.label = "two bits";
+    candidate.codecs =
+        train_codec_set(resolve_codec({{"name", "rtn"}, {"bits", 2}, {"group", 16}}, shape), shape, NoRows(), {});
     const ReplayText text{"t", std::vector<int32_t>(128, 5)};
     std::string error = "no error";
     try {

@@ -26,16 +26,16 @@ TEST_CASE("JSON lines: torn ends are tolerated, torn middles are not", "[store]"
   const JsonlRead torn = parse_jsonl("{\"a\":1}\n{\"a\":2,\"b", "f");
   CHECK(torn.records.size() == 1);
   CHECK(torn.torn == "f line 2: 9 bytes of an unfinished record");
-  CHECK(error_of([] { parse_jsonl("{\"a\":1}\n{\"a\":\n{\"a\":2}\n", "f"); }).find("f line 2") == 0);
+  CHECK(data_error_of([] { parse_jsonl("{\"a\":1}\n{\"a\":\n{\"a\":2}\n", "f"); }).find("f line 2") == 0);
   std::vector<int64_t> at;
   CHECK(parse_jsonl("{\"a\":1}\n\n{\"a\":2}\n{\"a\":", "f", [&](Json&& record, int64_t line) {
           CHECK(record.contains("a"));
           at.push_back(line);
         }) == "f line 4: 5 bytes of an unfinished record");
   CHECK(at == std::vector<int64_t>{1, 3});
-  CHECK(error_of([] { parse_jsonl("[1]\n", "f", 7); }) == "f line 7: a JSON object is expected");
-  CHECK(error_of([] { parse_jsonl("[1]\n", "f"); }) == "f line 1: a JSON object is expected");
-  CHECK(error_of([] { parse_jsonl("{\"a\":1,\"a\":2}\n", "f"); }).find("stands twice") != std::string::npos);
+  CHECK(data_error_of([] { parse_jsonl("[1]\n", "f", 7); }) == "f line 7: a JSON object is expected");
+  CHECK(data_error_of([] { parse_jsonl("[1]\n", "f"); }) == "f line 1: a JSON object is expected");
+  CHECK(data_error_of([] { parse_jsonl("{\"a\":1,\"a\":2}\n", "f"); }).find("stands twice") != std::string::npos);
 }
 
 TEST_CASE("a writer continues after a torn line and excludes a second one", "[store]") {
