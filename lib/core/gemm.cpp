@@ -11,6 +11,7 @@
 #include "core/huge_pages.h"
 #include "core/panel.h"
 #include "core/round_up.h"
+#include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -233,6 +234,29 @@ void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
                     .cols = std::min(kPanelWidth, w.out - col),
                     .accumulate = accumulate});
   });
+}
+
+void PackedWeights::apply_transposed(ConstMatrix y, MutMatrix x, bool accumulate) const {
+  VQKV_CHECK(impl_ && x.cols == impl_->in && y.cols == impl_->out && x.rows == y.rows);
+  const Impl& w = *impl_;
+  // 16 panels at a time: 2.3 MB of 576 inputs, and sums long enough that adding to x costs little.
+  constexpr int64_t kOutputs = 16 * kPanelWidth;
+  thread_local AlignedVector<float> kept;
+  if (const auto size = static_cast<size_t>(std::min(w.out, kOutputs) * w.in); kept.size() < size) kept.resize(size);
+  const MutMatrix plain(kept.data(), std::min(w.out, kOutputs), w.in);
+  for (int64_t first = 0; first < w.out; first += kOutputs) {
+    const int64_t outputs = std::min(kOutputs, w.out - first);
+    parallel_for((outputs + kPanelWidth - 1) / kPanelWidth, [&](int64_t i) {
+      const int64_t row = first + i * kPanelWidth, columns = std::min(kPanelWidth, w.out - row);
+      if (w.type == DType::kF32) {
+        const auto* panel = reinterpret_cast<const float*>(w.panel(row / kPanelWidth));
+        kernels::transpose(panel, kPanelWidth, w.in, columns, plain.row(row - first), w.in, false);
+      } else {
+        for (int64_t r = row; r < row + columns; ++r) copy_row(r, plain.row(r - first));
+      }
+    });
+    gemm(y.slice_cols(first, outputs), plain.slice_rows(0, outputs), false, x, accumulate || first > 0);
+  }
 }
 
 void PackedWeights::copy_row(int64_t r, float* out) const {

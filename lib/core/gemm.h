@@ -27,6 +27,9 @@ class PackedWeights {
   PackedWeights(std::span<const ConstMatrix> stacked, DType storage);
   // y (m, out) = x (m, in) * W^T [+ y when accumulate]. A row has the same bits alone and in any block.
   void apply(ConstMatrix x, MutMatrix y, bool accumulate = false) const;
+  // x (m, in) = y (m, out) * W [+ x when accumulate]: a gradient on its way back through apply(). Weights are widened
+  // to fp32 some outputs at a time, and nothing else is rounded. The bits depend on the number of rows.
+  void apply_transposed(ConstMatrix y, MutMatrix x, bool accumulate = false) const;
   // True with bf16 storage where the processor has AVX512-BF16: inputs are rounded to bf16 too, products are exact and
   // run at twice the rate of fp32. Their bits are a processor's own, so whoever reports a number says which it was.
   bool rounds_inputs() const;

@@ -149,23 +149,23 @@ const float* RopeTable::row(int64_t position) const {
   return rows + position % kBlock * (facts_.rotary_dim / 2 * 2);
 }
 
-void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse) {
+namespace {
+
+// Every row's rotation, or its transposed times `factor`.
+void rotate_rows(const RopeTable& table, const int32_t* positions, MutMatrix x, bool transposed, float factor) {
   const int64_t d = table.facts().head_dim, half = table.facts().rotary_dim / 2;
   VQKV_CHECK(x.cols % d == 0);
-  // The table's cos and sin hold the factor once; undoing it takes its square out again.
-  const double factor = table.facts().attention_factor;
-  const auto undo = static_cast<float>(1.0 / (factor * factor));
   for (int64_t r = 0; r < x.rows; ++r) {
     const float* cosine = table.row(positions[r]);
     const float* sine = cosine + half;
     for (float* h = x.row(r); h < x.row(r) + x.cols; h += d) {
       float* __restrict low = h;
       float* __restrict high = h + half;
-      if (inverse) {
+      if (transposed) {
         for (int64_t p = 0; p < half; ++p) {
           const float a = low[p], b = high[p];
-          low[p] = (a * cosine[p] + b * sine[p]) * undo;
-          high[p] = (b * cosine[p] - a * sine[p]) * undo;
+          low[p] = (a * cosine[p] + b * sine[p]) * factor;
+          high[p] = (b * cosine[p] - a * sine[p]) * factor;
         }
       } else {
         for (int64_t p = 0; p < half; ++p) {
@@ -176,6 +176,18 @@ void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, b
       }
     }
   }
+}
+
+}  // namespace
+
+void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse) {
+  // The table's cos and sin hold the factor once; undoing it takes its square out again.
+  const double factor = table.facts().attention_factor;
+  rotate_rows(table, positions, x, inverse, static_cast<float>(1.0 / (factor * factor)));
+}
+
+void rope_transpose(const RopeTable& table, const int32_t* positions, MutMatrix x) {
+  rotate_rows(table, positions, x, true, 1.0f);
 }
 
 }  // namespace vqkv

@@ -65,5 +65,8 @@ class RopeTable {
 // Rotates rows of x in place. x is (n, heads * head_dim); positions has n entries. inverse undoes it, the attention
 // factor included.
 void rope_apply(const RopeTable& table, const int32_t* positions, MutMatrix x, bool inverse = false);
+// Gradients with respect to rotated rows become those with respect to the rows before: the transposed map, which is the
+// inverse times the attention factor's square.
+void rope_transpose(const RopeTable& table, const int32_t* positions, MutMatrix x);
 
 }  // namespace vqkv

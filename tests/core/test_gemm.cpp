@@ -168,3 +168,33 @@ TEST_CASE("products: the same bits with 1, 2 and 3 threads, and inside parallel_
     }
   }
 }
+
+TEST_CASE("packed weights: the transposed product agrees with a double sum, f32 and bf16, at any thread count",
+          "[gemm]") {
+  const ThreadCount restore;
+  for (const auto& [n, k] : {std::array<int64_t, 2>{1, 1}, {63, 17}, {130, 100}, {1088, 33}, {2100, 40}}) {
+    const auto w = random_matrix(n, k, 4), y = random_matrix(70, n + 3, 5), start = random_matrix(70, k + 2, 6);
+    const ConstMatrix yv = y.view().slice_cols(2, n);
+    for (const DType storage : {DType::kF32, DType::kBF16})
+      for (const bool accumulate : {false, true}) {
+        CAPTURE(n, k, accumulate);
+        const PackedWeights packed(w, storage);
+        Matrix<float> columns(k, n);  // of the weights as they are held
+        std::vector<float> row(static_cast<size_t>(k));
+        for (int64_t r = 0; r < n; ++r) {
+          packed.copy_row(r, row.data());
+          for (int64_t c = 0; c < k; ++c) columns(c, r) = row[static_cast<size_t>(c)];
+        }
+        set_thread_count(1);
+        Matrix<float> x = start;
+        packed.apply_transposed(yv, x.view().slice_cols(0, k), accumulate);
+        CHECK(worst_ratio(yv, columns, x.view().slice_cols(0, k),
+                          accumulate ? start.view().slice_cols(0, k) : ConstMatrix(), 0) <= 1);
+        for (int64_t r = 0; r < 70; ++r) CHECK(x(r, k + 1) == start(r, k + 1));
+        set_thread_count(3);
+        Matrix<float> again = start;
+        packed.apply_transposed(yv, again.view().slice_cols(0, k), accumulate);
+        CHECK(same_bits(again, x));
+      }
+  }
+}

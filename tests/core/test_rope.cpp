@@ -106,3 +106,28 @@ TEST_CASE("RoPE facts keep their attention factor, and one that can't be undone 
     CHECK_THROWS_WITH(RopeFacts::from_json(j), Catch::Contains("attention_factor"));
   }
 }
+
+TEST_CASE("the transposed rotation is the adjoint, with an attention factor and channels that pass through", "[rope]") {
+  for (const double factor : {1.0, 1.25}) {
+    RopeFacts facts = RopeFacts::plain(16, 12, 100.0);
+    facts.attention_factor = factor;
+    const RopeTable table(facts);
+    std::vector<int32_t> positions(40);
+    for (int32_t t = 0; t < 40; ++t) positions[static_cast<size_t>(t)] = t * 37;
+    const Matrix<float> x = random_rows(40, 32);
+    Matrix<float> y = x, rotated = x;
+    for (float& v : y.storage) v = v * v - 1;  // another matrix
+    Matrix<float> back = y;
+    rope_apply(table, positions.data(), rotated);
+    rope_transpose(table, positions.data(), back);
+    for (int64_t t = 0; t < 40; ++t) {
+      double forward = 0, backward = 0;  // (R x) . y = x . (R^T y), row by row
+      for (int64_t c = 0; c < 32; ++c) {
+        forward += double{rotated(t, c)} * double{y(t, c)};
+        backward += double{x(t, c)} * double{back(t, c)};
+      }
+      CHECK(forward == Approx(backward).margin(1e-4));
+    }
+    for (int64_t t = 0; t < 40; ++t) CHECK(back(t, 13) == y(t, 13));
+  }
+}
