@@ -5,21 +5,11 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "core/thread_pool.h"
 #include "model/kernels_cpu.h"
+#include "model/rows.h"
 
 namespace vqkv {
 namespace {
-
-constexpr int64_t kRowsPerTask = 16;  // element-wise work: a few hundred microseconds a task at most
-constexpr int64_t kMlpTile = 512;     // bounds the widest activation (tile, 2*ffn), however long the block
-
-template <class Body>
-void for_rows(int64_t rows, Body&& body) {
-  parallel_for((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
-    for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); ++r) body(r);
-  });
-}
 
 std::vector<float> read_vector(const ModelWeights& weights, Weight w, int layer) {
   const Matrix<float> m = weights.read(w, layer);
@@ -37,10 +27,6 @@ PackedWeights read_packed(const ModelWeights& weights, std::initializer_list<Wei
 MutMatrix shaped(AlignedVector<float>& buffer, int64_t rows, int64_t cols) {
   if (buffer.size() < static_cast<size_t>(rows * cols)) buffer.resize(static_cast<size_t>(rows * cols));
   return {buffer.data(), rows, cols};
-}
-
-void norm_rows(ConstMatrix x, const std::vector<float>& weight, double eps, MutMatrix out) {
-  for_rows(x.rows, [&](int64_t r) { rms_norm(x.row(r), weight.data(), eps, out.row(r), x.cols); });
 }
 
 }  // namespace
@@ -98,7 +84,7 @@ ConstMatrix LlamaCpu::output_weight(int layer) const {
 }
 
 // Bias and q/k norm after the product; what a tap and the cache see.
-void LlamaCpu::attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv) {
+void LlamaCpu::attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv, MutMatrix unnormed) const {
   layer.qkv.apply(x, qkv);
   if (layer.qkv_bias.empty() && layer.q_norm.empty()) return;
   const int64_t d = facts_.head_dim;
@@ -106,6 +92,7 @@ void LlamaCpu::attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv
     float* row = qkv.row(r);
     if (!layer.qkv_bias.empty()) add_bias(row, layer.qkv_bias.data(), qkv.cols);
     if (layer.q_norm.empty()) return;
+    if (unnormed.rows > 0) std::copy_n(row, unnormed.cols, unnormed.row(r));
     for (int64_t h = 0; h < facts_.q_heads + facts_.kv_heads; ++h)
       rms_norm(row + h * d, (h < facts_.q_heads ? layer.q_norm : layer.k_norm).data(), facts_.norm_eps, row + h * d, d);
   });
@@ -119,7 +106,7 @@ void LlamaCpu::mlp(const Layer& layer, MutMatrix x) {
     const MutMatrix part = x.slice_rows(first, rows);
     const MutMatrix normed = shaped(act_.normed, rows, x.cols);
     const MutMatrix wide = shaped(act_.wide, rows, 2 * ffn);
-    norm_rows(part, layer.ffn_norm, facts_.norm_eps, normed);
+    norm_rows(part, layer.ffn_norm.data(), facts_.norm_eps, normed);
     layer.gate_up.apply(normed, wide);
     for_rows(rows, [&](int64_t r) { swiglu(wide.row(r), wide.row(r) + ffn, ffn); });
     layer.down.apply(wide.slice_cols(0, ffn), part, true);
@@ -141,7 +128,11 @@ void LlamaCpu::require_runnable(const SequenceBlock& block) const {
         fmt::format("a block of {} tokens of a cache whose policy decides after {}: forward() cuts there, a batch "
                     "has to be cut",
                     block.tokens.size(), limit));
-  for (const int32_t t : block.tokens)
+  require_tokens(block.tokens);
+}
+
+void LlamaCpu::require_tokens(std::span<const int32_t> tokens) const {
+  for (const int32_t t : tokens)
     if (t < 0 || t >= facts_.vocab)
       fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", t, facts_.name,
                              facts_.vocab - 1));
@@ -160,7 +151,7 @@ void LlamaCpu::run(std::span<const SequenceBlock> batch, int64_t n, LogitRows ro
   for (int l = 0; l < facts_.layers; ++l) {
     const Layer& layer = layers_[static_cast<size_t>(l)];
     const MutMatrix normed = shaped(act_.normed, n, hidden);
-    norm_rows(x, layer.attention_norm, facts_.norm_eps, normed);
+    norm_rows(x, layer.attention_norm.data(), facts_.norm_eps, normed);
     attention_inputs(layer, normed, qkv);
     int64_t at = 0;
     for (const SequenceBlock& b : batch) {
@@ -190,7 +181,7 @@ void LlamaCpu::run(std::span<const SequenceBlock> batch, int64_t n, LogitRows ro
     mlp(layer, x);
   }
   const MutMatrix normed = shaped(act_.normed, x.rows, hidden);
-  norm_rows(x, final_norm_, facts_.norm_eps, normed);
+  norm_rows(x, final_norm_.data(), facts_.norm_eps, normed);
   head_.apply(normed, logits);
 }
 
@@ -235,6 +226,10 @@ const Tokenizer* ModelRuntime::find_tokenizer() const {
     if (e.kind() != ErrorKind::kBadData) throw;
     return nullptr;
   }
+}
+
+double ModelRuntime::backward(std::span<const int32_t>, LogitLoss&, GradientTap&) {
+  fail_unavailable("this runtime has no backward pass; the one on the cpu has");
 }
 
 std::unique_ptr<ModelRuntime> load_model(const std::string& path, const RuntimeOptions& options) {

@@ -22,9 +22,12 @@ class LlamaCpu final : public ModelRuntime {
   const Tokenizer& tokenizer() const override;
   // Calls are serialised: one set of activations.
   void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) override;
+  double backward(std::span<const int32_t> tokens, LogitLoss& loss, GradientTap& tap) override;
   ConstMatrix output_weight(int layer) const override;
 
  private:
+  struct Backward;                          // of one window
+  static constexpr int64_t kMlpTile = 512;  // bounds the widest activation (tile, 2*ffn), however long the block
   struct Layer {
     std::vector<float> attention_norm, ffn_norm, qkv_bias, o_bias, q_norm, k_norm;
     PackedWeights qkv, out, gate_up, down;
@@ -34,7 +37,9 @@ class LlamaCpu final : public ModelRuntime {
   };
   void require_runnable(const SequenceBlock& block) const;
   void run(std::span<const SequenceBlock> batch, int64_t n, LogitRows rows, MutMatrix logits);
-  void attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv);
+  void require_tokens(std::span<const int32_t> tokens) const;
+  // unnormed (n, q+k), where given and the model has q/k norm: what goes into it.
+  void attention_inputs(const Layer& layer, ConstMatrix x, MutMatrix qkv, MutMatrix unnormed = {}) const;
   void mlp(const Layer& layer, MutMatrix x);
 
   ModelFacts facts_;

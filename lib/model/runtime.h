@@ -7,6 +7,7 @@
 
 #include "attention/session.h"
 #include "core/json_fwd.h"
+#include "model/backward.h"
 #include "model/tokenizer.h"
 
 namespace vqkv {
@@ -73,6 +74,13 @@ class ModelRuntime {
   // A batch of one; no tokens are nothing to do.
   void forward(std::span<const int32_t> tokens, KvSession& kv, LogitRows rows, MutMatrix logits,
                Visibility visibility = Visibility::kReplay, ModelTap* tap = nullptr);
+  // The gradient of a loss with respect to the keys and values of every layer (model/backward.h), through one window at
+  // positions [0, tokens) with the exact cache; returns the loss. Three forward passes' time and, beside what a forward
+  // of the window takes, memory for each layer's input (tokens, hidden): the rest is made again layer by layer. Where
+  // products round their inputs (RuntimeOptions::weights) the gradient takes no notice. The same bits at any thread
+  // count. kUsage for an empty window, one beyond the longest context, tokens outside the vocabulary and what the loss
+  // refuses; kUnavailable from a runtime without a backward pass.
+  virtual double backward(std::span<const int32_t> tokens, LogitLoss& loss, GradientTap& tap);
   // W_O of a layer, (hidden, q_heads*d).
   virtual ConstMatrix output_weight(int layer) const = 0;
 };
