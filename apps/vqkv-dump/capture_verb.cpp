@@ -35,7 +35,10 @@ double estimated_seconds(const ModelFacts& facts, const CapturePlan& plan, const
   const double attention =
       layers * heads * d * static_cast<double>(options.context);  // half the square, twice the products
   const double moments = layers * heads * d * d * 4;              // in double
-  return static_cast<double>(plan.tokens) * (weights + attention * 2 + moments) / gemm_rate();
+  const double once = weights + attention * 2 + moments;
+  // A forward and a backward pass, about three times the work of one forward, with the head's products twice.
+  const double gradients = options.gradients.empty() ? 0 : 3 * (weights + attention) + 2 * head + 3 * moments;
+  return static_cast<double>(plan.tokens) * (once + gradients) / gemm_rate();
 }
 
 }  // namespace
@@ -51,6 +54,7 @@ int run_capture(const CaptureVerb& v) {
   options.query_tail = v.query_tail;
   options.dtype = dtype_from_name(v.dtype);
   options.output_weight = v.output_weight;
+  options.gradients = v.gradients;
 
   const ModelFacts facts = read_model_facts(v.model);
   std::unique_ptr<Tokenizer> loaded;
@@ -78,6 +82,10 @@ int run_capture(const CaptureVerb& v) {
                    {"bos", "BOS a window", "", false},
                    {"dtype", "stored as", "", false},
                    {"bytes", ""}};
+  if (!v.gradients.empty()) {
+    row["gradients"] = v.gradients;
+    table.columns.push_back({"gradients", "gradients of", "", false});
+  }
   if (v.dry_run) {
     row["seconds"] = estimated_seconds(facts, plan, options);
     table.columns.push_back({"seconds", "seconds, about", "{:.1f}"});

@@ -35,6 +35,11 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
   add_weights_flag(*c, capture.weights);
   c->add_option("--device", capture.device, "cpu")->capture_default_str()->check(CLI::IsMember({"cpu", "cuda"}));
   c->add_flag("!--no-output-weight", capture.output_weight, "leave W_O out (no error after W_O then)");
+  c->add_option(
+       "--gradients", capture.gradients,
+       "record squared gradients of keys and values and their second moments: of the loss of the text's own next "
+       "tokens (next-token) or of tokens drawn from the model (sampled); takes four times as long")
+      ->check(CLI::IsMember({"next-token", "sampled"}));
   c->add_flag("--dry-run", capture.dry_run, "print bytes and an estimated time, write nothing");
   c->add_option("-o,--out", capture.out, "the trace, by custom NAME.trace.h5");
   flags.add_to(*c);

@@ -19,6 +19,16 @@ namespace {
 
 constexpr int64_t kRows = 4096;  // rows held at once by a task
 
+double gradient_rms(const TraceReader& trace, GradientOf of, int layer, int head, int64_t tokens) {
+  double sum = 0;
+  for (int64_t at = 0; at < tokens; at += kRows) {
+    Matrix<float> square(std::min(kRows, tokens - at), trace.info().shape.head_dim);
+    trace.squared_gradient(of, layer, head, at, square.rows, square);
+    for (const float v : square.storage) sum += double{v};
+  }
+  return std::sqrt(sum / static_cast<double>(tokens * trace.info().shape.head_dim));
+}
+
 // One (layer, KV head): keys before and after RoPE, and values.
 std::vector<Json> head_rows(const TraceReader& trace, const RopeTable& rope, int layer, int head, int64_t tokens) {
   const int64_t d = trace.info().shape.head_dim;
@@ -46,14 +56,22 @@ std::vector<Json> head_rows(const TraceReader& trace, const RopeTable& rope, int
   std::vector<Json> out;
   const std::pair<const char*, const HeadStatistics*> parts[] = {
       {"k pre-RoPE", &pre}, {"k post-RoPE", &post}, {"v", &value}};
-  for (const auto& [name, statistics] : parts) {
+  for (size_t i = 0; i < std::size(parts); ++i) {
+    const auto& [name, statistics] = parts[i];
     Json row = statistics->to_json();
+    if (trace.has_gradients()) row["gradient_rms"] = gradient_rms(trace, kGradientsOf[i], layer, head, tokens);
     row["layer"] = trace.info().layer_index[static_cast<size_t>(layer)];
     row["head"] = head;
     row["rows"] = name;
     out.push_back(std::move(row));
   }
   return out;
+}
+
+std::string gradients_text(const TraceReader& trace) {
+  if (!trace.has_gradients()) return "not recorded";
+  return fmt::format("recorded, of the NLL of {} tokens",
+                     trace.info().gradients == "sampled" ? "the model's own" : "the text's next");
 }
 
 Json trace_facts(const TraceReader& trace) {
@@ -85,6 +103,7 @@ Json trace_facts(const TraceReader& trace) {
           {"longest_window", longest},
           {"documents", documents},
           {"output_weight", trace.has_output_weight()},
+          {"gradients", i.gradients.empty() ? Json() : Json(i.gradients)},
           {"provenance", i.provenance}};
 }
 
@@ -118,6 +137,7 @@ int run_inspect(const InspectVerb& v) {
                    {"outlier_channels", "outlier channels"},
                    {"worst_channel", "worst channel"},
                    {"worst_ratio", "its RMS / median", "{:.1f}"}};
+  if (trace.has_gradients()) table.columns.push_back({"gradient_rms", "RMS of gradient", "{:.3g}"});
   for (auto& rows : by_head)
     for (Json& row : rows) table.rows.push_back(std::move(row));
   if (v.format == TableFormat::kJson) {
@@ -149,6 +169,7 @@ int run_inspect(const InspectVerb& v) {
     for (const TraceDocument& d : trace.documents())
       say(fmt::format("document {}", d.id), fmt::format("{}, {} tokens", d.name, d.tokens));
     say("W_O", trace.has_output_weight() ? "recorded" : "not recorded");
+    say("squared gradients", gradients_text(trace));
     say("content hash (XXH3-128)", trace.info().content_hash);
     if (tokens < trace.tokens()) say("inspected", fmt::format("the first {} tokens", tokens));
     print(summary, v.format);

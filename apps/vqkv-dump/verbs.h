@@ -15,6 +15,7 @@ struct CaptureVerb {
   TextSources text;
   int64_t context = 2048, query_stride = 16, query_tail = 64;
   std::string dtype = "bf16", weights = "f32", device = "cpu";
+  std::string gradients;  // of what loss; none where empty
   bool output_weight = true, dry_run = false;
   TableFormat format = TableFormat::kMarkdown;
 };

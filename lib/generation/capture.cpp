@@ -7,6 +7,7 @@
 
 #include "attention/sequence.h"
 #include "core/error.h"
+#include "core/rng.h"
 #include "core/rope.h"
 
 namespace vqkv {
@@ -57,8 +58,8 @@ class CaptureTap final : public ModelTap {
     const Matrix<float> rotated = rotate(q, first);
     for (int h = 0; h < shape_.kv_heads; ++h) {
       const size_t hs = static_cast<size_t>(h), ds = static_cast<size_t>(d);
-      add_query_moment(rotated.view().slice_cols(h * group * d, group * d), shape_.group(),
-                       data_.query_moment[l].data() + hs * ds * ds);
+      add_moment(rotated.view().slice_cols(h * group * d, group * d), shape_.group(),
+                 data_.query_moment[l].data() + hs * ds * ds);
       add_query_pair_moment(q.slice_cols(h * group * d, group * d), shape_.group(), shape_.rope.rotary_dim,
                             data_.query_pair_moment[l].data() + hs * ds / 2);
     }
@@ -102,6 +103,49 @@ class CaptureTap final : public ModelTap {
   std::vector<int64_t> seen_;                      // tokens handed over, per layer
 };
 
+// Squares and sums of products of one window's gradients, into what the trace takes.
+class GradientCapture final : public GradientTap {
+ public:
+  GradientCapture(const CacheShape& shape, TraceWindowData& data) : shape_(shape), data_(data) {
+    for (const GradientOf of : kGradientsOf) {
+      data_.squared_gradient[index(of)].resize(static_cast<size_t>(shape.layers));
+      data_.gradient_moment[index(of)].assign(
+          static_cast<size_t>(shape.layers),
+          std::vector<double>(static_cast<size_t>(int64_t{shape.kv_heads} * shape.head_dim * shape.head_dim), 0.0));
+    }
+  }
+
+  void on_gradients(int layer, ConstMatrix key, ConstMatrix rotated_key, ConstMatrix value) override {
+    add(GradientOf::kKey, layer, key);
+    add(GradientOf::kRotatedKey, layer, rotated_key);
+    add(GradientOf::kValue, layer, value);
+  }
+
+ private:
+  static size_t index(GradientOf of) { return static_cast<size_t>(of); }
+  void add(GradientOf of, int layer, ConstMatrix g) {
+    const auto l = static_cast<size_t>(layer);
+    const int64_t d = shape_.head_dim;
+    Matrix<float>& square = data_.squared_gradient[index(of)][l];
+    square = Matrix<float>(g.rows, g.cols);
+    for (int64_t r = 0; r < g.rows; ++r)
+      for (int64_t c = 0; c < g.cols; ++c) square(r, c) = g(r, c) * g(r, c);
+    for (int64_t h = 0; h < shape_.kv_heads; ++h)
+      add_moment(g.slice_cols(h * d, d), 1, data_.gradient_moment[index(of)][l].data() + h * d * d);
+  }
+
+  CacheShape shape_;
+  TraceWindowData& data_;
+};
+
+std::unique_ptr<LogitLoss> loss_of(const std::string& name, const CapturePlan::Window& window, uint64_t place) {
+  if (name == "next-token") return std::make_unique<NllLoss>(NllLoss::next_tokens(window.tokens));
+  if (name == "sampled")
+    return std::make_unique<SampledNllLoss>(static_cast<int64_t>(window.tokens.size()),
+                                            Rng::from_text("capture: labels").split(place).key());
+  fail_usage(fmt::format("gradients of the loss '{}'; allowed: next-token, sampled", name));
+}
+
 }  // namespace
 
 CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureOptions& o, const ModelFacts& facts,
@@ -144,6 +188,7 @@ TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options) {
   info.hidden = options.output_weight ? facts.hidden : 0;
   info.stored = options.dtype;
   info.keys_pre_rope = true;
+  info.gradients = options.gradients;
   for (int l = 0; l < info.shape.layers; ++l) info.layer_index.push_back(l);
   info.model_name = facts.name;
   info.model_hash = facts.hash;
@@ -157,11 +202,17 @@ bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& wr
   // f32 rows: what a trace holds is the model's, not yet some cache's.
   Sequence sequence(shape, CachePolicy::exact(DType::kF32), "cpu-reconstruct");
   int64_t done = 0;
+  uint64_t windows = 0;
   for (const CapturePlan::Window& w : plan.windows) {
     sequence.restart();
     CaptureTap tap(shape, w);
     model.forward(w.tokens, sequence.session(), LogitRows::kNone, {}, Visibility::kReplay, &tap);
-    writer.add(tap.finish());
+    TraceWindowData data = tap.finish();
+    if (!writer.records_gradients().empty()) {
+      GradientCapture gradients(shape, data);
+      model.backward(w.tokens, *loss_of(writer.records_gradients(), w, windows++), gradients);
+    }
+    writer.add(data);
     done += static_cast<int64_t>(w.tokens.size());
     if (progress && !progress(done)) return false;
   }

@@ -19,6 +19,7 @@ struct CaptureOptions {
   int64_t query_tail = 64;    // and the last ones of each window
   DType dtype = DType::kBF16;
   bool output_weight = true;
+  std::string gradients;  // TraceInfo::gradients: the loss whose gradients are recorded too, or none
 };
 
 // The windows that a capture will read: consecutive, not overlapping, the last of a document as long as it comes. Each
@@ -41,18 +42,20 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
 // What the trace will say of the model; provenance is the caller's.
 TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options);
 
-// Runs the model over every window and writes K, V, Q, moments, mass and W_O. Moments are over all positions, in
-// double; mass is the softmax of each recorded query over its causal keys, summed. `progress(done tokens)` is called
-// after each window; false stops, and so does the result: the trace must then be dropped. Calls writer.finish() when
-// done. Bit-identical at any thread count.
+// Runs the model over every window and writes K, V, Q, moments, mass and W_O, and with info.gradients what a backward
+// pass through the window says of keys and values (kUnavailable from a runtime that has none). Moments are over all
+// positions, in double; mass is the softmax of each recorded query over its causal keys, summed. `progress(done
+// tokens)` is called after each window; false stops, and so does the result: the trace must then be dropped. Calls
+// writer.finish() when done. Bit-identical at any thread count.
 bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
                    const std::function<bool(int64_t)>& progress = {});
 
 // ---- The sums, apart, since they are tested against plain ones
 // -------------------------------------------------------
 
-// moment (d, d) += sum over rows and `heads` adjacent heads of q q^T; q is (n, heads*d), strided. Symmetric.
-void add_query_moment(ConstMatrix q, int heads, double* moment);
+// moment (d, d) += sum over rows and `heads` adjacent heads of q q^T; q is (n, heads*d), strided. Symmetric. For
+// gradients of one head likewise.
+void add_moment(ConstMatrix q, int heads, double* moment);
 // pairs (d/2) += sum over rows and heads of x_p^2 + y_p^2, with the RoPE pairs (p, p + rotary_dim/2) first and the
 // channels that don't rotate after them, in adjacent twos.
 void add_query_pair_moment(ConstMatrix q, int heads, int rotary_dim, double* pairs);

@@ -51,7 +51,7 @@ auto widest_moment_rows() {
 
 }  // namespace
 
-void add_query_moment(ConstMatrix q, int heads, double* moment) {
+void add_moment(ConstMatrix q, int heads, double* moment) {
   const int64_t n = q.rows, d = q.cols / heads;
   VQKV_CHECK(q.cols % heads == 0);
   // Heads one after another under each other, in double.

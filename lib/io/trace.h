@@ -13,11 +13,18 @@
 
 namespace vqkv {
 
+// Of what a recorded gradient is: keys before RoPE, the same keys after it, values.
+enum class GradientOf { kKey, kRotatedKey, kValue };
+inline constexpr GradientOf kGradientsOf[] = {GradientOf::kKey, GradientOf::kRotatedKey, GradientOf::kValue};
+
 struct TraceInfo {
   CacheShape shape;
   int hidden = 0;               // rows of W_O, 0 when it was not recorded
   DType stored = DType::kBF16;  // of key, value, query
   bool keys_pre_rope = true;
+  // The loss whose gradients were recorded, summed over a window: "next-token" (-log p of the text's own next token) or
+  // "sampled" (of one drawn from the model). Empty: no gradients.
+  std::string gradients;
   std::vector<int32_t> layer_index;  // (layers): the model's real layer numbers
   std::string model_name, model_hash;
   Json model;                // facts of the model as JSON
@@ -53,6 +60,10 @@ struct TraceWindowData {
   // queries and the group's heads of p and p^2.
   std::vector<std::vector<double>> query_moment, query_pair_moment;
   std::vector<std::vector<float>> received_mass, received_mass2;
+  // With info.gradients, by GradientOf and layer: squares of the gradients (n, kv_heads*d), and their sums of g g^T
+  // over all positions (kv_heads, d, d).
+  std::vector<Matrix<float>> squared_gradient[3];
+  std::vector<std::vector<double>> gradient_moment[3];
 };
 
 class TraceWriter {
@@ -62,6 +73,7 @@ class TraceWriter {
               int64_t max_queries);
   ~TraceWriter();
   void add(const TraceWindowData& window);
+  const std::string& records_gradients() const;    // info.gradients: every window's are due where it names a loss
   bool records_output_weight() const;              // info.hidden > 0: every layer's is due before finish()
   void output_weight(int layer, ConstMatrix w_o);  // (hidden, q_heads*d)
   void finish();
@@ -108,6 +120,12 @@ class TraceReader {
   std::vector<float> received_mass2(int layer, int kv_head, int64_t first, int64_t count) const;
   bool has_output_weight() const;
   Matrix<float> output_weight(int layer) const;  // (hidden, q_heads*d)
+
+  bool has_gradients() const;  // info().gradients names their loss
+  // out is (count, head_dim): (dL/dx)^2 of every value; kBadData where one is negative or not finite.
+  void squared_gradient(GradientOf of, int layer, int kv_head, int64_t first, int64_t count, MutMatrix out) const;
+  // (d, d): sum of g g^T over all positions of one document.
+  Matrix<double> gradient_moment(GradientOf of, int layer, int kv_head, int document) const;
 
   // Recomputes the content hash, looks for NaN and infinities. Returns the problems found.
   std::vector<std::string> verify() const;

@@ -43,6 +43,16 @@ Hdf5Type stored_type(DType t) {
   }
 }
 
+const char* squared_gradient_name(GradientOf of) {
+  constexpr const char* kNames[] = {"key_gradient2", "rotated_key_gradient2", "value_gradient2"};
+  return kNames[static_cast<size_t>(of)];
+}
+
+const char* gradient_moment_name(GradientOf of) {
+  constexpr const char* kNames[] = {"key_gradient_moment", "rotated_key_gradient_moment", "value_gradient_moment"};
+  return kNames[static_cast<size_t>(of)];
+}
+
 std::vector<TraceDataset> trace_datasets(const TraceSizes& s, DType stored) {
   using enum Hdf5Type;
   const Hdf5Type t = stored_type(stored);
@@ -84,6 +94,14 @@ std::vector<TraceDataset> trace_datasets(const TraceSizes& s, DType stored) {
          {1, 1, kTraceChunkTokens, s.head_dim});
   data("query", t, {s.layers, s.q_heads, s.queries, s.head_dim}, {"layer", "q_head", "query_token", "channel"}, 2,
        {1, 1, kTraceChunkTokens, s.head_dim});
+  if (!s.gradients) return out;
+  // bf16 whatever the rest is stored as: squares need its range, and weights no more than its precision.
+  for (const GradientOf of : kGradientsOf)
+    data(squared_gradient_name(of), kBF16, {s.layers, s.kv_heads, s.tokens, s.head_dim},
+         {"layer", "kv_head", "token", "channel"}, 2, {1, 1, kTraceChunkTokens, s.head_dim});
+  for (const GradientOf of : kGradientsOf)
+    data(gradient_moment_name(of), kF64, {s.documents, s.layers, s.kv_heads, s.head_dim, s.head_dim},
+         {"document", "layer", "kv_head", "channel", "channel_b"}, 0);
   return out;
 }
 

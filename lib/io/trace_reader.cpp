@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 
 #include "core/error.h"
@@ -30,8 +31,11 @@ bool is_finite_pattern(const uint8_t* value, Hdf5Type type) {
   }
 }
 
-void widen(const void* in, float* out, int64_t n, DType stored) {
-  if (stored == DType::kBF16)
+// 16-bit values of a dataset, or f32 as they are.
+void widen(const void* in, float* out, int64_t n, Hdf5Type type) {
+  if (type == Hdf5Type::kF32)
+    std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
+  else if (type == Hdf5Type::kBF16)
     to_float(static_cast<const bf16*>(in), out, n);
   else
     to_float(static_cast<const f16*>(in), out, n);
@@ -60,6 +64,7 @@ struct TraceReader::Impl {
   void read_windows();
   void rows(const char* name, int layer, int head, int64_t first, int64_t count, MutMatrix out) const;
   std::vector<double> moments(const char* name, int layer, int kv_head, int document, std::vector<int64_t> rest) const;
+  Matrix<double> square(const char* name, int layer, int kv_head, int document) const;
   std::vector<float> mass(const char* name, int layer, int kv_head, int64_t first, int64_t count) const;
   [[noreturn]] void refuse(const std::string& what) const { fail_data(fmt::format("{}: {}", path, what)); }
 };
@@ -101,6 +106,7 @@ void TraceReader::Impl::read_attributes(int64_t* hidden) {
   if (scale == model.end() || !scale->is_number() || !(scale->get<float>() > 0) || !std::isfinite(scale->get<float>()))
     fail_data(where + ": 'score_scale' must be a positive number");
   s.score_scale = scale->get<float>();
+  if (model.contains("gradients")) info.gradients = choice_field(model, "gradients", {"next-token", "sampled"}, where);
   if (!model.contains("rope")) fail_data(where + ": 'rope' is missing");
   try {
     s.rope = RopeFacts::from_json(model["rope"]);
@@ -182,7 +188,8 @@ void TraceReader::Impl::open() {
                          hidden,
                          tokens,
                          queries,
-                         static_cast<int64_t>(documents.size())};
+                         static_cast<int64_t>(documents.size()),
+                         !info.gradients.empty()};
   layout = trace_datasets(sizes, info.stored);
   for (const TraceDataset& want : layout) {
     Hdf5Dataset d = file.open_dataset("/" + want.name);
@@ -216,25 +223,23 @@ void TraceReader::Impl::rows(const char* name, int layer, int head, int64_t firs
   const int64_t width = info.shape.head_dim;
   VQKV_CHECK(layer >= 0 && layer < d.dims()[0] && head >= 0 && head < d.dims()[1] && first >= 0 && count >= 0 &&
              first <= d.dims()[2] - count && out.rows == count && out.cols == width);
+  const Hdf5Type type = d.type();
+  const size_t element = hdf5_type_size(type);
   std::vector<uint8_t> raw;
   for (int64_t r = 0; r < count; r += kReadRows) {
     const int64_t n = std::min(kReadRows, count - r);
     const std::vector<int64_t> start{layer, head, first + r, 0}, size{1, 1, n, width};
-    if (info.stored == DType::kF32 && out.contiguous()) {
+    if (type == Hdf5Type::kF32 && out.contiguous()) {
       d.read(start, size, out.row(r));
       continue;
     }
-    const size_t element = dtype_size(info.stored);
     raw.resize(static_cast<size_t>(n * width) * element);
     d.read(start, size, raw.data());
-    if (info.stored == DType::kF32) {
-      for (int64_t i = 0; i < n; ++i)
-        std::copy_n(reinterpret_cast<const float*>(raw.data()) + i * width, width, out.row(r + i));
-    } else if (out.contiguous()) {
-      widen(raw.data(), out.row(r), n * width, info.stored);
+    if (out.contiguous()) {
+      widen(raw.data(), out.row(r), n * width, type);
     } else {
       for (int64_t i = 0; i < n; ++i)
-        widen(raw.data() + static_cast<size_t>(i * width) * element, out.row(r + i), width, info.stored);
+        widen(raw.data() + static_cast<size_t>(i * width) * element, out.row(r + i), width, type);
     }
   }
 }
@@ -256,6 +261,14 @@ std::vector<double> TraceReader::Impl::moments(const char* name, int layer, int 
   for (const double v : out)
     if (!std::isfinite(v))
       refuse(fmt::format("/{}: document {}, layer {}, head {} holds {}", name, document, layer, kv_head, v));
+  return out;
+}
+
+Matrix<double> TraceReader::Impl::square(const char* name, int layer, int kv_head, int document) const {
+  const int64_t d = info.shape.head_dim;
+  const std::vector<double> v = moments(name, layer, kv_head, document, {d, d});
+  Matrix<double> out(d, d);
+  std::copy(v.begin(), v.end(), out.data());
   return out;
 }
 
@@ -299,11 +312,7 @@ void TraceReader::query(int layer, int q_head, int64_t first, int64_t count, Mut
 }
 
 Matrix<double> TraceReader::query_moment(int layer, int kv_head, int document) const {
-  const int64_t d = impl_->info.shape.head_dim;
-  const std::vector<double> v = impl_->moments("query_moment", layer, kv_head, document, {d, d});
-  Matrix<double> out(d, d);
-  std::copy(v.begin(), v.end(), out.data());
-  return out;
+  return impl_->square("query_moment", layer, kv_head, document);
 }
 std::vector<double> TraceReader::query_pair_moment(int layer, int kv_head, int document) const {
   return impl_->moments("query_pair_moment", layer, kv_head, document, {impl_->info.shape.head_dim / 2});
@@ -321,14 +330,27 @@ Matrix<float> TraceReader::output_weight(int layer) const {
   VQKV_CHECK(has_output_weight() && layer >= 0 && layer < impl_->info.shape.layers);
   const Hdf5Dataset& d = impl_->data.at("output_weight");
   Matrix<float> out(d.dims()[1], d.dims()[2]);
-  if (impl_->info.stored == DType::kF32) {
-    d.read({layer, 0, 0}, {1, out.rows, out.cols}, out.data());
-  } else {
-    std::vector<uint16_t> raw(static_cast<size_t>(out.rows * out.cols));
-    d.read({layer, 0, 0}, {1, out.rows, out.cols}, raw.data());
-    widen(raw.data(), out.data(), out.rows * out.cols, impl_->info.stored);
-  }
+  std::vector<uint8_t> raw(static_cast<size_t>(out.rows * out.cols) * hdf5_type_size(d.type()));
+  d.read({layer, 0, 0}, {1, out.rows, out.cols}, raw.data());
+  widen(raw.data(), out.data(), out.rows * out.cols, d.type());
   return out;
+}
+
+bool TraceReader::has_gradients() const { return !impl_->info.gradients.empty(); }
+void TraceReader::squared_gradient(GradientOf of, int layer, int kv_head, int64_t first, int64_t count,
+                                   MutMatrix out) const {
+  VQKV_CHECK(has_gradients());
+  const char* name = squared_gradient_name(of);
+  impl_->rows(name, layer, kv_head, first, count, out);
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t c = 0; c < out.cols; ++c)
+      if (const float v = out(r, c); !std::isfinite(v) || v < 0)
+        impl_->refuse(
+            fmt::format("/{}: layer {}, head {}, row {}, channel {} holds {}", name, layer, kv_head, first + r, c, v));
+}
+Matrix<double> TraceReader::gradient_moment(GradientOf of, int layer, int kv_head, int document) const {
+  VQKV_CHECK(has_gradients());
+  return impl_->square(gradient_moment_name(of), layer, kv_head, document);
 }
 
 std::vector<std::string> TraceReader::verify() const {

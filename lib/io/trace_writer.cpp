@@ -18,8 +18,8 @@ namespace vqkv {
 namespace {
 
 TraceSizes sizes_of(const TraceInfo& info, int64_t tokens, int64_t queries, int64_t documents) {
-  return {info.shape.layers, info.shape.q_heads, info.shape.kv_heads, info.shape.head_dim, info.hidden, tokens,
-          queries,           documents};
+  return {info.shape.layers, info.shape.q_heads, info.shape.kv_heads,    info.shape.head_dim, info.hidden, tokens,
+          queries,           documents,          !info.gradients.empty()};
 }
 
 constexpr int64_t kWriteOutBytes = int64_t{8} << 20;  // asking for every megabyte cost 8 % of the processor time
@@ -36,13 +36,18 @@ struct TraceWriter::Impl {
   std::unique_ptr<AtomicFile> target;
   Hdf5File file;
   std::map<std::string, TraceDataset> layout;
-  std::map<std::string, RowStreams> streams;   // key, value, query, received_mass, received_mass2
+  std::map<std::string, RowStreams> streams;   // key, value, query, received_mass, received_mass2, squared gradients
   std::map<std::string, Hdf5Dataset> vectors;  // what finish() writes at once
-  Hdf5Dataset moment, pair_moment, output;
-  ContentHash moment_hash, pair_hash;
+  // A sum over all positions of a document, (document, layer, kv_head, ...): moments. Of the current one, all layers.
+  struct DocumentSum {
+    Hdf5Dataset dataset;
+    ContentHash hash;
+    std::vector<double> sum;
+  };
+  std::map<std::string, DocumentSum> sums;
+  Hdf5Dataset output;
   std::vector<std::string> output_hash;  // (layers), empty until written
   std::vector<int32_t> token_id, position, doc, window, query_token;
-  std::vector<double> document_moment, document_pairs;  // of the current document, all layers
   std::vector<int64_t> moment_count;
   int64_t windows = 0;
   std::string model_json;
@@ -50,11 +55,11 @@ struct TraceWriter::Impl {
   int64_t stored_bytes = 0, handed_over = 0;  // handed_over: since the system was last asked to write out
   std::vector<uint8_t> scratch[2];
 
-  // Rows of one layer and dataset: rows (n, heads*d), the first at `first_row` of the axis. add_rows takes keys, values
-  // and queries of each layer in turn.
-  static constexpr size_t kJobsOfLayer = 3;
+  // Rows of one layer and dataset: rows (n, heads*d), the first at `first_row` of the axis. add_rows takes what there
+  // is of each layer in turn: keys, values, queries and the gradients' squares.
   struct RowJob {
     std::string name;
+    Hdf5Type type;
     int layer;
     int64_t heads;
     const Matrix<float>* rows;
@@ -66,8 +71,9 @@ struct TraceWriter::Impl {
 
   int64_t group() const { return info.shape.group(); }
   void check_window(const TraceWindowData& w) const;
-  void add_rows(const std::vector<RowJob>& jobs);
+  void add_rows(const std::vector<RowJob>& jobs, size_t jobs_of_layer);
   void check_finite(const RowJob& job) const;
+  void add_sum(const std::string& name, size_t layer, const std::vector<double>& part);
   void add_mass(const std::string& name, int layer, const std::vector<float>& mass, int64_t n);
   void flush_document();
   void write_vector(const std::string& name, const void* data, TraceHash& hash);
@@ -93,27 +99,29 @@ TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<st
   require_free_space(path, estimate_bytes(m.info, max_tokens, max_queries, documents));
   for (const TraceDataset& d : trace_datasets(sizes_of(m.info, max_tokens, max_queries, documents), m.info.stored))
     m.layout[d.name] = d;
-  m.model_json = canonical_json({{"name", m.info.model_name},
-                                 {"hash", m.info.model_hash},
-                                 {"layers", s.layers},
-                                 {"q_heads", s.q_heads},
-                                 {"kv_heads", s.kv_heads},
-                                 {"head_dim", s.head_dim},
-                                 {"hidden", m.info.hidden},
-                                 {"dtype", std::string(dtype_name(m.info.stored))},
-                                 {"score_scale", s.score_scale},
-                                 {"rope", s.rope.to_json()},
-                                 {"facts", m.info.model}});
+  Json model = {{"name", m.info.model_name},    {"hash", m.info.model_hash},
+                {"layers", s.layers},           {"q_heads", s.q_heads},
+                {"kv_heads", s.kv_heads},       {"head_dim", s.head_dim},
+                {"hidden", m.info.hidden},      {"dtype", std::string(dtype_name(m.info.stored))},
+                {"score_scale", s.score_scale}, {"rope", s.rope.to_json()},
+                {"facts", m.info.model}};
+  if (!m.info.gradients.empty()) model["gradients"] = m.info.gradients;
+  m.model_json = canonical_json(model);
 
   m.target = std::make_unique<AtomicFile>(path);
   m.file = Hdf5File::create(m.target->partial_path(), path);
   m.file.write_text("/", "format", kTraceFormat);
   m.file.write_int("/", "format_version", kTraceVersion);
   m.file.write_int("/", "complete", 0);
-  for (const char* name : {"key", "value", "query", "received_mass", "received_mass2"})
-    m.streams[name] = RowStreams(m.create(m.layout.at(name)), m.layout.at(name));
-  m.moment = m.create(m.layout.at("query_moment"));
-  m.pair_moment = m.create(m.layout.at("query_pair_moment"));
+  std::vector<std::string> rows{"key", "value", "query", "received_mass", "received_mass2"},
+      moments{"query_moment", "query_pair_moment"};
+  if (!m.info.gradients.empty())
+    for (const GradientOf of : kGradientsOf) {
+      rows.push_back(squared_gradient_name(of));
+      moments.push_back(gradient_moment_name(of));
+    }
+  for (const std::string& name : rows) m.streams[name] = RowStreams(m.create(m.layout.at(name)), m.layout.at(name));
+  for (const std::string& name : moments) m.sums[name].dataset = m.create(m.layout.at(name));
   if (m.info.hidden > 0) {
     m.output = m.create(m.layout.at("output_weight"));
     m.output_hash.resize(static_cast<size_t>(s.layers));
@@ -143,6 +151,11 @@ void TraceWriter::Impl::check_window(const TraceWindowData& w) const {
   for (size_t l = 0; l < layers; ++l)
     VQKV_CHECK(w.query_moment[l].size() == h * d * d && w.query_pair_moment[l].size() == h * d / 2 &&
                w.received_mass[l].size() == h * n && w.received_mass2[l].size() == h * n);
+  for (size_t of = 0; !info.gradients.empty() && of < std::size(kGradientsOf); ++of) {
+    rows(w.squared_gradient[of], n, s.kv_heads);
+    VQKV_CHECK(w.gradient_moment[of].size() == layers);
+    for (const auto& m : w.gradient_moment[of]) VQKV_CHECK(m.size() == h * d * d);
+  }
   const int32_t current = doc.empty() ? -1 : doc.back();
   if (w.document != current && w.document != current + 1)
     fail_internal(fmt::format("{}: a window of document {} after document {}; documents are written in order", path,
@@ -158,21 +171,21 @@ void TraceWriter::Impl::check_finite(const RowJob& job) const {
     for (int64_t r = 0; r < job.rows->rows; ++r)
       for (int64_t c = 0; c < d; ++c) {
         const float original = (*job.rows)(r, h * d + c);
-        float v = original;
-        round_to(info.stored, &v, 1);
-        if (!std::isfinite(v))
+        alignas(float) uint8_t stored[sizeof(float)];
+        narrow(&original, stored, 1, job.type);
+        if (any_not_finite(stored, 1, job.type))
           fail_data(fmt::format("{}: /{} at layer {}, head {}, row {}, channel {} is {}{}", path, job.name, job.layer,
                                 h, job.first_row + r, c, original,
                                 std::isfinite(original)
-                                    ? fmt::format(", too large for {}; use bf16 or f32", dtype_name(info.stored))
+                                    ? fmt::format(", too large for {}; use bf16 or f32", hdf5_type_name(job.type))
                                     : ""));
       }
 }
 
-void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs) {
-  const Hdf5Type type = stored_type(info.stored);
-  const int64_t d = info.shape.head_dim, row_bytes = d * static_cast<int64_t>(hdf5_type_size(type));
-  const auto bytes_of = [&](const RowJob& job) { return job.heads * job.rows->rows * row_bytes; };
+void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs, size_t jobs_of_layer) {
+  const int64_t d = info.shape.head_dim;
+  const auto row_bytes = [&](const RowJob& job) { return d * static_cast<int64_t>(hdf5_type_size(job.type)); };
+  const auto bytes_of = [&](const RowJob& job) { return job.heads * job.rows->rows * row_bytes(job); };
   struct Block {
     const RowJob* job;
     uint8_t* out;  // of the whole job: (heads, rows, d)
@@ -188,19 +201,19 @@ void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs) {
   // While one thread hands a layer to the file, the others narrow the next one: on a fast medium narrowing takes about
   // as long as writing. Layers are written in order whatever the number of threads. One step a layer, not one a
   // dataset: the few queries leave the writer nothing to do while keys are narrowed (20 of 140 ms).
-  for (size_t first_job = 0;; first_job += kJobsOfLayer) {
+  for (size_t first_job = 0;; first_job += jobs_of_layer) {
     const bool last = first_job >= jobs.size();
     blocks.clear();
     filling.clear();
     int64_t bytes = 0;
-    for (size_t j = first_job; !last && j < first_job + kJobsOfLayer; ++j) bytes += bytes_of(jobs[j]);
-    std::vector<uint8_t>& buffer = scratch[first_job / kJobsOfLayer % 2];
+    for (size_t j = first_job; !last && j < first_job + jobs_of_layer; ++j) bytes += bytes_of(jobs[j]);
+    std::vector<uint8_t>& buffer = scratch[first_job / jobs_of_layer % 2];
     if (buffer.size() < static_cast<size_t>(bytes)) buffer.resize(static_cast<size_t>(bytes));
     uint8_t* out = buffer.data();
-    for (size_t j = first_job; !last && j < first_job + kJobsOfLayer; out += bytes_of(jobs[j]), ++j) {
+    for (size_t j = first_job; !last && j < first_job + jobs_of_layer; out += bytes_of(jobs[j]), ++j) {
       const int64_t n = jobs[j].rows->rows;
       for (int64_t r = 0; r < n; r += kNarrowRows) blocks.push_back({&jobs[j], out, r});
-      for (int64_t h = 0; h < jobs[j].heads; ++h) filling.push_back({&jobs[j], h, out + h * n * row_bytes});
+      for (int64_t h = 0; h < jobs[j].heads; ++h) filling.push_back({&jobs[j], h, out + h * n * row_bytes(jobs[j])});
     }
     // The disk works while the next layers are made, instead of all at once when the file is committed. Asking it to
     // takes processor time too (18 of 165 ms on one thread), so another thread does.
@@ -211,7 +224,7 @@ void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs) {
       if (i == 0) {
         for (const Piece& p : ready) {
           streams.at(p.job->name).append(p.job->layer, p.head, p.bytes, p.job->rows->rows);
-          handed_over += p.job->rows->rows * row_bytes;
+          handed_over += p.job->rows->rows * row_bytes(*p.job);
         }
         return;
       }
@@ -224,14 +237,15 @@ void TraceWriter::Impl::add_rows(const std::vector<RowJob>& jobs) {
       const Block& block = blocks[static_cast<size_t>(i - 2)];
       const Matrix<float>& rows = *block.job->rows;
       const int64_t count = std::min(kNarrowRows, rows.rows - block.first);
-      const auto place = [&](int64_t h, int64_t r) { return block.out + (h * rows.rows + r) * row_bytes; };
+      const int64_t stride = row_bytes(*block.job);
+      const auto place = [&](int64_t h, int64_t r) { return block.out + (h * rows.rows + r) * stride; };
       for (int64_t r = block.first; r < block.first + count; ++r) {
         if (r + kFetchRows < rows.rows)
           for (int64_t c = 0; c < rows.cols; c += 16) __builtin_prefetch(rows.row(r + kFetchRows) + c);
-        for (int64_t h = 0; h < block.job->heads; ++h) narrow(rows.row(r) + h * d, place(h, r), d, type);
+        for (int64_t h = 0; h < block.job->heads; ++h) narrow(rows.row(r) + h * d, place(h, r), d, block.job->type);
       }
       for (int64_t h = 0; h < block.job->heads; ++h)
-        bad[static_cast<size_t>(i - 2)] |= any_not_finite(place(h, block.first), count * d, type);
+        bad[static_cast<size_t>(i - 2)] |= any_not_finite(place(h, block.first), count * d, block.job->type);
     });
     if (last) return;
     for (size_t i = 0; i < blocks.size(); ++i)
@@ -261,16 +275,23 @@ void TraceWriter::Impl::add_mass(const std::string& name, int layer, const std::
 
 void TraceWriter::Impl::flush_document() {
   if (doc.empty()) return;
-  const int64_t at = doc.back(), l = info.shape.layers, h = info.shape.kv_heads, d = info.shape.head_dim;
-  for (const auto* v : {&document_moment, &document_pairs})
-    for (const double x : *v)
-      if (!std::isfinite(x)) fail_data(fmt::format("{}: query moments of document {} are not finite", path, at));
-  const Stopwatch hash_watch;
-  moment_hash.update(document_moment.data(), document_moment.size() * sizeof(double));
-  pair_hash.update(document_pairs.data(), document_pairs.size() * sizeof(double));
-  hash_seconds += hash_watch.seconds();
-  moment.write({at, 0, 0, 0, 0}, {1, l, h, d, d}, document_moment.data());
-  pair_moment.write({at, 0, 0, 0}, {1, l, h, d / 2}, document_pairs.data());
+  for (auto& [name, s] : sums) {
+    for (const double x : s.sum)
+      if (!std::isfinite(x)) fail_data(fmt::format("{}: /{} of document {} is not finite", path, name, doc.back()));
+    const Stopwatch hash_watch;
+    s.hash.update(s.sum.data(), s.sum.size() * sizeof(double));
+    hash_seconds += hash_watch.seconds();
+    std::vector<int64_t> start(layout.at(name).dims.size(), 0), size = layout.at(name).dims;
+    start[0] = doc.back();
+    size[0] = 1;
+    s.dataset.write(start, size, s.sum.data());
+  }
+}
+
+void TraceWriter::Impl::add_sum(const std::string& name, size_t layer, const std::vector<double>& part) {
+  std::vector<double>& sum = sums.at(name).sum;
+  if (sum.empty()) sum.assign(part.size() * static_cast<size_t>(info.shape.layers), 0.0);
+  for (size_t k = 0; k < part.size(); ++k) sum[layer * part.size() + k] += part[k];
 }
 
 void TraceWriter::add(const TraceWindowData& w) {
@@ -284,28 +305,33 @@ void TraceWriter::add(const TraceWindowData& w) {
                 first_query = static_cast<int64_t>(m.query_token.size());
   if (m.doc.empty() || w.document != m.doc.back()) {
     m.flush_document();
-    m.document_moment.assign(static_cast<size_t>(int64_t{s.layers} * s.kv_heads * s.head_dim * s.head_dim), 0.0);
-    m.document_pairs.assign(static_cast<size_t>(int64_t{s.layers} * s.kv_heads * s.head_dim / 2), 0.0);
+    for (auto& [name, sum] : m.sums) sum.sum.clear();
     m.moment_count.push_back(0);
   }
+  const Hdf5Type stored = stored_type(m.info.stored);
   std::vector<Impl::RowJob> jobs;
   for (int l = 0; l < s.layers; ++l) {
     const size_t i = static_cast<size_t>(l);
-    jobs.push_back({"key", l, s.kv_heads, &w.key[i], first_token});
-    jobs.push_back({"value", l, s.kv_heads, &w.value[i], first_token});
-    jobs.push_back({"query", l, s.q_heads, &w.query[i], first_query});
+    jobs.push_back({"key", stored, l, s.kv_heads, &w.key[i], first_token});
+    jobs.push_back({"value", stored, l, s.kv_heads, &w.value[i], first_token});
+    jobs.push_back({"query", stored, l, s.q_heads, &w.query[i], first_query});
+    if (m.info.gradients.empty()) continue;
+    for (const GradientOf of : kGradientsOf) {
+      const char* name = squared_gradient_name(of);
+      jobs.push_back(
+          {name, m.layout.at(name).type, l, s.kv_heads, &w.squared_gradient[static_cast<size_t>(of)][i], first_token});
+    }
   }
-  m.add_rows(jobs);
+  m.add_rows(jobs, jobs.size() / static_cast<size_t>(s.layers));
   for (int l = 0; l < s.layers; ++l) {
     const size_t i = static_cast<size_t>(l);
     m.add_mass("received_mass", l, w.received_mass[i], n);
     m.add_mass("received_mass2", l, w.received_mass2[i], n);
-    const auto add_to = [&](std::vector<double>& sum, const std::vector<double>& part) {
-      double* out = sum.data() + i * part.size();
-      for (size_t k = 0; k < part.size(); ++k) out[k] += part[k];
-    };
-    add_to(m.document_moment, w.query_moment[i]);
-    add_to(m.document_pairs, w.query_pair_moment[i]);
+    m.add_sum("query_moment", i, w.query_moment[i]);
+    m.add_sum("query_pair_moment", i, w.query_pair_moment[i]);
+    if (m.info.gradients.empty()) continue;
+    for (const GradientOf of : kGradientsOf)
+      m.add_sum(gradient_moment_name(of), i, w.gradient_moment[static_cast<size_t>(of)][i]);
   }
   m.moment_count.back() += n * m.group();
   for (int64_t t = 0; t < n; ++t) {
@@ -354,8 +380,7 @@ void TraceWriter::Impl::write_vector(const std::string& name, const void* data, 
 
 Hdf5Dataset& TraceWriter::Impl::dataset(const std::string& name) {
   if (streams.count(name)) return streams.at(name).dataset();
-  if (name == "query_moment") return moment;
-  if (name == "query_pair_moment") return pair_moment;
+  if (sums.count(name)) return sums.at(name).dataset;
   if (name == "output_weight") return output;
   return vectors.at(name);
 }
@@ -382,10 +407,8 @@ void TraceWriter::finish() {
       RowStreams& s = m.streams.at(d.name);
       s.finish(d.dims[2]);
       hash.dataset(d, s.hashes());
-    } else if (d.name == "query_moment") {
-      hash.dataset(d, {m.moment_hash.hex()});
-    } else if (d.name == "query_pair_moment") {
-      hash.dataset(d, {m.pair_hash.hex()});
+    } else if (m.sums.count(d.name)) {
+      hash.dataset(d, {m.sums.at(d.name).hash.hex()});
     } else if (d.name == "output_weight") {
       hash.dataset(d, m.output_hash);
     } else if (d.name == "moment_count") {
@@ -423,8 +446,7 @@ void TraceWriter::finish() {
   m.file.write_int("/", "complete", 1);  // last
   m.vectors.clear();
   m.streams.clear();
-  m.moment = {};
-  m.pair_moment = {};
+  m.sums.clear();
   m.output = {};
   m.file.close();
   for (const TraceDataset& d : tables) m.stored_bytes += d.stored_bytes();
@@ -432,6 +454,7 @@ void TraceWriter::finish() {
   m.write_seconds += watch.seconds();
 }
 
+const std::string& TraceWriter::records_gradients() const { return impl_->info.gradients; }
 bool TraceWriter::records_output_weight() const { return impl_->info.hidden > 0; }
 double TraceWriter::hash_seconds() const { return impl_->hash_seconds; }
 double TraceWriter::write_seconds() const { return impl_->write_seconds; }

@@ -144,6 +144,7 @@ TEST_CASE("ids of --token-ids need no tokenizer", "[cli][text]") {
     const Json row = Json::parse(capture.out)[0];
     CHECK(row["tokens"] == 128);
     CHECK(row["bos"] == false);
+    CHECK(m.json("vqkv-dump", {"inspect", trace})["gradients"].is_null());
     std::filesystem::remove(trace);
 
     const Json replay =
@@ -223,4 +224,33 @@ TEST_CASE("RoPE's attention factor is said where it is not 1", "[cli][text]") {
   INFO(capture.err);
   REQUIRE(capture.code == 0);
   CHECK_THAT(m.run("vqkv-dump", {"inspect", trace}).out, Contains("queries and keys times 0.7 (attention factor)"));
+}
+
+TEST_CASE("capture --gradients: recorded, verified, shown", "[cli][text]") {
+  const TinyModel m;
+  std::string numbers = "9";
+  for (int i = 1; i < 160; ++i) numbers += " " + std::to_string(i * 7 % 96);
+  write_file(m.dir / "x.ids", numbers);
+  const std::string trace = m.dir / "t.trace.h5";
+  const auto capture = [&](std::vector<std::string> more) {
+    more.insert(more.begin(),
+                {"capture", "--model", kTiny + "qwen3.gguf", "--token-ids", m.dir / "x.ids", "--context", "80"});
+    return m.json("vqkv-dump", more)[0];
+  };
+  const Json plain = capture({"--dry-run"}), planned = capture({"--gradients", "sampled", "--dry-run"});
+  CHECK_FALSE(plain.contains("gradients"));
+  CHECK(planned["gradients"] == "sampled");
+  CHECK(planned["bytes"].get<int64_t>() > plain["bytes"].get<int64_t>());
+  CHECK(planned["seconds"].get<double>() > 2 * plain["seconds"].get<double>());
+  CHECK(capture({"--gradients", "next-token", "-o", trace})["gradients"] == "next-token");
+  CHECK(m.json("vqkv-dump", {"verify", trace})[0]["ok"] == true);
+  const Json facts = m.json("vqkv-dump", {"inspect", trace});
+  CHECK(facts["gradients"] == "next-token");
+  for (const Json& row : facts["heads"]) CHECK(row["gradient_rms"].get<double>() > 0);
+  const ToolRun shown = m.run("vqkv-dump", {"inspect", trace});
+  CHECK_THAT(shown.out, Contains("of the NLL of the text's next tokens") && Contains("RMS of gradient"));
+  const ToolRun unknown = m.run("vqkv-dump", {"capture", "--model", kTiny + "qwen3.gguf", "--token-ids",
+                                              m.dir / "x.ids", "--gradients", "kld", "--dry-run"});
+  CHECK(unknown.code == 2);
+  CHECK_THAT(unknown.err, Contains("next-token") && Contains("sampled"));
 }

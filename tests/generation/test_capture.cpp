@@ -65,7 +65,17 @@ class FakeRuntime final : public ModelRuntime {
       }
     }
   }
+  double backward(std::span<const int32_t> tokens, LogitLoss& loss, GradientTap& tap) override {
+    if (!differentiates) return ModelRuntime::backward(tokens, loss, tap);
+    loss.require(static_cast<int64_t>(tokens.size()), facts_.vocab);
+    for (int l = 1; l >= 0; --l) {
+      const uint64_t key = 10 + static_cast<uint64_t>(l) * 3;
+      tap.on_gradients(l, rows(key, tokens, 0, 16), rows(key + 1, tokens, 0, 16), rows(key + 2, tokens, 0, 16));
+    }
+    return 0;
+  }
   int64_t block;
+  bool differentiates = true;
   SpecialTokens special;
 
  private:
@@ -230,6 +240,61 @@ TEST_CASE("a capture records rows, moments, mass and W_O, in any blocks and at a
   set_thread_count(2);
 }
 
+TEST_CASE("a capture records squared gradients and their second moments on request", "[capture]") {
+  const TempFile file;
+  CaptureOptions o;
+  o.context = 24;
+  const std::vector<TextDocument> docs{{"a", some_tokens(40, 1)}, {"b", some_tokens(13, 2)}};
+  FakeRuntime model(64, false);
+  const CapturePlan plan = plan_capture(docs, o, model.facts(), model.special);
+  const auto capture = [&] {
+    TraceWriter writer(file.path, capture_info(model.facts(), o), plan.names, plan.tokens, plan.queries);
+    capture_trace(model, plan, writer);
+  };
+  for (const std::string loss : {"next-token", "sampled"}) {
+    o.gradients = loss;
+    capture();
+    const TraceReader trace(file.path);
+    CHECK(trace.verify().empty());
+    CHECK(trace.info().gradients == loss);
+    for (const GradientOf of : kGradientsOf)
+      for (int l = 0; l < 2; ++l)
+        for (int h = 0; h < 2; ++h) {
+          std::vector<Matrix<double>> moment(2, Matrix<double>(8, 8));
+          for (const TraceWindow& w : trace.windows()) {
+            const std::span<const int32_t> tokens(trace.token_id().data() + w.first_token,
+                                                  static_cast<size_t>(w.tokens));
+            const Matrix<float> g =
+                FakeRuntime::rows(10 + static_cast<uint64_t>(l) * 3 + static_cast<uint64_t>(of), tokens, 0, 16);
+            Matrix<float> square(w.tokens, 8);
+            trace.squared_gradient(of, l, h, w.first_token, w.tokens, square);
+            for (int64_t t = 0; t < w.tokens; ++t)
+              for (int64_t i = 0; i < 8; ++i) {
+                REQUIRE(square(t, i) == to_float(to_bf16(g(t, h * 8 + i) * g(t, h * 8 + i))));
+                for (int64_t j = 0; j < 8; ++j)
+                  moment[static_cast<size_t>(w.document)](i, j) += double{g(t, h * 8 + i)} * double{g(t, h * 8 + j)};
+              }
+          }
+          for (int doc = 0; doc < 2; ++doc) {
+            const Matrix<double> m = trace.gradient_moment(of, l, h, doc);
+            for (size_t i = 0; i < 64; ++i)
+              REQUIRE(m.storage[i] == Approx(moment[static_cast<size_t>(doc)].storage[i]).epsilon(1e-12).margin(1e-12));
+          }
+        }
+  }
+  o.gradients = "kld";
+  CHECK_THROWS_WITH(capture(), Catch::Contains("'kld'") && Catch::Contains("next-token, sampled"));
+  o.gradients = "next-token";
+  model.differentiates = false;
+  try {
+    capture();
+    FAIL_CHECK("captured");
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kUnavailable);
+    CHECK_THAT(e.what(), Catch::Contains("no backward pass"));
+  }
+}
+
 TEST_CASE("a capture that is stopped leaves no file", "[capture]") {
   const TempFile file;
   FakeRuntime model(64, false);
@@ -251,7 +316,7 @@ TEST_CASE("query moments of wide heads equal plain sums on every instruction set
     Matrix<float> q(33, 3 * d);
     for (auto& v : q.storage) v = static_cast<float>(rng.normal());
     std::vector<double> got(static_cast<size_t>(d * d), 0.0), want = got;
-    add_query_moment(q, 3, got.data());
+    add_moment(q, 3, got.data());
     for (int64_t h = 0; h < 3; ++h)
       for (int64_t t = 0; t < 33; ++t)
         for (int64_t i = 0; i < d; ++i)

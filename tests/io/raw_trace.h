@@ -30,7 +30,8 @@ struct RawTrace {
   std::map<std::string, int64_t> integer;
   Json model;
 
-  RawTrace() {
+  explicit RawTrace(const std::string& gradients = "") {
+    sizes.gradients = !gradients.empty();
     for (const TraceDataset& d : trace_datasets(sizes, DType::kBF16)) {
       RawDataset r{d.name, d.type, d.dims, d.chunk, {}, true};
       r.bytes.resize(static_cast<size_t>(d.count()) * hdf5_type_size(d.type));
@@ -64,6 +65,7 @@ struct RawTrace {
                {"attention_factor", 1.0},
                {"layout", "half"},
                {"inverse_frequency", {1.0, 0.01}}}}};
+    if (sizes.gradients) model["gradients"] = gradients;
     text = {{"format", "vqkv-trace"},
             {"keys", "pre_rope"},
             {"content_xxh3", std::string(32, '0')},

@@ -176,6 +176,67 @@ TEST_CASE("a trace without W_O says so", "[trace]") {
   REQUIRE(out.verify().empty());
 }
 
+TEST_CASE("gradients in a trace read back in bf16 whatever the rest is stored as, and are part of the hash",
+          "[trace]") {
+  const TempDir dir("trace-gradients");
+  for (const DType stored : {DType::kBF16, DType::kF16, DType::kF32}) {
+    const std::string path = dir / "t.h5";
+    write_trace(path, stored);
+    const std::string without = TraceReader(path).info().content_hash;
+    CHECK_FALSE(TraceReader(path).has_gradients());
+    const WrittenTrace in = write_trace(path, stored, 10, 0, "sampled");
+    const TraceReader out(path);
+    REQUIRE(out.has_gradients());
+    CHECK(out.info().gradients == "sampled");
+    CHECK(out.info().content_hash != without);
+    CHECK(out.verify().empty());
+    const CacheShape& s = out.info().shape;
+    for (const GradientOf of : kGradientsOf) {
+      const auto part = static_cast<size_t>(of);
+      for (int l = 0; l < s.layers; ++l)
+        for (int h = 0; h < s.kv_heads; ++h) {
+          const auto li = static_cast<size_t>(l);
+          for (size_t w = 0; w < 3; ++w) {
+            const TraceWindow& window = out.windows()[w];
+            Matrix<float> square(window.tokens, s.head_dim);
+            out.squared_gradient(of, l, h, window.first_token, window.tokens, square);
+            REQUIRE(same_bits(square, head_of(in.windows[w].squared_gradient[part][li], h, s.head_dim, DType::kBF16)));
+          }
+          const Matrix<double> m = out.gradient_moment(of, l, h, 0);
+          const size_t d = static_cast<size_t>(s.head_dim), first = static_cast<size_t>(h) * d * d;
+          for (size_t i = 0; i < d * d; ++i)
+            REQUIRE(m.storage[i] == in.windows[0].gradient_moment[part][li][first + i] +
+                                        in.windows[1].gradient_moment[part][li][first + i]);
+        }
+    }
+    const auto size = static_cast<int64_t>(std::filesystem::file_size(path));
+    CHECK(size <= TraceWriter::estimate_bytes(in.info, 3224, 9, 2));
+    CHECK(size > TraceWriter::estimate_bytes(trace_info(stored), 3224, 9, 2));
+  }
+}
+
+TEST_CASE("squares of gradients that are no squares are refused with their place", "[trace]") {
+  const TempDir dir("trace-gradients-nan");
+  TraceInfo info = trace_info(DType::kF32, 0);
+  info.gradients = "next-token";
+  TraceWindowData w = trace_window(info, 0, 40, {1, 2}, 5);
+  w.squared_gradient[1][1](17, 8 + 3) = -1;
+  {
+    TraceWriter writer(dir / "t.h5", info, {"a"}, 40, 4);
+    writer.add(w);
+    writer.finish();
+  }
+  const TraceReader out(dir / "t.h5");
+  Matrix<float> rows(20, 8);
+  out.squared_gradient(GradientOf::kRotatedKey, 1, 0, 10, 20, rows);
+  REQUIRE_THROWS_WITH(
+      out.squared_gradient(GradientOf::kRotatedKey, 1, 1, 10, 20, rows),
+      Catch::Contains("/rotated_key_gradient2") && Catch::Contains("layer 1, head 1, row 17, channel 3 holds -1"));
+  w.squared_gradient[2][0](5, 1) = INFINITY;
+  TraceWriter writer(dir / "u.h5", info, {"a"}, 40, 4);
+  REQUIRE_THROWS_WITH(writer.add(w), Catch::Contains("/value_gradient2 at layer 0, head 0, row 5, channel 1 is inf"));
+}
+
 TEST_CASE("the estimate is what the file takes, within its headers", "[trace]") {
   const TempDir dir("trace-estimate");
   write_trace(dir / "t.h5", DType::kBF16, 10, 0);

@@ -86,6 +86,31 @@ TEST_CASE("attributes of a trace are held to the format", "[trace][refuse]") {
   REQUIRE_THAT(refusal(dir, t), Catch::Contains("model_json"));
 }
 
+TEST_CASE("gradients of a trace are held to the format", "[trace][refuse]") {
+  const TempDir dir("refuse-gradients");
+  REQUIRE(refusal(dir, RawTrace("next-token")).empty());
+  REQUIRE_THAT(refusal(dir, RawTrace("kld")), Catch::Contains("gradients") && Catch::Contains("next-token, sampled"));
+  RawTrace promised;  // by name alone
+  promised.model["gradients"] = "sampled";
+  REQUIRE_THAT(refusal(dir, promised), Catch::Contains("/key_gradient2"));
+  for (const GradientOf of : kGradientsOf)
+    for (const std::string name : {squared_gradient_name(of), gradient_moment_name(of)}) {
+      INFO(name);
+      RawTrace t("sampled");
+      t.drop(name);
+      CHECK_THAT(refusal(dir, t), Catch::Contains("/" + name));
+      RawTrace wide("sampled");
+      wide.at(name).type = Hdf5Type::kF32;
+      CHECK_THAT(refusal(dir, wide), Catch::Contains("/" + name + ": is f32"));
+    }
+  RawTrace nan("sampled");
+  nan.at("key_gradient2").set<uint16_t>(5, 0x7fc0);
+  nan.write(dir / "t.h5");
+  const auto problems = TraceReader(dir / "t.h5").verify();
+  REQUIRE(problems.size() == 2);
+  CHECK_THAT(problems[0], Catch::Contains("/key_gradient2: 1 values are NaN") && Catch::Contains("token 1, channel 1"));
+}
+
 TEST_CASE("datasets of a trace are held to the schema", "[trace][refuse]") {
   const TempDir dir("refuse-datasets");
   const auto broken = [&](const std::string& name, const std::function<void(RawDataset&)>& change) {

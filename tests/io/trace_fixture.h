@@ -76,6 +76,11 @@ inline TraceWindowData trace_window(const TraceInfo& info, int32_t document, int
     w.query_pair_moment.push_back(doubles(int64_t{s.kv_heads} * s.head_dim / 2));
     w.received_mass.push_back(floats(s.kv_heads * n));
     w.received_mass2.push_back(floats(s.kv_heads * n));
+    for (size_t of = 0; !info.gradients.empty() && of < std::size(kGradientsOf); ++of) {
+      w.squared_gradient[of].push_back(random_matrix(rng, n, s.kv_heads * s.head_dim));
+      for (auto& v : w.squared_gradient[of].back().storage) v *= v * 1e-9f;  // below what f16 holds
+      w.gradient_moment[of].push_back(doubles(int64_t{s.kv_heads} * s.head_dim * s.head_dim));
+    }
   }
   return w;
 }
@@ -88,8 +93,10 @@ struct WrittenTrace {
 
 // Two documents: windows of 1500, 700 and 1024 tokens, so that chunk tails, whole chunks and a chunk that spans two
 // windows all occur; 2000 spare tokens of capacity, so that the datasets shrink.
-inline WrittenTrace write_trace(const std::string& path, DType stored, int hidden = 10, int64_t spare = 2000) {
+inline WrittenTrace write_trace(const std::string& path, DType stored, int hidden = 10, int64_t spare = 2000,
+                                const std::string& gradients = "") {
   WrittenTrace out{trace_info(stored, hidden), {}, {}};
+  out.info.gradients = gradients;
   TraceWriter writer(path, out.info, {"first.txt", "second.txt"}, 3224 + spare, 9 + spare);
   out.windows.push_back(trace_window(out.info, 0, 1500, {0, 16, 1499}, 1));
   out.windows.push_back(trace_window(out.info, 0, 700, {3, 699}, 2));

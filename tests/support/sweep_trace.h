@@ -14,8 +14,9 @@ namespace vqkv {
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
                               const RopeFacts* rope = nullptr, const std::function<void(TraceWindowData&)>& edit = {},
-                              int64_t every = 8) {
+                              int64_t every = 8, const std::string& gradients = "") {
   TraceInfo info;
+  info.gradients = gradients;
   CacheShape& s = info.shape;
   s.layers = layers;
   s.kv_heads = kv_heads;
@@ -78,6 +79,16 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
       w.query_pair_moment.push_back(pairs);
       w.received_mass.emplace_back(static_cast<size_t>(kv_heads * tokens), 0.5f);
       w.received_mass2.emplace_back(static_cast<size_t>(kv_heads * tokens), 0.25f);
+      // Token t's square is t + 1, a hundred times that after RoPE, and a thousandth in channels of negative values.
+      for (size_t of = 0; !gradients.empty() && of < std::size(kGradientsOf); ++of) {
+        const Matrix<float>& x = of < 2 ? w.key.back() : w.value.back();
+        Matrix<float> square(tokens, x.cols);
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int64_t c = 0; c < x.cols; ++c)
+            square(t, c) = static_cast<float>(t + 1) * (of == 1 ? 100.0f : 1.0f) * (x(t, c) < 0 ? 1e-3f : 1.0f);
+        w.squared_gradient[of].push_back(std::move(square));
+        w.gradient_moment[of].push_back(moment);
+      }
     }
     if (edit) edit(w);
     writer.add(w);
