@@ -240,6 +240,9 @@ ROWS = [
     Row("decode-bf16", "Decode after 512 tokens, bf16 weights, 1 thread", "tok/s",
         google("bench_runtime", "decode_bf16/512/iterations:64/real_time", one_core=True),
         google("bench_runtime", "decode/512/iterations:64/real_time", one_core=True), "fp32 weights"),
+    Row("backward", "Gradients of the NLL with respect to all keys and values, forward pass included, 2,048 tokens, fp32 "
+        f"weights, {THREADS} threads", "tok/s", google("bench_runtime", "backward/2048/real_time"),
+        google("bench_runtime", "forward/2048/real_time"), "ours, a forward pass with all logits", 0.286),
     Row("pq-assign", "PQ 16×256 assignment, d = 128, 1 thread", "M vec/s", *pq(16, 256), WHEEL, 4.0, 1e-6),
     Row("pq-assign-32", "PQ 32×256 assignment, d = 128, 1 thread", "M vec/s", *pq(32, 256), WHEEL, 4.0, 1e-6),
     Row("rvq-encode", "RVQ 8×256 encoding, beam 5, d = 128, 1 thread", "M vec/s",

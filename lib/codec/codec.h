@@ -37,8 +37,8 @@ struct TrainSet {
   std::span<const float> query_pair_moment;  // (channels / 2)
   ConstMatrix output_weight;  // W_O slice of the unit's query heads: (hidden, group * channels); may be empty
   ConstMatrix other_role;     // (n, channels) of the other role
-  // (n, channels): (dL/dx)^2 of the model's next-token loss at every value of x; may be empty. Nothing of it is known
-  // behind a transform.
+  // (n, channels): (dL/dx)^2 at every value of x, L the loss that the trace names (docs/formats.md); may be empty.
+  // Nothing of it is known behind a transform.
   ConstMatrix squared_gradient;
   // (n, channels): rows of the same heads and role one layer below, in this codec's RoPE domain; zero in layer 0.
   // Exact, where encode_at gets them as decoded: train documents are thinned, and no prompt of theirs is coded.

@@ -249,17 +249,18 @@ Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) con
 }
 
 TrainData TraceRows::unit(const UnitShape& unit, const TrainNeeds& needs) const {
-  if (needs.gradients)
-    fail_data(
-        fmt::format("{}: holds no squared gradients, which a codec of this cell is weighted by (weight: fisher); "
-                    "weight: none needs none",
-                    reader_.path()));
+  if (needs.gradients && !reader_.has_gradients())
+    fail_data(fmt::format(
+        "{}: holds no squared gradients, which a codec of this cell is weighted by (weight: fisher); capture "
+        "them (vqkv-dump capture --gradients next-token), or take weight: none",
+        reader_.path()));
   TrainData t;
   for (const int64_t row : train_) {
     t.position.push_back(reader_.position()[static_cast<size_t>(row)]);
     t.document.push_back(reader_.document_of()[static_cast<size_t>(row)]);
   }
   add_rows(unit, needs, t);
+  if (needs.gradients) add_gradients(unit, t);
   if (needs.output_weight) t.output_weight = output_weight(unit.layer, unit.first_head, unit.heads);
   if (needs.queries) add_queries(unit, t);
   if (needs.moments && unit.role == Role::kKey) add_moments(unit, t);
@@ -308,6 +309,24 @@ void TraceRows::add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainDa
         t.received_mass[at] += mass[static_cast<size_t>(r)];
         t.received_mass2[at++] += mass2[static_cast<size_t>(r)];
       }
+    }
+  }
+}
+
+void TraceRows::add_gradients(const UnitShape& unit, TrainData& t) const {
+  const int64_t d = reader_.info().shape.head_dim;
+  const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
+  const GradientOf of = unit.role == Role::kValue           ? GradientOf::kValue
+                        : unit.rope == RopePlacement::kPost ? GradientOf::kRotatedKey
+                                                            : GradientOf::kKey;
+  t.squared_gradient = Matrix<float>(train_rows(), d * unit.heads);
+  for (int h = 0; h < unit.heads; ++h) {
+    const int head = scope_.heads.at(static_cast<size_t>(unit.first_head + h));
+    int64_t at = 0;
+    for (const TrainWindow& w : train_windows_) {
+      Matrix<float> x(w.window.tokens, d);
+      reader_.squared_gradient(of, layer, head, w.window.first_token, w.window.tokens, x);
+      for (const int64_t r : w.rows) std::copy_n(x.row(r), d, t.squared_gradient.row(at++) + h * d);
     }
   }
 }

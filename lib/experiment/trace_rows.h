@@ -78,6 +78,7 @@ class TraceRows final : public TrainSource {
   void read_queries(int layer, int q_head, int64_t first, int64_t count, MutMatrix out) const;
   // Parts of unit().
   void add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainData& t) const;
+  void add_gradients(const UnitShape& unit, TrainData& t) const;
   void add_queries(const UnitShape& unit, TrainData& t) const;
   void add_moments(const UnitShape& unit, TrainData& t) const;
 

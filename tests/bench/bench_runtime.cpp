@@ -6,6 +6,7 @@
 // the CPU column that of the calling thread: on idle cores a prefill is no faster than either allows.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <ctime>
 
@@ -65,6 +66,41 @@ void prefill(benchmark::State& state) { prefill_with<DType::kF32>(state); }
 void prefill_bf16(benchmark::State& state) { prefill_with<DType::kBF16>(state); }
 BENCHMARK(prefill)->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(prefill_bf16)->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond)->UseRealTime();
+
+// A window with the logits of every position, 256 at a time, as the backward pass makes them.
+void forward(benchmark::State& state) {
+  ModelRuntime& runtime = model<DType::kF32>();
+  const auto ids = some_tokens(state.range(0), runtime);
+  constexpr int64_t kRows = 256;
+  Matrix<float> logits(kRows, runtime.facts().vocab);
+  for (auto _ : state) {
+    Session s(runtime);
+    for (int64_t at = 0; at < state.range(0); at += kRows) {
+      const int64_t n = std::min(kRows, state.range(0) - at);
+      runtime.forward(std::span(ids).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), s.kv, LogitRows::kAll,
+                      logits.view().slice_rows(0, n));
+    }
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0));
+}
+BENCHMARK(forward)->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond)->UseRealTime();
+
+struct NoTap final : GradientTap {
+  void on_gradients(int, ConstMatrix key, ConstMatrix, ConstMatrix) override { benchmark::DoNotOptimize(key.data); }
+};
+
+// Forward and backward pass: the gradient of the NLL with respect to every key and value.
+void backward(benchmark::State& state) {
+  ModelRuntime& runtime = model<DType::kF32>();
+  const auto ids = some_tokens(state.range(0), runtime);
+  NoTap tap;
+  for (auto _ : state) {
+    NllLoss loss = NllLoss::next_tokens(ids);
+    benchmark::DoNotOptimize(runtime.backward(ids, loss, tap));
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0));
+}
+BENCHMARK(backward)->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 template <DType weights>
 void decode_with(benchmark::State& state) {

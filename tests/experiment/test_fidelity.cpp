@@ -23,9 +23,9 @@ struct Recorded {
   CellConfig config;
   std::unique_ptr<TraceRows> rows;
   explicit Recorded(int64_t tokens = 160, int64_t first_document = 0,
-                    const std::function<void(TraceWindowData&)>& edit = {}) {
+                    const std::function<void(TraceWindowData&)>& edit = {}, const std::string& gradients = "") {
     config.trace = folder / "t.trace.h5";
-    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document, nullptr, edit);
+    write_sweep_trace(config.trace, 4, tokens, 2, 2, 16, 1, first_document, nullptr, edit, 8, gradients);
     config.train = {1};
     config.select = {2};
     config.report = {0, 3};
@@ -243,8 +243,66 @@ TEST_CASE("squared gradients that a trace does not hold are refused with its pat
   } catch (const Error& e) {
     CHECK(e.kind() == ErrorKind::kBadData);
     CHECK_THAT(e.what(), Catch::Contains(in.config.trace) && Catch::Contains("holds no squared gradients") &&
-                             Catch::Contains("weight: none"));
+                             Catch::Contains("vqkv-dump capture --gradients") && Catch::Contains("weight: none"));
   }
+}
+
+TEST_CASE("squared gradients come to a codec in its domain, row by row", "[fidelity]") {
+  const Recorded in(160, 0, {}, "next-token");
+  UnitShape unit;
+  unit.layer = 1;
+  unit.head_dim = 16;
+  unit.heads = 2;
+  for (const auto& [role, rope, factor] :
+       {std::tuple<Role, RopePlacement, float>{Role::kKey, RopePlacement::kPre, 1.0f},
+        {Role::kKey, RopePlacement::kPost, 100.0f},
+        {Role::kValue, RopePlacement::kPost, 1.0f}}) {
+    unit.role = role;
+    unit.rope = rope;
+    const TrainData data = in.rows->unit(unit, {.rows = true, .gradients = true});
+    REQUIRE(data.squared_gradient.rows == 156);
+    REQUIRE(data.squared_gradient.cols == 32);
+    for (int64_t r = 0; r < 156; ++r)
+      for (int64_t c = 0; c < 32; ++c) {
+        const float square = data.squared_gradient(r, c), want = factor * static_cast<float>(r + 5);  // after 4 sinks
+        // Whether a value was negative is its own before RoPE.
+        if (role == Role::kKey && rope == RopePlacement::kPost)
+          REQUIRE((square == to_float(to_bf16(want)) || square == to_float(to_bf16(want * 1e-3f))));
+        else
+          REQUIRE(square == to_float(to_bf16(want * (data.x(r, c) < 0 ? 1e-3f : 1.0f))));
+      }
+  }
+  CHECK(in.rows->unit(unit, {.rows = true}).squared_gradient.rows == 0);
+}
+
+TEST_CASE("kvquant learns by the squared gradients of a trace", "[fidelity]") {
+  const Recorded in(160, 0, {}, "next-token");
+  // Of values on the side of the gradients, of all others.
+  const auto errors = [&](const std::string& weight) {
+    const Json config = {{"name", "kvquant"}, {"bits", 2}, {"outliers", 0}, {"weight", weight}};
+    const auto set =
+        train_codec_set(resolve_codec(config, in.rows->scope().shape), in.rows->scope().shape, *in.rows, {});
+    UnitShape unit;
+    unit.role = Role::kValue;
+    unit.head_dim = 16;
+    unit.heads = 2;
+    const TrainData data = in.rows->unit(unit, {.rows = true});
+    const auto index = static_cast<size_t>(set->unit_index(0, 0, Role::kValue));
+    const Codec& codec = *set->units()[index].codec;
+    CodeBlock block;
+    codec.encode(data.x, block);
+    Matrix<float> back(data.x.rows, data.x.cols);
+    codec.decode(block, back);
+    double above = 0, below = 0;
+    for (size_t i = 0; i < back.storage.size(); ++i) {
+      const double off = double{back.storage[i]} - double{data.x.storage[i]};
+      (data.x.storage[i] < 0 ? below : above) += off * off;
+    }
+    return std::pair(above, below);
+  };
+  const auto fisher = errors("fisher"), plain = errors("none");
+  CHECK(fisher.first < 0.8 * plain.first);
+  CHECK(fisher.second > plain.second);
 }
 
 TEST_CASE("a sweep gives codecs the decoded rows of the layer below", "[fidelity]") {
