@@ -34,6 +34,7 @@ CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceSt
 
 int64_t CodedForm::bytes(const CodedForm& other) const {
   std::set<const void*> shared = books_of(other.plan);
+  for (const TileDecoder& d : other.decoders) d.bytes(shared);  // what they made of those books
   int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + capacity_bytes(plan.terms) + memory_bytes(plan.map) +
               capacity_bytes(plan.inner_bias) + capacity_bytes(plan.outer_bias) + capacity_bytes(plan.layout.fields) +
               capacity_bytes(plan.layout.sides) + capacity_bytes(decoders);

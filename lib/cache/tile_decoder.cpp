@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "cache/decode_cpu.h"
 #include "core/error.h"
@@ -17,19 +19,32 @@ constexpr int64_t kTileTokens = 128;
 using kernels::padded;
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-// i * Z on pairs stored as [x..., y...].
-std::shared_ptr<const AlignedVector<float>> rotated(const TableTerm& t) {
-  auto out = std::make_shared<AlignedVector<float>>(*t.codewords);
+using Words = AlignedVector<float>;
+
+// i * Z on pairs stored as [x..., y...]: one copy for all heads that read these books, while any of them does.
+std::shared_ptr<const Words> rotated(const TableTerm& t) {
+  struct Turned {
+    std::shared_ptr<const Words> books;  // held, so that their address means no others
+    Words words;
+  };
+  static std::mutex mutex;
+  static std::map<std::pair<const Words*, int>, std::weak_ptr<const Turned>> made;
+  const std::scoped_lock lock(mutex);
+  std::erase_if(made, [](const auto& entry) { return entry.second.expired(); });
+  std::weak_ptr<const Turned>& known = made[{t.codewords.get(), t.width}];
+  if (const auto there = known.lock()) return {there, &there->words};
+  const auto out = std::make_shared<Turned>(Turned{t.codewords, *t.codewords});
   const int half = t.width / 2;
   for (int64_t w = 0; w < int64_t{t.books} * t.entries; ++w) {
     const float* from = t.codewords->data() + w * t.width;
-    float* to = out->data() + w * t.width;
+    float* to = out->words.data() + w * t.width;
     for (int i = 0; i < half; ++i) {
       to[i] = -from[i + half];
       to[i + half] = from[i];
     }
   }
-  return out;
+  known = out;
+  return {out, &out->words};
 }
 
 // The signs of every byte.

@@ -6,6 +6,7 @@
 #include "core/json.h"
 #include "core/rng.h"
 #include "support/catch.h"
+#include "support/dummy_codecs.h"
 
 using namespace vqkv;
 using namespace vqkv::test;
@@ -392,4 +393,20 @@ TEST_CASE("Evicted pages are freed when every head of the unit let go", "[evict]
   CHECK(cache.bytes().total_sequence() == memory.live());
   CHECK(CacheView(cache).evicted(0, 1, 100));
   CHECK_FALSE(CacheView(cache).evicted(0, 1, 290));
+}
+
+TEST_CASE("Books that a term turns by 90 degrees are turned once, for all heads of a unit and all that read them",
+          "[ledger]") {
+  UnitShape unit;
+  unit.head_dim = 16;
+  unit.heads = 4;
+  const TableDummy codec(unit, {.width = 16, .bits = 10, .map = false, .rotate_last = true});
+  const auto pages = std::make_shared<PageLayout>(codec.layout());
+  const CodedForm form(codec, unit, nullptr, pages), again(codec, unit, nullptr, pages);
+  const TableDummy plain(unit, {.width = 16, .bits = 1, .map = false});
+  const CodedForm other(plain, unit, nullptr, std::make_shared<PageLayout>(plain.layout()));
+  constexpr int64_t kBooks = 2 * 1024 * 16 * 4;
+  CHECK(form.bytes(other) > 2 * kBooks);
+  CHECK(form.bytes(other) < 3 * kBooks);
+  CHECK(again.bytes(form) < kBooks / 2);
 }

@@ -31,6 +31,7 @@ TEST_CASE("every grouping is a permutation, and rope pairs stay together in both
     for (int c = 0; c < 128; ++c) CHECK(order[static_cast<size_t>(c)] == c);
   }
   CHECK(check_groups("rope_pair", unit, 128) != "");
+  CHECK(check_groups("rope_pair", unit_of(3, 2), 1) == "rope_pair: the 3 channels of a head make no pairs");
   CHECK(check_groups("contiguous", unit, 3) == "3 sub-vectors don't divide 128 channels");
 }
 

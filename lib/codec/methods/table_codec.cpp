@@ -181,13 +181,8 @@ void TableCodec::load(const ParameterReader& in) {
   set_channels(std::move(channel));
 
   const int64_t groups = shape_.shared_book ? 1 : shape_.groups;
-  const AlignedVector<float> words = in.tensor("codewords", {shape_.stages * groups, shape_.entries(), shape_.width()});
-  for (const float v : words) {
-    float rounded = v;
-    round_to(shape_.stored_as, &rounded, 1);
-    if (!std::isfinite(v) || rounded != v)
-      fail_data(fmt::format("codewords: {} is not a finite {} number", v, dtype_name(shape_.stored_as)));
-  }
+  const AlignedVector<float> words =
+      read_stored(in, "codewords", {shape_.stages * groups, shape_.entries(), shape_.width()}, shape_.stored_as);
   const auto size = static_cast<int64_t>(shape_.entries()) * shape_.width();
   std::vector<ResidualQuantizer> quantizers;
   for (int64_t g = 0; g < groups; ++g) {
@@ -199,6 +194,18 @@ void TableCodec::load(const ParameterReader& in) {
     quantizers.emplace_back(std::move(books), beam_);
   }
   install(std::move(quantizers));
+}
+
+AlignedVector<float> read_stored(const ParameterReader& in, const std::string& name, const std::vector<int64_t>& shape,
+                                 DType stored_as) {
+  AlignedVector<float> values = in.tensor(name, shape);
+  for (const float v : values) {
+    float rounded = v;
+    round_to(stored_as, &rounded, 1);
+    if (!std::isfinite(v) || rounded != v)
+      fail_data(fmt::format("{}: {} is not a finite {} number", name, v, dtype_name(stored_as)));
+  }
+  return values;
 }
 
 std::vector<int32_t> group_channels(const std::string& grouping, const UnitShape& unit, int groups) {
@@ -243,6 +250,8 @@ std::vector<int32_t> variance_channels(ConstMatrix x, int groups) {
 std::string check_groups(const std::string& grouping, const UnitShape& unit, int groups) {
   const int channels = unit.channels();
   if (channels % groups != 0) return fmt::format("{} sub-vectors don't divide {} channels", groups, channels);
+  if (grouping == "rope_pair" && unit.head_dim % 2 != 0)
+    return fmt::format("rope_pair: the {} channels of a head make no pairs", unit.head_dim);
   if (grouping == "rope_pair" && channels / groups % 2 != 0)
     return fmt::format("rope_pair needs sub-vectors of an even number of channels, not {}", channels / groups);
   return "";

@@ -76,6 +76,10 @@ std::vector<int32_t> variance_channels(ConstMatrix x, int groups);
 // Why `groups` sub-vectors can't be made of this unit, or "".
 std::string check_groups(const std::string& grouping, const UnitShape& unit, int groups);
 
+// A tensor whose values are finite and exact in `stored_as`; kBadData where it is not one.
+AlignedVector<float> read_stored(const ParameterReader& in, const std::string& name, const std::vector<int64_t>& shape,
+                                 DType stored_as);
+
 // Training weights of `mode` none | mass | mass2: the attention mass that each token received, times the set's own
 // weights; empty where all are equal. Tokens keep at least 1 % of the mean, so that none is ignored. Throws kBadData
 // where the set does not have what the mode asks for.
