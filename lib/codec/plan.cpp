@@ -227,7 +227,7 @@ int64_t DecodePlan::constant_bytes(CountedBooks& counted) const {
                  [](const DenseTerm&) {},  // its values are side data
                  [&](const SignTerm& t) {
                    if (counted.insert(t.projection).second)
-                     bytes += static_cast<int64_t>(t.projection->size() * sizeof(float));
+                     bytes += static_cast<int64_t>(t.projection->size() * dtype_size(t.stored_as));
                  }};
   for (const PlanTerm& term : terms) std::visit(add, term);
   return bytes + stored_bytes(map, number) + static_cast<int64_t>(inner_bias.size() + outer_bias.size()) * number;

@@ -64,12 +64,14 @@ struct DenseTerm {
 };
 
 // y[r * width + i] += factor * scale * sum of sign * projection[row][i] over the rows, for each run r of `width` code
-// channels: projections of which the signs alone are kept (QJL, the second stage of TurboQuant).
+// channels: projections of which the signs alone are kept (QJL, the second stage of TurboQuant), or rows that bits
+// choose (CommVQ's values, with half the sum of all rows as a bias).
 struct SignTerm {
   // Per-token, 8 bits, slots() a run: row 8 n + b is bit b of slot n, lowest first; a set bit is +1, another -1.
   int field = 0;
   int rows = 0, width = 0;
-  std::shared_ptr<const AlignedVector<float>> projection;  // (rows or more, width)
+  std::shared_ptr<const AlignedVector<float>> projection;  // (rows or more, width), values exact in stored_as
+  DType stored_as = DType::kF32;                           // how a deployment keeps it: what the ledger counts
   float factor = 1;
   int scale_side = -1;  // per-token side with one slot a run; -1: 1
   // Outlier channels, which each block names for each run: a per-block field of their numbers within the run, equally

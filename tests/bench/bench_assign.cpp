@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "codec/train/assign.h"
+#include "codec/train/commvq.h"
 #include "core/rng.h"
 #include "core/thread_pool.h"
 
@@ -58,9 +59,23 @@ BENCHMARK(full)
     ->Args({64, 256})
     ->Args({128, 256})
     ->Args({128, 1024})
+    ->Args({128, 4096})
     ->Args({512, 1024})
     ->Args({4864, 256})
     ->Unit(benchmark::kMillisecond);
+
+// A stage of CommVQ's keys, d = 128: all 64 x 64 sums of a book, which the exhaustive search above takes as 4,096
+// codewords.
+void pairs(benchmark::State& state) {
+  const int64_t rows = 4096;
+  set_thread_count(1);
+  const auto x = gaussian(rows, 128, 1);
+  const PairQuantizer stage({gaussian(64, 128, 2)});
+  std::vector<uint16_t> first(static_cast<size_t>(rows)), second(first);
+  for (auto _ : state) stage.encode_rows(x, first.data(), second.data(), 1, 1);
+  state.SetItemsProcessed(state.iterations() * rows);
+}
+BENCHMARK(pairs)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

@@ -107,7 +107,7 @@ TEST_CASE("mistakes in tiers are named", "[tiers]") {
   CHECK_THAT(message(R"({"tiers": [{"name": "rvq", "codebooks": 4, "tokens": 64}, {"level": 4}]})"),
              Contains("codec.tiers[1]") && Contains("4 stages") && Contains("1 to 3"));
   CHECK_THAT(message(R"({"tiers": [{"name": "pq", "codebooks": 4, "tokens": 64}, {"level": 1}]})"),
-             Contains("codec.tiers[1]") && Contains("one level alone") && Contains("(rvq, kumar, simvq)"));
+             Contains("codec.tiers[1]") && Contains("one level alone") && Contains("(rvq, kumar, simvq, commvq)"));
   CHECK_THAT(message(R"({"tiers": [{"name": "rvq", "tokens": 64}, {"level": 3, "tokens": 64}, {"level": 3}]})"),
              Contains("codec.tiers[2]") && Contains("3 stages"));
   CHECK_THAT(
@@ -180,14 +180,20 @@ TEST_CASE("a level is the code of fewer stages, and shares the books", "[tiers]"
 }
 
 TEST_CASE("every method whose codes have levels is named where one is refused, and has them in tiers", "[tiers]") {
-  CHECK(methods_with_levels() == std::vector<std::string>{"rvq", "kumar", "simvq"});
+  CHECK(methods_with_levels() == std::vector<std::string>{"rvq", "kumar", "simvq", "commvq"});
   for (const std::string& name : methods_with_levels()) {
     CAPTURE(name);
     Json config = {{"tiers", {{{"tokens", 64}, {"name", name}, {"codebooks", 3}, {"bits", 3}}, {{"level", 2}}}}};
     if (name == "kumar") config["tiers"][0]["group"] = 8;
+    std::vector<Role> roles = {Role::kKey, Role::kValue};
+    if (name == "commvq") {  // its values have no stages
+      roles = {Role::kKey};
+      config["tiers"][0]["value_steps"] = 2;
+      config["tiers"][1] = {{"k", {{"level", 2}}}, {"v", {{"name", "exact"}}}};
+    }
     const auto set = train(config.dump());
     CHECK(set->tiers() == 2);
-    for (const Role role : {Role::kKey, Role::kValue}) {
+    for (const Role role : roles) {
       const CodeLayout &whole = unit_at(*set, 0, 1, 1, role).codec->layout(),
                        &level = unit_at(*set, 1, 1, 1, role).codec->layout();
       CHECK(3 * level.code_bits_per_block() == 2 * whole.code_bits_per_block());

@@ -140,6 +140,14 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
     CHECK(kvquant(b, Role::kKey) == b);
     CHECK(kvquant(b, Role::kValue) == b + 32.0 / 1024);
   }
+  // CommVQ over the 8 heads of a layer: 12 R / 128 for keys, 1 or 2 for values, and 16 bits a token for each.
+  for (const auto& [preset, key, value] : {std::tuple{"default", 1.03125, 1.0}, {"commvq2", 1.96875, 2.0}})
+    for (const UnitSpec& spec :
+         resolve_codec({{"name", "commvq"}, {"preset", preset}}, make_shape(1, 8, 8, 128)).units) {
+      CHECK(spec.unit.heads == 8);
+      CHECK(make_codec(spec)->layout().bits_per_token() / 1024 ==
+            (spec.unit.role == Role::kKey ? key : value) + 16 / 1024.0);
+    }
   // VQKV: 1 - (56 * 10 + 16 * 9) / (16 * 256) = 0.828125.
   const Json vqkv = {
       {"name", "simvq"}, {"k", {{"codebooks", 56}, {"bits", 10}}}, {"v", {{"codebooks", 16}, {"bits", 9}}}};
@@ -187,7 +195,7 @@ TEST_CASE("blocks have the sizes, code widths and side types of the layout", "[c
       std::visit(
           Overloaded{[&](const TableTerm& t) { require_exact(t.stored_as, *t.codewords); },
                      [&](const LevelsTerm& t) { require_exact(plan.constants_as, t.levels); }, [](const DenseTerm&) {},
-                     [&](const SignTerm& t) { require_exact(DType::kF32, *t.projection); }},
+                     [&](const SignTerm& t) { require_exact(t.stored_as, *t.projection); }},
           term);
     if (const auto* map = std::get_if<DiagonalMap>(&plan.map)) require_exact(plan.constants_as, map->factor);
     require_exact(plan.constants_as, plan.inner_bias);
