@@ -64,6 +64,7 @@ void check_values(const CodeLayout& layout, const CodeBlock& codes, int64_t firs
 }  // namespace
 
 int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
+  if (policy.prompt > 0) return std::min(held, policy.prompt);
   const auto first = [&](const FlushRule& rule) {
     return policy.sinks + std::max<int64_t>(1, rule.window) + rule.flush - 1;
   };

@@ -45,8 +45,9 @@ CodeBlock codes_of(const CodeBlock& codes, const CodeLayout& layout, int64_t fro
 // kUsage: a codec of this method fits parameters to each prompt and is one of several tiers.
 [[noreturn]] void refuse_fitted_tier(const std::string& method);
 
-// How many of the `held` tokens of a prompt its parameters are fitted on: those that are there when the first one is
-// coded token by token, CachePolicy::waits at least. So blocks, steps, exact prompts and sweeps fit the same.
+// How many of the `held` tokens of a prompt its parameters are fitted on: CachePolicy::prompt where it is said, else
+// those that are there when the first one is coded token by token, CachePolicy::waits at least. So blocks, steps, exact
+// prompts and sweeps fit the same.
 int64_t fit_tokens(const CachePolicy& policy, int64_t held);
 
 // The parameters that a unit fits on the first `tokens` tokens; null for methods that have none. group: query heads of

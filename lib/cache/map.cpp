@@ -292,8 +292,8 @@ ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& given, int64_t t
   if (any_fitted) b.index += static_cast<int64_t>(codecs.units().size() * sizeof(std::unique_ptr<FittedForm>));
   if (!query_layers.empty()) b.index += shape.layers * static_cast<int64_t>(sizeof(HeldQueries));
   if (tokens > 0 && !any_coded)
-    b.workspace += static_cast<int64_t>(query_layers.size()) * HeldQueries::capacity_for(tokens) * shape.q_heads *
-                   shape.head_dim * int64_t{sizeof(float)};
+    b.workspace += static_cast<int64_t>(query_layers.size()) * HeldQueries::capacity_for(fit_tokens(policy, tokens)) *
+                   shape.q_heads * shape.head_dim * int64_t{sizeof(float)};
   b.codebooks = codecs.constant_bytes();
   return b;
 }

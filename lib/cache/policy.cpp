@@ -62,6 +62,8 @@ Json canonical_cache_config(const Json& config) {
     const Json& own = given.raw(role);
     out[role] = canonical_rule(own.is_null() ? Json::object() : own, std::string("cache.") + role, base);
   }
+  const int64_t prompt = given.integer("prompt", 0, 0, kMaxTokens);
+  const std::string generated = given.choice("generated", "coded", {"coded", "exact"});
   const Json policy = without_nulls(given.raw("policy"));
   given.finish();
   const bool exact_k = out["k"]["rule"] == "none", exact_v = out["v"]["rule"] == "none";
@@ -70,6 +72,10 @@ Json canonical_cache_config(const Json& config) {
         fmt::format("cache.{}.rule: none holds for both roles or for neither, and cache.{}.rule is {}; to keep one "
                     "role exact give it the codec 'exact'",
                     exact_k ? "k" : "v", exact_k ? "v" : "k", out[exact_k ? "v" : "k"]["rule"].get<std::string>()));
+  if (prompt == 0 && generated == "exact")
+    fail_usage("cache.generated: exact needs cache.prompt, the tokens behind which nothing is coded");
+  if (prompt > 0 && exact_k) fail_usage("cache.prompt: rule none codes nothing, neither a prompt nor what follows");
+  if (prompt > 0) out.update({{"prompt", prompt}, {"generated", generated}});
   if (!policy.is_null()) {
     Json knobs = policy.is_object() ? policy : Json::object();
     const Json name = policy.is_object() ? policy.value("name", Json()) : policy;
@@ -94,6 +100,8 @@ CachePolicy CachePolicy::from_json(const Json& config) {
     p.k = rule_of(c.at("k"), Role::kKey);
     p.v = rule_of(c.at("v"), Role::kValue);
   }
+  p.prompt = p.waits = c.value("prompt", int64_t{0});
+  p.codes_generated = c.value("generated", "coded") == "coded";
   if (const auto policy = c.find("policy"); policy != c.end())
     find_policy(policy->at("name").get<std::string>()).apply(*policy, p);
   return p;
@@ -101,7 +109,7 @@ CachePolicy CachePolicy::from_json(const Json& config) {
 
 CachePolicy CachePolicy::for_codecs(const CodecSet& codecs) const {
   CachePolicy p = *this;
-  if (p.keeps_codes()) p.waits = codecs.fit_minimum();
+  if (p.keeps_codes()) p.waits = std::max(p.prompt, codecs.fit_minimum());
   return p;
 }
 
@@ -127,6 +135,9 @@ std::string unit_conflict(const CachePolicy& policy, const UnitSpec& spec, const
   if (policy.rule(role).flush % block != 0)
     return fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
                        role_name(role), policy.rule(role).flush, block, spec.method);
+  if (policy.prompt > 0 && policy.prompt < codec.fit_needs().tokens)
+    return fmt::format("cache.prompt: codec '{}' fits its parameters to {} tokens of a prompt at least, not to {}",
+                       spec.method, codec.fit_needs().tokens, policy.prompt);
   if (policy.keep && codec.sees_lower() && spec.unit.layer > 0)
     return fmt::format(
         "cache.policy {}: codec '{}' sees the rows of the layer below, and this policy gives up tokens layer by layer",

@@ -38,8 +38,8 @@ struct FlushRule {
 };
 
 // `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|none, residual: 128,
-//  exact_dtype: f16, k: {...}, v: {...}, policy: NAME or {name, knobs}}. rule none codes nothing (the exact cache);
-// policy says which tokens stay (cache/policies/kinds.h), all of them without one.
+//  exact_dtype: f16, k: {...}, v: {...}, prompt: 0, generated: coded|exact, policy: NAME or {name, knobs}}. rule none
+// codes nothing (the exact cache); policy says which tokens stay (cache/policies/kinds.h), all of them without one.
 struct CachePolicy {
   int64_t sinks = 4;
   FlushRule k, v;
@@ -48,7 +48,12 @@ struct CachePolicy {
   DType exact_dtype = DType::kF16;  // of sinks and window
   // What heads give up as the text goes on (cache/keep_rule.h); null: nothing.
   std::shared_ptr<const KeepRule> keep = nullptr;
-  // Nothing is coded while fewer tokens are there: what the codecs need to fit their parameters (for_codecs).
+  // Tokens of the prompt, where that is said: nothing is coded before its last one is there, and codecs fit their
+  // parameters to all of it. What follows is coded as the rules say or, where codes_generated is false, never.
+  int64_t prompt = 0;
+  bool codes_generated = true;
+  // Nothing is coded while fewer tokens are there: the prompt, and what the codecs need to fit their parameters
+  // (for_codecs).
   int64_t waits = 0;
   // This policy in a cache of `codecs`.
   CachePolicy for_codecs(const CodecSet& codecs) const;
@@ -68,12 +73,15 @@ struct CachePolicy {
   // First token that is exact for the query at `position`, beyond the sinks; newer: the first in a tier that is newer
   // than one behind `newer` tokens (CodecSet::newer_tokens).
   int64_t coded_end(Role r, int64_t position, int64_t newer = 0) const {
-    return codes && position + 1 >= waits ? rule(r).after(newer).coded_end(sinks, position)
-                                          : std::min(sinks, position + 1);
+    return codes && position + 1 >= waits
+               ? rule(r).after(newer).coded_end(sinks, codes_generated ? position : std::min(position, prompt - 1))
+               : std::min(sinks, position + 1);
   }
   // The same while `total` tokens are there (FlushRule::coded_among).
   int64_t coded_among(Role r, int64_t total, int64_t newer = 0) const {
-    return codes && total >= waits ? rule(r).after(newer).coded_among(sinks, total) : std::min(sinks, total);
+    if (!codes || total < waits) return std::min(sinks, total);
+    if (!codes_generated && total >= prompt) return coded_end(r, total, newer);  // nothing that a later query would add
+    return rule(r).after(newer).coded_among(sinks, total);
   }
 
   static CachePolicy from_json(const Json& cache_config);

@@ -60,7 +60,8 @@ CachePolicy without_window(const CodecSet& codecs, CachePolicy policy) {
 
 std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
   const FlushRule &k = policy.k, &v = policy.v;
-  if (!policy.keeps_codes() || k.window != v.window || k.flush != v.flush || k.window < 1) return std::nullopt;
+  if (!policy.keeps_codes() || policy.prompt > 0 || k.window != v.window || k.flush != v.flush || k.window < 1)
+    return std::nullopt;
   policy.drops = true;
   policy.keep = nullptr;
   return policy;
@@ -69,8 +70,9 @@ std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
 std::string no_streaming_beside(const CachePolicy& policy) {
   if (!policy.keeps_codes() || streaming_beside(policy)) return "";
   return fmt::format("{}: {}, so no row says what its window does alone", protocol_text(policy),
-                     policy.k.window < 1 && policy.v.window < 1 ? "there is no window"
-                                                                : "keys and values leave by rules of their own");
+                     policy.prompt > 0                            ? "no window slides over the prompt"
+                     : policy.k.window < 1 && policy.v.window < 1 ? "there is no window"
+                                                                  : "keys and values leave by rules of their own");
 }
 
 std::vector<std::string> Learned::flags(int64_t context) const {

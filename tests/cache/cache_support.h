@@ -14,6 +14,13 @@ inline void feed(CompressedCache& cache, const Tokens& x, int64_t first, int64_t
   cache.end_block();
 }
 
+// `policy` of a text whose first `tokens` are a prompt.
+inline CachePolicy with_prompt(CachePolicy policy, int64_t tokens, bool codes_generated = true) {
+  policy.prompt = tokens;
+  policy.codes_generated = codes_generated;
+  return policy;
+}
+
 inline bool same(const ByteLedger& a, const ByteLedger& b) {
   return canonical_json(a.to_json()) == canonical_json(b.to_json());
 }

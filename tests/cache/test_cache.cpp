@@ -30,8 +30,12 @@ std::shared_ptr<const CodecSet> pq_set(const CacheShape& shape, int heads, int b
 TEST_CASE("The ledger equals the memory resource and the formula at every length", "[ledger]") {
   const CacheShape shape = make_shape(2, 2, 2, 16);
   const Tokens x(shape, 700, 1);
-  const std::vector<CachePolicy> policies = {policy_of(4, {128, 64}, {128, 64}), policy_of(0, {1, 64}, {65, 64}),
-                                             policy_of(3, {0, 64}, {10, 64}), policy_of(130, {32, 64}, {32, 64})};
+  const std::vector<CachePolicy> policies = {policy_of(4, {128, 64}, {128, 64}),
+                                             policy_of(0, {1, 64}, {65, 64}),
+                                             policy_of(3, {0, 64}, {10, 64}),
+                                             policy_of(130, {32, 64}, {32, 64}),
+                                             with_prompt(policy_of(4, {128, 64}, {32, 64}), 250),
+                                             with_prompt(policy_of(4, {128, 64}, {0, 64}), 250, false)};
   for (const int heads : {1, 2})
     for (const int bits : {2, 5, 8, 10})
       for (const int block : {1, 32}) {
@@ -105,6 +109,28 @@ TEST_CASE("Flush rules of a window and of KIVI", "[policy]") {
   }
 }
 
+TEST_CASE("A prompt that is said to end: nothing is coded before, and nothing of what follows where that stays exact",
+          "[policy]") {
+  const CacheShape shape = make_shape(1, 1, 1, 16);
+  const Tokens x(shape, 300, 3);
+  for (const bool codes_generated : {true, false})
+    for (const FlushRule& rule : {FlushRule{32, 1}, {1, 16}, {0, 1}, {64, 32}})
+      for (const int64_t block : {1, 23, 300}) {
+        CAPTURE(codes_generated, rule.window, rule.flush, block);
+        const CachePolicy policy = with_prompt(policy_of(4, rule, rule), 100, codes_generated);
+        CompressedCache cache(pq_set(shape, 1), policy);
+        for (int64_t t = 0; t < 300; t += block) {
+          feed(cache, x, t, std::min(block, 300 - t));
+          for (int64_t p = t; p < cache.length(); ++p) {
+            const int64_t expected = p < 99 ? std::min<int64_t>(4, p + 1) : rule.coded_end(4, codes_generated ? p : 99);
+            CHECK(cache.policy().coded_end(Role::kKey, p) == expected);
+          }
+          const int64_t coded = CacheView(cache).coded_end(0, Role::kKey), n = cache.length();
+          CHECK(coded == (n < 100 ? 4 : codes_generated ? rule.coded_among(4, n) : rule.coded_end(4, 99)));
+        }
+      }
+}
+
 TEST_CASE("Policies from configurations", "[policy]") {
   const CachePolicy p =
       CachePolicy::from_json(parse_json(R"({"window": 96, "k": {"flush": 32}, "exact_dtype": "bf16"})", "test"));
@@ -135,6 +161,14 @@ TEST_CASE("Policies from configurations", "[policy]") {
     }
     return std::string("accepted");
   };
+  const CachePolicy prompt = CachePolicy::from_json(parse_json(R"({"prompt": 512, "generated": "exact"})", "test"));
+  CHECK(prompt.prompt == 512);
+  CHECK_FALSE(prompt.codes_generated);
+  CHECK_FALSE(canonical_cache_config(Json()).contains("prompt"));
+  CHECK(message(R"({"generated": "exact"})").find("cache.generated: exact needs cache.prompt") != std::string::npos);
+  CHECK(message(R"({"prompt": 9, "rule": "none"})").find("cache.prompt: rule none codes nothing") != std::string::npos);
+  CHECK(message(R"({"prompt": 9, "policy": "streaming"})").find("cache.prompt: streaming codes nothing") !=
+        std::string::npos);
   CHECK(message(R"({"windw": 3})").find("did you mean 'window'") != std::string::npos);
   CHECK(message(R"({"k": {"rule": "kivy"}})").find("did you mean 'kivi'") != std::string::npos);
   CHECK(message(R"({"flush": 0})").find("cache.flush: expected an integer in [1, ") != std::string::npos);

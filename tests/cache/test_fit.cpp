@@ -90,7 +90,10 @@ TEST_CASE("Parameters fitted to the prompt: once, alike in steps and blocks, cou
        {Case{policy_of(4, {32, 16}, {40, 16}), {2, false}, 4 + 32 + 16 - 1},
         Case{policy_of(4, {32, 16}, {40, 16}), {2, true}, 4 + 32 + 16 - 1},
         Case{policy_of(4, {32, 16}, {40, 16}), {90, true}, 90}, Case{policy_of(0, {1, 1}, {1, 1}), {24, true}, 24},
-        Case{policy_of(4, {0, 1}, {0, 1}), {24, true}, 24}})
+        Case{policy_of(4, {0, 1}, {0, 1}), {24, true}, 24},
+        // All of a prompt that is said to end, even where what is coded first holds more.
+        Case{with_prompt(policy_of(4, {32, 16}, {40, 16}), 90), {2, true}, 90},
+        Case{with_prompt(policy_of(4, {0, 1}, {0, 1}), 24, false), {24, true}, 24}})
     for (const int64_t step : {1, 7, 200, -7}) {  // -7: blocks of an exact prompt
       const int64_t block = std::abs(step);
       CAPTURE(c.policy.sinks, c.fitted, c.needs.queries, step);
@@ -158,6 +161,10 @@ TEST_CASE("What is fitted to a prompt: no query of a draft, no rollback behind i
   CompressedCache fake(set, policy);
   CHECK_THROWS_WITH(feed(fake, x, 0, 69, Visibility::kAllCoded),
                     Catch::Contains("fake-quant codes every token of 69; a codec fits its parameters to 70 tokens"));
+  CHECK_THROWS_WITH(
+      CompressedCache(set, with_prompt(policy, 69)),
+      Catch::Contains("cache.prompt: codec 'plan' fits its parameters to 70 tokens of a prompt at least, not "
+                      "to 69"));
   CompressedCache unsaid(prompt_set(shape, {}), policy);
   CHECK_THROWS_WITH(feed(unsaid, x, 0, 100), Catch::Contains("Codec::fit_needs"));
 }

@@ -1,5 +1,7 @@
 // Rows, moments and trained transforms for the tests of transforms and of their chains.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -71,6 +73,37 @@ inline std::unique_ptr<Transform> trained(const std::string& name, const Json& k
   auto t = kind.make(kind.canonical(knobs, name), unit);
   t->train(set, Rng(1));
   return t;
+}
+
+// Channels of the unit that a transform keeps, rising.
+inline std::vector<int> kept_channels(const Transform& t) {
+  LinearMap map;
+  std::vector<float> bias;
+  t.inverse(map, bias);
+  std::vector<int> out;
+  const GatherMap& g = std::get<GatherMap>(map);
+  for (size_t c = 0; c < g.from.size(); ++c)
+    if (g.from[c] >= 0) out.push_back(static_cast<int>(c));
+  CHECK(stored_bytes(map) == 2 * static_cast<int64_t>(out.size()));
+  return out;
+}
+
+// Of each head the `count` channels with the largest || Q_c K_c^T ||_F, by brute force; rising.
+inline std::vector<int> highest_products(ConstMatrix q, ConstMatrix k, int head_dim, int count) {
+  std::vector<int> out;
+  for (int h = 0; h < k.cols / head_dim; ++h) {
+    std::vector<std::pair<double, int>> score;
+    for (int c = h * head_dim; c < (h + 1) * head_dim; ++c) {
+      double sum = 0;
+      for (int64_t a = 0; a < q.rows; ++a)
+        for (int64_t b = 0; b < k.rows; ++b) sum += std::pow(double{q(a, c)} * k(b, c), 2);
+      score.emplace_back(-sum, c);
+    }
+    std::sort(score.begin(), score.end());
+    for (int i = 0; i < count; ++i) out.push_back(score[static_cast<size_t>(i)].second);
+  }
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 }  // namespace vqkv::test

@@ -6,6 +6,7 @@
 #include "codec/codec_archive.h"
 #include "codec/transform/transform.h"
 #include "support/catch.h"
+#include "support/method_configs.h"
 #include "support/sweep_trace.h"
 #include "support/train_data.h"
 
@@ -16,11 +17,6 @@ namespace {
 
 const Json kCodes[] = {{{"name", "pq"}, {"codebooks", 8}, {"bits", 4}, {"iterations", 3}, {"points", 16}},
                        {{"name", "rtn"}, {"bits", 4}, {"group", 16}}};
-
-// A quarter of the channels, so that codes of most widths divide what is left.
-Json transform_of(const std::string& name) {
-  return name == "prune_channels" ? Json{{"name", name}, {"ratio", 0.25}} : Json{{"name", name}};
-}
 
 }  // namespace
 
@@ -36,12 +32,13 @@ TEST_CASE("every transform goes through every attention path", "[conformance][tr
     for (const Json& codec : kCodes)
       for (const char* rope : {"post", "pre"})
         for (const int heads : {1, 2}) {
+          if (!takes(*kind, Role::kKey, rope)) continue;
           const CacheShape shape = make_shape(1, 3, 2, 64);
           Json config = codec;
           config["heads"] = heads;
-          config["k"] = {{"rope", rope}, {"transform", Json::array({"center", transform_of(name), "identity"})}};
-          config["v"] = {
-              {"transform", name == "query_metric" ? Json::array() : Json::array({transform_of(name), "hadamard"})}};
+          config["k"] = {{"rope", rope}, {"transform", Json::array({"center", test_transform(name), "identity"})}};
+          if (takes(*kind, Role::kValue))
+            config["v"] = {{"transform", Json::array({test_transform(name), "hadamard"})}};
           const CodecPlan plan = resolve_codec(config, shape);
           CAPTURE(name, codec.dump(), rope, heads, plan.skip);
           REQUIRE(plan.skip.empty());
@@ -73,8 +70,8 @@ TEST_CASE("a set behind every transform keeps its codes in an archive", "[confor
     CAPTURE(name);
     Json config = kCodes[0];
     config["heads"] = 2;
-    config["k"] = {{"transform", Json::array({transform_of(name)})}};
-    if (name != "query_metric") config["v"] = config["k"];
+    config["k"] = {{"transform", Json::array({test_transform(name)})}};
+    if (takes(*kind, Role::kValue)) config["v"] = config["k"];
     const auto set = train_codec_set(resolve_codec(config, shape), shape, MadeUp(300), {});
     const TestFolder folder;
     save_codec_set(*set, folder / "set.vqkv", Json::object());

@@ -24,7 +24,8 @@ std::vector<std::string> yaml_files(const std::string& folder) {
 TEST_CASE("the test group of every configuration runs", "[configs]") {
   const TestFolder dir;
   const std::string trace = dir / "t.trace.h5";
-  write_sweep_trace(trace, 7, 288, 16, 1, 64);
+  // Queries of every token, for what is fitted to those of a prompt; the metrics take fewer.
+  write_sweep_trace(trace, 7, 288, 16, 1, 64, 1, 0, nullptr, {}, 1);
   for (const char* folder : {"codecs", "sweeps"}) {
     const auto files = yaml_files(folder);
     REQUIRE_FALSE(files.empty());
@@ -33,7 +34,7 @@ TEST_CASE("the test group of every configuration runs", "[configs]") {
       Config config = load_config(file);
       for (const std::string& o :
            {"trace.path=" + trace, std::string("trace.train=[0, 1, 2, 3]"), std::string("trace.select=[4]"),
-            std::string("trace.report=[5, 6]"), std::string("layers=[0, 15]")})
+            std::string("trace.report=[5, 6]"), std::string("trace.queries=36"), std::string("layers=[0, 15]")})
         apply_override(config, o);
       const Plan whole = make_plan(config);
       for (const auto& c : whole.cells) CHECK_FALSE(c.contains("skip"));

@@ -62,6 +62,10 @@ TEST_CASE("rows of the protocol: self-noise in another type, no window, and the 
         "what its window does alone");
   CHECK_THAT(no_streaming_beside(CachePolicy::from_json({{"window", 64}, {"v", {{"window", 32}}}})),
              Catch::Contains("rules of their own"));
+  CHECK(
+      no_streaming_beside(CachePolicy::from_json({{"prompt", 2048}})) ==
+      "window 128, blocks of 64 + 4 sinks, after a prompt of 2,048 tokens: no window slides over the prompt, so no row "
+      "says what its window does alone");
   CHECK_THAT(no_streaming_beside(CachePolicy::from_json({{"window", 0}})), Catch::Contains("there is no window"));
 
   ReplayCandidate c{.label = "c", .codecs = kivi, .policy = window};

@@ -22,6 +22,7 @@ class Streaming final : public PolicyKind {
       fail_usage("cache.policy: streaming drops keys and values together; cache.k and cache.v must have one rule");
     if (policy.k.window < 1)
       fail_expected("cache.window", "1 or more with policy streaming, as a query sees itself", policy.k.window);
+    if (policy.prompt > 0) fail_usage("cache.prompt: streaming codes nothing, neither a prompt nor what follows");
     policy.drops = true;
   }
 };

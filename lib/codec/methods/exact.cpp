@@ -50,7 +50,10 @@ MethodInfo describe_exact() {
   info.caveat = "float16 saturates at 65504; the yardstick of every table, not a compression";
   info.presets = {{"default", {{"note", "what inference engines keep"}}},
                   {"bf16", {{"codec", {{"dtype", "bf16"}}}}},
-                  {"f32", {{"codec", {{"dtype", "f32"}}}, {"note", "golden tests"}}}};
+                  {"f32", {{"codec", {{"dtype", "f32"}}}, {"note", "golden tests"}}},
+                  {"think",
+                   {{"codec", {{"k", {{"transform", {"think"}}}}}},
+                    {"note", "ThinK alone, less its window and what it keeps behind the prompt: `explain think`"}}}};
   return info;
 }
 

@@ -47,7 +47,11 @@ MethodInfo describe_kivi() {
                   {"g64", {{"codec", {{"group", 64}}}, {"cache", cache}}},
                   {"r32",
                    {{"cache", {{"sinks", 0}, {"rule", "kivi"}, {"residual", 32}}},
-                    {"note", "the repository's example for Llama-3.1-8B"}}}};
+                    {"note", "the repository's example for Llama-3.1-8B"}}},
+                  {"think",
+                   {{"codec", {{"k", {{"transform", {"think"}}}}}},
+                    {"cache", cache},
+                    {"note", "ThinK before KIVI: the prompt's mask serves every later block (`explain think`)"}}}};
   return info;
 }
 

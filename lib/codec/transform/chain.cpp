@@ -18,6 +18,19 @@ struct Affine {
   std::vector<float> bias;
 };
 
+// What one prompt fitted.
+struct State final : SequenceState {
+  std::vector<std::unique_ptr<Transform>> transforms;  // in place of the chain's; null: as trained
+  std::unique_ptr<SequenceState> inner;
+  int64_t bytes() const override {
+    int64_t all = inner ? inner->bytes() : 0;
+    for (const auto& t : transforms) all += t ? t->fitted_bytes() : 0;
+    return all;
+  }
+};
+const State* state_of(const SequenceState* state) { return static_cast<const State*>(state); }
+const SequenceState* inner_state(const State* state) { return state ? state->inner.get() : nullptr; }
+
 std::vector<float> sum_of(const std::vector<float>& a, const std::vector<float>& b) {
   if (a.empty()) return b;
   if (b.empty()) return a;
@@ -166,16 +179,20 @@ class ChainCodec final : public Codec {
     Carried c;
     c.set = set;
     c.set.squared_gradient = {};
+    State as_prompt;
     for (size_t i = 0; i < chain_.size(); ++i) {
       chain_[i]->train(c.set, rng.split(1000 + i));
+      // What stands behind a transform of prompts learns on the rows as if they were one, without its queries.
+      as_prompt.transforms.push_back(
+          chain_[i]->fit_needs().tokens > 0 && c.set.x.rows > 0 ? chain_[i]->fit(c.set.x, ConstMatrix()) : nullptr);
       Matrix<float> next(c.set.x.rows, units_[i + 1].channels());
-      step(i, c.set.x, next, nullptr);
+      step(i, c.set.x, next, nullptr, &as_prompt);
       c.x = std::move(next);
       c.set.x = c.x;
       c.set.head_dim = units_[i + 1].head_dim;
       c.set.heads = units_[i + 1].heads;
       if (static_cast<int>(i) == scale_at_) continue;
-      const Affine back = inverse_of(i);
+      const Affine back = inverse_of(i, &as_prompt);
       if (units_[i].role == Role::kKey)
         carry_metric(c, back, units_[i], units_[i + 1]);
       else
@@ -186,41 +203,63 @@ class ChainCodec final : public Codec {
     return report;
   }
 
-  FitNeeds fit_needs() const override { return inner_->fit_needs(); }
+  FitNeeds fit_needs() const override {
+    FitNeeds needs = inner_->fit_needs();
+    for (const auto& t : chain_) {
+      needs.tokens = std::max(needs.tokens, t->fit_needs().tokens);
+      needs.queries = needs.queries || t->fit_needs().queries;
+    }
+    return needs;
+  }
   std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
     const bool key = units_[0].role == Role::kKey;
-    Matrix<float> own = forward(key ? k : v, nullptr);
-    if (!key) return inner_->fit(k, own, q);
-    Matrix<float> queries(q.rows, q.cols);
-    for (int64_t r = 0; r < q.rows; ++r) std::copy_n(q.row(r), q.cols, queries.row(r));
+    auto state = std::make_unique<State>();
+    ConstMatrix rows = key ? k : v, queries = q;
+    Matrix<float> own, turned;
+    bool fits = false;
     for (size_t i = 0; i < chain_.size(); ++i) {
-      if (static_cast<int>(i) == scale_at_) continue;
-      const Affine back = inverse_of(i);
-      const int in = units_[i].channels(), out = units_[i + 1].channels();
-      if (!is_identity(back.map) && queries.cols == in)
-        queries = times_transposed(queries, dense_of(back.map, out, in), out);
+      const FitNeeds needs = chain_[i]->fit_needs();
+      state->transforms.push_back(
+          needs.tokens > 0 ? chain_[i]->fit(rows, key && needs.queries ? queries : ConstMatrix()) : nullptr);
+      fits = fits || state->transforms[i];
+      Matrix<float> next(rows.rows, units_[i + 1].channels());
+      step(i, rows, next, nullptr, state.get());
+      own = std::move(next);
+      rows = own;
+      if (!key || queries.rows == 0 || static_cast<int>(i) == scale_at_) continue;
+      const Affine back = inverse_of(i, state.get());
+      const int to = units_[i + 1].channels();
+      if (is_identity(back.map)) continue;
+      turned = times_transposed(queries, dense_of(back.map, to, units_[i].channels()), to);
+      queries = turned;
     }
-    return inner_->fit(own, v, queries);
+    if (key && !inner_->fit_needs().queries) queries = {};
+    state->inner = inner_->fit(key ? rows : k, key ? v : rows, queries);
+    if (!fits && !state->inner) return nullptr;
+    return state;
   }
 
-  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
-    encode_behind(x, out, [&](ConstMatrix y) { inner_->encode(y, out, state); });
+  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* given) const override {
+    const State* state = state_of(given);
+    encode_behind(x, out, state, [&](ConstMatrix y) { inner_->encode(y, out, inner_state(state)); });
   }
-  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState* state) const override {
-    encode_behind(x, out, [&](ConstMatrix y) { inner_->encode_at(y, at, out, state); });
+  void encode_at(ConstMatrix x, const EncodeContext& at, CodeBlock& out, const SequenceState* given) const override {
+    const State* state = state_of(given);
+    encode_behind(x, out, state, [&](ConstMatrix y) { inner_->encode_at(y, at, out, inner_state(state)); });
   }
   template <class Encode>
-  void encode_behind(ConstMatrix x, CodeBlock& out, Encode&& encode_inner) const {
+  void encode_behind(ConstMatrix x, CodeBlock& out, const State* state, Encode&& encode_inner) const {
     check_encode_input(*this, x);
     std::vector<float> scales;
-    const Matrix<float> y = forward(x, &scales);
+    const Matrix<float> y = forward(x, &scales, state);
     encode_inner(y);
     if (scale_at_ >= 0) out.sides.push_back(std::move(scales));
-    for (OverlayEntry& e : out.overlay) undo(e);
+    for (OverlayEntry& e : out.overlay) undo(e, state);
   }
 
   DecodePlan plan(const PlanQuery& query) const override {
-    DecodePlan plan = inner_->plan(query);
+    const State* state = state_of(query.state);
+    DecodePlan plan = inner_->plan({query.level, inner_state(state)});
     const int n = channels(), coded = plan.code_channels;
     // Channels that the inner codec decodes, and those that a token scale of the chain multiplies.
     const int decoded = plan.channels, scaled = units_[scale_at_ < 0 ? 0 : static_cast<size_t>(scale_at_)].channels();
@@ -228,7 +267,7 @@ class ChainCodec final : public Codec {
     Affine inside, outside;
     for (size_t i = chain_.size(); i-- > 0;) {
       if (static_cast<int>(i) == scale_at_) continue;
-      const Affine back = inverse_of(i);
+      const Affine back = inverse_of(i, state);
       Affine& part = static_cast<int>(i) < scale_at_ ? outside : inside;
       const int from = units_[i + 1].channels(), to = units_[i].channels();
       if (!part.bias.empty()) part.bias = apply(back.map, part.bias, to);
@@ -261,11 +300,20 @@ class ChainCodec final : public Codec {
 
   using Codec::constant_bytes;
   int64_t constant_bytes(CountedBooks& counted) const override {
-    CountedBooks inner;
-    int64_t bytes = plan({}).constant_bytes(counted) + inner_->constant_bytes();
-    bytes -= inner_->plan().constant_bytes(inner);
+    int64_t bytes = 0;
     for (const auto& t : chain_) bytes += t->encoder_bytes();
-    return bytes;
+    if (fit_needs().tokens > 0) {
+      // The maps become one with what a prompt fits; before that each is kept by itself.
+      for (size_t i = 0; i < chain_.size(); ++i) {
+        if (static_cast<int>(i) == scale_at_ || chain_[i]->fit_needs().tokens > 0) continue;
+        const Affine back = inverse_of(i, nullptr);
+        bytes += stored_bytes(back.map) + static_cast<int64_t>(back.bias.size() * sizeof(float));
+      }
+      return bytes + inner_->constant_bytes(counted);
+    }
+    CountedBooks inner;
+    bytes += plan({}).constant_bytes(counted) + inner_->constant_bytes();
+    return bytes - inner_->plan().constant_bytes(inner);
   }
 
   void save(ParameterWriter& out) const override {
@@ -280,15 +328,19 @@ class ChainCodec final : public Codec {
  private:
   static std::string prefix(size_t i) { return fmt::format("transform.{}.", i); }
 
-  Affine inverse_of(size_t i) const {
+  const Transform& transform(size_t i, const State* state) const {
+    return state && state->transforms[i] ? *state->transforms[i] : *chain_[i];
+  }
+
+  Affine inverse_of(size_t i, const State* state) const {
     Affine a;
-    chain_[i]->inverse(a.map, a.bias);
+    transform(i, state).inverse(a.map, a.bias);
     return a;
   }
 
   // x -> y through transform i; the rounded token scales go to `kept` where asked for.
-  void step(size_t i, ConstMatrix x, MutMatrix y, std::vector<float>* kept) const {
-    const Transform& t = *chain_[i];
+  void step(size_t i, ConstMatrix x, MutMatrix y, std::vector<float>* kept, const State* state) const {
+    const Transform& t = transform(i, state);
     if (static_cast<int>(i) != scale_at_) {
       t.forward(x, y);
       return;
@@ -306,20 +358,20 @@ class ChainCodec final : public Codec {
     if (kept) kept->assign(scales.storage.begin(), scales.storage.end());
   }
 
-  Matrix<float> forward(ConstMatrix x, std::vector<float>* scales) const {
+  Matrix<float> forward(ConstMatrix x, std::vector<float>* scales, const State* state) const {
     Matrix<float> now, next;
     for (size_t i = 0; i < chain_.size(); ++i) {
       next = Matrix<float>(x.rows, units_[i + 1].channels());
-      step(i, i == 0 ? x : ConstMatrix(now), next, scales);
+      step(i, i == 0 ? x : ConstMatrix(now), next, scales, state);
       std::swap(now, next);
     }
     return now;
   }
 
   // Exact exceptions are stated where the codec's input lives. with_transforms refused chains that mix channels.
-  void undo(OverlayEntry& e) const {
+  void undo(OverlayEntry& e, const State* state) const {
     for (size_t i = chain_.size(); i-- > 0;) {
-      const Affine back = inverse_of(i);
+      const Affine back = inverse_of(i, state);
       if (const auto* scale = std::get_if<DiagonalMap>(&back.map))
         e.value *= scale->factor[static_cast<size_t>(e.channel)];
       if (!e.add && !back.bias.empty()) e.value += back.bias[static_cast<size_t>(e.channel)];

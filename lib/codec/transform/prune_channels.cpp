@@ -1,11 +1,7 @@
 // Drops the channels of each head that matter least: codes hold the others, side by side.
-#include <fmt/format.h>
-
-#include <algorithm>
 #include <cmath>
-#include <numeric>
 
-#include "codec/transform/transform.h"
+#include "codec/transform/kept_channels.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -20,56 +16,17 @@ struct PruneKnobs {
   TrainNeeds needs() const { return {.moments = true}; }
 };
 
-class PruneChannels final : public Transform {
+class PruneChannels final : public KeptChannels {
  public:
-  PruneChannels(const PruneKnobs& knobs, const UnitShape& unit)
-      : unit_(unit), kept_(unit.head_dim - static_cast<int>(std::floor(knobs.ratio * unit.head_dim))) {
-    for (int h = 0; h < unit.heads; ++h)
-      for (int i = 0; i < kept_; ++i) channel_.push_back(h * unit.head_dim + i);
-  }
-
-  UnitShape coded(const UnitShape& unit) const override {
-    UnitShape out = unit;
-    if (kept_ == unit.head_dim) return out;
-    out.head_dim = kept_;
-    out.rope_facts = RopeFacts::plain(kept_, 0, 1);  // halves of RoPE pairs are gone
-    return out;
-  }
+  PruneChannels(const PruneKnobs& knobs, const UnitShape& unit) : KeptChannels(knobs.ratio, unit) {}
 
   void train(const TrainSet& set, const Rng&) override {
-    const std::vector<double> score = energy_of_queries(set);
-    std::vector<double> energy(score.size(), 0.0);
-    for (int64_t r = 0; r < set.x.rows; ++r)
-      for (size_t c = 0; c < energy.size(); ++c) {
-        const double v = set.x(r, static_cast<int64_t>(c));
-        energy[c] += v * v * score[c];
-      }
-    channel_.clear();
-    const auto d = static_cast<size_t>(unit_.head_dim);
-    for (size_t first = 0; first < energy.size(); first += d) {
-      std::vector<int32_t> order(d);
-      std::iota(order.begin(), order.end(), static_cast<int32_t>(first));
-      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-        return energy[static_cast<size_t>(a)] > energy[static_cast<size_t>(b)];
-      });
-      std::sort(order.begin(), order.begin() + kept_);
-      channel_.insert(channel_.end(), order.begin(), order.begin() + kept_);
-    }
+    std::vector<double> score = energy_of_queries(set);
+    const std::vector<double> energy = energy_of(set.x);
+    for (size_t c = 0; c < score.size(); ++c) score[c] *= energy[c];
+    keep_best(score);
   }
 
-  void forward(ConstMatrix x, MutMatrix y) const override {
-    for (int64_t r = 0; r < x.rows; ++r)
-      for (size_t i = 0; i < channel_.size(); ++i) y(r, static_cast<int64_t>(i)) = x(r, channel_[i]);
-  }
-  void inverse(LinearMap& map, std::vector<float>&) const override {
-    GatherMap gather{
-        static_cast<int>(channel_.size()), std::vector<int32_t>(static_cast<size_t>(unit_.channels()), -1), {}};
-    for (size_t i = 0; i < channel_.size(); ++i)
-      gather.from[static_cast<size_t>(channel_[i])] = static_cast<int32_t>(i);
-    map = std::move(gather);
-  }
-  int mixed_channels() const override { return kept_; }
-  bool commutes_with_rope() const override { return false; }
   void save(ParameterWriter& out, const std::string& prefix) const override {
     const std::vector<float> channel(channel_.begin(), channel_.end());
     out.tensor(prefix + "channel", {unit_.heads, kept_}, channel.data());
@@ -102,17 +59,13 @@ class PruneChannels final : public Transform {
     for (int c = 0; c < unit_.channels(); ++c) out[static_cast<size_t>(c)] = set.query_moment(c, c);
     return out;
   }
-
-  UnitShape unit_;
-  int kept_;                      // of a head
-  std::vector<int32_t> channel_;  // (heads * kept) of the unit, rising
 };
 
 TransformInfo describe_prune_channels() {
   return {"prune_channels",
           "drops the channels of each head that matter least",
           "ThinK (Xu et al., ICLR 2025, arXiv 2407.21018): the score of a key channel is the energy of its queries "
-          "times its own; here over the training tokens instead of each prompt",
+          "times its own; here over the training tokens, and over those of each prompt in think",
           "dropped channels decode to 0, which loses their means too: put center before it. ThinK keeps values whole; "
           "theirs are ranked by their own energy",
           "0",

@@ -16,6 +16,13 @@ class Transform {
   // Learns from rows already transformed by its predecessors (set.x); moments, queries and W_O are carried through the
   // predecessors too, so that q'.k' differs from q.k by a constant of the query and W' v' likewise.
   virtual void train(const TrainSet& set, const Rng& rng) = 0;
+  // Parameters of one prompt, as Codec::fit_needs and Codec::fit: x are rows of its own role, q queries, both behind
+  // the transforms before it; q is empty where it asks for none, for values, and where x are train rows, as which what
+  // stands behind it learns. What comes back stands in this one's
+  // place for that sequence, with the same coded() and mixed_channels(). Null: nothing is fitted.
+  virtual FitNeeds fit_needs() const { return {}; }
+  virtual std::unique_ptr<Transform> fit(ConstMatrix, ConstMatrix) const { return nullptr; }
+  virtual int64_t fitted_bytes() const { return 0; }  // what a sequence stores of a fitted one
   // The unit as what stands behind it sees it: other heads or channels where the transform changes the width.
   virtual UnitShape coded(const UnitShape& unit) const { return unit; }
   // x (n, channels) -> y (n, coded channels).
