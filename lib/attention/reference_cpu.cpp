@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "attention/backends_cpu.h"
+#include "codec/score_map.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -136,30 +137,13 @@ class ReferenceBackend final : public AttentionBackend {
       for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(q[c]) * k(t, c);
       s[static_cast<size_t>(t)] = sum * cache.shape().score_scale;
     }
-    if (cache.unit_of(layer, head, Role::kKey) >= 0)
-      map_scores(cache.plan(layer, head, Role::kKey).score, sinks, end, s);
+    if (end > sinks && cache.unit_of(layer, head, Role::kKey) >= 0)
+      map_scores(cache.plan(layer, head, Role::kKey).score, s.data() + sinks, end - sinks);
     const double top = *std::max_element(s.begin(), s.end());
     double sum = 0;
     for (double& v : s) sum += v = std::exp(v - top);  // exp(-inf) of what is not seen is 0; a NaN stays one
     for (double& v : s) v /= sum;
     return s;
-  }
-
-  static void map_scores(const ScoreMap& map, int64_t begin, int64_t end, std::vector<double>& s) {
-    if (map.kind == ScoreMap::Kind::kNone) return;
-    double low = std::numeric_limits<double>::infinity(), high = -low;
-    for (int64_t t = begin; t < end; ++t) {
-      const double v = s[static_cast<size_t>(t)];
-      if (std::isinf(v)) continue;
-      low = std::min(low, v);
-      high = std::max(high, v);
-    }
-    if (!(high > low)) return;
-    const double to = low + map.low_shift, factor = (high - map.high_shift - to) / (high - low);
-    for (int64_t t = begin; t < end; ++t) {
-      double& v = s[static_cast<size_t>(t)];
-      if (!std::isinf(v)) v = to + (v - low) * factor;
-    }
   }
 };
 

@@ -128,11 +128,13 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     return t;
   }
   Matrix<float> decoded(coded, u.channels());
+  ScoreMap score;
   if (coded > 0) {
     const WindowRows exact(rows, codecs, u.layer, w, heads, lower);
     Stopwatch watch;
     const auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n));
     const DecodePlan plan = codec.plan({-1, state.get()});
+    score = plan.score;
     if (state) {
       if (codecs.tiers() > 1) refuse_fitted_tier(unit.spec.method);
       t.state_bytes = state->bytes();
@@ -153,6 +155,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     Matrix<float>& hat = key ? to.k_hat : to.v_hat;
     hat = key ? to.k : to.v;
     put_decoded(rows, unit, w, decoded, h, sinks, hat);
+    if (key) to.score = score;
     (key ? to.coded_k : to.coded_v) = sinks + coded;
     if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
   }

@@ -15,6 +15,7 @@ struct HeadRows {
   const CodeBlock* key_block = nullptr;  // on the first head of a unit
   const CodeBlock* value_block = nullptr;
   int64_t coded_k = 0, coded_v = 0;
+  ScoreMap score;                               // of coded keys
   std::vector<Matrix<float>> older_k, older_v;  // (tiers - 1): what k_hat and v_hat become with age, as far as they do
 };
 // The RoPE domain in which a cache holds the exact keys of a head.

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "codec/score_map.h"
 #include "core/error.h"
 #include "core/finite.h"
 #include "core/gemm.h"
@@ -86,6 +87,7 @@ void fill_rows(const FidelitySample& x, AttentionRows& r) {
       if (const int64_t bad = first_not_finite(row, length); bad >= 0)
         fail_data(fmt::format("layer {}, KV head {}, document {}: the {} logit of token {} for the query at {} is {}",
                               x.layer, x.kv_head, x.document, row == s ? "exact" : "coded", bad, length - 1, row[bad]));
+    map_scores(x.score, hat + begin, end - begin);
     if (x.dropped) std::fill(hat + begin, hat + end, -std::numeric_limits<float>::infinity());
     softmax(s, length, r.p.row(i), n);
     softmax(hat, length, r.p_hat.row(i), n);

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "codec/code_block.h"
+#include "codec/plan.h"
 #include "core/view.h"
 #include "metric/measurement.h"
 
@@ -33,6 +33,7 @@ struct FidelitySample {
   int64_t sinks = 0;
   std::vector<int64_t> coded_end_k, coded_end_v;
   bool dropped = false;  // "coded" tokens are gone: no weight falls on them
+  ScoreMap score;        // of what the coded keys give
   float score_scale = 0;
   ConstMatrix w_o;  // (hidden, group * head_dim) slice for this KV head's query heads, or empty
   // Codes of the whole unit for entropy metrics: set on the first head of a unit alone, so that each is counted once.

@@ -124,6 +124,9 @@ TEST_CASE("bits a value of the published settings", "[conformance][golden]") {
     CHECK(bits(general, head_dim) == others);
     CHECK(bits(general, head_dim, Role::kValue) == 3.0);
   }
+  for (const int b : {1, 2, 4, 8})
+    for (const Role role : {Role::kKey, Role::kValue})
+      CHECK(bits({{"name", "calibquant"}, {"bits", b}}, 64, role) == b);
   CHECK(bits({{"name", "qjl"}, {"preset", "no_outliers"}, {"initial_layers", 0}}, 128) == (256 + 16) / 128.0);
   // Kumar: 16 / (8 * 11 / 32 + 16 / 128) = 5.565 at head_dim 128, and 3.0 bits at 64.
   CHECK(16 / bits({{"name", "kumar"}, {"codebooks", 8}, {"bits", 11}, {"group", 32}}, 128) ==
@@ -337,9 +340,9 @@ TEST_CASE("every method stands behind a chain", "[conformance]") {
       CHECK(squared_distance(y, data.x) < 0.7 * squared_distance(zero, data.x));
       MemoryParameters saved;
       codec->save(saved);
-      const auto loaded = make_codec(spec);
+      std::shared_ptr<Codec> loaded = make_codec(spec);
       loaded->load(saved);
-      CHECK(round_trip(*loaded, data.x).storage == y.storage);
+      CHECK(round_trip(*fitted(loaded, spec, data), data.x).storage == y.storage);
     }
   }
 }

@@ -125,6 +125,9 @@ void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set, bo
         const Matrix<float> held = replayed.coded(rows, layer, h, role);
         const HeadRows& from = heads[static_cast<size_t>(i)];
         const Matrix<float>& measured = role == Role::kKey ? from.k_hat : from.v_hat;
+        const ScoreMap& map = CacheView(replayed.cache).plan(layer, h, Role::kKey).score;
+        CHECK(from.score.kind == map.kind);
+        CHECK(from.score.high_shift == map.high_shift);
         REQUIRE(held.rows == (role == Role::kKey ? 192 : 128));
         bool same = true;
         for (int64_t t = 0; t < held.rows; ++t)

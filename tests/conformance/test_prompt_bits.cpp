@@ -63,6 +63,23 @@ TEST_CASE("ThinK's bits: pruned keys of the prompt, a mask, whole keys in the wi
   }
 }
 
+TEST_CASE("CalibQuant's bits: codes and two numbers a channel of the prompt, whole values behind it",
+          "[conformance][golden]") {
+  const CacheShape shape = make_shape(2, 4, 2, 64);
+  for (const int bits : {1, 2, 4, 8})
+    for (const int64_t generated : {0, 1, 150}) {
+      CAPTURE(bits, generated);
+      const int64_t prompt = 128;
+      const Held h =
+          held({{"name", "calibquant"}, {"bits", bits}},
+               policy({{"sinks", 0}, {"window", 0}, {"flush", 1}, {"prompt", prompt}, {"generated", "exact"}}), shape,
+               prompt + generated);
+      const auto coded = static_cast<double>(prompt), rest = static_cast<double>(generated);
+      CHECK(h.bits == Approx((coded * (bits + 32 / coded) + 16 * rest) / (coded + rest)).epsilon(1e-12));
+      CHECK(h.ledger.codebooks == 0);
+    }
+}
+
 TEST_CASE("DecoQuant's bits: codes, a scale a token of the layer, a matrix a prompt", "[conformance][golden]") {
   for (const int d : {64, 128})
     for (const int bits : {2, 3, 4})

@@ -20,10 +20,48 @@ struct Case {
   TrainData data;
 };
 
+// A codec under the parameters of one prompt wherever no others are given.
+class OfPrompt final : public Codec {
+ public:
+  OfPrompt(std::shared_ptr<Codec> codec, std::unique_ptr<SequenceState> state)
+      : codec_(std::move(codec)), state_(std::move(state)) {}
+  int channels() const override { return codec_->channels(); }
+  const CodeLayout& layout() const override { return codec_->layout(); }
+  RopePlacement rope() const override { return codec_->rope(); }
+  TrainReport train(const TrainSet& set, const Rng& rng) override { return codec_->train(set, rng); }
+  FitNeeds fit_needs() const override { return codec_->fit_needs(); }
+  std::unique_ptr<SequenceState> fit(ConstMatrix k, ConstMatrix v, ConstMatrix q) const override {
+    return codec_->fit(k, v, q);
+  }
+  void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state) const override {
+    codec_->encode(x, out, state ? state : state_.get());
+  }
+  DecodePlan plan(const PlanQuery& query) const override {
+    return codec_->plan({query.level, query.state ? query.state : state_.get()});
+  }
+  using Codec::constant_bytes;
+  int64_t constant_bytes(CountedBooks& counted) const override { return codec_->constant_bytes(counted); }
+  void save(ParameterWriter& out) const override { codec_->save(out); }
+  void load(const ParameterReader& in) override { codec_->load(in); }
+
+ private:
+  std::shared_ptr<Codec> codec_;
+  std::unique_ptr<SequenceState> state_;
+};
+
+// The codec as it codes `data`, with the parameters that it fits to them where it fits some.
+inline std::shared_ptr<Codec> fitted(std::shared_ptr<Codec> codec, const UnitSpec& spec, const TrainData& data) {
+  if (codec->fit_needs().tokens == 0) return codec;
+  const bool key = spec.unit.role == Role::kKey;
+  const Matrix<float> queries = rows_of(codec->fit_needs().queries ? data.x.rows : 0, spec.unit, 21);
+  auto state = codec->fit(key ? data.x : data.other_role, key ? data.other_role : data.x, queries);
+  return std::make_shared<OfPrompt>(std::move(codec), std::move(state));
+}
+
 inline std::shared_ptr<Codec> train(const UnitSpec& spec, const TrainData& data) {
   std::shared_ptr<Codec> codec = make_codec(spec);
   codec->train(data.set(spec.unit), Rng(99));
-  return codec;
+  return fitted(std::move(codec), spec, data);
 }
 
 // method x role x RoPE placement x heads of a unit, trained once; what does not fit has a reason and is left out.

@@ -113,6 +113,27 @@ TEST_CASE("softmax KL, total variation and coded mass equal their definitions") 
   CHECK(got.at("attention.coded_mass") == Approx(mass / rows).epsilon(1e-4));
 }
 
+TEST_CASE("what maps the scores of coded keys maps those of a sweep, over each query's own range") {
+  Case plain(0.3), mapped(0.3);
+  mapped.sample.score = {ScoreMap::Kind::kRange, 0.25f, 1.0f};
+  plain.sample.build_rows();
+  mapped.sample.build_rows();
+  const AttentionRows &a = plain.sample.rows(), &b = mapped.sample.rows();
+  for (int64_t r = 0; r < a.s.rows; ++r) {
+    const auto row = static_cast<size_t>(r);
+    const int64_t begin = a.coded_begin[row], end = a.coded_end[row];
+    const auto [low, high] = std::minmax_element(a.s_hat.row(r) + begin, a.s_hat.row(r) + end);
+    for (int64_t t = 0; t < a.tokens[row]; ++t) {
+      CHECK(b.s(r, t) == a.s(r, t));
+      const bool coded = t >= begin && t < end;
+      const double expected =
+          coded ? *low + 0.25 + (double{a.s_hat(r, t)} - *low) * (*high - *low - 1.25) / (*high - *low) : a.s_hat(r, t);
+      CHECK(b.s_hat(r, t) == Approx(expected).epsilon(1e-5).margin(1e-5));
+    }
+  }
+  CHECK(mapped.run("softmax_kl").at("attention.softmax_kl") != plain.run("softmax_kl").at("attention.softmax_kl"));
+}
+
 TEST_CASE("attention output error equals its definition, also after W_O and by role") {
   const Case c(0.3);
   double error = 0, energy = 0, k_error = 0, v_error = 0, w_error = 0, w_energy = 0;

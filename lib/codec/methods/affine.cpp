@@ -5,17 +5,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/error.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 namespace {
-
-// The grid of one group, as stored: x ~ zero + scale * (code - offset).
-struct Group {
-  float scale = 1;
-  float zero = 0;  // what the decoder adds
-  float integer_zero = 0;
-};
 
 // Round half to even, as the published codes do, by adding and taking away 1.5 * 2^52: exact for |v| < 2^51 and, unlike
 // nearbyint, something that compilers vectorise.
@@ -26,7 +20,8 @@ double round_half_even(double v) {
 
 // Clamped before rounding, so that huge ratios are safe.
 template <AffineGrid::Mode mode>
-void code_run(const Group& g, int bits, const float* x, int64_t x_step, uint16_t* codes, int64_t code_step, int64_t n) {
+void code_run(const AffineLine& g, int bits, const float* x, int64_t x_step, uint16_t* codes, int64_t code_step,
+              int64_t n) {
   const double top = (1 << bits) - 1, most = (1 << (bits - 1)) - 1;
   const double scale = g.scale, zero = g.zero, shift = g.integer_zero;
   for (int64_t i = 0; i < n; ++i) {
@@ -44,34 +39,48 @@ void code_run(const Group& g, int bits, const float* x, int64_t x_step, uint16_t
   }
 }
 
-Group grid_of(const AffineGrid& grid, float low, float high) {
-  Group g;
+}  // namespace
+
+AffineLine AffineGrid::line(float low, float high) const {
+  AffineLine g;
   // Ranges of finite floats may exceed a float: double until rounded to storage.
-  if (grid.centred()) {
-    const double most = std::max(std::abs(double{low}), std::abs(double{high})) * grid.clip;
-    g.scale = round_scale(grid.scale_type, static_cast<float>(most / ((1 << (grid.bits - 1)) - 1)));
+  if (centred()) {
+    const double most = std::max(std::abs(double{low}), std::abs(double{high})) * clip;
+    g.scale = round_scale(scale_type, static_cast<float>(most / ((1 << (bits - 1)) - 1)));
     return g;
   }
   // A (nearly) constant group has no scale of its own, and its whole zero point would overflow: measure from 0.
-  const bool flat = grid.mode == AffineGrid::Mode::kIntegerZero &&
+  const bool flat = mode == AffineGrid::Mode::kIntegerZero &&
                     double{high} - low < 1e-6 * std::max(std::abs(double{low}), std::abs(double{high}));
-  if (grid.range_holds_zero || flat) {
+  if (range_holds_zero || flat) {
     low = std::min(low, 0.0f);
     high = std::max(high, 0.0f);
   }
-  const double top = (1 << grid.bits) - 1;
-  const double bottom = low * grid.clip;
-  g.scale = round_scale(grid.scale_type, static_cast<float>(std::min((high * grid.clip - bottom) / top, 3.0e38)));
-  if (grid.mode == AffineGrid::Mode::kAsymmetric) {
-    g.zero = round_side(grid.scale_type, static_cast<float>(bottom));
+  const double top = (1 << bits) - 1;
+  const double bottom = low * clip;
+  g.scale = round_scale(scale_type, static_cast<float>(std::min((high * clip - bottom) / top, 3.0e38)));
+  if (mode == AffineGrid::Mode::kAsymmetric) {
+    g.zero = round_side(scale_type, static_cast<float>(bottom));
   } else {
     g.integer_zero = static_cast<float>(std::nearbyint(-bottom / g.scale));
-    g.zero = round_side(grid.scale_type, -g.scale * g.integer_zero);
+    g.zero = round_side(scale_type, -g.scale * g.integer_zero);
   }
   return g;
 }
 
-}  // namespace
+AffineRun AffineGrid::run() const {
+  switch (mode) {
+    case Mode::kAsymmetric:
+      return code_run<Mode::kAsymmetric>;
+    case Mode::kIntegerZero:
+      return code_run<Mode::kIntegerZero>;
+    case Mode::kSymmetric:
+      return code_run<Mode::kSymmetric>;
+    case Mode::kSigned:
+      return code_run<Mode::kSigned>;
+  }
+  fail_internal("a mode of a grid");
+}
 
 AffineCodec::AffineCodec(const AffineGrid& grid, const AffineGroups& groups, const UnitShape& unit)
     : grid_(grid), groups_(groups), channels_(unit.channels()), rope_(unit.rope) {
@@ -89,10 +98,7 @@ void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) co
   const int slots = layout_.sides[0].slots;
   const int tokens = layout_.block_tokens;                     // of a group
   const int width = groups_.along_tokens ? 1 : groups_.group;  // channels of a group
-  const auto run = grid_.mode == AffineGrid::Mode::kAsymmetric    ? code_run<AffineGrid::Mode::kAsymmetric>
-                   : grid_.mode == AffineGrid::Mode::kIntegerZero ? code_run<AffineGrid::Mode::kIntegerZero>
-                   : grid_.mode == AffineGrid::Mode::kSigned      ? code_run<AffineGrid::Mode::kSigned>
-                                                                  : code_run<AffineGrid::Mode::kSymmetric>;
+  const AffineRun run = grid_.run();
   const auto encode_block = [&](int64_t block) {
     for (int s = 0; s < slots; ++s) {
       const ConstMatrix part = x.slice_rows(block * tokens, tokens).slice_cols(int64_t{s} * width, width);
@@ -102,7 +108,7 @@ void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) co
           low = std::min(low, part(t, c));
           high = std::max(high, part(t, c));
         }
-      const Group g = grid_of(grid_, low, high);
+      const AffineLine g = grid_.line(low, high);
       const auto at = static_cast<size_t>(block * slots + s);
       out.sides[0][at] = g.scale;
       if (out.sides.size() > 1) out.sides[1][at] = g.zero;

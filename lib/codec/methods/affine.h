@@ -1,11 +1,22 @@
 // Scalar codes on an evenly spaced grid with a scale and, where the grid is not centred, a zero a group: the common
-// part of rtn and kivi.
+// part of rtn, kivi and calibquant.
 #pragma once
 #include <string>
 
 #include "codec/codec.h"
 
 namespace vqkv {
+
+// The grid of one group, as stored: x ~ zero + scale * (code - offset).
+struct AffineLine {
+  float scale = 1;
+  float zero = 0;  // what the decoder adds
+  float integer_zero = 0;
+};
+
+// Codes of n values of one group: codes[i * code_step] of x[i * x_step].
+using AffineRun = void (*)(const AffineLine& line, int bits, const float* x, int64_t x_step, uint16_t* codes,
+                           int64_t code_step, int64_t n);
 
 struct AffineGrid {
   // asymmetric: x ~ min + s q. integer_zero: x ~ s (q - z) with a whole z (QuaRot). symmetric: x ~ s q, |q| <=
@@ -18,6 +29,9 @@ struct AffineGrid {
 
   // A scale alone, no zero.
   bool centred() const { return mode == Mode::kSymmetric || mode == Mode::kSigned; }
+  // Of a group whose values lie in [low, high].
+  AffineLine line(float low, float high) const;
+  AffineRun run() const;
 };
 
 // Groups of `group` channels of one token (along_tokens false) or of `group` tokens of one channel.
