@@ -110,8 +110,10 @@ TransformInfo describe_deco() {
       "a run x run matrix in f16 is stored for each prompt and unit: 16 run^2 / (T channels) bits a value over T "
       "tokens. The paper's matrix is that of a whole layer: `heads: all`, `rtn` `preset: decoquant`. How the paper "
       "codes what follows the prompt is unconfirmed, and its code keeps that exact; here the prompt's matrix serves "
-      "it too, or `cache: {prompt: N, generated: exact}` keeps it. Noise comes back louder where values are. What "
-      "learns behind it learns on the train tokens as on one prompt: let a codec that learns nothing follow",
+      "it too, or `cache: {prompt: N, generated: exact}` keeps it. Noise comes back louder where values are. While a "
+      "sequence lives its matrix is also held written out for every head, which bytes of short texts count as "
+      "workspace. What learns behind it learns on the train tokens as on one prompt: let a codec that learns nothing "
+      "follow",
       "0",
       false};
 }
