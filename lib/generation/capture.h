@@ -19,7 +19,7 @@ struct CaptureOptions {
   int64_t query_tail = 64;    // and the last ones of each window
   DType dtype = DType::kBF16;
   bool output_weight = true;
-  std::string gradients;  // TraceInfo::gradients: the loss whose gradients are recorded too, or none
+  std::string gradients = "";  // TraceInfo::gradients: the loss whose gradients are recorded too, or none
 };
 
 // The windows that a capture will read: consecutive, not overlapping, the last of a document as long as it comes. Each
