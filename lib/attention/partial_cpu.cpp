@@ -5,13 +5,12 @@
 #include "attention/code_sums_cpu.h"
 #include "attention/kernels_cpu.h"
 #include "attention/tiled_cpu.h"
+#include "core/index.h"
 #include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
-namespace {
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-}  // namespace
+namespace {}  // namespace
 
 void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums) {
   piece = own;

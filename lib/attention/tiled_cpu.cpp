@@ -5,13 +5,13 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "core/index.h"
 #include "core/round_up.h"
 #include "core/small_matrix.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 namespace {
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 // Columns of a head, `all` being those of one that has lost nothing.
 HeadColumns columns_of(const CacheView& cache, int layer, int head, const HeadColumns& all) {

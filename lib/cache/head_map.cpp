@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include "core/index.h"
 #include "core/small_matrix.h"
 
 namespace vqkv {
 namespace {
 
 using kernels::padded;
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 void scale(float* x, const std::vector<float>& factor) {
   for (size_t c = 0; c < factor.size(); ++c) x[c] *= factor[c];

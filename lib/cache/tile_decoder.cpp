@@ -8,6 +8,7 @@
 
 #include "cache/decode_cpu.h"
 #include "core/error.h"
+#include "core/index.h"
 #include "core/per_thread.h"
 #include "core/small_matrix.h"
 
@@ -17,7 +18,6 @@ namespace {
 constexpr int64_t kTileTokens = 128;
 
 using kernels::padded;
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 using Words = AlignedVector<float>;
 

@@ -4,12 +4,12 @@
 #include <bit>
 
 #include "core/error.h"
+#include "core/index.h"
 #include "core/row_products.h"
 
 namespace vqkv {
 namespace {
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 double factor_at(const std::vector<float>& factor, int i) { return factor.empty() ? 1.0 : double{factor[at(i)]}; }
 bool all_signs(const std::vector<float>& factor) {
   return std::all_of(factor.begin(), factor.end(), [](float f) { return f == 1.0f || f == -1.0f; });

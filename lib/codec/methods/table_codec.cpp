@@ -11,8 +11,8 @@
 
 namespace vqkv {
 namespace {
-constexpr int64_t kTile = 64;
-constexpr int64_t kChunk = 256;
+constexpr int64_t kEncodeTile = 64;
+constexpr int64_t kEncodeChunk = 256;
 }  // namespace
 
 TableCodec::TableCodec(const TableShape& shape, int beam, std::vector<int32_t> channel) : shape_(shape), beam_(beam) {
@@ -112,10 +112,10 @@ void TableCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) con
   out.resize(layout_, x.rows);
   const int64_t slots = layout_.fields[0].slots, width = shape_.width();
   const bool direct = in_order_ && shape_.scale_slots == 0;
-  parallel_chunks(x.rows, kChunk, [&](int64_t begin, int64_t end) {
-    Matrix<float> gathered(direct ? 0 : kTile, direct ? 0 : shape_.channels);
-    for (int64_t first = begin; first < end; first += kTile) {
-      ConstMatrix tile = x.slice_rows(first, std::min(kTile, end - first));
+  parallel_chunks(x.rows, kEncodeChunk, [&](int64_t begin, int64_t end) {
+    Matrix<float> gathered(direct ? 0 : kEncodeTile, direct ? 0 : shape_.channels);
+    for (int64_t first = begin; first < end; first += kEncodeTile) {
+      ConstMatrix tile = x.slice_rows(first, std::min(kEncodeTile, end - first));
       if (!direct) {
         const MutMatrix to = gathered.view().slice_rows(0, tile.rows);
         gather(tile, to, shape_.scale_slots > 0 ? out.sides[0].data() + first * shape_.scale_slots : nullptr);

@@ -5,6 +5,7 @@
 #include <numbers>
 #include <utility>
 
+#include "core/index.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -13,9 +14,7 @@ namespace {
 constexpr int kChoices = 4;
 constexpr double kNormEpsilon = 1e-5;   // of LayerNorm
 constexpr double kScaleEpsilon = 1e-6;  // of channel scales
-constexpr int64_t kChunk = 64;
-
-size_t at(int64_t i) { return static_cast<size_t>(i); }
+constexpr int64_t kRowsAtOnce = 64;
 
 // Which bits of a symbol choice `c` sets.
 constexpr bool sets_low(int c) { return c == 0 || c == 2; }
@@ -65,7 +64,7 @@ std::vector<float> column_sums(const Matrix<float>& m) {
 // Rows one by one, each its own.
 template <class Body>
 void each_row(int64_t rows, Body&& body) {
-  parallel_chunks(rows, kChunk, [&](int64_t first, int64_t end) {
+  parallel_chunks(rows, kRowsAtOnce, [&](int64_t first, int64_t end) {
     for (int64_t r = first; r < end; ++r) body(r);
   });
 }
@@ -77,9 +76,9 @@ struct Moving {
   Moving(float* v, size_t n) : value(v), gradient(n), first(n), second(n) {}
 };
 
-class Descent {
+class NetworkDescent {
  public:
-  Descent(ConstMatrix x, std::span<const float> weight, const BinaryCodeOptions& options, BinaryCode& code)
+  NetworkDescent(ConstMatrix x, std::span<const float> weight, const BinaryCodeOptions& options, BinaryCode& code)
       : x_(x), weight_(weight), options_(options), code_(code) {
     const auto add = [&](float* v, size_t n) { moving_.emplace_back(v, n); };
     add(code.first.data(), code.first.storage.size());
@@ -241,10 +240,10 @@ BinaryEncoder::BinaryEncoder(BinaryCode code)
 void BinaryEncoder::encode_rows(ConstMatrix x, uint16_t* bits, int64_t stride, float* scale) const {
   const int64_t width = code_.width(), symbols = code_.symbols();
   VQKV_CHECK(x.cols == width);
-  Matrix<float> input(kChunk, width), hidden(kChunk, code_.hidden()), logits(kChunk, kChoices * symbols);
+  Matrix<float> input(kRowsAtOnce, width), hidden(kRowsAtOnce, code_.hidden()), logits(kRowsAtOnce, kChoices * symbols);
   std::vector<double> sum(at(width));
-  for (int64_t first = 0; first < x.rows; first += kChunk) {
-    const int64_t n = std::min(kChunk, x.rows - first);
+  for (int64_t first = 0; first < x.rows; first += kRowsAtOnce) {
+    const int64_t n = std::min(kRowsAtOnce, x.rows - first);
     std::vector<double> length(at(n));
     for (int64_t r = 0; r < n; ++r) length[at(r)] = normalize(x.row(first + r), code_.channel_scale, input.row(r));
     const MutMatrix h = hidden.view().slice_rows(0, n), l = logits.view().slice_rows(0, n);
@@ -291,7 +290,7 @@ BinaryCode train_binary_code(ConstMatrix x, std::span<const float> weight, const
   fill(code.second.storage, options.hidden);
   fill(code.second_bias, options.hidden);
   fill(code.rows.storage, 2 * options.symbols);
-  Descent descent(x, weight, options, code);
+  NetworkDescent descent(x, weight, options, code);
   const Rng steps = rng.split(1);
   for (int i = 0; i < options.steps; ++i) descent.step(i, steps.split(static_cast<uint64_t>(i)));
   float most = 0;

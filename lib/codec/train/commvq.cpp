@@ -9,14 +9,13 @@
 
 #include "codec/train/residual.h"
 #include "core/gemm.h"
+#include "core/index.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
 namespace {
 
-constexpr int64_t kTile = 64;
-
-size_t at(int64_t i) { return static_cast<size_t>(i); }
+constexpr int64_t kTileRows = 64;
 
 struct Rows {
   Matrix<float> x;
@@ -28,7 +27,8 @@ struct Rows {
 // x and -i x of a tile with its scores.
 struct Tile {
   Matrix<float> turned, u, v;
-  Tile(const PairSearch& book) : turned(kTile, book.width()), u(kTile, book.stride()), v(kTile, book.stride()) {}
+  Tile(const PairSearch& book)
+      : turned(kTileRows, book.width()), u(kTileRows, book.stride()), v(kTileRows, book.stride()) {}
   void fill(const PairSearch& book, ConstMatrix x) {
     book.scores(x, turned.view().slice_rows(0, x.rows), u.view().slice_rows(0, x.rows), v.view().slice_rows(0, x.rows));
   }
@@ -54,8 +54,9 @@ void add_row(const std::vector<double>& rho, const std::vector<double>& kappa, d
 }
 
 // Runs of rows whose sums are made apart and added up in order: few, so that they stay small beside the rows.
-struct Runs {
-  explicit Runs(int64_t rows) : length(std::max<int64_t>(256, (rows + 63) / 64)), count((rows + length - 1) / length) {}
+struct RowRuns {
+  explicit RowRuns(int64_t rows)
+      : length(std::max<int64_t>(256, (rows + 63) / 64)), count((rows + length - 1) / length) {}
   int64_t length, count;
 };
 
@@ -67,7 +68,7 @@ struct Expectation {
 // Of responsibilities at `temperature`; 0: the error alone.
 Expectation expect(const Rows& rows, const PairSearch& book, double temperature) {
   const int64_t width = rows.x.cols, entries = book.entries();
-  const Runs runs(rows.x.rows);
+  const RowRuns runs(rows.x.rows);
   std::vector<Expectation> part(at(runs.count), {PairSums(entries, width), 0});
   parallel_for(runs.count, [&](int64_t run) {
     Expectation& own = part[at(run)];
@@ -75,8 +76,8 @@ Expectation expect(const Rows& rows, const PairSearch& book, double temperature)
     std::vector<PairSearch::Share> near;
     std::vector<double> rho(at(entries)), kappa(at(entries));
     const int64_t end = std::min(rows.x.rows, (run + 1) * runs.length);
-    for (int64_t first = run * runs.length; first < end; first += kTile) {
-      const ConstMatrix x = rows.x.view().slice_rows(first, std::min(kTile, end - first));
+    for (int64_t first = run * runs.length; first < end; first += kTileRows) {
+      const ConstMatrix x = rows.x.view().slice_rows(first, std::min(kTileRows, end - first));
       tile.fill(book, x);
       for (int64_t r = 0; r < x.rows; ++r) {
         const float *u = tile.u.row(r), *v = tile.v.row(r);
@@ -127,8 +128,8 @@ Matrix<float> start_of(const Rows& rows, const CommVqOptions& options, Rng rng) 
   std::vector<double> rho(at(options.entries)), kappa(rho);
   Matrix<float> product, x, turned(1, width);
   std::vector<float> p(at(pairs));
-  for (size_t first = 0; first < picked.size(); first += at(kTile)) {
-    const int64_t count = std::min<int64_t>(kTile, static_cast<int64_t>(picked.size() - first));
+  for (size_t first = 0; first < picked.size(); first += at(kTileRows)) {
+    const int64_t count = std::min<int64_t>(kTileRows, static_cast<int64_t>(picked.size() - first));
     x.reshape(count, width);
     product.reshape(count, pairs);
     for (int64_t r = 0; r < count; ++r) std::copy_n(rows.x.row(picked[first + at(r)]), width, x.row(r));
@@ -211,9 +212,9 @@ PairQuantizer::PairQuantizer(std::vector<Matrix<float>> books) {
 void PairQuantizer::encode_rows(ConstMatrix x, uint16_t* a, uint16_t* b, int64_t row_stride,
                                 int64_t stage_stride) const {
   Tile tile(stage(0));
-  Matrix<float> rest(kTile, x.cols);
-  for (int64_t first = 0; first < x.rows; first += kTile) {
-    const MutMatrix part = rest.view().slice_rows(0, std::min(kTile, x.rows - first));
+  Matrix<float> rest(kTileRows, x.cols);
+  for (int64_t first = 0; first < x.rows; first += kTileRows) {
+    const MutMatrix part = rest.view().slice_rows(0, std::min(kTileRows, x.rows - first));
     for (int64_t r = 0; r < part.rows; ++r) std::copy_n(x.row(first + r), x.cols, part.row(r));
     for (int i = 0; i < stages(); ++i) {
       tile.fill(stage(i), part);
@@ -278,13 +279,13 @@ CommVqTraining train_commvq(ConstMatrix x, std::span<const float> weight, std::s
     Matrix<float> book = train_stage(rest, i, options, rng.split(1 + static_cast<uint64_t>(i)), result.iterations);
     round_codewords(options.stored_as, book);
     const PairSearch search(book);
-    const Runs runs(rest.x.rows);
+    const RowRuns runs(rest.x.rows);
     std::vector<double> error(at(runs.count), 0.0);
     parallel_for(runs.count, [&](int64_t run) {
       Tile tile(search);
       const int64_t end = std::min(rest.x.rows, (run + 1) * runs.length);
-      for (int64_t first = run * runs.length; first < end; first += kTile) {
-        const MutMatrix part = rest.x.view().slice_rows(first, std::min(kTile, end - first));
+      for (int64_t first = run * runs.length; first < end; first += kTileRows) {
+        const MutMatrix part = rest.x.view().slice_rows(first, std::min(kTileRows, end - first));
         tile.fill(search, part);
         for (int64_t r = 0; r < part.rows; ++r) {
           search.subtract(search.nearest(tile.u.row(r), tile.v.row(r)), part.row(r));

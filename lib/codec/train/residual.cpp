@@ -11,8 +11,8 @@
 
 namespace vqkv {
 namespace {
-constexpr int64_t kRowTile = 64;
-constexpr int64_t kChunk = 512;
+constexpr int64_t kResidualTile = 64;
+constexpr int64_t kResidualChunk = 512;
 }  // namespace
 
 struct ResidualQuantizer::Impl {
@@ -43,11 +43,11 @@ void ResidualQuantizer::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_
   VQKV_CHECK(impl_ && x.cols == width());
   const int64_t columns = width();
   thread_local AlignedVector<float> rest;
-  rest.resize(static_cast<size_t>(kRowTile * columns));
-  const MutMatrix residual(rest.data(), kRowTile, columns);
-  int32_t index[kRowTile];
-  for (int64_t first = 0; first < x.rows; first += kRowTile) {
-    const int64_t rows = std::min(kRowTile, x.rows - first);
+  rest.resize(static_cast<size_t>(kResidualTile * columns));
+  const MutMatrix residual(rest.data(), kResidualTile, columns);
+  int32_t index[kResidualTile];
+  for (int64_t first = 0; first < x.rows; first += kResidualTile) {
+    const int64_t rows = std::min(kResidualTile, x.rows - first);
     const ConstMatrix tile = x.slice_rows(first, rows);
     uint16_t* out = codes + first * row_stride;
     if (impl_->beam) {
@@ -83,9 +83,9 @@ void ResidualQuantizer::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_
 
 void ResidualQuantizer::encode(ConstMatrix x, uint16_t* codes, float* error) const {
   const int64_t count = stages();
-  parallel_for((x.rows + kChunk - 1) / kChunk, [&](int64_t i) {
-    const int64_t first = i * kChunk;
-    encode_rows(x.slice_rows(first, std::min(kChunk, x.rows - first)), codes + first * count, count, 1,
+  parallel_for((x.rows + kResidualChunk - 1) / kResidualChunk, [&](int64_t i) {
+    const int64_t first = i * kResidualChunk;
+    encode_rows(x.slice_rows(first, std::min(kResidualChunk, x.rows - first)), codes + first * count, count, 1,
                 error ? error + first : nullptr);
   });
 }
@@ -141,8 +141,8 @@ double spread(ConstMatrix x, std::span<const float> weight) {
 // rest -= or += the codewords that the rows chose at one stage.
 void shift(const Matrix<float>& book, const std::vector<uint16_t>& codes, int64_t stages, int64_t stage, float sign,
            Matrix<float>& rest) {
-  parallel_for((rest.rows + kChunk - 1) / kChunk, [&](int64_t chunk) {
-    for (int64_t r = chunk * kChunk; r < std::min(rest.rows, (chunk + 1) * kChunk); ++r) {
+  parallel_for((rest.rows + kResidualChunk - 1) / kResidualChunk, [&](int64_t chunk) {
+    for (int64_t r = chunk * kResidualChunk; r < std::min(rest.rows, (chunk + 1) * kResidualChunk); ++r) {
       const float* c = book.row(codes[static_cast<size_t>(r * stages + stage)]);
       float* out = rest.row(r);
       for (int64_t k = 0; k < rest.cols; ++k) out[k] += sign * c[k];

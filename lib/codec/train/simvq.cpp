@@ -14,7 +14,7 @@ namespace {
 
 using RowMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-struct Rows {
+struct SimVqRows {
   Matrix<float> x;
   std::vector<float> weight;  // or empty
   double of(int64_t r) const { return weight.empty() ? 1.0 : double{weight[static_cast<size_t>(r)]}; }
@@ -29,7 +29,7 @@ RowMatrix widened(const Matrix<float>& m) {
 constexpr int64_t kMomentRows = 64;  // whose outer products are summed together
 
 // The start of a stage: a layer that gives the codewords 0.36 of the residual's covariance around its mean.
-SimVqStage start_of(const Matrix<float>& rest, const Rows& rows, uint64_t seed) {
+SimVqStage start_of(const Matrix<float>& rest, const SimVqRows& rows, uint64_t seed) {
   const int64_t width = rest.cols;
   SimVqStage stage;
   stage.seed = seed;
@@ -66,7 +66,7 @@ SimVqStage start_of(const Matrix<float>& rest, const Rows& rows, uint64_t seed) 
   return stage;
 }
 
-double weighted_sum(const std::vector<float>& values, const Rows& rows) {
+double weighted_sum(const std::vector<float>& values, const SimVqRows& rows) {
   double sum = 0;
   for (size_t r = 0; r < values.size(); ++r) sum += values[r] * rows.of(static_cast<int64_t>(r));
   return sum;
@@ -81,7 +81,7 @@ void subtract(const Matrix<float>& book, const std::vector<int32_t>& index, Matr
 
 // The layer that fits the rows best, given their codewords: (A + ridge) L = B with one row a codeword and a 1 for the
 // bias.
-void solve(const Matrix<float>& rest, const Rows& rows, const std::vector<int32_t>& index, const RowMatrix& base,
+void solve(const Matrix<float>& rest, const SimVqRows& rows, const std::vector<int32_t>& index, const RowMatrix& base,
            SimVqStage& stage) {
   const int64_t width = rest.cols, entries = base.rows();
   Eigen::VectorXd count = Eigen::VectorXd::Zero(entries);
@@ -124,7 +124,7 @@ Matrix<float> codewords_of(const SimVqStage& stage, const RowMatrix& base) {
   return out;
 }
 
-double variance_of(const Rows& rows) {
+double variance_of_rows(const SimVqRows& rows) {
   const int64_t width = rows.x.cols;
   Eigen::VectorXd mean = Eigen::VectorXd::Zero(width);
   double total = 0, square = 0;
@@ -139,9 +139,9 @@ double variance_of(const Rows& rows) {
 
 // Adam on the layers of all stages. The gradient of a codeword is that of |x - sum|^2 + beta |residual - codeword|^2,
 // with the residual held fixed; its sums over the rows of each codeword are all that a layer needs.
-class Descent {
+class BookDescent {
  public:
-  Descent(const Rows& rows, const SimVqOptions& options, std::vector<SimVqStage>& stages)
+  BookDescent(const SimVqRows& rows, const SimVqOptions& options, std::vector<SimVqStage>& stages)
       : rows_(rows), options_(options), stages_(stages), first_(stages.size()), second_(stages.size()) {
     const int64_t width = rows.x.cols;
     for (size_t i = 0; i < stages.size(); ++i) {
@@ -208,7 +208,7 @@ class Descent {
       }
   }
 
-  const Rows& rows_;
+  const SimVqRows& rows_;
   const SimVqOptions& options_;
   std::vector<SimVqStage>& stages_;
   std::vector<RowMatrix> base_;            // (entries, width + 1), last column 1
@@ -232,7 +232,7 @@ Matrix<float> simvq_codewords(const SimVqStage& stage, int64_t entries) {
 
 SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const SimVqOptions& options, const Rng& rng) {
   VQKV_CHECK(x.rows >= 1 && options.stages >= 1 && options.rounds >= 1);
-  Rows rows;
+  SimVqRows rows;
   Rng sampler = rng.split(0);
   const std::vector<int64_t> picked = sampler.sample(x.rows, options.entries * options.points_per_codeword);
   rows.x = Matrix<float>(static_cast<int64_t>(picked.size()), x.cols);
@@ -240,7 +240,7 @@ SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const Si
     std::copy_n(x.row(picked[r]), x.cols, rows.x.row(static_cast<int64_t>(r)));
     if (!weight.empty()) rows.weight.push_back(weight[static_cast<size_t>(picked[r])]);
   }
-  const double variance = variance_of(rows);
+  const double variance = variance_of_rows(rows);
 
   SimVqTraining result;
   std::vector<Matrix<float>> books;
@@ -272,7 +272,7 @@ SimVqTraining train_simvq(ConstMatrix x, std::span<const float> weight, const Si
     books.push_back(std::move(book));
   }
   if (options.sgd) {
-    Descent descent(rows, options, result.stages);
+    BookDescent descent(rows, options, result.stages);
     Rng batches = rng.split(UINT64_MAX);
     for (int step = 0; step < options.steps; ++step) descent.step(batches);
     result.iterations = options.steps;
