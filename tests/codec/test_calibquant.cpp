@@ -24,15 +24,6 @@ std::unique_ptr<SequenceState> fit(const Codec& codec, Role role, ConstMatrix x)
   return role == Role::kKey ? codec.fit(x, {}, {}) : codec.fit({}, x, {});
 }
 
-Matrix<float> through(const Codec& codec, ConstMatrix x, const SequenceState* state, CodeBlock* codes = nullptr) {
-  CodeBlock block;
-  codec.encode(x, block, state);
-  Matrix<float> y(x.rows, x.cols);
-  codec.decode(block, y, {-1, state});
-  if (codes) *codes = block;
-  return y;
-}
-
 }  // namespace
 
 // baseline-methods 5.9: both ends go toward zero, not toward the middle.

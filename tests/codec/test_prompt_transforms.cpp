@@ -33,14 +33,6 @@ std::unique_ptr<Codec> behind(const std::string& method, const Json& knobs, cons
   return make_codec(spec);
 }
 
-Matrix<float> through(const Codec& codec, ConstMatrix x, const SequenceState* state) {
-  CodeBlock block;
-  codec.encode(x, block, state);
-  Matrix<float> y(x.rows, x.cols);
-  codec.decode(block, y, {-1, state});
-  return y;
-}
-
 double largest_error(const Matrix<float>& y, ConstMatrix x) {
   double worst = 0;
   for (int64_t r = 0; r < x.rows; ++r)

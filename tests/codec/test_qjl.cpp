@@ -16,7 +16,7 @@ using namespace vqkv::test;
 
 namespace {
 
-std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) {
+std::unique_ptr<Codec> make_qjl(const Json& knobs, const UnitShape& unit) {
   REQUIRE(find_method("qjl").check(knobs, unit) == "");
   return find_method("qjl").make(knobs, unit);
 }
@@ -103,8 +103,8 @@ TEST_CASE("scores are unbiased over seeds", "[qjl][golden]") {
     double sum = 0, squares = 0;
     for (int seed = 0; seed < seeds; ++seed) {
       const auto codec =
-          make({{"rows", 2}, {"initial_layers", 0}, {"outliers", 0}, {"orthogonal", orthogonal}, {"seed", seed}},
-               unit_of(d));
+          make_qjl({{"rows", 2}, {"initial_layers", 0}, {"outliers", 0}, {"orthogonal", orthogonal}, {"seed", seed}},
+                   unit_of(d));
       CodeBlock block;
       Matrix<float> x(1, d);
       codec->encode(k, block);
@@ -129,7 +129,7 @@ TEST_CASE("scores are unbiased over seeds", "[qjl][golden]") {
 TEST_CASE("a group's loudest channels have signs of their own", "[qjl]") {
   constexpr int d = 16, heads = 2, group = 32, outliers = 3;
   const Json knobs = {{"rows", 4}, {"outlier_rows", 2}, {"initial_layers", 0}, {"outliers", outliers}, {"seed", 9}};
-  const auto codec = make(knobs, unit_of(d, heads));
+  const auto codec = make_qjl(knobs, unit_of(d, heads));
   Matrix<float> x = gaussian(2 * group, heads * d, 6);
   // Channels 2, 7 and 11 of the first head in the first group; 0, 1 and 15 elsewhere.
   for (int t = 0; t < 2 * group; ++t)
@@ -172,7 +172,7 @@ TEST_CASE("a group's loudest channels have signs of their own", "[qjl]") {
   // Without rows of their own they decode to 0, and nothing is NaN.
   Json bare = knobs;
   bare["outlier_rows"] = 0;
-  const auto without = make(bare, unit_of(d, heads));
+  const auto without = make_qjl(bare, unit_of(d, heads));
   CHECK(without->layout().sides.size() == 1);
   without->encode(x, block);
   Matrix<float> z(2 * group, heads * d);
@@ -188,9 +188,10 @@ TEST_CASE("a group's loudest channels have signs of their own", "[qjl]") {
 TEST_CASE("the first layers have sketches of their own, and all others share one", "[qjl]") {
   const Json knobs = {{"initial_layers", 2}};
   const auto projection = [&](int layer) {
-    return std::get<SignTerm>(make(knobs, unit_of(64, 1, Role::kKey, layer))->plan().terms.at(0)).projection;
+    return std::get<SignTerm>(make_qjl(knobs, unit_of(64, 1, Role::kKey, layer))->plan().terms.at(0)).projection;
   };
-  const auto first = make(knobs, unit_of(64, 1, Role::kKey, 1)), other = make(knobs, unit_of(64, 1, Role::kKey, 2));
+  const auto first = make_qjl(knobs, unit_of(64, 1, Role::kKey, 1)),
+             other = make_qjl(knobs, unit_of(64, 1, Role::kKey, 2));
   CHECK(first->layout().fields[0].slots == 4 * 64 / 8);
   CHECK(first->layout().fields[2].slots == 64 / 8);
   CHECK(other->layout().fields[0].slots == 2 * 64 / 8);
@@ -224,7 +225,7 @@ TEST_CASE("sizes that a sketch can't have are refused with the reason", "[qjl]")
 }
 
 TEST_CASE("values are KIVI's", "[qjl]") {
-  const auto codec = make(Json::object(), unit_of(64, 1, Role::kValue)),
+  const auto codec = make_qjl(Json::object(), unit_of(64, 1, Role::kValue)),
              kivi = find_method("kivi").make({{"bits", 2}, {"group", 32}}, unit_of(64, 1, Role::kValue));
   const Matrix<float> x = gaussian(7, 64, 8);
   CodeBlock a, b;

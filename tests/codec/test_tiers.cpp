@@ -18,9 +18,9 @@ using namespace vqkv::test;
 
 namespace {
 
-Json json(const std::string& text) { return parse_json(text, "test"); }
+Json tier_json(const std::string& text) { return parse_json(text, "test"); }
 
-CodecPlan plan_of(const std::string& text) { return resolve_codec(json(text), small_shape()); }
+CodecPlan plan_of(const std::string& text) { return resolve_codec(tier_json(text), small_shape()); }
 
 std::shared_ptr<const CodecSet> train(const std::string& text) {
   const CodecPlan plan = plan_of(text);
@@ -40,25 +40,25 @@ const char* const kThree = R"({"tiers": [
 }  // namespace
 
 TEST_CASE("tiers are canonical codecs with the tokens that they hold", "[tiers]") {
-  const Json c = canonical_codec_config(json(kThree));
+  const Json c = canonical_codec_config(tier_json(kThree));
   CHECK(canonical_codec_config(c) == c);
   CHECK(c.size() == 1);
   CHECK(c["tiers"][0]["tokens"] == 128);
   CHECK(c["tiers"][0]["k"]["encoding"] == "greedy");
-  CHECK(c["tiers"][1] == json(R"({"tokens": 64, "k": {"level": 2}, "v": {"level": 3}})"));
+  CHECK(c["tiers"][1] == tier_json(R"({"tokens": 64, "k": {"level": 2}, "v": {"level": 3}})"));
   CHECK(c["tiers"][2]["v"]["bits"] == 3);
   CHECK_FALSE(c["tiers"][2].contains("tokens"));
   CHECK(canonical_codec_config(
-            json(R"({"tiers": [{"tokens": 64, "name": "pq"}, {"name": "rvq", "v": {"bits": 3}}]})"))["tiers"][1] ==
-        canonical_codec_config(json(R"({"name": "rvq", "v": {"bits": 3}})")));
-  CHECK(canonical_codec_config(json(R"({"tiers": [{"tokens": 64, "name": "rvq"}, {"level": 2}]})"))["tiers"][1] ==
-        json(R"({"k": {"level": 2}, "v": {"level": 2}})"));
+            tier_json(R"({"tiers": [{"tokens": 64, "name": "pq"}, {"name": "rvq", "v": {"bits": 3}}]})"))["tiers"][1] ==
+        canonical_codec_config(tier_json(R"({"name": "rvq", "v": {"bits": 3}})")));
+  CHECK(canonical_codec_config(tier_json(R"({"tiers": [{"tokens": 64, "name": "rvq"}, {"level": 2}]})"))["tiers"][1] ==
+        tier_json(R"({"k": {"level": 2}, "v": {"level": 2}})"));
   // One tier is a codec like any other.
-  CHECK(canonical_codec_config(json(R"({"tiers": [{"name": "rtn", "bits": 3}]})")) ==
-        canonical_codec_config(json(R"({"name": "rtn", "bits": 3})")));
+  CHECK(canonical_codec_config(tier_json(R"({"tiers": [{"name": "rtn", "bits": 3}]})")) ==
+        canonical_codec_config(tier_json(R"({"name": "rtn", "bits": 3})")));
   CHECK(preset_cache_config(
-            json(R"({"tiers": [{"tokens": 64, "name": "kivi", "preset": "default"}, {"name": "pq"}]})")) ==
-        preset_cache_config(json(R"({"name": "kivi", "preset": "default"})")));
+            tier_json(R"({"tiers": [{"tokens": 64, "name": "kivi", "preset": "default"}, {"name": "pq"}]})")) ==
+        preset_cache_config(tier_json(R"({"name": "kivi", "preset": "default"})")));
 
   const CodecPlan plan = plan_of(kThree);
   CHECK(plan.skip == "");

@@ -24,13 +24,18 @@ inline Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t key, double m
   return m;
 }
 
-inline Matrix<float> round_trip(const Codec& codec, ConstMatrix x, CodeBlock* codes = nullptr) {
+// What is decoded of what a codec of a prompt, or of any, makes of the rows x.
+inline Matrix<float> through(const Codec& codec, ConstMatrix x, const SequenceState* state,
+                             CodeBlock* codes = nullptr) {
   CodeBlock block;
-  codec.encode(x, block);
+  codec.encode(x, block, state);
   Matrix<float> y(x.rows, x.cols);
-  codec.decode(block, y);
+  codec.decode(block, y, {-1, state});
   if (codes) *codes = std::move(block);
   return y;
+}
+inline Matrix<float> round_trip(const Codec& codec, ConstMatrix x, CodeBlock* codes = nullptr) {
+  return through(codec, x, nullptr, codes);
 }
 
 // |y - x|^2 / |x|^2.
