@@ -10,8 +10,6 @@
 #include "core/thread_pool.h"
 
 namespace vqkv {
-namespace {}  // namespace
-
 void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums) {
   piece = own;
   sums = code_sums;

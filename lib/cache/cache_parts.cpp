@@ -93,7 +93,7 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
     auto state = fit_unit(*unit.codec, unit.shape, model->shape().group(), CacheRows(map, u), tokens);
     if (!state) return;
     if (model->tiers() > 1) refuse_fitted_tier(model->codecs()->units()[u].spec.method);
-    CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages);
+    CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages, unit.form.get());
     const int64_t state_bytes = state->bytes(), form_bytes = FittedForm::bytes(form, *unit.form);
     made[static_cast<size_t>(i)].reset(new FittedForm{std::move(state), std::move(form), state_bytes, form_bytes});
   });

@@ -237,7 +237,8 @@ ByteLedger SequenceMap::bytes() const {
 
 int64_t fitted_form_bytes(const Codec& codec, const UnitShape& unit, const SequenceState& state) {
   const auto pages = std::make_shared<PageLayout>(codec.layout());
-  return FittedForm::bytes(CodedForm(codec, unit, &state, pages), CodedForm(codec, unit, nullptr, pages));
+  const CodedForm model(codec, unit, nullptr, pages);
+  return FittedForm::bytes(CodedForm(codec, unit, &state, pages, &model), model);
 }
 
 ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& given, int64_t tokens,

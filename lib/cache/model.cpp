@@ -26,10 +26,11 @@ std::set<const void*> books_of(const DecodePlan& plan) {
 }  // namespace
 
 CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
-                     std::shared_ptr<const PageLayout> page_layout)
+                     std::shared_ptr<const PageLayout> page_layout, const CodedForm* model)
     : plan(codec.plan({-1, state})), pages(std::move(page_layout)) {
+  if (model) turned = model->turned;
   VQKV_CHECK(!plan.adds_lower || codec.sees_lower());
-  for (int h = 0; h < unit.heads; ++h) decoders.emplace_back(plan, pages, unit.role, h, unit.head_dim);
+  for (int h = 0; h < unit.heads; ++h) decoders.emplace_back(plan, pages, unit.role, h, unit.head_dim, turned);
 }
 
 int64_t CodedForm::bytes(const CodedForm& other) const {
@@ -37,7 +38,7 @@ int64_t CodedForm::bytes(const CodedForm& other) const {
   for (const TileDecoder& d : other.decoders) d.bytes(shared);  // what they made of those books
   int64_t n = static_cast<int64_t>(sizeof(CodedForm)) + capacity_bytes(plan.terms) + memory_bytes(plan.map) +
               capacity_bytes(plan.inner_bias) + capacity_bytes(plan.outer_bias) + capacity_bytes(plan.layout.fields) +
-              capacity_bytes(plan.layout.sides) + capacity_bytes(decoders);
+              capacity_bytes(plan.layout.sides) + capacity_bytes(turned) + capacity_bytes(decoders);
   const auto add = Overloaded{[&](const TableTerm& t) {
                                 n += capacity_bytes(t.book_of_slot) + capacity_bytes(t.channel);
                                 if (shared.insert(t.codewords.get()).second) n += capacity_bytes(*t.codewords);

@@ -15,11 +15,13 @@ namespace vqkv {
 
 // How the codes of one unit are laid out and decoded.
 struct CodedForm {
-  // Of `codec` under `state`. Units of one codec share a form: it says nothing of layers.
+  // Of `codec` under `state`. Units of one codec share a form: it says nothing of layers. model: the form without a
+  // state, whose turned books serve here too.
   CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
-            std::shared_ptr<const PageLayout> page_layout);
+            std::shared_ptr<const PageLayout> page_layout, const CodedForm* model = nullptr);
   DecodePlan plan;
   std::shared_ptr<const PageLayout> pages;
+  std::vector<TurnedBooks> turned;
   std::vector<TileDecoder> decoders;  // one a head of the unit
   // Memory of this form alone: without pages, and without the books that it shares with `other`.
   int64_t bytes(const CodedForm& other) const;

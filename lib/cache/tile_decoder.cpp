@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <map>
-#include <mutex>
 
 #include "cache/decode_cpu.h"
 #include "core/error.h"
@@ -19,32 +17,22 @@ constexpr int64_t kTileTokens = 128;
 
 using kernels::padded;
 
-using Words = AlignedVector<float>;
-
-// i * Z on pairs stored as [x..., y...]: one copy for all heads that read these books, while any of them does.
-std::shared_ptr<const Words> rotated(const TableTerm& t) {
-  struct Turned {
-    std::shared_ptr<const Words> books;  // held, so that their address means no others
-    Words words;
-  };
-  static std::mutex mutex;
-  static std::map<std::pair<const Words*, int>, std::weak_ptr<const Turned>> made;
-  const std::scoped_lock lock(mutex);
-  std::erase_if(made, [](const auto& entry) { return entry.second.expired(); });
-  std::weak_ptr<const Turned>& known = made[{t.codewords.get(), t.width}];
-  if (const auto there = known.lock()) return {there, &there->words};
-  const auto out = std::make_shared<Turned>(Turned{t.codewords, *t.codewords});
+// i * Z on pairs stored as [x..., y...].
+std::shared_ptr<const AlignedVector<float>> turned_books(const TableTerm& t, std::vector<TurnedBooks>& turned) {
+  for (const TurnedBooks& known : turned)
+    if (known.books == t.codewords && known.width == t.width) return known.words;
+  const auto out = std::make_shared<AlignedVector<float>>(*t.codewords);
   const int half = t.width / 2;
   for (int64_t w = 0; w < int64_t{t.books} * t.entries; ++w) {
     const float* from = t.codewords->data() + w * t.width;
-    float* to = out->words.data() + w * t.width;
+    float* to = out->data() + w * t.width;
     for (int i = 0; i < half; ++i) {
       to[i] = -from[i + half];
       to[i + half] = from[i];
     }
   }
-  known = out;
-  return {out, &out->words};
+  turned.push_back({t.codewords, t.width, out});
+  return out;
 }
 
 // The signs of every byte.
@@ -77,7 +65,7 @@ float* ensure(AlignedVector<float>& v, int64_t n) {
 int64_t tile_decoder_scratch_bytes() { return PerThread<Buffers>::held_bytes(); }
 
 TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head,
-                         int head_dim)
+                         int head_dim, std::vector<TurnedBooks>& turned)
     : pages_(std::move(pages)), head_dim_(head_dim), low_(int64_t{head} * head_dim) {
   // The head's own code channels: a map that mixes heads leads to all of them.
   map_ = HeadMap(plan.map, plan.code_channels, static_cast<int>(low_), head_dim);
@@ -121,7 +109,7 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   };
   const auto add = Overloaded{
       [&](const TableTerm& t) {
-        books_.push_back(t.op == TableTerm::Op::kRotate90 ? rotated(t) : t.codewords);
+        books_.push_back(t.op == TableTerm::Op::kRotate90 ? turned_books(t, turned) : t.codewords);
         for (int s = 0; s < t.slots; ++s) {
           Slot slot;
           slot.field = t.field;

@@ -31,11 +31,19 @@ class CodedBody {
   int64_t slot_end_;
 };
 
+// Books of complex pairs as a term that turns them by 90 degrees reads them.
+struct TurnedBooks {
+  std::shared_ptr<const AlignedVector<float>> books;
+  int width = 0;
+  std::shared_ptr<const AlignedVector<float>> words;
+};
+
 class TileDecoder {
  public:
   TileDecoder() = default;
-  // `head` counts within the unit.
-  TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head, int head_dim);
+  // `head` counts within the unit. turned: what decoders beside this one have turned, with what it adds.
+  TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayout> pages, Role role, int head, int head_dim,
+              std::vector<TurnedBooks>& turned);
 
   // Folded: decode gives y of the code domain, and the caller applies x = outer + s * (inner + y * map) to queries or
   // sums. Otherwise decode gives x itself. Folded when the map moves channels and nothing has to be done to x by token

@@ -250,26 +250,26 @@ class CommvqValues final : public Codec {
 
   void encode(ConstMatrix x, CodeBlock& out, const SequenceState*) const override {
     check_encode_input(*this, x);
-    VQKV_CHECK(matrix_);
+    VQKV_CHECK(encoder_);
     out.resize(layout_, x.rows);
     const int64_t slots = layout_.fields[0].slots;
     constexpr int64_t kChunk = 64;
     parallel_chunks(x.rows, kChunk, [&](int64_t first, int64_t end) {
       float* scale = out.sides[0].data() + first;
-      encoder_.encode_rows(x.slice_rows(first, end - first), out.fields[0].data() + first * slots, slots, scale);
+      encoder_->encode_rows(x.slice_rows(first, end - first), out.fields[0].data() + first * slots, slots, scale);
       for (int64_t r = 0; r < end - first; ++r) scale[r] = round_scale(layout_.sides[0].type, scale[r]);
     });
   }
 
   DecodePlan plan(const PlanQuery&) const override {
-    VQKV_CHECK(matrix_);
+    VQKV_CHECK(encoder_);
     DecodePlan plan = empty_plan();
     plan.token_scale_side = 0;
     plan.inner_bias = bias_;
     SignTerm term;
     term.rows = knobs_.value_bits * channels_;
     term.width = channels_;
-    term.projection = matrix_;
+    term.projection = {encoder_, &encoder_->code().rows.storage};
     term.stored_as = stored_as_;
     term.factor = 0.5f;
     plan.terms = {term};
@@ -278,7 +278,7 @@ class CommvqValues final : public Codec {
 
   using Codec::constant_bytes;
   int64_t constant_bytes(CountedBooks& counted) const override {
-    const BinaryCode& code = encoder_.code();
+    const BinaryCode& code = encoder_->code();
     const size_t network =
         code.first.storage.size() + code.first_bias.size() + code.second.storage.size() + code.second_bias.size();
     return Codec::constant_bytes(counted) + static_cast<int64_t>(network * dtype_size(stored_as_)) +
@@ -286,9 +286,9 @@ class CommvqValues final : public Codec {
   }
 
   void save(ParameterWriter& out) const override {
-    VQKV_CHECK(matrix_);
-    BinaryCode::visit(encoder_.code(), [&](const std::string& name, const std::vector<int64_t>& shape,
-                                           const float* values) { out.tensor(name, shape, values); });
+    VQKV_CHECK(encoder_);
+    BinaryCode::visit(encoder_->code(), [&](const std::string& name, const std::vector<int64_t>& shape,
+                                            const float* values) { out.tensor(name, shape, values); });
   }
   void load(const ParameterReader& in) override {
     BinaryCode code = empty_binary_code(channels_, symbols(), hidden_);
@@ -305,9 +305,8 @@ class CommvqValues final : public Codec {
   int64_t symbols() const { return int64_t{knobs_.value_bits} * channels_ / 2; }
 
   void install(BinaryCode code) {
-    encoder_ = BinaryEncoder(std::move(code));
-    const Matrix<float>& rows = encoder_.code().rows;
-    matrix_ = std::make_shared<const AlignedVector<float>>(rows.storage);
+    encoder_ = std::make_shared<const BinaryEncoder>(std::move(code));
+    const Matrix<float>& rows = encoder_->code().rows;
     // Bits are 0 or 1, signs -1 or 1.
     bias_.assign(static_cast<size_t>(channels_), 0.0f);
     for (int64_t c = 0; c < rows.cols; ++c) {
@@ -341,9 +340,8 @@ class CommvqValues final : public Codec {
   int channels_, hidden_;
   DType stored_as_;
   CodeLayout layout_;
-  BinaryEncoder encoder_;
-  std::shared_ptr<const AlignedVector<float>> matrix_;  // the encoder's rows, as decoders share them
-  std::vector<float> bias_;                             // half their sum
+  std::shared_ptr<const BinaryEncoder> encoder_;
+  std::vector<float> bias_;  // half their sum
 };
 
 struct CommvqCodec {
@@ -370,8 +368,8 @@ MethodInfo describe_commvq() {
       "codeword as a matrix of 2 x 2, and 1/64 of the table of all sums that the authors' code keeps beside them and "
       "leaves out of its account, as the paper does the values' network, which counts here. Their search of that table "
       "and ours of 2 * 2^bits inner products find the same codes. Training is theirs with fewer steps and tokens "
-      "(preset "
-      "published: all of them); their no improvement within 1e-5 is here 1e-5 of the error. Values learn from their "
+      "(preset published: all of them); their no improvement within 1e-5 is here 1e-5 of the error. Values learn from "
+      "their "
       "own error alone: the authors add that of attention's outputs. Their code draws symbols at random when it "
       "encodes, too; here the largest is taken. It codes prompts after they were attended exactly, replay mode "
       "prefill-exact, keeps no sinks, and 0 to 127 exact tokens, which come with `preset: default`";

@@ -276,8 +276,8 @@ MethodInfo describe_kvquant() {
       "pool all heads (heads: all, the default). The paper weighs k-means by squared gradients (weight: fisher, "
       "refused where a trace has none: vqkv-dump capture --gradients next-token) and runs it from a seed; ours is "
       "exact. Whether its released tables counted "
-      "errors of the "
-      "values or of normalized ones is unconfirmed: scale_aware. Its perplexities code every token, the query's own "
+      "errors of the values or of normalized ones is unconfirmed: scale_aware. Its perplexities code every token, the "
+      "query's own "
       "included (a preset's cache rule); its kernels attend to prompts exactly and cap outliers in fixed slots of 64 "
       "bits";
   const Json cache = {{"sinks", 1}, {"window", 0}, {"flush", 1}};

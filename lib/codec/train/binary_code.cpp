@@ -229,13 +229,7 @@ BinaryCode empty_binary_code(int64_t width, int64_t symbols, int64_t hidden) {
 }
 
 BinaryEncoder::BinaryEncoder(BinaryCode code)
-    : code_(std::move(code)),
-      first_(code_.first, DType::kF32),
-      second_(code_.second, DType::kF32),
-      plain_rows_(code_.rows) {
-  for (int64_t r = 0; r < plain_rows_.rows; ++r)
-    for (int64_t c = 0; c < plain_rows_.cols; ++c) plain_rows_(r, c) /= code_.channel_scale[at(c)];
-}
+    : code_(std::move(code)), first_(code_.first, DType::kF32), second_(code_.second, DType::kF32) {}
 
 void BinaryEncoder::encode_rows(ConstMatrix x, uint16_t* bits, int64_t stride, float* scale) const {
   const int64_t width = code_.width(), symbols = code_.symbols();
@@ -261,10 +255,10 @@ void BinaryEncoder::encode_rows(ConstMatrix x, uint16_t* bits, int64_t stride, f
         const int chosen = largest(l.row(r) + b / 2 * kChoices);
         if (!(b % 2 == 0 ? sets_low(chosen) : sets_high(chosen))) continue;
         to[b / 8] = static_cast<uint16_t>(to[b / 8] | 1 << b % 8);
-        for (int64_t c = 0; c < width; ++c) sum[at(c)] += plain_rows_(b, c);
+        for (int64_t c = 0; c < width; ++c) sum[at(c)] += code_.rows(b, c);
       }
       double square = 0;
-      for (const double v : sum) square += v * v;
+      for (int64_t c = 0; c < width; ++c) square += std::pow(sum[at(c)] / code_.channel_scale[at(c)], 2);
       scale[first + r] = square > 0 ? static_cast<float>(std::min(length[at(r)] / std::sqrt(square), 3e38)) : 0.0f;
     }
   }

@@ -58,7 +58,6 @@ class BinaryEncoder {
  private:
   BinaryCode code_;
   PackedWeights first_, second_;
-  Matrix<float> plain_rows_;  // E
 };
 
 struct BinaryCodeOptions {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "codec/train/simd.h"
+#include "core/round_up.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "codec/train/pair_search.cpp"
@@ -90,8 +91,7 @@ namespace vqkv {
 HWY_EXPORT(nearest_pair);
 HWY_EXPORT(pair_shares);
 
-PairSearch::PairSearch(Matrix<float> words)
-    : words_(std::move(words)), stride_((words_.rows + kLanes - 1) / kLanes * kLanes) {
+PairSearch::PairSearch(Matrix<float> words) : words_(std::move(words)), stride_(round_up(words_.rows, kLanes)) {
   VQKV_CHECK(words_.rows >= 1 && words_.cols >= 2 && words_.cols % 2 == 0);
   use_allowed_simd();
   const int64_t half = words_.cols / 2;

@@ -83,10 +83,8 @@ void ResidualQuantizer::encode_rows(ConstMatrix x, uint16_t* codes, int64_t row_
 
 void ResidualQuantizer::encode(ConstMatrix x, uint16_t* codes, float* error) const {
   const int64_t count = stages();
-  parallel_for((x.rows + kResidualChunk - 1) / kResidualChunk, [&](int64_t i) {
-    const int64_t first = i * kResidualChunk;
-    encode_rows(x.slice_rows(first, std::min(kResidualChunk, x.rows - first)), codes + first * count, count, 1,
-                error ? error + first : nullptr);
+  parallel_chunks(x.rows, kResidualChunk, [&](int64_t first, int64_t end) {
+    encode_rows(x.slice_rows(first, end - first), codes + first * count, count, 1, error ? error + first : nullptr);
   });
 }
 
@@ -141,8 +139,8 @@ double spread(ConstMatrix x, std::span<const float> weight) {
 // rest -= or += the codewords that the rows chose at one stage.
 void shift(const Matrix<float>& book, const std::vector<uint16_t>& codes, int64_t stages, int64_t stage, float sign,
            Matrix<float>& rest) {
-  parallel_for((rest.rows + kResidualChunk - 1) / kResidualChunk, [&](int64_t chunk) {
-    for (int64_t r = chunk * kResidualChunk; r < std::min(rest.rows, (chunk + 1) * kResidualChunk); ++r) {
+  parallel_chunks(rest.rows, kResidualChunk, [&](int64_t first, int64_t end) {
+    for (int64_t r = first; r < end; ++r) {
       const float* c = book.row(codes[static_cast<size_t>(r * stages + stage)]);
       float* out = rest.row(r);
       for (int64_t k = 0; k < rest.cols; ++k) out[k] += sign * c[k];

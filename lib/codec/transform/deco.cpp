@@ -62,9 +62,9 @@ class Deco final : public Transform {
   // X^T X
   std::vector<double> gram_of(ConstMatrix x) const {
     const auto n = static_cast<size_t>(run_);
-    std::vector<double> gram(n * n, 0.0);
+    std::vector<double> gram(n * n, 0.0), row(static_cast<size_t>(channels_));
     for (int64_t r = 0; r < x.rows; ++r) {
-      const std::vector<double> row(x.row(r), x.row(r) + channels_);
+      std::copy_n(x.row(r), channels_, row.data());
       add_outer_products(row.data(), nullptr, channels_ / run_, run_, gram.data());
     }
     for (size_t i = 0; i < n; ++i)
