@@ -13,6 +13,7 @@
 #include "experiment/protocol.h"
 #include "experiment/result_set.h"
 #include "experiment/runner.h"
+#include "io/atomic_file.h"
 #include "verbs.h"
 
 namespace vqkv::sweep {
@@ -98,6 +99,7 @@ int run_best(const BestVerb& verb, const Common& common) {
 }
 
 int run_export(const ExportVerb& verb, const Common& common) {
+  require_writable(verb.out);
   const ResultSet r = load_results(verb.folder, Records::kStatus);
   const CellResult& c = find_cell(r, verb.cell);
   Json line;

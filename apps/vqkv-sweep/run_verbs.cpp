@@ -20,6 +20,7 @@
 #include "experiment/report.h"
 #include "experiment/result_set.h"
 #include "experiment/runner.h"
+#include "io/atomic_file.h"
 #include "io/result_index.h"
 #include "verbs.h"
 
@@ -62,6 +63,7 @@ int run_plan_verb(const PlanVerb& verb, const Common& common) {
   Config config = load_config(verb.file);
   for (const auto& o : verb.overrides) apply_override(config, o);
   if (!verb.group.empty()) apply_override(config, "group=" + verb.group);
+  if (!verb.dry_run) require_writable(verb.out);
   const Plan plan = make_plan(config);
   Table t;
   t.columns = {{"id", "", "", false}};
@@ -200,6 +202,7 @@ int run_merge(const std::string& folder, const Common& common) {
 }
 
 int run_report(const std::string& folder, const std::string& out) {
+  require_writable(out);
   const ResultSet r = load_results(folder);
   for (const auto& p : r.problems) log_warning(p);
   write_report(r, out);

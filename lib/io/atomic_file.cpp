@@ -133,6 +133,8 @@ void AtomicFile::commit() {
   if (error != 0 && error != EINVAL && error != EROFS) fail_write(folder, error, 0);
 }
 
+void require_writable(const std::string& path) { AtomicFile{path}; }
+
 void write_file(const std::string& path, std::string_view bytes) {
   AtomicFile file(path);
   file.write(bytes);

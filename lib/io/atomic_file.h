@@ -26,6 +26,8 @@ class AtomicFile {
   bool committed_ = false;
 };
 
+// Throws what writing `path` would throw as soon as it began, so that long work does not end without its file.
+void require_writable(const std::string& path);
 void write_file(const std::string& path, std::string_view bytes);
 std::string read_file(const std::string& path, int64_t max_bytes = int64_t{1} << 32);
 // Throws kBadData when the file system of `path` has fewer than `bytes` free.

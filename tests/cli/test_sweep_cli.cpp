@@ -274,6 +274,9 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
         "--sequences 8: sequences share constants in --column shared alone; --column is resident");
   check({"best", at.dir / "out", "--budget", "9bpv", "--context", "0"}, 2, "--context 0");
   check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "c.h5"}, 2, "cell 'zzzz' is not known");
+  // A target that can't be written is found before the work for it: here before the cell is looked for.
+  check({"export", at.dir / "out", "--cell", "zzzz", "-o", at.dir / "none/c.h5"}, 3, "can't be created");
+  check({"plan", at.sweep, "-o", at.dir / "none/plan.jsonl"}, 3, "can't be created");
   REQUIRE(at({"plan", at.sweep, "contexts=[256]", "-o", at.dir / "other.jsonl"}).code == 0);
   check({"run", at.dir / "other.jsonl", "-o", at.dir / "out"}, 2, "another plan");
   CHECK(at({"--version"}).out.find("vqkv-sweep 0.") == 0);
