@@ -188,7 +188,7 @@ struct UnitShape {
   Role role = Role::kKey;
   int head_dim = 0;
   int heads = 1;  // heads of the unit
-  int layer = 0;
+  int layer = 0;  // in a sweep of some layers its place among them: see Method::in_layer
   int first_head = 0;
   RopePlacement rope = RopePlacement::kPost;  // as configured; a method that needs one placement refuses the other
   // The model's, of one head, in sweeps, in caches and behind a codec file alike: which channels rotate, at which
@@ -236,6 +236,10 @@ class Method {
   virtual std::vector<Knob> knobs() const = 0;
   // Checks `knobs` (flat object) and completes it with defaults.
   virtual Json canonical(const Json& knobs, const std::string& path) const = 0;
+  // Canonical knobs as they hold in one layer of the model: equal ones give equal codecs, and in_layer of them changes
+  // nothing, whatever the layer. Units carry these, so that neither sharing nor a sweep of some layers, which numbers
+  // its units anew, asks where a unit stands.
+  virtual Json in_layer(const Json& knobs, int) const { return knobs; }
   // A reason why this method can't code this unit with these knobs ("sub-vectors of 3 channels don't divide 64"), or
   // "".
   virtual std::string check(const Json& knobs, const UnitShape& unit) const = 0;
@@ -266,7 +270,8 @@ TrainNeeds needs_of(const Knobs& knobs, bool learns) {
 // where XCodec is constructible from (const XKnobs&, const UnitShape&) or, for a method that codes keys and values by
 // different means, has `static std::unique_ptr<Codec> make(const XKnobs&, const UnitShape&)`, describe_x() gives
 // MethodInfo and check_x(const XKnobs&, const UnitShape&) the reason or "". What it learns from beside the rows, XKnobs
-// says in `TrainNeeds needs() const`; none where it has no such function.
+// says in `TrainNeeds needs() const`; none where it has no such function. Knobs that differ by layer have
+// `void settle(int layer)` (Method::in_layer), which codec and check find done.
 template <class Knobs, class CodecType>
 class MethodOf final : public Method {
  public:
@@ -281,19 +286,33 @@ class MethodOf final : public Method {
     table.apply(knobs, path);
     return table.values();
   }
-  std::string check(const Json& knobs, const UnitShape& unit) const override { return check_(parse(knobs), unit); }
+  Json in_layer(const Json& knobs, int layer) const override {
+    if constexpr (kLayered)
+      return parse(knobs, layer).table().values();
+    else
+      return knobs;
+  }
+  std::string check(const Json& knobs, const UnitShape& unit) const override {
+    return check_(parse(knobs, unit.layer), unit);
+  }
   TrainNeeds needs(const Json& knobs) const override { return needs_of(parse(knobs), describe_().trained); }
   std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const override {
     if constexpr (requires(const Knobs& k) { CodecType::make(k, unit); })
-      return CodecType::make(parse(knobs), unit);
+      return CodecType::make(parse(knobs, unit.layer), unit);
     else
-      return std::make_unique<CodecType>(parse(knobs), unit);
+      return std::make_unique<CodecType>(parse(knobs, unit.layer), unit);
   }
 
  private:
+  static constexpr bool kLayered = requires(Knobs & k, int layer) { k.settle(layer); };
   static Knobs parse(const Json& values) {
     Knobs k;
     k.table().apply(values, "codec");
+    return k;
+  }
+  static Knobs parse(const Json& values, int layer) {
+    Knobs k = parse(values);
+    if constexpr (kLayered) k.settle(layer);
     return k;
   }
   Describe describe_;

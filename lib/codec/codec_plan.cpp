@@ -60,6 +60,7 @@ UnitSpec spec_of(const Json& role_json, Role role, const CacheShape& shape, int 
   spec.knobs = Json::object();
   for (const auto& [key, value] : role_json.items())
     if (key != "name" && !unit_keys().contains(key)) spec.knobs[key] = value;
+  spec.knobs = find_method(spec.method).in_layer(spec.knobs, layer);
   return spec;
 }
 

@@ -212,6 +212,25 @@ TEST_CASE("the first layers have sketches of their own, and all others share one
   CHECK(set_of(5) == (256 + 128) * 64 * 4);
 }
 
+TEST_CASE("layers whose sketches differ share none", "[qjl]") {
+  struct Nothing final : TrainSource {
+    TrainData unit(const UnitShape&, const TrainNeeds&) const override { return {}; }
+  };
+  const CacheShape shape = test::make_shape(4, 2, 1, 64);
+  const auto set = train_codec_set(resolve_codec({{"name", "qjl"}, {"initial_layers", 2}, {"share", "layers"}}, shape),
+                                   shape, Nothing(), {});
+  const auto codec = [&](int layer) {
+    return set->units()[static_cast<size_t>(set->unit_index(layer, 0, Role::kKey))].codec;
+  };
+  CHECK(codec(0) == codec(1));
+  CHECK(codec(2) == codec(3));
+  CHECK(codec(1)->layout().fields[0].slots == 4 * 64 / 8);
+  CHECK(codec(2)->layout().fields[0].slots == 2 * 64 / 8);
+  // Nor is a later layer taken for sound because the first one is.
+  CHECK_THAT(resolve_codec({{"name", "qjl"}, {"initial_layers", 2}, {"outlier_rows", 5}}, shape).skip,
+             Catch::Contains("layer 2, role k: qjl: signs of outlier channels"));
+}
+
 TEST_CASE("sizes that a sketch can't have are refused with the reason", "[qjl]") {
   const auto reason = [](const Json& knobs, int head_dim) {
     return find_method("qjl").check(knobs, unit_of(head_dim));

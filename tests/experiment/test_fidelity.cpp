@@ -4,10 +4,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
 #include "experiment/cost.h"
+#include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
 #include "support/sweep_trace.h"
@@ -344,6 +346,26 @@ TEST_CASE("a codec that sees the layer below is skipped where that layer is not 
   CHECK(chosen({0}).skip.empty());
   CHECK(chosen({0, 1}).skip.empty());
   CHECK_THAT(chosen({1}).skip, Catch::Contains("layer 1 sees the rows of layer 0, which is not chosen"));
+}
+
+TEST_CASE("a sweep of some layers codes each as a sweep of all layers does", "[fidelity]") {
+  const CacheShape full = make_shape(20, 2, 1, 64);
+  CellConfig config;
+  config.layers = {2, 17};
+  for (const Method* method : all_methods()) {
+    const CodecPlan all = resolve_codec({{"name", method->describe().name}}, full),
+                    some = plan_in_scope(all, scope_of(config, full));
+    if (!all.skip.empty() || !some.skip.empty()) continue;
+    for (const UnitSpec& spec : some.units) {
+      const auto layer = config.layers[static_cast<size_t>(spec.unit.layer)];
+      const auto whole = std::ranges::find_if(all.units, [&](const UnitSpec& other) {
+        return other.unit.layer == layer && other.unit.role == spec.unit.role;
+      });
+      REQUIRE(whole != all.units.end());
+      CAPTURE(spec.method, layer, role_name(spec.unit.role));
+      CHECK(make_codec(spec)->layout().bits_per_token() == make_codec(*whole)->layout().bits_per_token());
+    }
+  }
 }
 
 TEST_CASE("a query of a sweep sees each token in the tier of its age", "[fidelity][tiers]") {

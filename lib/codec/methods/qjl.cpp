@@ -38,17 +38,17 @@ struct QjlKnobs {
                  "Gaussian, as the paper's proof")
         .integer("seed", &seed, 0, 2147483647, "stream of the projections");
   }
+  // One layer's sketch.
+  void settle(int layer) {
+    if (layer < initial_layers) {
+      rows = initial_rows;
+      outlier_rows = initial_outlier_rows;
+    }
+    initial_layers = 0;
+  }
+  double rows_of_outliers() const { return outliers == 0 ? 0 : outlier_rows; }
 };
 
-// Sizes of one layer's sketch.
-struct Sizes {
-  double rows, outlier_rows;  // over head_dim
-  Sizes(const QjlKnobs& k, const UnitShape& unit)
-      : rows(unit.layer < k.initial_layers ? k.initial_rows : k.rows),
-        outlier_rows(k.outliers == 0                 ? 0
-                     : unit.layer < k.initial_layers ? k.initial_outlier_rows
-                                                     : k.outlier_rows) {}
-};
 int times(double share, const UnitShape& unit) { return static_cast<int>(std::lround(share * unit.head_dim)); }
 
 // The root of a sum of squares, as storage holds it.
@@ -62,8 +62,8 @@ class QjlKeys final : public Codec {
   QjlKeys(const QjlKnobs& k, const UnitShape& unit)
       : unit_(unit),
         outliers_(k.outliers),
-        rows_(times(Sizes(k, unit).rows, unit)),
-        outlier_rows_(times(Sizes(k, unit).outlier_rows, unit)),
+        rows_(times(k.rows, unit)),
+        outlier_rows_(times(k.rows_of_outliers(), unit)),
         sketch_(sign_sketch(rows_, unit.head_dim, k.orthogonal, k.seed)) {
     layout_.fields = {{"sign", 8, unit.heads * rows_ / 8, true}};
     // Where a key has one part its norm scales the token, and scores need no decoding.
@@ -182,6 +182,7 @@ MethodInfo describe_qjl() {
       "== 0 ? 0 : 8 * outliers / (group * head_dim) + ((layer < initial_layers ? initial_outlier_rows : outlier_rows) "
       "== 0 ? 0 : (layer < initial_layers ? initial_outlier_rows : outlier_rows) + 16 / head_dim))";
   info.trained = false;
+  info.version = 2;  // 2: sizes of the model's layer in a sweep of some layers, and under `share: layers`
   info.caveat =
       "scores are unbiased but vary by sqrt(pi / 2 / m) |q| |k|, which softmax does not average: the paper's `3 bits` "
       "are 4.27 to 5.27 for keys of head_dim 128. Of the parts of a key each has its norm stored, where the authors' "
@@ -202,11 +203,10 @@ std::string check_qjl(const QjlKnobs& k, const UnitShape& unit) {
   if (unit.role == Role::kValue) return check_head_group(k.group, unit);
   if (unit.head_dim > 256) return "outlier channels are numbered in 8 bits, and a head has more than 256";
   if (k.outliers >= unit.head_dim) return fmt::format("{} outlier channels of a head of {}", k.outliers, unit.head_dim);
-  const Sizes sizes(k, unit);
-  for (const double share : {sizes.rows, sizes.outlier_rows})
+  for (const double share : {k.rows, k.rows_of_outliers()})
     if (times(share, unit) % 8 != 0 || std::abs(times(share, unit) - share * unit.head_dim) > 1e-9)
       return fmt::format("{} times a head of {} are no whole bytes of signs", share, unit.head_dim);
-  if (sizes.outlier_rows > sizes.rows) return "signs of outlier channels come from the first rows of the sketch";
+  if (k.rows_of_outliers() > k.rows) return "signs of outlier channels come from the first rows of the sketch";
   return "";
 }
 
