@@ -83,6 +83,10 @@ struct CachePolicy {
     if (!codes_generated && total >= prompt) return coded_end(r, total, newer);  // nothing that a later query would add
     return rule(r).after(newer).coded_among(sinks, total);
   }
+  // The end of those of `total` tokens that are coded sooner or later as the text goes on.
+  int64_t coded_at_last(Role r, int64_t total) const {
+    return codes_generated && codes && total >= waits ? total : coded_end(r, total - 1);
+  }
 
   static CachePolicy from_json(const Json& cache_config);
   static CachePolicy exact(DType dtype = DType::kF16);

@@ -117,7 +117,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   const CachePolicy policy = rows.config().policy().for_codecs(codecs);
   const bool key = u.role == Role::kKey;
   const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
-  const int64_t coded = policy.codes && n >= policy.waits ? (n - sinks) / step * step : 0;
+  const int64_t coded = (policy.coded_at_last(u.role, n) - sinks) / step * step;
   CodingTotals t;
   if (policy.drops) {
     for (int h = 0; h < u.heads; ++h) {

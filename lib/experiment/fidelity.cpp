@@ -331,19 +331,24 @@ FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& sour
   const auto& windows = rows.windows();
   return measure(rows, nullptr,
                  [&](int l, Layer& layer) {
-                   const int64_t sinks = rows.config().policy().sinks;
+                   const CachePolicy policy = rows.config().policy();
                    parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
                      const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
                      const EvalWindow& window = windows[static_cast<size_t>(w)];
                      HeadRows& r = layer.at(w, h);
-                     const int64_t n = window.window.tokens, first = std::min(sinks, n);
+                     const int64_t n = window.window.tokens, sinks = std::min(policy.sinks, n);
                      r.k_hat = Matrix<float>(n, r.k.cols);
                      r.v_hat = Matrix<float>(n, r.v.cols);
                      source.decoded(l, h, window, r.k_hat, r.v_hat);
                      rope_apply(rows.rope(), window.position.data(), r.k_hat);
-                     std::copy_n(r.k.data(), first * r.k.cols, r.k_hat.data());
-                     std::copy_n(r.v.data(), first * r.v.cols, r.v_hat.data());
-                     r.coded_k = r.coded_v = n;
+                     r.coded_k = policy.coded_at_last(Role::kKey, n);
+                     r.coded_v = policy.coded_at_last(Role::kValue, n);
+                     const auto put_exact = [&](const Matrix<float>& x, int64_t coded_end, Matrix<float>& hat) {
+                       std::copy_n(x.data(), sinks * x.cols, hat.data());
+                       std::copy(x.row(coded_end), x.row(n), hat.row(coded_end));
+                     };
+                     put_exact(r.k, r.coded_k, r.k_hat);
+                     put_exact(r.v, r.coded_v, r.v_hat);
                    });
                    CodingTotals t;
                    t.values = 2 * rows.tokens(true) * layer.heads * int64_t{rows.scope().shape.head_dim};

@@ -13,7 +13,7 @@ namespace vqkv {
 
 // The sweep's attention: which tokens a query sees coded, and how rows are scored. Rises when that changes a number:
 // part of a cell's identity.
-inline constexpr int kAttentionVersion = 1;
+inline constexpr int kAttentionVersion = 2;  // 2: rows that no cache codes are in no number
 
 // Why no sweep measures under a policy, or "": it decides by what all queries attend to.
 std::string not_swept(const CachePolicy& policy);

@@ -307,6 +307,62 @@ TEST_CASE("kvquant learns by the squared gradients of a trace", "[fidelity]") {
   CHECK(fisher.second > plain.second);
 }
 
+TEST_CASE("numbers about decoded rows are of what a cache codes sooner or later", "[fidelity]") {
+  // What is not coded comes back as zeros, the rest halved.
+  struct Halves final : DecodedSource {
+    const TraceRows& rows;
+    int64_t end_k, end_v;
+    Halves(const TraceRows& of, int64_t k, int64_t v) : rows(of), end_k(k), end_v(v) {}
+    void decoded(int layer, int head, const EvalWindow& w, MutMatrix k_hat, MutMatrix v_hat) const override {
+      const auto halve = [](const Matrix<float>& x, int64_t end, MutMatrix hat) {
+        for (int64_t t = 0; t < x.rows; ++t)
+          for (int64_t c = 0; c < x.cols; ++c) hat(t, c) = t < end ? x(t, c) / 2 : 0;
+      };
+      halve(rows.keys(layer, head, w), end_k, k_hat);
+      halve(rows.values(layer, head, w), end_v, v_hat);
+    }
+  };
+  // From token 96 on rows are loud: whoever counts them sees other numbers.
+  const Recorded in(160, 0, [](TraceWindowData& w) {
+    for (auto* of : {&w.key, &w.value})
+      for (Matrix<float>& x : *of)
+        for (int64_t t = 96; t < x.rows; ++t)
+          for (int64_t c = 0; c < x.cols; ++c) x(t, c) *= static_cast<float>(1 + t % 7);
+  });
+  struct Case {
+    Json cache;
+    int64_t end_k, end_v;
+  };
+  const Json k = {{"window", 16}, {"flush", 16}}, v = {{"window", 0}, {"flush", 1}};
+  for (const auto& [cache, end_k, end_v] :
+       {Case{{{"sinks", 4}, {"k", k}, {"v", v}, {"prompt", 96}, {"generated", "exact"}}, 68, 96},
+        Case{{{"sinks", 4}, {"k", k}, {"v", v}, {"prompt", 96}}, 160, 160},
+        Case{{{"sinks", 4}, {"k", k}, {"v", v}}, 160, 160}}) {
+    CAPTURE(cache.dump());
+    CellConfig config = in.config;
+    config.cache = canonical_cache_config(cache);
+    config.metrics = {"code_usage", "key_nmse", "value_nmse"};
+    const TraceRows rows(*in.reader, config);
+    for (const Measurement& m : measure_fidelity(rows, Halves(rows, end_k, end_v), [](int) {}).report)
+      if (m.tag == "key.nmse" || m.tag == "value.nmse") CHECK(m.value == Approx(0.25).epsilon(1e-6));
+    const auto set = train_codec_set(resolve_codec({{"name", "rtn"}, {"bits", 4}, {"group", 16}}, rows.scope().shape),
+                                     rows.scope().shape, rows, {});
+    const FidelityResult coded = measure_fidelity(rows, *set, [](int) {});
+    CHECK(coded.coded_values == 3 * 2 * 2 * 16 * (end_k - 4 + end_v - 4));  // windows, layers, heads
+    const EvalWindow& w = rows.windows().front();
+    std::vector<HeadRows> heads = {exact_rows(rows, 0, 0, w), exact_rows(rows, 0, 1, w)};
+    CodeBlock block;
+    for (const TrainedUnit& u : set->units()) {
+      if (u.spec.unit.layer > 0) continue;
+      code_unit(rows, *set, u, w, heads, block);
+      const HeadRows& head = heads[static_cast<size_t>(u.spec.unit.first_head)];
+      const bool key = u.spec.unit.role == Role::kKey;
+      CHECK((key ? head.coded_k : head.coded_v) == (key ? end_k : end_v));
+      CHECK(block.blocks == (key ? end_k : end_v) - 4);
+    }
+  }
+}
+
 TEST_CASE("a sweep gives codecs the decoded rows of the layer below", "[fidelity]") {
   const Recorded in;
   const auto set = dummy_codec_set(in.rows->scope().shape, RopePlacement::kPre, 2,
