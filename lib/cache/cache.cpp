@@ -48,9 +48,7 @@ void CompressedCache::begin_block(int64_t n, Visibility visibility) {
     fail_usage(
         fmt::format("fake-quant codes all tokens at once; {} decides as the text goes on", map.policy.keep->text()));
   if (visibility == Visibility::kAllCoded && map.length + n < map.policy.waits)
-    fail_usage(
-        fmt::format("fake-quant codes every token of {}; a codec fits its parameters to {} tokens of a prompt at least",
-                    map.length + n, map.policy.waits));
+    fail_usage(fmt::format("fake-quant codes every token of {}; {}", map.length + n, map.policy.waits_text()));
   if (map.policy.keep && visibility == Visibility::kExactPrefill && map.prompt < map.length + n)
     fail_internal(fmt::format("an exact prompt reaches {} tokens where {} were expected; {} decides at its end",
                               map.length + n, map.prompt, map.policy.keep->text()));

@@ -113,6 +113,12 @@ CachePolicy CachePolicy::for_codecs(const CodecSet& codecs) const {
   return p;
 }
 
+std::string CachePolicy::waits_text() const {
+  return fmt::format(fmt::runtime(waits > prompt ? "a codec fits its parameters to {} tokens of a prompt at least"
+                                                 : "nothing is coded before the {} tokens of cache.prompt are there"),
+                     waits);
+}
+
 namespace {
 
 std::string tiers_conflict(const CachePolicy& policy, const std::vector<int64_t>& tier_tokens) {

@@ -57,6 +57,7 @@ struct CachePolicy {
   int64_t waits = 0;
   // This policy in a cache of `codecs`.
   CachePolicy for_codecs(const CodecSet& codecs) const;
+  std::string waits_text() const;  // why, for messages: "nothing is coded before ..."
   // Error (data): one of n values leaves exact_dtype, or is not finite. place(i) says where value i stands.
   template <class Place>
   void check_exact(const float* values, int64_t n, Place&& place) const {

@@ -146,7 +146,11 @@ Stretches stretches_for(std::span<const ReplayCandidate> candidates, const Repla
     if (fake && s.first != c.policy.sinks) s.grid = 0;
     s.first = c.policy.sinks;
     fake = true;
-    if (c.codecs->fit_minimum() > 0) s.grid = 0;  // fitted to more than a stretch may hold
+    const CachePolicy policy = c.policy.for_codecs(*c.codecs);
+    if (policy.waits > o.context)
+      fail_usage(fmt::format("{}: fake-quant codes every token of a window of {}; {}", c.label, o.context,
+                             policy.waits_text()));
+    if (policy.waits > 0) s.grid = 0;  // for more than a stretch may hold
     for (const auto& u : c.codecs->units())
       if (s.grid > 0) s.grid = std::lcm(s.grid, static_cast<int64_t>(u.codec->layout().block_tokens));
     if (s.grid > kStretch) s.grid = 0;

@@ -95,8 +95,9 @@ int64_t scored_positions(const ModelRuntime& model, std::span<const ReplayText> 
                          ReplayMode mode);
 
 // Windows do not overlap. Candidates run beside the exact cache stretch by stretch, so that logits are never kept for
-// more than a stretch. At the end of each window every cache's ledger is held against its allocator (kInternal when
-// they differ). `stop` is asked between blocks; the finished windows are returned.
+// more than a stretch. kUsage, before anything runs, for modes that don't go together and for kFakeQuant in windows
+// shorter than what the policy or a codec waits for. At the end of each window every cache's ledger is held against its
+// allocator (kInternal when they differ). `stop` is asked between blocks; the finished windows are returned.
 ReplayResult replay(ModelRuntime& model, std::span<const ReplayText> texts, std::span<const ReplayCandidate> candidates,
                     const ReplayOptions& options, const std::function<bool()>& stop = {});
 

@@ -62,7 +62,7 @@ class OneHead : public ModelRuntime {
 
 // Attends alike to all that is visible; a token's value is one in its own channel, and the output is the logits.
 struct MeanRuntime final : OneHead {
-  MeanRuntime() : OneHead(16, 256) {}
+  explicit MeanRuntime(int64_t context = 256) : OneHead(16, context) {}
   Matrix<float> values(std::span<const int32_t> tokens) const override {
     Matrix<float> v(static_cast<int64_t>(tokens.size()), 16);
     for (int64_t t = 0; t < v.rows; ++t) v(t, tokens[static_cast<size_t>(t)]) = 1;
@@ -155,6 +155,30 @@ TEST_CASE("an exact prompt under the policy streaming: its last token sees all o
   CHECK(prompt.bytes.to_json() == forced.bytes.to_json());
   CHECK(prompt.bytes.total_sequence() < r.tracks[2].bytes.total_sequence() / 2);
   CHECK(prompt.peak_cache_bytes > forced.peak_cache_bytes);
+}
+
+TEST_CASE("fake-quant waits for a prompt that is longer than a stretch, and refuses a window that is shorter",
+          "[replay]") {
+  MeanRuntime model(1024);
+  const CacheShape shape = model.facts().cache_shape();
+  const auto codecs =
+      train_codec_set(resolve_codec({{"name", "rtn"}, {"bits", 2}, {"group", 16}}, shape), shape, NoRows(), {});
+  ReplayText text{"t", {}};
+  for (int64_t t = 0; t < 600; ++t) text.tokens.push_back(static_cast<int32_t>((t * t / 7 + t) % 16));
+  const auto run = [&](const Json& cache, int64_t context) {
+    const ReplayCandidate candidate{
+        .label = "two bits", .codecs = codecs, .policy = CachePolicy::from_json(cache), .mode = ReplayMode::kFakeQuant};
+    return replay(model, std::span(&text, 1), std::span(&candidate, 1), {.context = context}).tracks.at(0);
+  };
+  const Json prompt = {{"prompt", 400}};
+  // What fits nothing to its prompt gives the same with and without one.
+  const ReplayTrack with = run(prompt, 600), without = run(Json::object(), 600);
+  REQUIRE(with.nll.size() == 599);
+  for (size_t i = 0; i < with.nll.size(); ++i) CHECK(with.nll[i] == Approx(without.nll[i]).epsilon(1e-6));
+  CHECK(with.bytes.codes == without.bytes.codes);
+  CHECK_THROWS_WITH(run(prompt, 300),
+                    "two bits: fake-quant codes every token of a window of 300; nothing is coded before the 400 tokens "
+                    "of cache.prompt are there");
 }
 
 TEST_CASE("how many positions a replay scores is known before it begins, and so is what it refuses", "[replay]") {
