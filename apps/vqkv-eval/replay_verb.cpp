@@ -108,6 +108,10 @@ void warn(std::span<const LoadedCodec> codecs, std::span<const ReplayRow> rows, 
   for (const ReplayRow& row : rows) {
     if (row.kind != ReplayRow::Kind::kCodec) continue;
     const std::string& label = row.candidate.label;
+    if (row.codes_nothing(context))
+      log_warning(fmt::format(
+          "{}: no query of {} tokens sees a coded token, its numbers are the exact cache's; its row says nothing-coded",
+          label, context));
     if (!row.learned.known)
       log_warning(fmt::format("{}: {}, so nobody can say whether it was trained on these texts", label,
                               row.candidate.claimed_bytes ? "it is another program" : "its trace is gone"));

@@ -115,8 +115,22 @@ Learned what_it_learned(const CodecSet& codecs, const Json& origin, std::span<co
   return out;
 }
 
+bool ReplayRow::codes_nothing(int64_t context) const {
+  CachePolicy policy = candidate.policy;
+  if (candidate.codecs) policy = policy.for_codecs(*candidate.codecs);
+  int64_t queries = context - 1;  // the last one of a window predicts nothing
+  if (candidate.mode == ReplayMode::kFakeQuant && policy.keeps_codes()) {
+    policy = without_window(*candidate.codecs, policy);
+    policy.k.window = policy.v.window = 0;
+    policy.codes_generated = true;
+    queries = context;  // its codes are there all the same
+  }
+  return !vqkv::codes_nothing(policy, queries).empty();
+}
+
 std::vector<std::string> ReplayRow::flags(const ReplayTrack& track, int64_t context) const {
   std::vector<std::string> out = learned.flags(context);
+  if (codes_nothing(context)) out.push_back("nothing-coded");
   if (candidate.policy.keep && !track.gave_up) out.push_back("policy gave nothing up");
   return out;
 }

@@ -59,7 +59,9 @@ struct ReplayRow {
   Learned learned = {.known = true};
   std::shared_ptr<const ExecCodec> exec = nullptr;  // of its own where the codec is another program
 
-  // What a reader must know of the row: Learned::flags, and a policy that took nothing out.
+  // No query that is scored in a window of `context` tokens meets a code: the numbers are the exact cache's.
+  bool codes_nothing(int64_t context) const;
+  // What a reader must know of the row: Learned::flags, "nothing-coded", and a policy that took nothing out.
   std::vector<std::string> flags(const ReplayTrack& track, int64_t context) const;
 };
 

@@ -257,7 +257,8 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   r["path"] = {{"encode", "cpu " + cpu_arithmetic()}, {"decode", "reference"}, {"attend", "reference"}};
   Json flags = Json::array();
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
-  if (!codes_nothing(config.policy(), rows.longest_window(true)).empty()) flags.push_back("nothing-coded");
+  if (!codes_nothing(config.policy().for_codecs(*codecs), rows.longest_window(true)).empty())
+    flags.push_back("nothing-coded");
   if (rows.scope().subsampled) flags.push_back("subsampled");
   if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {

@@ -121,10 +121,42 @@ TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, strea
 
   ReplayRow decides;
   decides.candidate.policy = CachePolicy::from_json({{"policy", "h2o"}});
-  CHECK(decides.flags({}, 100) == std::vector<std::string>{"policy gave nothing up"});
+  CHECK(decides.flags({}, 1000) == std::vector<std::string>{"policy gave nothing up"});
   ReplayTrack gave;
   gave.gave_up = true;
-  CHECK(decides.flags(gave, 100).empty());
+  CHECK(decides.flags(gave, 1000).empty());
+}
+
+TEST_CASE("a row in which no scored query meets a code says so", "[replay-rows]") {
+  const auto flagged = [](const Json& config, const Json& cache, ReplayMode mode, int64_t context) {
+    const ReplayRow row{
+        .candidate = {
+            .label = "c", .codecs = codec_set(config, 0), .policy = CachePolicy::from_json(cache), .mode = mode}};
+    const auto flags = row.flags({}, context);
+    CHECK(flags == (flags.empty() ? flags : std::vector<std::string>{"nothing-coded"}));
+    return !flags.empty();
+  };
+  const Json rtn = {{"name", "rtn"}, {"bits", 4}, {"group", 16}}, kivi = {{"name", "kivi"}, {"group", 16}};
+  const Json window = {{"sinks", 4}, {"window", 64}, {"flush", 32}};
+  for (const ReplayMode mode : {ReplayMode::kForced, ReplayMode::kStepwise, ReplayMode::kPrefillExact}) {
+    CAPTURE(replay_mode_name(mode));
+    // Token 99 completes the first block, and the last row of a window predicts nothing.
+    CHECK(flagged(rtn, window, mode, 100));
+    CHECK_FALSE(flagged(rtn, window, mode, 101));
+    CHECK(flagged(rtn, {{"prompt", 400}}, mode, 400));
+    CHECK_FALSE(flagged(rtn, {{"prompt", 400}}, mode, 401));
+    // Nothing of the prompt but its window, and all that follows, stays exact.
+    CHECK(flagged(rtn, {{"sinks", 4}, {"window", 64}, {"prompt", 64}, {"generated", "exact"}}, mode, 1000));
+    CHECK_FALSE(flagged(rtn, {{"rule", "none"}}, mode, 100));  // nobody expects a code
+    CHECK(flagged(rtn, {{"sinks", 4}, {"window", 64}, {"flush", 32}, {"policy", "streaming"}}, mode, 100));
+    // One role is enough.
+    CHECK_FALSE(flagged(rtn, {{"k", {{"window", 1000}}}, {"v", {{"window", 0}, {"flush", 1}}}}, mode, 100));
+  }
+  CHECK_FALSE(flagged(rtn, window, ReplayMode::kFakeQuant, 100));
+  CHECK_FALSE(flagged(rtn, {{"window", 16}, {"prompt", 64}, {"generated", "exact"}}, ReplayMode::kFakeQuant, 100));
+  const Json sinks = {{"sinks", 90}, {"rule", "kivi"}, {"residual", 16}};
+  CHECK_FALSE(flagged(kivi, sinks, ReplayMode::kFakeQuant, 100));  // its values
+  CHECK(flagged(rtn, {{"sinks", 200}}, ReplayMode::kFakeQuant, 100));
 }
 
 TEST_CASE("what a codec had seen of the texts: its documents, another trace, nothing to learn", "[replay-rows]") {
