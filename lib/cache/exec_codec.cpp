@@ -144,6 +144,8 @@ class ExecCodec::Talk {
         {"cache",
          {{"sinks", policy_.sinks},
           {"exact_dtype", dtype_name(policy_.exact_dtype)},
+          {"prompt", policy_.prompt},
+          {"generated", policy_.codes_generated ? "coded" : "exact"},
           {"k", rule(policy_.k)},
           {"v",
            rule(policy_.v)}}}}.dump();

@@ -139,6 +139,14 @@ TEST_CASE("exec: tokens are handed over once, in order, in blocks of the policy,
   CHECK(asked("stepwise", {"--mode", "stepwise"}) == forced);
   CHECK(asked("blocks", {"--block", "7"}) == forced);
   CHECK(asked("prompt", {"--mode", "prefill-exact", "--prompt", "30"}) == forced);
+  // A prompt that is said to end waits and then comes in the same blocks; behind it nothing may come at all.
+  CHECK(hello["cache"]["prompt"] == 0);
+  CHECK(hello["cache"]["generated"] == "coded");
+  CHECK(asked("waits", {"cache.prompt=30"}) == forced);
+  for (const auto& [stream, blocks] : asked("exact", {"cache.prompt=30", "cache.generated=exact"}, &hello))
+    CHECK(blocks == std::vector<std::pair<int, int>>{{2, 8}});
+  CHECK(hello["cache"]["prompt"] == 30);
+  CHECK(hello["cache"]["generated"] == "exact");
 }
 
 TEST_CASE("exec: the example in Python is the built-in rtn", "[cli][exec]") {
