@@ -63,16 +63,34 @@ CellBytes cell_bytes(const TraceRows& rows, const CodecPlan& codec) {
           std::max(training_bytes(rows, codec, unit_width), measuring_bytes(rows, unit_width, codec.tiers.size(), {}))};
 }
 
+// Of many trainings by the same methods as many are run, spread over them.
+constexpr size_t kProbes = 16;
+
+struct Training {
+  const Json* cell = nullptr;  // the first with it
+  double layers = 0;           // of all its cells
+};
+
+// What decides how long a layer takes: all but the seed and the cache.
+std::string what_takes_time(const CellConfig& config, const Json& cell) {
+  const Json& canonical = cell.at("config");
+  return canonical_json({{"codec", trained_part(config.codec)},
+                         {"trace", canonical.at("trace")},
+                         {"heads", canonical.at("heads")},
+                         {"versions", cell.at("versions")}});
+}
+
 }  // namespace
 
 PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) {
   PlanEstimate e;
+  const auto stopped = [&] { return stop && stop(); };
   const auto resident = static_cast<double>(peak_rss_bytes());
-  std::set<std::string> seen;                     // what decides a cell's rows, and with them its bytes
-  std::map<std::string, double> seconds_a_layer;  // by what trains and measures a cell
+  std::set<std::string> seen;  // what decides a cell's rows, and with them its bytes
   std::map<std::string, std::shared_ptr<const TraceReader>> traces;
+  std::map<std::string, std::map<std::string, Training>> kinds;  // by versions, then by what decides a layer's time
   for (const Json& cell : plan.cells) {
-    if (cell.contains("skip") || (stop && stop())) continue;
+    if (cell.contains("skip") || stopped()) continue;
     const CellConfig config = config_of(cell);
     auto& reader = traces[config.trace];
     if (!reader) reader = std::make_shared<TraceReader>(config.trace);
@@ -85,16 +103,32 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
       e.bytes_read = std::max(e.bytes_read, bytes.read);
       e.bytes_memory = std::max(e.bytes_memory, resident + bytes.held);
     }
-    const std::string methods = cell.at("versions").dump();
-    if (!seconds_a_layer.contains(methods)) {
-      const Stopwatch watch;
-      run_first_layer(cell, *reader, stop);
-      seconds_a_layer[methods] = watch.seconds();
-      ++e.probed;
-    }
+    Training& training = kinds[cell.at("versions").dump()][what_takes_time(config, cell)];
+    if (!training.cell) training.cell = &cell;
     const double layers = config.layers.empty() ? shape.layers : static_cast<double>(config.layers.size());
     // A training curve trains twice more, with 2.5 times the iterations in all.
-    e.seconds += seconds_a_layer[methods] * layers * (config.curve ? 3.5 : 1.0);
+    training.layers += layers * (config.curve ? 3.5 : 1.0);
+  }
+  for (const auto& [versions, alike] : kinds) {
+    const size_t probes = std::min(alike.size(), kProbes);
+    size_t at = 0;
+    double a_layer = 0, other_layers = 0;
+    for (const auto& [what, training] : alike) {
+      const bool probed = (at + 1) * probes / alike.size() > at * probes / alike.size();
+      ++at;
+      if (!probed) {
+        other_layers += training.layers;
+        continue;
+      }
+      if (stopped()) return e;
+      const Stopwatch watch;
+      run_first_layer(*training.cell, *traces.at(training.cell->at("config").at("trace").at("path")), stop);
+      const double seconds = watch.seconds();
+      e.seconds += seconds * training.layers;
+      a_layer += seconds / static_cast<double>(probes);
+      ++e.probed;
+    }
+    e.seconds += a_layer * other_layers;
   }
   // What a layer of the probed cells took is no less true than a sum of what is known to be held.
   e.bytes_memory = std::max(e.bytes_memory, static_cast<double>(peak_rss_bytes()));

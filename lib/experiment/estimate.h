@@ -13,7 +13,8 @@ struct PlanEstimate {
   int probed = 0;           // cells whose first layer was trained and measured
 };
 
-// One layer of one cell of every pair of methods is run (a second or so each) and scaled to all layers and cells.
+// One layer of every training is run, whatever its seed, and scaled to all layers and cells: at most a layer's share of
+// the whole. Of a kind (methods and metrics) with more than 16 trainings 16 are run, and the rest take their mean.
 PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop);
 
 }  // namespace vqkv
