@@ -168,6 +168,16 @@ TEST_CASE("the peak memory that a dry run states is what the run takes, and cont
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which keep what is freed
+TEST_CASE("the peak memory of a run is its own, not what its caller held", "[cli][sweep]") {
+  const Workplace at;
+  const std::vector<char> held(size_t{600} << 20, 1);
+  REQUIRE(at({"plan", at.sweep, "sweep.grid.codec.codebooks=[1]", "-o", at.plan}).code == 0);
+  REQUIRE(at({"run", at.plan, "-o", at.dir / "out", "-q"}).code == 0);
+  const double peak = load_results(at.dir / "out").cells[0].record.at("prov").at("peak_rss_bytes").get<double>();
+  CHECK(peak > (4 << 20));
+  CHECK(peak < static_cast<double>(held.size()) / 2);
+}
+
 TEST_CASE("plan, status and merge hold little of each cell: many cells take little more than a few", "[cli][sweep]") {
   const TestFolder dir;
   const std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml";
