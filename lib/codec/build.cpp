@@ -16,8 +16,6 @@
 namespace vqkv {
 namespace {
 
-constexpr int64_t kPoolRows = int64_t{1} << 20;  // 256 MiB of keys at head_dim 64
-
 // Units that end in one codec.
 struct Job {
   std::vector<size_t> members;  // indices of plan.units, in order
@@ -138,7 +136,7 @@ TrainedUnit train_job(const CodecPlan& plan, const Job& job, const TrainSource& 
     } else {
       for (const size_t i : job.members) {
         const TrainData part = read_unit(source, plan.units[i].unit, needs);
-        add_unit(data, part, std::max<int64_t>(1, kPoolRows / static_cast<int64_t>(job.members.size())));
+        add_unit(data, part, std::max<int64_t>(1, kPooledRows / static_cast<int64_t>(job.members.size())));
       }
     }
     out.report = codec->train(data.set(spec.unit), rng);
@@ -177,6 +175,25 @@ TrainNeeds needs_of(const UnitSpec& spec) {
     t.erase("name");
     out |= kind.needs(t);
   }
+  return out;
+}
+
+TrainMemory memory_of(const UnitSpec& spec, int64_t rows) {
+  const TrainNeeds needs = needs_of(spec);
+  if (!needs.rows) return {};
+  ChainShape behind;
+  check_chain(spec.transforms, spec.unit, &behind);
+  TrainMemory out = find_method(spec.method).memory(spec.knobs, behind.unit, rows);
+  // A transform's rows stand beside those before it, and the method's beside the last ones.
+  const double copy = static_cast<double>(rows) * spec.unit.channels() * sizeof(float);
+  const size_t transforms = spec.transforms.size();
+  if (transforms > 0) out.scratch = copy + std::max(out.scratch, transforms > 1 ? copy : 0);
+  return out;
+}
+
+std::vector<std::vector<size_t>> units_by_codec(const CodecPlan& plan) {
+  std::vector<std::vector<size_t>> out;
+  for (const Job& job : jobs_of(plan)) out.push_back(job.members);
   return out;
 }
 

@@ -36,8 +36,16 @@ struct TrainOptions {
 // What the unit's method and its transforms learn from, together.
 TrainNeeds needs_of(const UnitSpec& spec);
 
+// What training the unit on so many rows takes, its transforms included: roughly, and nothing where it learns nothing.
+TrainMemory memory_of(const UnitSpec& spec, int64_t rows);
+
+// Units that end in one codec, as indices of plan.units, in the order of training.
+std::vector<std::vector<size_t>> units_by_codec(const CodecPlan& plan);
+inline constexpr int64_t kPooledRows = int64_t{1}
+                                       << 20;  // of units that share, together: 256 MiB of keys at head_dim 64
+
 // One codec a unit; units that share (`share: heads` within a layer, `layers` over all of them) and agree in everything
-// else get one codec trained on all their rows, thinned evenly to at most 2^20. Bit-identical at any thread count.
+// else get one codec trained on all their rows, thinned evenly to kPooledRows. Bit-identical at any thread count.
 // Throws kUsage with plan.skip where it is set.
 std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const CacheShape& shape,
                                                 const TrainSource& source, const TrainOptions& options);

@@ -108,6 +108,10 @@ float round_scale(DType type, float value) {
   return round_side(type, std::fmax(value, floor_value));
 }
 
+TrainMemory Method::memory(const Json&, const UnitShape& unit, int64_t rows) const {
+  return {.scratch = static_cast<double>(rows) * unit.channels() * sizeof(float)};
+}
+
 namespace {
 
 // Names beside methods: describing every entry anew would dominate the resolution of plans.

@@ -61,6 +61,12 @@ struct TrainNeeds {
   std::vector<std::string> names() const;  // of what is set, for listings
 };
 
+// Bytes that training a unit takes in this process.
+struct TrainMemory {
+  double scratch = 0;  // at its peak, beside the TrainSet
+  double kept = 0;     // of the trained codec: books, and what encodes with them
+};
+
 // Per-prompt parameters (pruned channels, bases, calibrated levels): fitted once on a prompt, counted as side data.
 struct SequenceState {
   virtual ~SequenceState() = default;
@@ -245,6 +251,9 @@ class Method {
   virtual std::string check(const Json& knobs, const UnitShape& unit) const = 0;
   // What it learns from with these knobs.
   virtual TrainNeeds needs(const Json& knobs) const = 0;
+  // What training on so many rows takes, roughly, for `plan --dry-run`; without a word of the method a copy of the
+  // rows.
+  virtual TrainMemory memory(const Json& knobs, const UnitShape& unit, int64_t rows) const;
   virtual std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const = 0;
 };
 
@@ -270,8 +279,9 @@ TrainNeeds needs_of(const Knobs& knobs, bool learns) {
 // where XCodec is constructible from (const XKnobs&, const UnitShape&) or, for a method that codes keys and values by
 // different means, has `static std::unique_ptr<Codec> make(const XKnobs&, const UnitShape&)`, describe_x() gives
 // MethodInfo and check_x(const XKnobs&, const UnitShape&) the reason or "". What it learns from beside the rows, XKnobs
-// says in `TrainNeeds needs() const`; none where it has no such function. Knobs that differ by layer have
-// `void settle(int layer)` (Method::in_layer), which codec and check find done.
+// says in `TrainNeeds needs() const`; none where it has no such function. What that takes in memory, they say in
+// `TrainMemory memory(const UnitShape&, int64_t rows) const` where it is more than a copy of the rows. Knobs that
+// differ by layer have `void settle(int layer)` (Method::in_layer), which codec and check find done.
 template <class Knobs, class CodecType>
 class MethodOf final : public Method {
  public:
@@ -296,6 +306,12 @@ class MethodOf final : public Method {
     return check_(parse(knobs, unit.layer), unit);
   }
   TrainNeeds needs(const Json& knobs) const override { return needs_of(parse(knobs), describe_().trained); }
+  TrainMemory memory(const Json& knobs, const UnitShape& unit, int64_t rows) const override {
+    if constexpr (requires(const Knobs& k) { k.memory(unit, rows); })
+      return parse(knobs, unit.layer).memory(unit, rows);
+    else
+      return Method::memory(knobs, unit, rows);
+  }
   std::unique_ptr<Codec> make(const Json& knobs, const UnitShape& unit) const override {
     if constexpr (requires(const Knobs& k) { CodecType::make(k, unit); })
       return CodecType::make(parse(knobs, unit.layer), unit);

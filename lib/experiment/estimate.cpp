@@ -1,8 +1,9 @@
 #include "experiment/estimate.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
-#include <set>
+#include <numeric>
 
 #include "core/clock.h"
 #include "core/thread_pool.h"
@@ -24,43 +25,86 @@ double row_width(const TraceRows& rows) {
 
 // Measuring a layer: its exact and decoded rows and their codes, then either the rows in coding, a unit a thread, or
 // the queries and attention rows of a head, of which `attention_output` copies a tile.
-double measuring_bytes(const TraceRows& rows, double unit_width, size_t older_tiers, const ScoreLimits& limits) {
+double measuring_bytes(const TraceRows& rows, const CodecPlan& plan) {
   const CacheShape& s = rows.scope().shape;
-  double longest = 0;
+  const ScoreLimits limits;
+  double longest = 0, coder = 0;  // numbers that coding a token of a unit holds
   for (const EvalWindow& w : rows.windows()) longest = std::max(longest, static_cast<double>(w.window.tokens));
-  const double kept =
-      eval_tokens(rows) * row_width(rows) *
-      (4 * kFloat + 2 * sizeof(uint16_t) + static_cast<double>(older_tiers) * 2 * (2 * kFloat + sizeof(uint16_t)));
-  const double coding = thread_count() * longest * unit_width * 2 * kFloat;
+  for (const UnitSpec& u : plan.units) {
+    // As they are coded and as they decode, keys before RoPE, and behind a transform.
+    const bool pre = u.unit.role == Role::kKey && u.unit.rope == RopePlacement::kPre;
+    coder = std::max(coder,
+                     u.unit.channels() * (2.0 + pre + std::min<double>(2, static_cast<double>(u.transforms.size()))));
+  }
+  const double tiers = static_cast<double>(plan.tiers.size());
+  const double kept = eval_tokens(rows) * row_width(rows) *
+                      (4 * kFloat + 2 * sizeof(uint16_t) + tiers * 2 * (2 * kFloat + sizeof(uint16_t)));
+  const double coding = thread_count() * longest * coder * kFloat;
   const auto scores = static_cast<double>(limits.peak(rows.windows(), s.group()));
   const double queries = static_cast<double>(rows.queries(true) + rows.queries(false)) * s.group() * s.head_dim;
   const double attention = (4 * scores + std::min(scores, static_cast<double>(limits.tile)) + queries) * kFloat;
   return kept + std::max(coding, attention);
 }
 
-// Training: of each unit at work the rows and the other role's where one learns from it, and a copy where a transform
-// or a codec makes one; a head's queries on the way.
-double training_bytes(const TraceRows& rows, const CodecPlan& plan, double unit_width) {
-  TrainNeeds needs;
-  for (const UnitSpec& u : plan.units) needs |= needs_of(u);
-  if (!needs.rows) return 0;
-  const double units = plan.units.size() >= static_cast<size_t>(thread_count()) ? thread_count() : 1;
-  const double queries = needs.queries ? static_cast<double>(rows.reader().queries()) * rows.scope().shape.head_dim : 0;
-  return units * ((needs.other_role ? 4 : 2) * static_cast<double>(rows.train_rows()) * unit_width + queries) * kFloat;
+// What a unit learns from, as TraceRows reads it: rows of its own, of the other role, gradients and the layer below,
+// then what stands beside them.
+double set_bytes(const TraceRows& rows, const UnitSpec& spec) {
+  const TrainNeeds needs = needs_of(spec);
+  const CacheShape& full = rows.reader().info().shape;
+  const double width = spec.unit.channels(), d = full.head_dim, n = static_cast<double>(rows.train_rows());
+  double bytes = n * (1.0 + needs.other_role + needs.gradients + needs.lower) * width * kFloat +
+                 n * (2 * sizeof(int32_t) + (needs.mass ? 2 * kFloat : 0));
+  if (needs.queries)
+    bytes += (static_cast<double>(rows.reader().queries()) + kMaxTrainQueries * spec.unit.heads) * d * kFloat;
+  if (needs.moments) bytes += width * width * kFloat;
+  if (needs.output_weight)
+    bytes += rows.reader().info().hidden * d * (full.q_heads + full.group() * spec.unit.heads) * kFloat;
+  return bytes;
 }
 
-struct CellBytes {
-  double read = 0, held = 0;
+struct TrainingBytes {
+  double peak = 0, kept = 0;
 };
 
-CellBytes cell_bytes(const TraceRows& rows, const CodecPlan& codec) {
-  double unit_width = 0;
-  for (const UnitSpec& u : codec.units) unit_width = std::max(unit_width, static_cast<double>(u.unit.channels()));
+// Codecs side by side, one a thread, or one after the other where they are fewer than threads. Units that share pool
+// their sets.
+TrainingBytes training_bytes(const TraceRows& rows, const CodecPlan& plan) {
+  TrainingBytes out;
+  std::vector<double> each;
+  for (const std::vector<size_t>& members : units_by_codec(plan)) {
+    const UnitSpec& spec = plan.units[members[0]];
+    if (!needs_of(spec).rows || rows.train_rows() == 0) continue;
+    const double own = set_bytes(rows, spec);
+    const auto count = static_cast<int64_t>(members.size());
+    const int64_t pooled = std::min(count * rows.train_rows(), std::max(rows.train_rows(), kPooledRows));
+    const TrainMemory memory = memory_of(spec, pooled);
+    const double pool = own * static_cast<double>(pooled) / static_cast<double>(rows.train_rows());
+    each.push_back(pool + (count > 1 ? std::max(own, memory.scratch) : memory.scratch));
+    out.kept += memory.kept;
+  }
+  std::ranges::sort(each, std::greater<>());
+  if (each.size() >= static_cast<size_t>(thread_count()))
+    each.resize(static_cast<size_t>(thread_count()));
+  else
+    each.resize(std::min<size_t>(each.size(), 1));
+  out.peak = std::accumulate(each.begin(), each.end(), 0.0);
+  return out;
+}
+
+double bytes_read(const TraceRows& rows) {
   // Both roles, for the unit that learns or is measured and as the other role of one that learns.
   const double element = static_cast<double>(dtype_size(rows.reader().info().stored));
   const double values = 2 * row_width(rows) * (static_cast<double>(rows.train_rows()) + eval_tokens(rows));
-  return {2 * rows.scope().shape.layers * values * element,
-          std::max(training_bytes(rows, codec, unit_width), measuring_bytes(rows, unit_width, codec.tiers.size(), {}))};
+  return 2 * rows.scope().shape.layers * values * element;
+}
+
+// Of codec sets in memory: that of a cell, and those that others left for cells that share them.
+double largest_sum(const std::map<std::string, double>& by_training) {
+  std::vector<double> kept;
+  for (const auto& [training, bytes] : by_training) kept.push_back(bytes);
+  std::ranges::sort(kept, std::greater<>());
+  kept.resize(std::min(kept.size(), kTrainingsKept + 1));
+  return std::accumulate(kept.begin(), kept.end(), 0.0);
 }
 
 // Of many trainings by the same methods as many are run, spread over them.
@@ -86,7 +130,9 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
   PlanEstimate e;
   const auto stopped = [&] { return stop && stop(); };
   const auto resident = static_cast<double>(peak_rss_bytes());
-  std::set<std::string> seen;  // what decides a cell's rows, and with them its bytes
+  double working = 0;
+  std::map<std::string, double> kept;       // of codecs, by what decides a cell's rows, and with them its bytes
+  std::map<std::string, double> trainings;  // the same by training
   std::map<std::string, std::shared_ptr<const TraceReader>> traces;
   std::map<std::string, std::map<std::string, Training>> kinds;  // by versions, then by what decides a layer's time
   for (const Json& cell : plan.cells) {
@@ -97,18 +143,24 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
     const CacheShape& shape = reader->info().shape;
     Json rows_of = Json::object();
     for (const char* key : {"trace", "codec", "cache", "layers", "heads"}) rows_of[key] = cell.at("config").at(key);
-    if (seen.insert(rows_of.dump()).second) {
+    const auto [codecs, fresh] = kept.emplace(rows_of.dump(), 0);
+    if (fresh) {
       const TraceRows rows(*reader, config);
-      const CellBytes bytes = cell_bytes(rows, plan_in_scope(resolve_codec(config.codec, shape), rows.scope()));
-      e.bytes_read = std::max(e.bytes_read, bytes.read);
-      e.bytes_memory = std::max(e.bytes_memory, resident + bytes.held);
+      const CodecPlan codec = plan_in_scope(resolve_codec(config.codec, shape), rows.scope());
+      const TrainingBytes training = training_bytes(rows, codec);
+      codecs->second = training.kept;
+      working = std::max({working, training.peak, measuring_bytes(rows, codec)});
+      e.bytes_read = std::max(e.bytes_read, bytes_read(rows));
     }
+    // A training curve has another set, of half or twice the training, beside the cell's.
+    trainings[cell.at("train_id").get<std::string>()] = codecs->second * (config.curve ? 2 : 1);
     Training& training = kinds[cell.at("versions").dump()][what_takes_time(config, cell)];
     if (!training.cell) training.cell = &cell;
     const double layers = config.layers.empty() ? shape.layers : static_cast<double>(config.layers.size());
     // A training curve trains twice more, with 2.5 times the iterations in all.
     training.layers += layers * (config.curve ? 3.5 : 1.0);
   }
+  e.bytes_memory = resident + working + largest_sum(trainings);
   for (const auto& [versions, alike] : kinds) {
     const size_t probes = std::min(alike.size(), kProbes);
     size_t at = 0;

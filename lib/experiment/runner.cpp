@@ -378,7 +378,7 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
   Traces traces(options.trust_trace);
   for (const size_t i : todo)  // a trace that is gone or was edited is no fault of its cells: nothing is recorded
     if (!plan.cells[i].contains("skip")) traces.reader(trace_path(plan.cells[i]));
-  Trained trained(std::max<size_t>(4, static_cast<size_t>(options.jobs)));
+  Trained trained(std::max(kTrainingsKept, static_cast<size_t>(options.jobs)));
   std::mutex mutex;  // writer, summary, progress
   std::atomic<size_t> next{0};
   std::atomic<bool> ended{false};

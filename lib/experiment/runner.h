@@ -23,6 +23,8 @@ struct RunOptions {
   std::function<bool()> stop;  // asked between layers and codecs: drop what is unfinished and return
 };
 
+inline constexpr size_t kTrainingsKept = 4;  // codec sets in memory for cells that share them, or one a job
+
 struct RunSummary {
   int64_t ok = 0, failed = 0, skipped = 0;  // by this run
   int64_t before = 0;                       // already in the store

@@ -12,9 +12,6 @@
 namespace vqkv {
 namespace {
 
-// A sample of the queries is enough for what codecs do with them, and bounds memory on long traces.
-constexpr int64_t kMaxTrainQueries = 8192;
-
 // `keep` of n indices, evenly spaced, the last one included; all of them for keep <= 0 or keep >= n.
 std::vector<int64_t> evenly(int64_t n, int64_t keep) {
   std::vector<int64_t> out;

@@ -23,6 +23,9 @@ Scope scope_of(const CellConfig& config, const CacheShape& full);
 // heads cut a unit.
 CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope);
 
+// A sample of the queries is enough for what codecs do with them, and bounds memory on long traces.
+inline constexpr int64_t kMaxTrainQueries = 8192;
+
 // One window of a select or report document.
 struct EvalWindow {
   TraceWindow window;

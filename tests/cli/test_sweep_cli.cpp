@@ -178,6 +178,41 @@ TEST_CASE("the peak memory of a run is its own, not what its caller held", "[cli
   CHECK(peak < static_cast<double>(held.size()) / 2);
 }
 
+TEST_CASE("the peak memory of training is stated as well: rows, what methods make of them, a codec a thread",
+          "[cli][sweep]") {
+  const TestFolder dir;
+  const std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml";
+  // Fewer units a layer than threads, so that the layer that a dry run tries holds less than a run.
+  write_sweep_trace(trace, 2, 32768, 4, 1, 128, 1, 256, nullptr, {}, 64, "next-token");
+  for (const std::string codec : {"{name: rvq, codebooks: 2, bits: 6, iterations: 2, refine: 1}",
+                                  "{name: rvq, codebooks: 2, bits: 6, iterations: 2, transform: [center, rotation]}",
+                                  "{name: commvq, codebooks: 2, steps: 2, value_steps: 4}",
+                                  "{name: commvq, codebooks: 1, hidden: 4096, value_bits: 8, steps: 1, value_steps: 1}",
+                                  "{name: kvquant, weight: fisher}", "{name: kvquant, share: layers}"})
+    for (const std::string threads : {"1", "2", "4"}) {
+      write_file(sweep, fmt::format("trace: {{path: {}, train: [1], report: [0]}}\nmetrics: [key_nmse]\ncodec: {}\n",
+                                    trace, codec));
+      const auto run = [&](std::vector<std::string> args) {
+        args.insert(args.end(), {"--threads", threads});
+        const Ran ran = finish(dir.path.string(), start(dir.path.string(), args));
+        INFO(ran.err);
+        REQUIRE(ran.code == 0);
+        return ran.out;
+      };
+      double stated = 0;
+      for (const Json& row : Json::parse(run({"plan", sweep, "--dry-run", "--json"})))
+        if (row["quantity"] == "peak memory") stated = row["value"];
+      run({"plan", sweep, "-o", dir / "plan.jsonl"});
+      const std::string out = dir / "out";
+      std::filesystem::remove_all(out);
+      run({"run", dir / "plan.jsonl", "-o", out});
+      const double peak = load_results(out).cells[0].record.at("prov").at("peak_rss_bytes").get<double>();
+      INFO(codec << ", " << threads << " threads: " << stated << " bytes stated, " << peak << " taken");
+      CHECK(stated > 0.8 * peak);
+      CHECK(stated < 1.4 * peak);
+    }
+}
+
 TEST_CASE("plan, status and merge hold little of each cell: many cells take little more than a few", "[cli][sweep]") {
   const TestFolder dir;
   const std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml";

@@ -63,7 +63,28 @@ struct CommvqKnobs {
   }
   // Of a group of keys.
   int width(const UnitShape& unit) const { return group == 0 ? std::min(128, unit.channels()) : group; }
+  TrainMemory memory(const UnitShape& unit, int64_t rows) const;
 };
+
+TrainMemory CommvqKnobs::memory(const UnitShape& unit, int64_t rows) const {
+  const double channels = unit.channels(), f = sizeof(float);
+  if (unit.role == Role::kValue) {
+    // The network with its gradient and two moments, then with what it is packed into; rows of a step on their way.
+    const double out = value_bits * channels, inner = hidden_width(unit);
+    const double layers = inner * (channels + 2 * out), network = layers + out * channels;
+    const double batch = std::min<double>(static_cast<double>(rows), value_batch);
+    return {.scratch = f * (3 * network + batch * (3 * channels + 4 * inner + 7 * out)),
+            .kept = f * (network + layers)};
+  }
+  // The rows over their lengths, a group of the sample, and the sums of 64 runs of it and of the start's products.
+  const double entries = std::exp2(bits), of = width(unit),
+               points_used = std::min<double>(static_cast<double>(rows), points);
+  const double sums = std::min(64.0, std::ceil(points_used / 256)) * entries * (entries + of) * sizeof(double);
+  const double books = codebooks * entries * channels * f;
+  return {.scratch = f * channels * static_cast<double>(rows) + points_used * (f * of + 2 * sizeof(double)) +
+                     std::max(sums, f * entries * entries * (of + 64)),
+          .kept = 3 * books + codebooks * entries * entries * f * channels / of};  // words, packed, plan's; products
+}
 
 class CommvqKeys final : public Codec {
  public:

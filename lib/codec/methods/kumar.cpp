@@ -41,6 +41,7 @@ struct KumarKnobs {
         .integer("ema_batch", &ema_batch, 1, 1 << 24, "vectors a step, sampled")
         .real("ema_decay", &ema_decay, 0.0, 0.99999, "what a step keeps of counts and sums");
   }
+  TrainMemory memory(const UnitShape& unit, int64_t rows) const;
 };
 
 TableShape kumar_shape(const KumarKnobs& k, const UnitShape& unit) {
@@ -55,6 +56,10 @@ TableShape kumar_shape(const KumarKnobs& k, const UnitShape& unit) {
   s.stored_as = dtype_from_name(k.stored_as);
   s.rope = unit.rope;
   return s;
+}
+
+TrainMemory KumarKnobs::memory(const UnitShape& unit, int64_t rows) const {
+  return table_memory(kumar_shape(*this, unit), rows, 1, false, points);
 }
 
 // Inside a head of d channels, strided group j holds channels j, j + d / group, ...

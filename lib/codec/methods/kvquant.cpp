@@ -36,6 +36,10 @@ struct KvquantKnobs {
         .boolean("q_norm", &q_norm, "decoded levels keep mean and deviation of the values (the paper, for 2 bits)");
   }
   TrainNeeds needs() const { return {.mass = weight == "mass" || weight == "mass2", .gradients = weight == "fisher"}; }
+  // Every value normalized with its weight; before them a sorted channel a thread.
+  TrainMemory memory(const UnitShape& unit, int64_t rows) const {
+    return {.scratch = static_cast<double>(rows) * unit.channels() * (sizeof(float) + sizeof(double))};
+  }
 };
 
 // Exact values at each end of a token of `channels` values.
@@ -92,6 +96,8 @@ class KvquantCodec final : public Codec {
     if (keys_) fit_ranges(set.x);
     std::vector<float> inside;  // normalized values that are coded, in order
     std::vector<double> weight;
+    inside.reserve(static_cast<size_t>(set.x.rows * channels_));
+    weight.reserve(inside.capacity());
     Row row;
     double weighed = 0;
     for (int64_t t = 0; t < set.x.rows; ++t) {

@@ -28,6 +28,7 @@ struct PqKnobs {
         .integer("points", &points, 1, 1 << 20, "training vectors a codeword at most; more are sampled");
   }
   TrainNeeds needs() const { return {.mass = weight != "none"}; }
+  TrainMemory memory(const UnitShape& unit, int64_t rows) const;
 };
 
 TableShape pq_shape(const PqKnobs& k, const UnitShape& unit) {
@@ -38,6 +39,10 @@ TableShape pq_shape(const PqKnobs& k, const UnitShape& unit) {
   s.stored_as = dtype_from_name(k.stored_as);
   s.rope = unit.rope;
   return s;
+}
+
+TrainMemory PqKnobs::memory(const UnitShape& unit, int64_t rows) const {
+  return table_memory(pq_shape(*this, unit), rows, 1, false, points);
 }
 
 class PqCodec final : public TableCodec {

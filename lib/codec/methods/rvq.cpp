@@ -39,6 +39,7 @@ struct RvqKnobs {
   TrainNeeds needs() const { return {.mass = weight != "none"}; }
   int width(const UnitShape& unit) const { return group == 0 ? unit.channels() : group; }
   int used_beam() const { return encoding == "beam" ? beam : 1; }
+  TrainMemory memory(const UnitShape& unit, int64_t rows) const;
 };
 
 TableShape rvq_shape(const RvqKnobs& k, const UnitShape& unit) {
@@ -50,6 +51,10 @@ TableShape rvq_shape(const RvqKnobs& k, const UnitShape& unit) {
   s.stored_as = dtype_from_name(k.stored_as);
   s.rope = unit.rope;
   return s;
+}
+
+TrainMemory RvqKnobs::memory(const UnitShape& unit, int64_t rows) const {
+  return table_memory(rvq_shape(*this, unit), rows, used_beam(), refine > 0, points);
 }
 
 class RvqCodec final : public TableCodec {

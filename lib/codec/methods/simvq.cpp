@@ -41,6 +41,7 @@ struct SimVqKnobs {
         .real("beta", &beta, 0.0, 10.0, "sgd: weight of the stages' own errors")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords");
   }
+  TrainMemory memory(const UnitShape& unit, int64_t rows) const;
 };
 
 TableShape simvq_shape(const SimVqKnobs& k, const UnitShape& unit) {
@@ -51,6 +52,10 @@ TableShape simvq_shape(const SimVqKnobs& k, const UnitShape& unit) {
   s.stored_as = dtype_from_name(k.stored_as);
   s.rope = unit.rope;
   return s;
+}
+
+TrainMemory SimVqKnobs::memory(const UnitShape& unit, int64_t rows) const {
+  return table_memory(simvq_shape(*this, unit), rows, encoding == "beam" ? beam : 1, false, points);
 }
 
 class SimVqCodec final : public TableCodec {

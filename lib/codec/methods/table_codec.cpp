@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "codec/train/beam.h"
 #include "core/thread_pool.h"
 
 namespace vqkv {
@@ -104,6 +105,23 @@ void TableCodec::install(std::vector<ResidualQuantizer> quantizers) {
                 words->begin() + static_cast<int64_t>((static_cast<size_t>(stage) * quantizers_.size() + g) * size));
     }
   codewords_ = std::move(words);
+}
+
+TrainMemory table_memory(const TableShape& s, int64_t rows, int beam, bool refine, int points) {
+  const double width = s.width(), entries = static_cast<double>(s.entries()), stages = s.stages;
+  const double pool = static_cast<double>(rows) * (s.shared_book ? s.groups : 1);  // vectors of one quantizer
+  // Of a quantizer: books, their panels to search in (with a screen in bf16 where no beam does) and a beam's tables.
+  const bool searches = beam > 1 && s.stages > 1;
+  const double tables = stages * (stages - 1) / 2 * entries * entries * sizeof(f16);
+  const double quantizer = stages * entries * width * (searches ? 8 : 10) +
+                           (searches && tables <= static_cast<double>(kBeamTableBytes) ? tables : 0);
+  const double words = stages * entries * width * sizeof(float);
+  const double sample = std::min(pool, entries * points) * (width * sizeof(float) + 3 * sizeof(int64_t));
+  const double fit = refine && s.stages > 1 ? pool * width * sizeof(float) + 2 * quantizer : 0;
+  return {.scratch = static_cast<double>(rows) * s.channels * sizeof(float) +
+                     pool * (width * sizeof(float) + stages * sizeof(uint16_t) + 2 * sizeof(float)) +
+                     std::max(sample, fit),
+          .kept = (s.shared_book ? 1 : s.groups) * (quantizer + words)};
 }
 
 void TableCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) const {

@@ -65,6 +65,9 @@ class TableCodec : public Codec {
   std::shared_ptr<const AlignedVector<float>> codewords_;  // (books, entries, width), book = stage * groups + group
 };
 
+// Of train_groups and the codec that it leaves. points: training vectors a codeword.
+TrainMemory table_memory(const TableShape& shape, int64_t rows, int beam, bool refine, int points);
+
 // Which channels make a sub-vector, (groups, width).
 //   contiguous  group g holds channels g * width ...
 //   strided     channel c goes to group c mod groups, place c div groups
