@@ -22,11 +22,6 @@ struct Job {
   std::string stream;           // of the random numbers
 };
 
-std::string place(const UnitShape& u) {
-  return fmt::format("layer {}, role {}, heads {}..{}", u.layer, role_name(u.role), u.first_head,
-                     u.first_head + u.heads - 1);
-}
-
 std::vector<Job> jobs_of(const CodecPlan& plan) {
   std::vector<Job> jobs;
   std::map<std::string, size_t> shared;
@@ -148,6 +143,11 @@ TrainedUnit train_job(const CodecPlan& plan, const Job& job, const TrainSource& 
 
 }  // namespace
 
+std::string TrainSource::place(const UnitShape& u) const {
+  return fmt::format("layer {}, role {}, heads {}..{}", u.layer, role_name(u.role), u.first_head,
+                     u.first_head + u.heads - 1);
+}
+
 TrainSet TrainData::set(const UnitShape& unit) const {
   TrainSet s;
   s.x = x;
@@ -217,7 +217,7 @@ std::shared_ptr<const CodecSet> train_codec_set(const CodecPlan& plan, const Cac
       if (options.progress) options.progress(done, total);
     } catch (const Error& e) {
       stop = true;
-      throw Error(e.kind(), fmt::format("{}: {}: {}", place(spec.unit), spec.method, e.what()));
+      throw Error(e.kind(), fmt::format("{}: {}: {}", source.place(spec.unit), spec.method, e.what()));
     } catch (...) {
       stop = true;
       throw;

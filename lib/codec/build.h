@@ -24,6 +24,8 @@ class TrainSource {
   // threads at once, once a unit (and for its rows by a unit that sees them from above), and not at all for a unit that
   // learns nothing. Rows of the layer below come from there: TrainNeeds::lower is not the source's business.
   virtual TrainData unit(const UnitShape& unit, const TrainNeeds& needs) const = 0;
+  // Where the unit stands in the model, for messages: "layer 3, role k, heads 0..1".
+  virtual std::string place(const UnitShape& unit) const;
 };
 
 struct TrainOptions {

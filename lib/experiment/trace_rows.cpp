@@ -245,6 +245,13 @@ Matrix<float> TraceRows::output_weight(int layer, int first_head, int heads) con
   return out;
 }
 
+std::string TraceRows::place(const UnitShape& unit) const {
+  UnitShape in_model = unit;
+  in_model.layer = scope_.layers.at(static_cast<size_t>(unit.layer));
+  in_model.first_head = scope_.heads.at(static_cast<size_t>(unit.first_head));
+  return TrainSource::place(in_model);
+}
+
 TrainData TraceRows::unit(const UnitShape& unit, const TrainNeeds& needs) const {
   if (needs.gradients && !reader_.has_gradients())
     fail_data(fmt::format(

@@ -53,6 +53,7 @@ class TraceRows final : public TrainSource {
   // Rows of the train documents in order, without each window's sinks (they are never coded), evenly thinned to
   // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
   TrainData unit(const UnitShape& unit, const TrainNeeds& needs) const override;
+  std::string place(const UnitShape& unit) const override;
 
   // kBadData when a value read is not finite. Keys of one head of a window before RoPE, values, and queries after RoPE
   // ((queries * group, head_dim), query-major).

@@ -236,15 +236,20 @@ TEST_CASE("nothing is read for a method that it does not need", "[fidelity]") {
 
 TEST_CASE("squared gradients that a trace does not hold are refused with its path and the knob", "[fidelity]") {
   const Recorded in;
-  const Json fisher = {{"name", "kvquant"}, {"weight", "fisher"}};
-  const CodecPlan plan = resolve_codec(fisher, in.rows->scope().shape);
+  const CacheShape& full = in.reader->info().shape;
+  CellConfig config = in.config;
+  config.layers = {1};  // which is the only one, and still layer 1
+  const TraceRows rows(*in.reader, config);
+  const CodecPlan plan =
+      plan_in_scope(resolve_codec({{"name", "kvquant"}, {"heads", 2}, {"weight", "fisher"}}, full), rows.scope());
   REQUIRE(plan.skip.empty());
   try {
-    train_codec_set(plan, in.rows->scope().shape, *in.rows, {});
+    train_codec_set(plan, rows.scope().shape, rows, {});
     FAIL_CHECK("trained");
   } catch (const Error& e) {
     CHECK(e.kind() == ErrorKind::kBadData);
-    CHECK_THAT(e.what(), Catch::Contains(in.config.trace) && Catch::Contains("holds no squared gradients") &&
+    CHECK_THAT(e.what(), Catch::Contains("layer 1, role ") && Catch::Contains(", heads 0..1: kvquant: ") &&
+                             Catch::Contains(in.config.trace) && Catch::Contains("holds no squared gradients") &&
                              Catch::Contains("vqkv-dump capture --gradients") && Catch::Contains("weight: none"));
   }
 }
