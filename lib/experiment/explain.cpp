@@ -4,9 +4,11 @@
 
 #include <optional>
 
+#include "core/error.h"
 #include "experiment/plan.h"
 #include "experiment/protocol.h"
 #include "experiment/trace_facts.h"
+#include "experiment/trace_rows.h"
 
 namespace vqkv {
 namespace {
@@ -29,7 +31,12 @@ Json explain_configuration(const Config& config) {
   Config grouped = config;
   const CellConfig cell = read_single_cell(grouped);
   std::optional<CodecPlan> plan;
-  if (!cell.trace.empty()) plan = resolve_single_cell(grouped, cell, read_trace_facts(cell.trace).shape);
+  if (!cell.trace.empty()) {
+    const TraceFacts facts = read_trace_facts(cell.trace);
+    check_against_trace(grouped, cell, facts);
+    plan = plan_in_scope(resolve_single_cell(grouped, cell, facts.shape), scope_of(cell, facts.shape));
+    if (!plan->skip.empty()) fail_usage(grouped.annotate(plan->skip));
+  }
   const Json tiers = cell.codec.contains("tiers") ? cell.codec["tiers"] : Json::array({cell.codec});
   Json rows = Json::array();
   std::string names[2];
