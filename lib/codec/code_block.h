@@ -52,6 +52,7 @@ struct OverlayEntry {
   int32_t channel = 0;
   float value = 0;
   bool add = false;
+  bool operator==(const OverlayEntry&) const = default;
 };
 
 // Unpacked codes of `blocks` consecutive blocks.

@@ -108,7 +108,7 @@ Sweep expand_sweep(const Config& config) {
   add_zip(config, reader.raw("zip"), axes);
   add_product(config, reader.raw("repeat"), "sweep.repeat", true, axes);
   const Json skip = reader.raw("skip");
-  const bool streaming = reader.boolean("streaming", false);
+  const bool streaming = reader.boolean("streaming", config.tree.contains("sweep") && config.tree["sweep"].is_object());
   reader.finish();
   if (!skip.is_null() && !skip.is_array()) fail_expected(at(config, "sweep.skip"), "a list of maps", skip);
   refuse_empty_list(at(config, "sweep.skip"), skip);

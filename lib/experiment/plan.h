@@ -30,9 +30,9 @@ struct Plan {
 
 inline constexpr int kPlanVersion = 1;
 
-// Expands, checks every cell against its trace and codec, drops duplicates. Opens each trace once. With
-// `sweep.streaming` one more cell for each protocol: codec exact under the policy streaming, what its window does
-// alone.
+// Expands, checks every cell against its trace and codec, drops duplicates. Opens each trace once. A sweep
+// has one more cell for each protocol, codec exact under the policy streaming, what its window does alone, unless it
+// says `streaming: false`.
 Plan make_plan(const Config& config);
 
 // One cell as far as its file tells, and its codec for a model: kUsage with a `sweep:` section, or for what no cache

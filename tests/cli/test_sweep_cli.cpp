@@ -68,7 +68,7 @@ struct Workplace {
                    "trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
                    "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [128, 4096]\n"
                    "codec: {{name: rvq, codebooks: 2, bits: 4, iterations: 10}}\n"
-                   "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: {{seed: [1, 2]}}}}\n",
+                   "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: {{seed: [1, 2]}}, streaming: false}}\n",
                    trace));
   }
   Ran operator()(std::vector<std::string> args) const {
@@ -223,7 +223,7 @@ TEST_CASE("plan, status and merge hold little of each cell: many cells take litt
   const auto peaks_of = [&](int cells) {
     const std::string plan = dir / fmt::format("{}.jsonl", cells), out = dir / fmt::format("out-{}", cells);
     write_file(sweep, fmt::format("trace: {{path: {}, train: [0], report: [1]}}\ncodec: {{name: rvq, codebooks: 1}}\n"
-                                  "sweep: {{grid: {{codec.iterations: {{range: [1, {}]}}}}}}\n",
+                                  "sweep: {{grid: {{codec.iterations: {{range: [1, {}]}}}}, streaming: false}}\n",
                                   trace, cells));
     const auto peak = [&](const std::vector<std::string>& args) {
       const pid_t child = start(dir.path.string(), args);

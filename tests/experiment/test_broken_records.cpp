@@ -25,7 +25,8 @@ TEST_CASE("a record that counts nowhere, or with a measurement that can't be rea
   run_plan(
       make_plan(parse_yaml(
           fmt::format("trace: {{path: {}, train: [0], select: [2], report: [3]}}\ncodec: {{name: rtn, group: 16}}\n"
-                      "cache: {{sinks: 4, window: 16, flush: 16}}\nsweep: {{grid: {{codec.bits: [2, 4, 8]}}}}\n",
+                      "cache: {{sinks: 4, window: 16, flush: 16}}\nsweep: {{grid: {{codec.bits: [2, 4, 8]}}, "
+                      "streaming: false}}\n",
                       trace),
           "s.yaml")),
       options);

@@ -19,10 +19,13 @@ using namespace vqkv;
 namespace {
 
 Config sweep_config(const std::string& trace, const std::string& more = "sweep: {grid: {codec.bits: [2, 4, 8]}}\n") {
-  return parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
-                                "codec: {{name: rtn, group: 16}}\ncache: {{sinks: 4, window: 16, flush: 8}}\n{}",
-                                trace, more),
-                    "s.yaml");
+  Config config = parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
+                                         "codec: {{name: rtn, group: 16}}\n"
+                                         "cache: {{sinks: 4, window: 16, flush: 8}}\n{}",
+                                         trace, more),
+                             "s.yaml");
+  if (config.tree["sweep"].is_object()) config.tree["sweep"]["streaming"] = false;
+  return config;
 }
 
 }  // namespace

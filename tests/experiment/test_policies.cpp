@@ -76,20 +76,19 @@ TEST_CASE("a sweep asks for what a window does alone: one cell a protocol, besid
   const char* const cache = "cache: {sinks: 4, window: 16, flush: 16}";
   const char* const codecs =
       "grid: {codec: [{name: rtn, bits: 2, group: 16}, {name: rtn, bits: 4, group: 16}, {name: rtn, heads: 3}]}";
-  const Plan plan = plan_of(cache, fmt::format("streaming: true\n  {}", codecs).c_str());
+  const Plan plan = plan_of(cache, codecs);
   CHECK(plan.cells.size() == 4);
   CHECK(protocols(plan) == Texts{"window 16, blocks of 16 + 4 sinks, nothing else"});
   CHECK(plan.header.at("axes") == Json::array({"cache.policy", "codec"}));
-  CHECK(plan_of(cache, codecs).cells.size() == 3);
+  CHECK(plan_of(cache, fmt::format("streaming: false\n  {}", codecs).c_str()).cells.size() == 3);
   // Of each window; not of the codec's knobs or seeds.
-  CHECK(protocols(plan_of(
-            "codec: {name: rtn, group: 16}",
-            "streaming: true\n  grid: {cache.window: [16, 32], codec.bits: [2, 4], trace.train_tokens: [64, 128]}\n"
-            "  repeat: {seed: [1, 2]}")) ==
+  CHECK(protocols(plan_of("codec: {name: rtn, group: 16}",
+                          "grid: {cache.window: [16, 32], codec.bits: [2, 4], trace.train_tokens: [64, 128]}\n"
+                          "  repeat: {seed: [1, 2]}")) ==
         Texts{"window 16, blocks of 64 + 4 sinks, nothing else", "window 32, blocks of 64 + 4 sinks, nothing else"});
   // Keys and values that leave by rules of their own have no window alone; nothing coded, none beside.
   for (const char* other : {"cache: {rule: kivi, residual: 32}", "cache: {rule: none}", "cache: {window: 0}"})
-    CHECK(protocols(plan_of(other, fmt::format("streaming: true\n  {}", codecs).c_str())).empty());
+    CHECK(protocols(plan_of(other, codecs)).empty());
 
   RunOptions options;
   options.folder = dir / "out";
@@ -112,8 +111,9 @@ TEST_CASE("policies that ask every query are planned as skipped, and the reason 
         fmt::format("trace: {{path: {}, train: [0, 1], report: [3]}}\ncodec: {{name: exact}}\n{}", trace, rest),
         "s.yaml");
   };
-  const Plan plan = make_plan(config(
-      "sweep: {grid: {cache.policy: [all, {name: h2o, heavy: 64}, {name: snapkv, interval: 128, observe: 16}]}}"));
+  const Plan plan =
+      make_plan(config("sweep: {grid: {cache.policy: [all, {name: h2o, heavy: 64}, {name: snapkv, interval: 128, "
+                       "observe: 16}]}, streaming: false}"));
   REQUIRE(plan.cells.size() == 3);
   int skipped = 0;
   for (const Json& cell : plan.cells)

@@ -40,9 +40,11 @@ constexpr const char* kSweep =
     "      - {name: rtn, bits: 4, heads: 3}\n";
 
 Plan small_plan(const std::string& trace, const std::string& sweep = kSweep, const std::string& more = "") {
-  return make_plan(parse_yaml(
+  Config config = parse_yaml(
       fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n{}{}", trace, more, sweep),
-      "s.yaml"));
+      "s.yaml");
+  config.tree["sweep"]["streaming"] = false;
+  return make_plan(config);
 }
 
 std::map<std::string, std::string> contents(const std::string& folder) {

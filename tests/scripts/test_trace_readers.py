@@ -9,12 +9,13 @@ import tempfile
 try:
     import h5netcdf  # noqa: F401
     import h5py
+    import netCDF4  # noqa: F401  what xarray opens a file with unless told otherwise
     import numpy as np
     import xarray as xr
     if not shutil.which("h5ls"):
         raise ImportError("no h5ls")
 except ImportError as e:
-    print(f"not run: {e} (Debian: python3-h5py python3-h5netcdf python3-xarray hdf5-tools)")
+    print(f"not run: {e} (Debian: python3-h5py python3-h5netcdf python3-netcdf4 python3-xarray hdf5-tools)")
     sys.exit(1 if os.environ.get("VQKV_NO_SKIP") else 77)
 
 make_trace = sys.argv[1]

@@ -380,6 +380,7 @@ MethodInfo describe_commvq() {
       "Li et al., CommVQ: Commutative Vector Quantization for KV Cache Compression, ICML 2025, arXiv 2506.18879";
   info.bibtex = "li2025commvq";
   info.family = "table";
+  info.version = 2;
   info.bits =
       "(role == v ? value_bits : 2 * bits * codebooks / (group == 0 ? min(128, channels) : group)) + (scale_type == "
       "f32 ? 32 : 16) / channels";

@@ -1,10 +1,14 @@
-// The content of the kept traces, by a formula that tests can say again: integers of 7 bits and a sign over 32, exact
+// The content of the kept files, by a formula that tests can say again: integers of 7 bits and a sign over 32, exact
 // in bf16, f16 and f32. It describes files that are already kept, so it never changes.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "cache/cache.h"
+#include "codec/codec_set.h"
 #include "io/trace.h"
 
 namespace vqkv::kept {
@@ -48,6 +52,35 @@ struct Window {
 inline const std::vector<Window>& windows() {
   static const std::vector<Window> all{{0, 40, {0, 39}}, {0, 24, {3, 23}}, {1, 64, {0, 31, 63}}};
   return all;
+}
+
+// What a unit of a kept codec codes: (max(4, tokens of a block), channels).
+inline Matrix<float> rows_of(const TrainedUnit& u) {
+  const UnitShape& shape = u.spec.unit;
+  Matrix<float> x(std::max(4, u.codec->layout().block_tokens), shape.channels());
+  const auto what = shape.role == Role::kKey ? kKey : kValue;
+  for (int64_t r = 0; r < x.rows; ++r)
+    for (int64_t c = 0; c < x.cols; ++c) x(r, c) = value_at(what, 0, shape.first_head + c / 16, r, c % 16);
+  return x;
+}
+// Of a codec that fits parameters to its prompt, with these rows for one; null for others.
+inline std::unique_ptr<SequenceState> state_of(const Codec& codec, ConstMatrix x) {
+  return codec.fit_needs().tokens > 0 ? codec.fit(x, x, {}) : nullptr;
+}
+
+// What a sequence of 512 tokens of a kept codec set costs, 1.5 exact exceptions a token where it has any.
+inline Json ledger_of(const CodecSet& set) {
+  std::vector<UnitExtras> extras;
+  for (const TrainedUnit& u : set.units()) {
+    UnitExtras& e = extras.emplace_back();
+    if (u.codec->layout().overlay) e.exceptions = 1.5;
+    if (const auto state = state_of(*u.codec, rows_of(u))) {
+      e.state_bytes = state->bytes();
+      e.form_bytes = fitted_form_bytes(*u.codec, u.spec.unit, *state);
+    }
+  }
+  const Json cache = canonical_cache_config({{"sinks", 4}, {"window", 32}, {"flush", 16}});
+  return ledger_at(set, CachePolicy::from_json(cache), 512, extras).to_json();
 }
 
 inline double moment_at(int document, int head, int row, int column) {

@@ -1,8 +1,9 @@
 // make_kept FOLDER: the files of this release's formats that every later release must open
-// (tests/golden/test_kept.cpp): a small trace, a codec archive of every method, and expected.json with what they decode
-// to.
+// (tests/golden/test_kept.cpp): a small trace, a codec archive of every method, and expected.json with what they code
+// and decode to. What is there stays as it is; a new method's archive is
+// added, and ledger.json, what each costs, made again when kLedgerVersion rises.
 //
-//   build/release/tests/make_kept tests/golden/kept/v1     # made once a format version, never again
+//   build/release/tests/make_kept tests/golden/kept/v1
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -10,6 +11,7 @@
 
 #include "codec/codec_archive.h"
 #include "core/error.h"
+#include "experiment/cost.h"
 #include "experiment/runner.h"
 #include "golden/kept/kept_trace.h"
 #include "io/atomic_file.h"
@@ -33,28 +35,35 @@ const std::pair<const char*, const char*> kCodecs[] = {
      "v: {transform: [token_scale]}}"},
     {"kumar",
      "{name: kumar, codebooks: 2, bits: 3, group: 16, iterations: 3, ema_steps: 2, share: heads, k: {rope: pre}}"},
-    {"simvq", "{name: simvq, codebooks: 2, bits: 3, rounds: 3, share: layers}"}};
+    {"simvq", "{name: simvq, codebooks: 2, bits: 3, rounds: 3, share: layers}"},
+    {"ggml", "{name: ggml, type: q5_1, heads: all, v: {type: iq4_nl}}"},
+    {"fp8", "{name: fp8, scale: head, v: {format: e5m2}}"},
+    {"kvquant", "{name: kvquant, bits: 3, outliers: 0.1, heads: all, k: {rope: pre}}"},
+    {"qjl", "{name: qjl, outliers: 3, group: 16, initial_layers: 0}"},
+    {"commvq",
+     "{name: commvq, codebooks: 2, bits: 3, steps: 3, start_points: 32, group: 32, value_bits: 2, hidden: 16, "
+     "value_steps: 20, value_batch: 16, heads: all, k: {rope: pre}}"},
+    {"calibquant", "{name: calibquant, preset: b4}"}};
 
 Json expected(const CodecSet& set) {
   Json units = Json::array();
   for (const TrainedUnit& u : set.units()) {
     const UnitShape& shape = u.spec.unit;
-    Matrix<float> x(std::max(4, u.codec->layout().block_tokens), shape.channels());
-    const auto what = shape.role == Role::kKey ? kept::kKey : kept::kValue;
-    for (int64_t r = 0; r < x.rows; ++r)
-      for (int64_t c = 0; c < x.cols; ++c) x(r, c) = kept::value_at(what, 0, shape.first_head + c / 16, r, c % 16);
+    const Matrix<float> x = kept::rows_of(u);
     CodeBlock code;
-    u.codec->encode(x, code);
-    VQKV_CHECK(code.overlay.empty());  // none of these has one
+    const auto state = kept::state_of(*u.codec, x);
+    u.codec->encode(x, code, state.get());
     Matrix<float> y(x.rows, x.cols);
-    u.codec->decode(code, y);
+    u.codec->decode(code, y, {.state = state.get()});
     units.push_back({{"role", role_name(shape.role)},
                      {"first_head", shape.first_head},
+                     {"version", find_method(u.spec.method).describe().version},
                      {"blocks", code.blocks},
                      {"fields", code.fields},
                      {"sides", code.sides},
                      {"first_row", std::vector<float>(y.row(0), y.row(1))},
                      {"last_row", std::vector<float>(y.row(y.rows - 1), y.row(y.rows))}});
+    for (const OverlayEntry& e : code.overlay) units.back()["overlay"].push_back({e.token, e.channel, e.value, e.add});
   }
   return units;
 }
@@ -69,11 +78,12 @@ int main(int argc, char** argv) {
   try {
     const std::filesystem::path folder = argv[1];
     std::filesystem::create_directories(folder);
-    if (!std::filesystem::is_empty(folder))
-      fail_usage(folder.string() + ": holds files already; kept files never change");
-    const std::string trace = (folder / "small.trace.h5").string();
-    Json out = {{"content_xxh3", kept::write_trace(trace)}, {"codecs", Json::object()}};
+    const std::string trace = (folder / "small.trace.h5").string(), facts = (folder / "expected.json").string();
+    Json out = std::filesystem::exists(facts)
+                   ? parse_json(read_file(facts), facts)
+                   : Json{{"content_xxh3", kept::write_trace(trace)}, {"codecs", Json::object()}};
     for (const auto& [name, codec] : kCodecs) {
+      if (out["codecs"].contains(name)) continue;
       const auto set = codecs_of_cell(
           make_cell(parse_yaml(fmt::format("trace: {{path: \"{}\", train: [0], report: [1]}}\ncodec: {}\ncache: "
                                            "{{sinks: 0, window: 16, flush: 16}}\n",
@@ -83,7 +93,11 @@ int main(int argc, char** argv) {
       save_codec_set(*set, (folder / (std::string(name) + ".codec.h5")).string(), {{"made_by", "make_kept"}});
       out["codecs"][name] = expected(*set);
     }
-    write_file((folder / "expected.json").string(), out.dump() + "\n");
+    write_file(facts, out.dump() + "\n");
+    Json ledger = {{"version", kLedgerVersion}, {"codecs", Json::object()}};
+    for (const auto& [name, codec] : kCodecs)
+      ledger["codecs"][name] = kept::ledger_of(load_codec_set((folder / (std::string(name) + ".codec.h5")).string()));
+    write_file((folder / "ledger.json").string(), ledger.dump(1) + "\n");
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
