@@ -1,0 +1,1 @@
+"""The parts of scripts/vqkv.py: NumPy alone."""

@@ -1,0 +1,15 @@
+"""The registered methods by name (lib/codec/methods/methods.inc)."""
+from .numbers import UnknownKind
+from .scalars import CalibQuant, Exact, Fp8, Ggml, Kivi, Kvquant, QjlValues, Rtn
+from .vectors import CommVqKeys, CommVqValues, Kumar, Pq, QjlKeys, Rvq, SimVq
+
+METHODS = {"exact": Exact, "rtn": Rtn, "kivi": Kivi, "kvquant": Kvquant, "ggml": Ggml, "fp8": Fp8, "pq": Pq, "rvq": Rvq,
+           "kumar": Kumar, "simvq": SimVq, "calibquant": CalibQuant,
+           "commvq": {"k": CommVqKeys, "v": CommVqValues}, "qjl": {"k": QjlKeys, "v": QjlValues}}
+
+
+def make_method(name, knobs, unit, params):
+    if name not in METHODS:
+        raise UnknownKind(f"method '{name}'; known: {', '.join(METHODS)}")
+    kind = METHODS[name]
+    return (kind[unit.role] if isinstance(kind, dict) else kind)(knobs, unit, params)
