@@ -23,6 +23,7 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   BestVerb best;
   ExportVerb exported;
   JudgeVerb judge;
+  EncodeVerb encoded;
 
   auto* ls = app.add_subcommand("ls", "what there is: codecs, transforms, rules, policies, metrics, backends");
   ls->add_option("what", what,
@@ -134,18 +135,31 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
       "Examples:\n  vqkv-sweep judge t.trace.h5 recon.h5 --bytes 1843200\n"
       "  vqkv-sweep judge t.trace.h5 recon.h5 --bytes 1843200 'trace.report=[5, 6]' cache.window=128 --json");
 
+  auto* c = app.add_subcommand("encode", "the codes that a frozen codec makes of a trace, for other programs");
+  c->add_option("codec", encoded.codecs, "FILE.codec.h5")->required();
+  c->add_option("trace", encoded.trace, "trace of the same model")->required();
+  c->add_option("overrides", encoded.overrides,
+                "path=value: trace.report=[3], cache.sinks, cache.prompt, cache.exact_dtype");
+  c->add_option("-o,--out", encoded.out, "FILE.codes.h5; docs/formats.md")->required();
+  flags.add_to(*c);
+  c->footer(
+      "Examples:\n  vqkv-sweep encode best.codec.h5 t.trace.h5 -o t.codes.h5\n"
+      "  vqkv-sweep encode best.codec.h5 t.trace.h5 'trace.report=[5]' -o t.codes.h5 && "
+      "scripts/vqkv.py check best.codec.h5 t.codes.h5");
+
   return run_verb(app, argc, argv, methods, flags, [&](TableFormat format, const std::string& command) {
-    const Common c{format, command};
-    if (*ls) return run_ls(what, c);
-    if (*explain) return run_explain(name, explain_overrides, c);
-    if (*p) return run_plan_verb(plan, c);
-    if (*r) return run_run(run, c);
-    if (*status) return run_status(folder, all_cells, c);
-    if (*merge) return run_merge(folder, c);
+    const Common common{format, command};
+    if (*ls) return run_ls(what, common);
+    if (*explain) return run_explain(name, explain_overrides, common);
+    if (*p) return run_plan_verb(plan, common);
+    if (*r) return run_run(run, common);
+    if (*status) return run_status(folder, all_cells, common);
+    if (*merge) return run_merge(folder, common);
     if (*report) return run_report(folder, report_out);
     best.folder = exported.folder = folder;
-    if (*b) return run_best(best, c);
-    if (*e) return run_export(exported, c);
-    return run_judge(judge, c);
+    if (*b) return run_best(best, common);
+    if (*e) return run_export(exported, common);
+    if (*c) return run_encode(encoded, common);
+    return run_judge(judge, common);
   });
 }

@@ -9,6 +9,7 @@
 #include "core/names.h"
 #include "core/version.h"
 #include "experiment/choose.h"
+#include "experiment/encode.h"
 #include "experiment/judge.h"
 #include "experiment/protocol.h"
 #include "experiment/result_set.h"
@@ -148,6 +149,22 @@ int run_judge(const JudgeVerb& verb, const Common& common) {
     if (m.at("role") == "report") m["protocol"] = record.at("protocol");
     t.rows.push_back(std::move(m));
   }
+  print(t, common.format);
+  return kExitOk;
+}
+
+int run_encode(const EncodeVerb& verb, const Common& common) {
+  const Json counts = encode({.codecs = verb.codecs,
+                              .trace = verb.trace,
+                              .out = verb.out,
+                              .overrides = verb.overrides,
+                              .provenance = {{"tool", version_facts()}, {"command", common.command}},
+                              .stop = [] { return interrupted(); }});
+  if (counts.is_null()) return kExitOk;
+  Table t;
+  t.columns = {{"file", "", "", false}, {"windows", ""}, {"units", ""}, {"tokens", "coded tokens"}};
+  t.rows = {counts};
+  t.rows[0]["file"] = verb.out;
   print(t, common.format);
   return kExitOk;
 }

@@ -41,6 +41,11 @@ struct JudgeVerb {
   int64_t bytes = 0;
 };
 
+struct EncodeVerb {
+  std::string codecs, trace, out;
+  std::vector<std::string> overrides;
+};
+
 int run_ls(const std::string& what, const Common& common);
 // Of a configuration where `name` is a FILE.yaml, which alone takes overrides.
 int run_explain(const std::string& name, const std::vector<std::string>& overrides, const Common& common);
@@ -52,6 +57,7 @@ int run_report(const std::string& folder, const std::string& out);
 int run_best(const BestVerb& verb, const Common& common);
 int run_export(const ExportVerb& verb, const Common& common);
 int run_judge(const JudgeVerb& verb, const Common& common);
+int run_encode(const EncodeVerb& verb, const Common& common);
 
 // "55m", "2h", "90s", "90" -> seconds; kUsage otherwise.
 double parse_duration(const std::string& text);

@@ -164,6 +164,10 @@ CodecSet load(const ArchiveReader& in) {
 
 }  // namespace
 
+std::string codec_archive_hash(const std::string& path) {
+  return ArchiveReader(path, kCodecFormat, kCodecOldest, kCodecVersion).content_hash();
+}
+
 Json cache_shape_to_json(const CacheShape& s) {
   return {{"layers", s.layers},     {"q_heads", s.q_heads},         {"kv_heads", s.kv_heads},
           {"head_dim", s.head_dim}, {"score_scale", s.score_scale}, {"rope", s.rope.to_json()}};

@@ -19,6 +19,9 @@ void save_codec_set(const CodecSet& set, const std::string& path, const Json& fa
 // (model_hash(), shape()). `facts`, where given, receives what save_codec_set was told.
 CodecSet load_codec_set(const std::string& path, Json* facts = nullptr);
 
+// Its content hash, which names the file in others.
+std::string codec_archive_hash(const std::string& path);
+
 Json cache_shape_to_json(const CacheShape& shape);
 CacheShape cache_shape_from_json(const Json& j, const std::string& where);  // kBadData
 

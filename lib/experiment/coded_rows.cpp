@@ -111,7 +111,8 @@ CodingTotals& CodingTotals::operator+=(const CodingTotals& o) {
 }
 
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
-                       std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower, Matrix<float>* keep) {
+                       std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower, Matrix<float>* keep,
+                       std::unique_ptr<SequenceState>* keep_state) {
   const UnitShape& u = unit.spec.unit;
   const Codec& codec = *unit.codec;
   const CachePolicy policy = rows.config().policy().for_codecs(codecs);
@@ -132,7 +133,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   if (coded > 0) {
     const WindowRows exact(rows, codecs, u.layer, w, heads, lower);
     Stopwatch watch;
-    const auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n));
+    auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n));
     const DecodePlan plan = codec.plan({-1, state.get()});
     score = plan.score;
     if (state) {
@@ -149,6 +150,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     t.values = coded * u.channels();
     t.tokens = coded;
     t.exceptions = static_cast<int64_t>(block.overlay.size());
+    if (keep_state) *keep_state = std::move(state);
   }
   for (int h = 0; h < u.heads; ++h) {
     HeadRows& to = heads[static_cast<size_t>(u.first_head + h)];

@@ -1,6 +1,7 @@
 // One unit of one window, coded as a cache that replays the window codes it: exact and decoded rows side by side.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -34,9 +35,10 @@ struct CodingTotals {
 };
 // Codes one unit of one window as a cache does (cache/coding.h); `heads` are those of its layer, whose k_hat or v_hat
 // it fills. lower: what CodecSet::lower_unit left in its own `keep`, the coded rows in the codec's RoPE domain.
+// keep_state: what the unit fitted to the window, or null.
 CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const TrainedUnit& unit, const EvalWindow& w,
                        std::span<HeadRows> heads, CodeBlock& block, ConstMatrix lower = {},
-                       Matrix<float>* keep = nullptr);
+                       Matrix<float>* keep = nullptr, std::unique_ptr<SequenceState>* keep_state = nullptr);
 
 // kBadData, with the place: a row of a unit's decoded `x`, from token `first` of the window on, is not finite. It would
 // leave most metrics unharmed: what isn't attended to isn't seen.

@@ -100,7 +100,7 @@ void ArchiveWriter::finish() {
 }
 
 struct ArchiveReader::Impl {
-  std::string path;
+  std::string path, content_hash;
   int64_t version = 0;
   Hdf5File file;
   struct Tensor {
@@ -130,7 +130,8 @@ ArchiveReader::Impl::Impl(const std::string& p, const std::string& format, int64
   if (file.read_int("/", "complete") != 1)
     refuse("incomplete: its writer did not finish (attribute 'complete' is not 1)");
   const std::string text = file.read_text("/", "index_json");
-  if (hash_of(text.data(), text.size()) != file.read_text("/", "content_xxh3"))
+  content_hash = file.read_text("/", "content_xxh3");
+  if (hash_of(text.data(), text.size()) != content_hash)
     refuse("index_json does not match content_xxh3: the file is damaged");
   const Json index = parse_json(text, path + ": index_json");
   try {
@@ -154,6 +155,7 @@ ArchiveReader::~ArchiveReader() = default;
 
 const std::string& ArchiveReader::path() const { return impl_->path; }
 int64_t ArchiveReader::version() const { return impl_->version; }
+const std::string& ArchiveReader::content_hash() const { return impl_->content_hash; }
 bool ArchiveReader::has_facts(const std::string& name) const { return impl_->facts.count(name) > 0; }
 std::vector<int64_t> ArchiveReader::shape(const std::string& name) const { return impl_->find(name).shape; }
 

@@ -34,6 +34,7 @@ class ArchiveReader {
   ~ArchiveReader();
   const std::string& path() const;
   int64_t version() const;
+  const std::string& content_hash() const;  // of its index, and so of all that it holds
   bool has_facts(const std::string& name) const;
   // kBadData when absent; tensor: also when it has another shape (-1 in `shape` matches anything), holds a value that
   // is not finite, or does not match its hash.
