@@ -1,0 +1,168 @@
+"""scripts/vqkv.py against the tools: archives of every method, with every transform between them, made of a tiny model;
+their codes decode to the bits of the C++ decoder, and NumPy's encoders write the same codes. test_vqkv.py FOLDER, where
+the tools lie."""
+import os
+import subprocess
+import sys
+import tempfile
+
+try:
+    import h5py
+    import numpy as np
+except ImportError as e:
+    print(f"not run: {e} (Debian: python3-h5py python3-numpy)")
+    sys.exit(1 if os.environ.get("VQKV_NO_SKIP") else 77)
+
+from tiny_codecs import Tools, root
+
+import vqkv
+from vqkv_numpy.cache import Policy, Rope
+from vqkv_numpy.numbers import float8, round_side, to_float8
+
+# What of a method takes its time; the rest of a preset is as it is.
+QUICK = {"pq": "iterations: 3", "rvq": "iterations: 3, refine: 1", "kumar": "iterations: 3, ema_steps: 2, ema_batch: 256",
+         "simvq": "rounds: 2, steps: 2, points: 4",
+         "commvq": "steps: 2, points: 512, start_points: 128, value_steps: 5, value_batch: 64, hidden: 64"}
+# Beside the presets: the other transforms, storage types, placements and ways to pool heads.
+CELLS = {
+    "fitted": "codec: {name: rtn, bits: 3, group: 16, k: {rope: pre, transform: [center, {name: hadamard, signs: true, "
+              "block: 16}, channel_scale]}, v: {axis: channel, group: 8, transform: [{name: token_scale, per: head}]}}",
+    "pooled": "codec: {name: pq, codebooks: 8, bits: 4, heads: all, k: {rope: pre, transform: [query_metric, "
+              "{name: token_scale, by: absmax, type: bf16}]}, v: {transform: [{name: low_rank, rank: 32}, rotation]}}",
+    "metric": "codec: {name: rvq, codebooks: 3, bits: 4, group: 16, grouping: rope_pair, encoding: greedy, heads: all, "
+              "stored_as: bf16, k: {transform: [center, query_metric]}, v: {transform: [hadamard, channel_scale]}}",
+    "pruned": "codec: {name: rtn, bits: 4, group: 8, scale_type: bf16, k: {transform: [center, {name: prune_channels, "
+              "ratio: 0.25}, hadamard]}, v: {transform: [{name: prune_channels, ratio: 0.5}, identity]}}",
+    "chained": "codec: {name: kumar, codebooks: 2, bits: 3, group: 16, scale_type: f8e5m2, stored_as: f8e5m2, heads: all, "
+               "k: {transform: [channel_scale]}, v: {rope: post, transform: [center]}}",
+    "exceptions": "codec: {name: kvquant, bits: 2, outliers: 0.05, q_norm: true, transform: [center, channel_scale]}",
+    "thinner": "codec: {name: rtn, bits: 4, group: 0, heads: all, k: {transform: [center, think]}, v: {transform: [deco, "
+               "channel_scale]}}",
+    "calibrated": "codec: {name: calibquant, preset: b4, transform: [{name: hadamard, block: 8}]}",
+}
+SEARCHED = {"pq", "rvq", "simvq", "kumar", "commvq"}  # near ties between codewords may fall the other way
+FITTED = {"think", "deco"}  # to each prompt, by C++ alone
+
+
+def presets(tools):
+    """(name, cell) of every preset of every method."""
+    for method in tools.run("vqkv-sweep", "ls", "codecs"):
+        name = method["name"]
+        for preset in tools.run("vqkv-sweep", "explain", name)["presets"]:
+            knobs = ", ".join([f"name: {name}, preset: {preset}"] + ([QUICK[name]] if name in QUICK else []))
+            yield f"{name}.{preset}", f"codec: {{{knobs}}}\n"
+
+
+def rows_of(trace, unit, window, rope, dtype):
+    """The unit's rows of a whole window as a cache hands them to its codec."""
+    first, count = window["first_token"], window["tokens"]
+    heads = slice(unit.first_head, unit.first_head + unit.heads)
+    x = trace["key" if unit.role == "k" else "value"][unit.layer, heads, first : first + count]
+    x = np.ascontiguousarray(x.transpose(1, 0, 2), np.float32).reshape(count, -1)
+    if unit.role == "k" and unit.rope == "post":
+        x = rope.turn(x, 0)
+    return round_side(dtype, x)
+
+
+def check(tools, name, cell, trace):
+    path, coded = tools.archive(name, cell), str(tools.folder / (name + ".codes.h5"))
+    tools.run("vqkv-sweep", "encode", path, tools.trace, "trace.report=[3]", "-o", coded)
+    units = vqkv.check(path, coded)  # bit for bit
+    codecs, file = vqkv.load(path), vqkv.CodedRows(coded)
+    assert units == len(codecs.units) and len(file.windows) == 1
+    rope, policy = Rope(codecs.shape["rope"]), Policy(codecs.cache)
+    policy.waits = max([policy.prompt] + [u.method.fit_tokens for u in codecs.units])
+    for number, unit in enumerate(codecs.units):
+        if FITTED & {t["name"] for t in unit.spec["transforms"]}:
+            continue
+        codes, decoded, _ = file.read(0, number, unit)
+        rows, sinks = rows_of(trace, unit, file.windows[0], rope, policy.dtype), file.windows[0]["sinks"]
+        prompt = unit.fit(rows[: policy.fitted_tokens(len(rows))])
+        mine = unit.encode(rows[sinks : sinks + codes.tokens], prompt)
+        where = f"{name}: {unit}"
+        if unit.spec["method"] in SEARCHED:
+            same = np.mean([np.mean(a == b) for a, b in zip(mine.fields, codes.fields)])
+            error, theirs = (np.mean((y - rows[sinks : sinks + codes.tokens]) ** 2)
+                             for y in (unit.decode(mine, prompt), decoded))
+            assert same > 0.98 and abs(error - theirs) < 0.01 * theirs, f"{where}: {same:.4f} of the codes, {error} for {theirs}"
+        else:
+            for a, b in zip(mine.fields + mine.sides, codes.fields + codes.sides):
+                assert np.array_equal(a, b), f"{where}: {np.mean(a != b):.2g} of the codes differ"
+            assert np.array_equal(mine.overlay, codes.overlay), where
+    return path, coded
+
+
+def refused(kind, words, call):
+    try:
+        call()
+    except kind as e:
+        assert words in str(e), e
+        return
+    raise AssertionError(f"not refused: {words}")
+
+
+def changed(path, copy, edit):
+    """A copy of an archive whose facts `edit` changes."""
+    with h5py.File(path) as f, h5py.File(copy, "w") as to:
+        for name in f:
+            f.copy(name, to)
+        for name, value in f.attrs.items():
+            to.attrs[name] = value
+        edit(to.attrs)
+    return copy
+
+
+def check_refusals(tools, path, coded, other):
+    copy = str(tools.folder / "copy.h5")
+
+    def spoil(name, old, new):
+        def edit(attributes):
+            text = attributes[name]
+            attributes[name] = text.replace(old, new) if isinstance(text, str) else new
+        return lambda: vqkv.load(changed(path, copy, edit))
+
+    refused(vqkv.UnknownKind, "method 'ntr'; known: exact, rtn", spoil("set", '"method":"rtn"', '"method":"ntr"'))
+    refused(vqkv.UnknownKind, "transform 'warp'; known: identity", spoil("set", '"name":"center"', '"name":"warp"'))
+    refused(vqkv.BadFile, "must be \"vqkv-codec\"", lambda: vqkv.load(coded))
+    refused(vqkv.BadFile, "format version 2; this reader knows 1 to 1", spoil("format_version", None, 2))
+    refused(vqkv.BadFile, "incomplete", spoil("complete", None, 0))
+    refused(vqkv.BadFile, "codes of another codec file", lambda: vqkv.check(other, coded))
+    unit = vqkv.load(path).units[0]
+    refused(ValueError, "takes whole blocks", lambda: unit.encode(np.zeros((3, 5), np.float32)))
+    refused(ValueError, "not finite", lambda: unit.encode(np.full((1, unit.channels), np.nan, np.float32)))
+    # One bit of one code, and the files no longer agree.
+    with h5py.File(coded, "r+") as f:
+        f["window/00000/unit/00001/field/code"][5, 3] += 1
+    refused(vqkv.BadFile, "window 0, k of layer 0, KV heads 1 to 1: rtn behind center", lambda: vqkv.check(path, coded))
+    script = [sys.executable, str(root / "scripts/vqkv.py")]
+    done = subprocess.run([*script, "check", path, coded], capture_output=True, text=True)
+    assert done.returncode == 3 and "1 of " in done.stderr, done
+    done = subprocess.run([*script, "list", path], capture_output=True, text=True)
+    assert done.returncode == 0 and "k of layer 0, KV heads 0 to 0: rtn behind center" in done.stdout, done
+    assert subprocess.run(script, capture_output=True).returncode == 2
+
+
+def check_float8():
+    for mantissa in (3, 2):
+        numbers = float8(np.arange(256), mantissa)
+        finite = np.isfinite(numbers)
+        assert np.array_equal(to_float8(numbers[finite], mantissa), np.arange(256)[finite])
+        ordered = np.sort(numbers[finite & (numbers >= 0) & ~np.signbit(numbers)])
+        middle = ((ordered[1:].astype(np.float64) + ordered[:-1]) / 2).astype(np.float32)
+        assert np.all(to_float8(middle, mantissa) % 2 == 0)  # halfway to even
+
+
+def main():
+    check_float8()
+    with tempfile.TemporaryDirectory() as folder:
+        tools = Tools(sys.argv[1], folder)
+        made = {}
+        with h5py.File(tools.trace) as trace:
+            for name, cell in [*presets(tools), *((n, c + "\n") for n, c in CELLS.items())]:
+                made[name] = check(tools, name, cell, trace)
+        check_refusals(tools, *made["fitted"], made["rtn.default"][0])
+    print(f"ok: {len(made)} archives")
+
+
+if __name__ == "__main__":
+    main()

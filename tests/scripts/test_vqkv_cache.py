@@ -1,0 +1,105 @@
+"""The cache of scripts/vqkv.py against `vqkv-eval replay`: a tiny model in NumPy over it diverges from the exact cache as
+replay says, token by token and behind an exact prompt. test_vqkv_cache.py FOLDER, where the tools lie. The same with
+transformers: check_hf_cache.py."""
+import os
+import sys
+import tempfile
+
+try:
+    import h5py  # noqa: F401
+    import numpy as np
+except ImportError as e:
+    print(f"not run: {e} (Debian: python3-h5py python3-numpy)")
+    sys.exit(1 if os.environ.get("VQKV_NO_SKIP") else 77)
+
+from tiny_codecs import MODEL, Tools
+from tiny_model import ExactCache, TinyModel, divergence
+
+import vqkv
+from vqkv_numpy.cache import FlushRule, LayerCache
+
+TOKENS, PROMPT = 192, 64
+# Each rule of a cache, both sides of RoPE, heads alone and pooled, exceptions, and parameters of a prompt.
+CELLS = {
+    "rtn3": "codec: {name: rtn, bits: 3}\ncache: {sinks: 4, window: 32, flush: 16}\n",
+    "kivi": "codec: {name: kivi, preset: r32}\n",
+    "kvquant": "codec: {name: kvquant, preset: default}\n",
+    "pq": "codec: {name: pq, bits: 4, iterations: 5, k: {rope: pre, transform: [center]}}\n"
+          "cache: {sinks: 2, exact_dtype: bf16, k: {window: 16, flush: 32}, v: {window: 8, flush: 8}}\n",
+    "calibquant": "codec: {name: calibquant, preset: b4}\ncache: {window: 16, flush: 16, prompt: 64, generated: exact}\n",
+}
+
+
+def logits(model, ids, prompt, caches):
+    parts = ([ids[:prompt]] if prompt else []) + [[t] for t in ids[prompt:]]
+    starts = np.cumsum([0] + [len(p) for p in parts])
+    return np.concatenate([model.logits(part, first, caches) for part, first in zip(parts, starts)])
+
+
+def refused(kind, words, call):
+    try:
+        call()
+    except kind as e:
+        assert words in str(e), e
+        return
+    raise AssertionError(f"not refused: {words}")
+
+
+def main():
+    for window, flush in ((1, 32), (33, 1), (0, 1), (128, 64)):  # coded at once, in steps of a flush, never beyond the query
+        ends = [FlushRule(window, flush).coded_end(4, i) for i in range(600)]
+        assert ends[-1] > 400 and all(e <= i + 1 for i, e in enumerate(ends))
+        assert all(b == a or (b - a) == flush for a, b in zip(ends[4:], ends[5:]))
+    model = TinyModel(MODEL)
+    golden = np.fromfile(f"{MODEL}.logits.bin", "<i4")
+    count = len(golden) // (1 + model.c["vocab_size"])
+
+    class Unrounded(ExactCache):
+        def append(self, keys, values):
+            self.keys = keys if self.keys is None else np.concatenate([self.keys, keys])
+            self.values = values if self.values is None else np.concatenate([self.values, values])
+            return self.keys, self.values
+
+    exact = golden[count:].view("<f4").reshape(count, -1)
+    assert np.abs(model.logits(golden[:count], 0, [Unrounded(), Unrounded()]) - exact).max() < 1e-4 * np.abs(exact).max()
+
+    with tempfile.TemporaryDirectory() as folder:
+        tools = Tools(sys.argv[1], folder)
+        ids = tools.ids[-1][:TOKENS]
+        exact = logits(model, ids, PROMPT, [ExactCache(), ExactCache()])
+        for name, cell in CELLS.items():
+            codecs = vqkv.load(tools.archive(name, cell))
+            for mode, prompt in (("stepwise", 0), ("prefill-exact", PROMPT)):
+                caches = [LayerCache(codecs, layer) for layer in range(codecs.shape["layers"])]
+                kld = divergence(exact, logits(model, ids, prompt, caches))
+                mean = kld[max(prompt - 1, 0) : TOKENS - 1].mean()
+                rows = tools.run("vqkv-eval", "replay", "--model", MODEL, "--codec", codecs.path, "--token-ids",
+                                 tools.documents[-1], "--context", TOKENS, "--windows", 1, "--mode", mode,
+                                 "--skip-no-window", *(["--prompt", prompt] if prompt else []))["rows"]
+                (replayed,) = (row["kld.mean"] for row in rows if row["codec"] == name)
+                assert replayed > 1e-6 and abs(mean / replayed - 1) < 0.01, f"{name}, {mode}: {mean} for {replayed}"
+                for u in caches[0].units:
+                    assert u.coded_end == caches[0].policy.coded_end(u.unit.role, TOKENS - 1)
+        path = f"{folder}/rtn3.codec.h5"
+        codecs = vqkv.load(path)
+        refused(vqkv.UnknownKind, "cache key 'windows'", lambda: LayerCache(codecs, 0, {"windows": 3}))
+        refused(vqkv.UnknownKind, "cache.policy 'h2o'", lambda: LayerCache(codecs, 0, {"policy": "h2o"}))
+        refused(ValueError, "the codecs are of 2 KV heads of 32",
+                lambda: LayerCache(codecs, 0).append(np.zeros((1, 3, 32), "f4"), np.zeros((1, 3, 32), "f4")))
+        refused(ValueError, "leaves f16", lambda: LayerCache(codecs, 0).append(*[np.full((1, 2, 32), 7e4, "f4")] * 2))
+        assert LayerCache(codecs, 0, {"window": 8}).policy.rules["v"].window == 8
+        scores = tools.archive("scores", "codec: {name: calibquant, preset: default}\n")
+        refused(vqkv.UnknownKind, "maps the scores of coded keys", lambda: LayerCache(vqkv.load(scores), 0))
+        tiers = tools.archive("tiers", "codec: {tiers: [{tokens: 64, name: rvq, codebooks: 3, bits: 3, iterations: 3}, "
+                                       "{level: 1}]}\n")
+        refused(vqkv.UnknownKind, "codecs in tiers", lambda: LayerCache(vqkv.load(tiers), 0))
+        # A level reads the first codes of the tier before.
+        whole, level = (vqkv.load(tiers).unit("k", 1, 0, tier) for tier in (0, 1))
+        codes = whole.encode(np.random.default_rng(1).normal(size=(8, 32)))
+        first = whole.method.codewords[0][codes.fields[0][:, 0]]
+        assert np.array_equal(level.decode(codes.head(level.layout)), first)
+    print("ok")
+
+
+if __name__ == "__main__":
+    main()
