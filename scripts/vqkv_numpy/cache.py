@@ -110,6 +110,8 @@ class CachedUnit:
         if flush % unit.layout.block_tokens:
             raise ValueError(f"cache.{unit.role}: flush {flush} is no multiple of the {unit.layout.block_tokens} tokens that "
                              f"{unit} codes together")
+        if policy.codes and unit.method.asks_queries:
+            raise UnknownKind(f"{unit}: fitted to the queries of a prompt, which a cache of keys and values has not")
         if policy.codes and unit.plan.maps_scores:
             raise UnknownKind(f"{unit}: maps the scores of coded keys (low_shift, high_shift), which keys alone cannot do")
 

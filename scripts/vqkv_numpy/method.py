@@ -31,6 +31,7 @@ class Method:
     defaults = {}  # of knobs that files of older versions may lack
     stages = 1  # levels of its codes
     fit_tokens = 0  # of a prompt, that fit() asks for
+    asks_queries = False  # of it, too
 
     def __init__(self, knobs, unit, params):
         self.knobs, self.unit = {**self.defaults, **knobs}, unit

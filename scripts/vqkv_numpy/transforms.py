@@ -10,7 +10,8 @@ from .plan import Codes, Side
 
 class Transform:
     """knobs: those of the archive; params: tensor(name) under this one's prefix."""
-    fitted = False  # to each prompt, in C++ alone
+    fit_tokens = 0  # of a prompt, that fit() asks for
+    asks_queries = False  # of it, too
 
     def __init__(self, knobs, unit, params):
         self.knobs, self.unit = knobs, unit
@@ -22,6 +23,10 @@ class Transform:
     def coded(self):
         """The unit as what stands behind sees it."""
         return self.unit
+
+    def fit(self, x):
+        """What takes this one's place for a prompt of rows x."""
+        return self
 
     def forward(self, x):
         return x
@@ -159,21 +164,43 @@ class PruneChannels(KeptChannels):
 
 class Think(KeptChannels):
     """Before a prompt the first channels of each head stay; a prompt's own plan stands in a file of codes."""
-    fitted = True
+    asks_queries = True
 
     def set_up(self, params):
-        d = self.unit.head_dim
+        d, self.fit_tokens = self.unit.head_dim, self.knobs["queries"]
         kept = d - int(self.knobs["ratio"] * d)
         self.channel = (np.arange(self.unit.heads)[:, None] * d + np.arange(kept)).reshape(-1)
 
+    def fit(self, x):
+        raise UnknownKind("transform 'think' is fitted to the queries of a prompt: this reader decodes its codes, from a file "
+                          "that holds them, and makes none")
+
 
 class Deco(Transform):
-    """Before a prompt its matrix is 1; a prompt's own plan stands in a file of codes."""
-    fitted = True
+    """The axes of a prompt in runs of channels (lib/codec/transform/deco.cpp); 1 before there is one."""
+
+    def set_up(self, params):
+        self.fit_tokens = self.knobs["run"]
+        self.ahead = self.back = np.eye(self.fit_tokens, dtype=np.float32)
+
+    def fit(self, x):
+        rows = x.reshape(-1, self.fit_tokens).astype(np.float64)
+        values, vectors = np.linalg.eigh(rows.T @ rows)
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))] < 0, -1, 1)
+        singular = np.maximum(np.sqrt(values), np.sqrt(values[0]) * 1e-6)
+        root = np.clip(np.sqrt(singular), 2.0**-10, 65504.0)
+        fitted = Deco(self.knobs, self.unit, None)
+        fitted.back = round_side("f16", (root[:, None] * vectors.T).astype(np.float32))
+        fitted.ahead = np.linalg.inv(fitted.back.astype(np.float64)).astype(np.float32)
+        return fitted
+
+    def forward(self, x):
+        runs = np.ascontiguousarray(x).reshape(-1, self.fit_tokens)
+        return row_product(runs, self.ahead, np.zeros_like(runs)).reshape(x.shape)
 
     def inverse(self):
-        run = self.knobs["run"]
-        return Blocks([np.eye(run, dtype=np.float32)] * (self.unit.channels // run)), None
+        return Blocks([self.back] * (self.unit.channels // self.fit_tokens)), None
 
 
 TRANSFORMS = {"identity": Transform, "center": Center, "channel_scale": ChannelScale, "token_scale": TokenScale,
@@ -194,7 +221,8 @@ def sum_of(a, b):
 
 
 class Chain:
-    """A method behind transforms, itself like a method (ChainCodec in lib/codec/transform/chain.cpp)."""
+    """A method behind transforms, itself like a method (ChainCodec in lib/codec/transform/chain.cpp). Its prompt: the
+    transforms as fitted, and what the method behind them fitted."""
 
     def __init__(self, transforms, unit, params, make_inner):
         self.chain, self.unit, self.scale_at = [], unit, -1
@@ -207,63 +235,57 @@ class Chain:
             self.chain.append(t)
             unit = t.coded()
         self.inner = make_inner(unit)
-        self.stages, self.fit_tokens = self.inner.stages, self.inner.fit_tokens
-        self.layout = self.inner.layout
+        self.stages, self.layout = self.inner.stages, self.inner.layout
+        self.fit_tokens = max(part.fit_tokens for part in [self.inner, *self.chain])
+        self.asks_queries = any(t.asks_queries for t in self.chain)
         if self.scale_at >= 0:
             t = self.chain[self.scale_at]
             self.layout = replace(self.layout,
                                   sides=self.layout.sides + [Side("token_scale", t.knobs["type"], t.groups)])
 
-    def step(self, i, x):
-        """x through transform i, and its token scales."""
-        t = self.chain[i]
+    def transforms(self, prompt):
+        return prompt[0] if prompt else self.chain
+
+    def step(self, i, t, x):
+        """x through transform i, which is t, and its token scales."""
         if i != self.scale_at:
             return t.forward(x), None
         scales = t.scales(x)
         return x / scales.repeat(x.shape[1] // t.groups, axis=1), scales
 
-    def refuse_fitted(self):
-        for t in self.chain:
-            if t.fitted:
-                raise UnknownKind(f"transform '{t.knobs['name']}' is fitted to each prompt: this reader decodes its codes, "
-                                  "from a file that holds them, and makes none")
-
-    def forward(self, x):
-        self.refuse_fitted()
-        kept = None
-        for i in range(len(self.chain)):
-            x, scales = self.step(i, x)
-            kept = scales if scales is not None else kept
-        return x, kept
-
     def fit(self, rows):
-        return self.inner.fit(self.forward(rows)[0])
+        fitted = []
+        for i, t in enumerate(self.chain):
+            fitted.append(t.fit(rows))
+            rows = self.step(i, fitted[i], rows)[0]
+        return fitted, self.inner.fit(rows)
 
     def encode(self, x, prompt=None):
-        y, scales = self.forward(x)
-        codes = self.inner.encode(y, prompt)
-        sides = codes.sides if scales is None else codes.sides + [scales]
+        kept = None
+        for i, t in enumerate(self.transforms(prompt)):
+            x, scales = self.step(i, t, x)
+            kept = scales if scales is not None else kept
+        codes = self.inner.encode(x, prompt and prompt[1])
         overlay = codes.overlay.copy()
         channel = overlay[:, 1].astype(np.int64)
-        for t in reversed(self.chain if len(overlay) else []):
+        for t in reversed(self.transforms(prompt) if len(overlay) else []):
             map, bias = t.inverse()
             if isinstance(map, Diagonal):
                 overlay[:, 2] *= map.factor[channel]
             if bias is not None:
                 overlay[:, 2] += np.where(overlay[:, 3] == 0, bias[channel], np.float32(0))
         overlay[:, 2] = round_side("f16", overlay[:, 2])
-        return Codes(codes.tokens, codes.fields, sides, overlay)
+        return Codes(codes.tokens, codes.fields, codes.sides + ([] if kept is None else [kept]), overlay)
 
     def plan(self, prompt=None, **level):
-        plan = self.inner.plan(prompt, **level)
+        chain, plan = self.transforms(prompt), self.inner.plan(prompt and prompt[1], **level)
         n, coded, decoded = self.unit.channels, plan.code_channels, plan.channels
-        scaled = self.chain[max(self.scale_at, 0)].unit.channels
+        scaled = chain[max(self.scale_at, 0)].unit.channels
         # Behind the inner codec: x' = outer + s (inner_bias + y map). A token scale of the chain splits its maps in two.
         inside, outside = [Identity(), None], [Identity(), None]
-        for i in reversed(range(len(self.chain))):
+        for i, t in reversed(list(enumerate(chain))):
             if i == self.scale_at:
                 continue
-            t = self.chain[i]
             map, bias = t.inverse()
             part = outside if i < self.scale_at else inside
             origin, to = t.coded().channels, t.unit.channels

@@ -26,6 +26,7 @@ CELLS = {
     "kvquant": "codec: {name: kvquant, preset: default}\n",
     "pq": "codec: {name: pq, bits: 4, iterations: 5, k: {rope: pre, transform: [center]}}\n"
           "cache: {sinks: 2, exact_dtype: bf16, k: {window: 16, flush: 32}, v: {window: 8, flush: 8}}\n",
+    "decoquant": "codec: {name: rtn, preset: decoquant, bits: 3}\ncache: {window: 16, flush: 16}\n",
     "calibquant": "codec: {name: calibquant, preset: b4}\ncache: {window: 16, flush: 16, prompt: 64, generated: exact}\n",
 }
 
@@ -90,6 +91,8 @@ def main():
         assert LayerCache(codecs, 0, {"window": 8}).policy.rules["v"].window == 8
         scores = tools.archive("scores", "codec: {name: calibquant, preset: default}\n")
         refused(vqkv.UnknownKind, "maps the scores of coded keys", lambda: LayerCache(vqkv.load(scores), 0))
+        think = tools.archive("think", "codec: {name: exact, preset: think}\n")
+        refused(vqkv.UnknownKind, "fitted to the queries of a prompt", lambda: LayerCache(vqkv.load(think), 0))
         tiers = tools.archive("tiers", "codec: {tiers: [{tokens: 64, name: rvq, codebooks: 3, bits: 3, iterations: 3}, "
                                        "{level: 1}]}\n")
         refused(vqkv.UnknownKind, "codecs in tiers", lambda: LayerCache(vqkv.load(tiers), 0))
