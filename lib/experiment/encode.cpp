@@ -17,7 +17,9 @@ namespace {
 
 Json to_json(const LinearMap& map) {
   return std::visit(
-      Overloaded{[](const IdentityMap&) { return Json{{"kind", "identity"}}; },
+      Overloaded{[](const IdentityMap&) {
+                   return Json{{"kind", "identity"}};
+                 },
                  [](const DiagonalMap& m) {
                    return Json{{"kind", "diagonal"}, {"factor", m.factor}};
                  },

@@ -325,7 +325,8 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   REQUIRE(at({"plan", at.sweep, "contexts=[256]", "-o", at.dir / "other.jsonl"}).code == 0);
   check({"run", at.dir / "other.jsonl", "-o", at.dir / "out"}, 2, "another plan");
   CHECK(at({"--version"}).out.find("vqkv-sweep 0.") == 0);
-  for (const char* verb : {"ls", "explain", "plan", "run", "status", "merge", "report", "best", "export", "judge"}) {
+  for (const char* verb :
+       {"ls", "explain", "plan", "run", "status", "merge", "report", "best", "export", "judge", "encode"}) {
     const Ran help = at({verb, "--help"});
     CHECK(help.code == 0);
     has(help.out, "Examples:");

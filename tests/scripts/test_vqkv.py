@@ -163,6 +163,9 @@ def main():
         with h5py.File(tools.trace) as trace:
             for name, cell in [*presets(tools), *((n, c + "\n") for n, c in CELLS.items())]:
                 made[name] = check(tools, name, cell, trace)
+        used = {t["name"] for path, _ in made.values() for u in vqkv.load(path).units for t in u.spec["transforms"]}
+        there = {t["name"] for t in tools.run("vqkv-sweep", "ls", "transforms")}
+        assert used == there, f"no cell here stands behind {', '.join(there - used)}"
         check_refusals(tools, *made["fitted"], made["rtn.default"][0])
     print(f"ok: {len(made)} archives")
 
