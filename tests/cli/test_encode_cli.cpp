@@ -40,14 +40,14 @@ struct Files {
   }
 };
 
-const Json kRtn = {{"name", "rtn"}, {"bits", 3}, {"group", 8}, {"k", {{"rope", "pre"}}}};
+const Json kCoded = {{"name", "rtn"}, {"bits", 3}, {"group", 8}, {"k", {{"rope", "pre"}}}};
 const Json kCache = {{"sinks", 4}, {"window", 16}, {"flush", 16}};
 
 }  // namespace
 
 TEST_CASE("encode: codes decode to the rows beside them, window by window", "[cli][encode]") {
   const Files files;
-  files.write(kRtn, kCache);
+  files.write(kCoded, kCache);
   const Json counts = files({"trace.report=[1, 3]"});
   CHECK(counts == Json{{"windows", 2}, {"units", 2 * 8}, {"tokens", 2 * 156}});
 
@@ -57,7 +57,8 @@ TEST_CASE("encode: codes decode to the rows beside them, window by window", "[cl
   CHECK(facts.at("trace") == TraceReader(files.trace).info().content_hash);
   CHECK(facts.at("windows")[1] == Json{{"document", 3}, {"first_token", 480}, {"tokens", 160}, {"sinks", 4}});
   const CodecSet set = load_codec_set(files.codecs);
-  for (const auto& [number, name] : {std::pair(0, "window/00000/unit/00000"), std::pair(7, "window/00001/unit/00007")}) {
+  for (const auto& [number, name] :
+       {std::pair(0, "window/00000/unit/00000"), std::pair(7, "window/00001/unit/00007")}) {
     const Codec& codec = *set.units()[static_cast<size_t>(number)].codec;
     CodeBlock block;
     block.resize(codec.layout(), 156);
@@ -94,23 +95,22 @@ TEST_CASE("encode: what has no such codes is refused, and leaves no file", "[cli
     check_says(error_of([&] { files(overrides); }, kind), part);
     CHECK_FALSE(std::filesystem::exists(files.out));
   };
-  files.write(kRtn, kCache);
+  files.write(kCoded, kCache);
   refuses(ErrorKind::kUsage, "codec.bits=2: `encode` takes trace.report, cache.sinks", {"codec.bits=2"});
   refuses(ErrorKind::kUsage, "nothing is coded", {"cache.sinks=1000"});
   refuses(ErrorKind::kUsage, "document", {"trace.report=[9]"});
-  files.write(kRtn, {{"rule", "none"}});
+  files.write(kCoded, {{"rule", "none"}});
   refuses(ErrorKind::kUsage, "no coded token stays");
-  files.write(kRtn, kCache, std::string(64, 'c'));
+  files.write(kCoded, kCache, std::string(64, 'c'));
   refuses(ErrorKind::kBadData, "trained on the model with hash ccc");
   files.write({{"tiers", {{{"tokens", 64}, {"name", "rtn"}}, {{"name", "rtn"}, {"bits", 2}}}}}, kCache);
   refuses(ErrorKind::kUsage, "a codec of 2 tiers");
 
-  files.write(kRtn, kCache);
+  files.write(kCoded, kCache);
   const ToolRun done = run_tool_of_build("vqkv-sweep", files.dir.path.string(),
                                          {"encode", files.codecs, files.trace, "-o", files.out, "--json", "-q"});
   INFO(done.err);
   CHECK(done.code == 0);
-  CHECK(Json::parse(done.out)[0] ==
-        Json{{"file", files.out}, {"windows", 5}, {"units", 5 * 8}, {"tokens", 5 * 156}});
+  CHECK(Json::parse(done.out)[0] == Json{{"file", files.out}, {"windows", 5}, {"units", 5 * 8}, {"tokens", 5 * 156}});
   CHECK(run_tool_of_build("vqkv-sweep", files.dir.path.string(), {"encode", files.codecs}).code == 2);
 }

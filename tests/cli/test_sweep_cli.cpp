@@ -63,13 +63,12 @@ struct Workplace {
   std::string trace = dir / "t.trace.h5", sweep = dir / "s.yaml", plan = dir / "plan.jsonl";
   Workplace() {
     write_sweep_trace(trace);
-    write_file(sweep,
-               fmt::format(
-                   "trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
-                   "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [128, 4096]\n"
-                   "codec: {{name: rvq, codebooks: 2, bits: 4, iterations: 10}}\n"
-                   "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: {{seed: [1, 2]}}, streaming: false}}\n",
-                   trace));
+    write_file(sweep, fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\n"
+                                  "cache: {{sinks: 4, window: 16, flush: 16}}\ncontexts: [128, 4096]\n"
+                                  "codec: {{name: rvq, codebooks: 2, bits: 4, iterations: 10}}\n"
+                                  "sweep: {{grid: {{codec.codebooks: [1, 2, 3, 4], codec.bits: [3, 5]}}, repeat: "
+                                  "{{seed: [1, 2]}}, streaming: false}}\n",
+                                  trace));
   }
   Ran operator()(std::vector<std::string> args) const {
     return finish(dir.path.string(), start(dir.path.string(), args));

@@ -13,11 +13,11 @@ TEST_CASE("explain tells the bits of the layers that are chosen", "[explain]") {
   const std::string trace = dir / "t.trace.h5";
   write_sweep_trace(trace, 1, 40, 4, 1, 64);
   const auto bits = [&](const std::string& layers) {
-    const Json told = explain_configuration(
-        parse_yaml(fmt::format("trace: {{path: {}, report: [0]}}\ncodec: {{name: qjl, initial_layers: 2, k: {{outliers: "
-                               "0}}}}\ncache: {{sinks: 0, window: 32, flush: 32}}\nlayers: {}\n",
-                               trace, layers),
-                   "s.yaml"));
+    const Json told = explain_configuration(parse_yaml(
+        fmt::format("trace: {{path: {}, report: [0]}}\ncodec: {{name: qjl, initial_layers: 2, k: {{outliers: "
+                    "0}}}}\ncache: {{sinks: 0, window: 32, flush: 32}}\nlayers: {}\n",
+                    trace, layers),
+        "s.yaml"));
     return told.at("tiers").at(0).at("bits_per_value").get<double>();
   };
   CHECK(bits("[0, 1]") == 4 + 16.0 / 64);

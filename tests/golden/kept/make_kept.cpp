@@ -15,6 +15,8 @@
 #include "experiment/runner.h"
 #include "golden/kept/kept_trace.h"
 #include "io/atomic_file.h"
+#include "support/cache_shape.h"
+#include "support/train_data.h"
 
 using namespace vqkv;
 
@@ -36,7 +38,7 @@ const std::pair<const char*, const char*> kCodecs[] = {
     {"kumar",
      "{name: kumar, codebooks: 2, bits: 3, group: 16, iterations: 3, ema_steps: 2, share: heads, k: {rope: pre}}"},
     {"simvq", "{name: simvq, codebooks: 2, bits: 3, rounds: 3, share: layers}"},
-    {"ggml", "{name: ggml, type: q5_1, heads: all, v: {type: iq4_nl}}"},
+    {"ggml", "{name: ggml, type: q5_1, v: {type: iq4_nl}}"},
     {"fp8", "{name: fp8, scale: head, v: {format: e5m2}}"},
     {"kvquant", "{name: kvquant, bits: 3, outliers: 0.1, heads: all, k: {rope: pre}}"},
     {"qjl", "{name: qjl, outliers: 3, group: 16, initial_layers: 0}"},
@@ -44,6 +46,19 @@ const std::pair<const char*, const char*> kCodecs[] = {
      "{name: commvq, codebooks: 2, bits: 3, steps: 3, start_points: 32, group: 32, value_bits: 2, hidden: 16, "
      "value_steps: 20, value_batch: 16, heads: all, k: {rope: pre}}"},
     {"calibquant", "{name: calibquant, preset: b4}"}};
+
+std::shared_ptr<const CodecSet> trained(const std::string& name, const std::string& codec, const std::string& trace) {
+  if (name == "ggml") {  // its blocks of 32 channels don't divide the trace's heads, and it learns nothing
+    const CacheShape shape = test::make_shape(1, 2, 2, 32);
+    return train_codec_set(resolve_codec(parse_yaml(codec, name).tree, shape), shape, test::MadeUp(1),
+                           {.cell = {}, .model_hash = kept::info().model_hash, .progress = {}});
+  }
+  return codecs_of_cell(make_cell(parse_yaml(fmt::format("trace: {{path: \"{}\", train: [0], report: [1]}}\ncodec: {}\n"
+                                                         "cache: {{sinks: 0, window: 16, flush: 16}}\n",
+                                                         trace, codec),
+                                             name)),
+                        nullptr);
+}
 
 Json expected(const CodecSet& set) {
   Json units = Json::array();
@@ -84,12 +99,7 @@ int main(int argc, char** argv) {
                    : Json{{"content_xxh3", kept::write_trace(trace)}, {"codecs", Json::object()}};
     for (const auto& [name, codec] : kCodecs) {
       if (out["codecs"].contains(name)) continue;
-      const auto set = codecs_of_cell(
-          make_cell(parse_yaml(fmt::format("trace: {{path: \"{}\", train: [0], report: [1]}}\ncodec: {}\ncache: "
-                                           "{{sinks: 0, window: 16, flush: 16}}\n",
-                                           trace, codec),
-                               name)),
-          nullptr);
+      const auto set = trained(name, codec, trace);
       save_codec_set(*set, (folder / (std::string(name) + ".codec.h5")).string(), {{"made_by", "make_kept"}});
       out["codecs"][name] = expected(*set);
     }
