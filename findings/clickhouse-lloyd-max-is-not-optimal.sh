@@ -3,7 +3,7 @@
 # normal values. Its levels are not those: they lie where Lloyd's iteration is some 300 rounds after a start from cells of
 # equal probability, which is far from its end with as many levels. They crowd around 0, where they are 0.0098 apart instead
 # of 0.017, and end at 3.94 instead of 4.6. A uniform grid loses less, and 8 bits do the work of 7.2. It is the table
-# behind the distances of QBit(Int8) and the codec Quantized('int8') as well: rotated keys coded so make 8-bit Lloyd-Max look
+# behind the distances of QBit(Int8) as well. Rotated keys coded so, as it is meant for, make 8-bit Lloyd-Max look
 # 3 times worse than it is. Float32 values lose more still, since they are cut to bfloat16 on the way, not rounded.
 # Seen with chdb 4.4.0 (ClickHouse 26.9.2.1), squared error for a standard normal source: its levels with the nearest one
 # chosen 1.18e-4, the best 256 levels 4.12e-5, the best uniform grid 8.8e-5; a million values through both functions 1.3e-4
