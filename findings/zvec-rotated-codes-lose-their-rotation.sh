@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Zvec can rotate vectors at random before it codes them in INT8 or INT4 (enable_rotate), which its documentation offers to
-# reduce the quantization error. With HNSW and Vamana that holds until optimize() builds the graph, as a collection is to be
-# treated after loading: from then on queries and rows don't fit any more, as if each were rotated otherwise, and what is
+# reduce the quantization error. With HNSW and Vamana that holds until optimize() merges segments and builds the graph, as is
+# usual after loading: from then on queries and rows don't fit any more, as if each were rotated otherwise, and what is
 # found is random. Not even a row finds itself. Nothing is raised, and opening the collection again doesn't help. Without the
 # rotation all is well, and so are Flat and IVF with it. Who measures here what a rotation gains before 8-bit codes of keys, as
 # QuaRot-like methods apply it, finds it worth less than nothing.
