@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The lossy bit filters of two array stores turn what is no number into numbers, and the other way round. numcodecs' BitRound
-# (Zarr) rounds a NaN like any pattern of bits: NVIDIA's own, all ones below the sign (CUDART_NAN_F, 0x7fffffff; 0x7fff in float16), overflows
-# into the sign and is read as -0, so that a kernel's NaNs are gone from the trace that was to show them; NaNs of processors
-# stay. netCDF's GranularBitRound writes infinity as -0 and -infinity as 0: in attention scores a mask is gone, and the softmax
-# of what is read gives the masked keys a share. Its BitGroom makes each other infinity a NaN, by position; its BitRound keeps
-# all. Nothing warns. netCDF's documentation speaks of fill values alone, which are kept, and numcodecs' of none of it.
+# (Zarr) rounds a NaN like any pattern of bits: CUDA's, all ones below the sign (0x7fffffff, CUDART_NAN_F; 0x7fff in float16),
+# overflows into the sign and is read as -0, so that a kernel's NaNs are gone from the trace that was to show them. NaNs of
+# processors stay. netCDF's GranularBitRound writes infinity as -0 and -infinity as 0: in attention scores a mask is gone, and
+# the softmax of what is read gives the masked keys a share. Its BitGroom makes every other infinity a NaN, by position; its
+# BitRound keeps all. Nothing warns. netCDF's documentation speaks of fill values alone, which are kept, numcodecs' of none.
 # Seen with zarr 3.1.6, numcodecs 0.16.6, netCDF4 1.7.5.1.post1 (netCDF-C 4.10.1): as said, whatever number of bits or digits is
 # kept; of the softmax of 32 normal scores and 32 masked ones 46 % goes to the masked ones with GranularBitRound.
 set -euo pipefail
