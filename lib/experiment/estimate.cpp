@@ -37,8 +37,10 @@ double measuring_bytes(const TraceRows& rows, const CodecPlan& plan) {
                      u.unit.channels() * (2.0 + pre + std::min<double>(2, static_cast<double>(u.transforms.size()))));
   }
   const double tiers = static_cast<double>(plan.tiers.size());
-  const double kept = eval_tokens(rows) * row_width(rows) *
-                      (4 * kFloat + 2 * sizeof(uint16_t) + tiers * 2 * (2 * kFloat + sizeof(uint16_t)));
+  const bool lower = std::ranges::any_of(plan.units, [](const UnitSpec& u) { return needs_of(u).lower; });
+  const double kept =
+      eval_tokens(rows) * row_width(rows) *
+      (4 * kFloat + 2 * sizeof(uint16_t) + tiers * 2 * (2 * kFloat + sizeof(uint16_t)) + (lower ? 4 * kFloat : 0));
   const double coding = thread_count() * longest * coder * kFloat;
   const auto scores = static_cast<double>(limits.peak(rows.windows(), s.group()));
   const double queries = static_cast<double>(rows.queries(true) + rows.queries(false)) * s.group() * s.head_dim;
