@@ -176,12 +176,15 @@ class CodedRows:
         self.windows = self.facts["windows"]  # document, first_token, tokens, sinks
 
     def read(self, window, number, unit):
-        """Codes, the rows that the C++ decoder makes of them, and the prompt's plan or None, of unit `number`."""
+        """Codes, the rows that the C++ decoder makes of them, and the prompt's plan or None, of unit `number`. None where
+        the window is too short to code anything."""
         part = self.archive.under(f"window/{window:05}/unit/{number:05}")
+        if not part.has("rows"):
+            return None
         rows, layout = part.tensor("rows"), unit.layout
         codes = Codes(len(rows), [part.tensor("field/" + f.name).astype(np.int64) for f in layout.fields],
                       [part.tensor("side/" + s.name) for s in layout.sides])
-        if layout.overlay:
+        if part.has("overlay"):
             codes.overlay = part.tensor("overlay")
         return codes, rows, part.facts("prompt") if part.has("prompt") else None
 
@@ -191,13 +194,16 @@ def same_bits(a, b):
 
 
 def check(codec_path, codes_path):
-    """Every unit of every window, decoded here and there; the number of units, or BadFile where some differ."""
+    """Every unit of every window, decoded here and there; how many there were, or BadFile where one differs."""
     codecs, coded, count = load(codec_path), CodedRows(codes_path), 0
     if coded.facts["codec"] != codecs_hash(codec_path):
         raise BadFile(f"{codes_path}: codes of another codec file than {codec_path}")
     for w in range(len(coded.windows)):
         for number, unit in enumerate(codecs.units):
-            codes, rows, prompt = coded.read(w, number, unit)
+            found = coded.read(w, number, unit)
+            if found is None:
+                continue
+            codes, rows, prompt = found
             mine = unit.decode(codes, prompt)
             if not same_bits(mine, rows):
                 raise BadFile(f"window {w}, {unit}: {np.count_nonzero(mine != rows)} of {rows.size} values differ, by "

@@ -6,6 +6,7 @@ from .numbers import UnknownKind, round_side
 
 DEFAULTS = {"sinks": 4, "window": 128, "flush": 64, "rule": "window", "residual": 128, "exact_dtype": "f16", "prompt": 0,
             "generated": "coded", "policy": None}
+OF_A_ROLE = ("rule", "window", "flush", "residual")
 
 
 class FlushRule:
@@ -28,7 +29,7 @@ class Policy:
         unknown = [k for k in changed if k not in DEFAULTS and k not in ("k", "v")]
         if unknown:
             raise UnknownKind(f"cache key '{unknown[0]}'; known: {', '.join(DEFAULTS)}, k, v")
-        both = {**DEFAULTS, **section, **changed}
+        both, shared = {**DEFAULTS, **section, **changed}, {k: changed[k] for k in OF_A_ROLE if k in changed}
         kind = both["policy"] if isinstance(both["policy"], str) else (both["policy"] or {}).get("name", "all")
         if kind != "all":
             raise UnknownKind(f"cache.policy '{kind}': this cache keeps every token")
@@ -36,8 +37,7 @@ class Policy:
         self.codes_generated, self.waits, self.codes = both["generated"] == "coded", both["prompt"], True
         self.rules = {}
         for role in ("k", "v"):
-            own = {**both, **section.get(role, {}), **{k: v for k, v in changed.items() if k in ("window", "flush", "rule", "residual")},
-                   **changed.get(role, {})}
+            own = {**both, **section.get(role, {}), **shared, **changed.get(role, {})}
             if own["rule"] == "none":
                 self.codes = False
             elif own["rule"] == "window":
@@ -171,8 +171,5 @@ class LayerCache:
         return self.seen("k"), self.seen("v")
 
     def seen(self, role):
-        out = np.zeros((self.length, self.shape["kv_heads"], self.shape["head_dim"]), np.float32)
-        for u in self.units:
-            if u.unit.role == role:
-                out[:, u.unit.first_head : u.unit.first_head + u.unit.heads] = u.seen.view().reshape(self.length, u.unit.heads, -1)
-        return out
+        parts = [u.seen.view() for u in self.units if u.unit.role == role]  # in the order of their heads
+        return np.concatenate(parts, axis=1).reshape(self.length, self.shape["kv_heads"], self.shape["head_dim"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .maps import Identity
-from .numbers import UnknownKind, row_product
+from .numbers import row_product
 
 
 @dataclass

@@ -172,8 +172,8 @@ class Think(KeptChannels):
         self.channel = (np.arange(self.unit.heads)[:, None] * d + np.arange(kept)).reshape(-1)
 
     def fit(self, x):
-        raise UnknownKind("transform 'think' is fitted to the queries of a prompt: this reader decodes its codes, from a file "
-                          "that holds them, and makes none")
+        raise UnknownKind("transform 'think' is fitted to the queries of a prompt: this reader decodes its codes, from a "
+                          "file that holds them, and makes none")
 
 
 class Deco(Transform):

@@ -1,12 +1,9 @@
 """What the tests of scripts/vqkv.py share: the tools over a tiny committed model, and codec archives made with them."""
-import importlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
-import h5py
 import numpy as np
 
 root = pathlib.Path(__file__).resolve().parents[2]
