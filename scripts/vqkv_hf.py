@@ -23,6 +23,8 @@ from vqkv_numpy.cache import LayerCache  # noqa: E402
 
 
 class CodecLayer(DynamicLayer):
+    is_croppable = False
+
     def __init__(self, codecs, layer, changed=None):
         super().__init__()
         self.make = lambda: LayerCache(codecs, layer, changed)

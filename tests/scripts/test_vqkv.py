@@ -1,6 +1,7 @@
 """scripts/vqkv.py against the tools: archives of every method, with every transform between them, made of a tiny model;
 their codes decode to the bits of the C++ decoder, and NumPy's encoders write the same codes. test_vqkv.py FOLDER, where
 the tools lie."""
+import json
 import os
 import subprocess
 import sys
@@ -160,8 +161,23 @@ def check_float8():
         assert np.all(to_float8(middle, mantissa) % 2 == 0)  # halfway to even
 
 
+def check_kept():
+    """Archives of version 1, which older builds wrote."""
+    folder = root / "tests/golden/kept/v1"
+    for name, units in json.loads((folder / "expected.json").read_text())["codecs"].items():
+        codecs = vqkv.load(str(folder / (name + ".codec.h5")))
+        assert len(codecs.units) == len(units)
+        for unit, want in zip(codecs.units, units):
+            fields = [np.array(c).reshape(-1, f.slots) for c, f in zip(want["fields"], unit.layout.fields)]
+            sides = [np.array(v, np.float32).reshape(-1, s.slots) for v, s in zip(want["sides"], unit.layout.sides)]
+            rows = unit.decode(vqkv.Codes(want["blocks"] * unit.layout.block_tokens, fields, sides))
+            for row, values in ((rows[0], want["first_row"]), (rows[-1], want["last_row"])):
+                assert np.array_equal(row, np.array(values, np.float32)), f"{name}: {unit}"
+
+
 def main():
     check_float8()
+    check_kept()
     with tempfile.TemporaryDirectory() as folder:
         tools = Tools(sys.argv[1], folder)
         made = {}
