@@ -9,7 +9,7 @@ the C++ decoder. docs/python.md says what it reads; docs/formats.md how the file
     rows_again = unit.decode(codes)
 
     scripts/vqkv.py check best.codec.h5 t.codes.h5   # decodes a file of `vqkv-sweep encode` and compares bit for bit
-    scripts/vqkv.py list best.codec.h5               # its units, methods and bits
+    scripts/vqkv.py list best.codec.h5               # its units, methods, and bits of codes and side values
 
 What it has no code for (a method from outside this tree, an unknown map) is refused by its name: UnknownKind.
 """
@@ -222,7 +222,7 @@ def main(arguments):
             print(f"{check(*arguments[1:])} units decode to the bits of the C++ decoder")
         elif len(arguments) == 2 and arguments[0] == "list":
             for unit in load(arguments[1]).units:
-                print(unit)
+                print(f"{unit}, {unit.layout.bits_per_token() / unit.channels:.4g} bits a value")
         else:
             print("usage: vqkv.py check FILE.codec.h5 FILE.codes.h5 | vqkv.py list FILE.codec.h5", file=sys.stderr)
             return 2

@@ -33,8 +33,11 @@ class Layout:
     block_tokens: int = 1
     overlay: bool = False
 
-    def names(self):
-        return [f.name for f in self.fields], [s.name for s in self.sides]
+    def bits_per_token(self):
+        """Of fields and sides, without the overlay (CodeLayout::bits_per_token)."""
+        size = {"f32": 32, "f16": 16, "bf16": 16, "f8e5m2": 8}
+        kinds = [(f, f.bits) for f in self.fields] + [(s, size[s.dtype]) for s in self.sides]
+        return sum(bits * k.slots / (1 if k.per_token else self.block_tokens) for k, bits in kinds)
 
 
 @dataclass

@@ -148,6 +148,7 @@ def check_refusals(tools, path, coded, other):
     assert done.returncode == 3 and "1 of " in done.stderr, done
     done = subprocess.run([*script, "list", path], capture_output=True, text=True)
     assert done.returncode == 0 and "k of layer 0, KV heads 0 to 0: rtn behind center" in done.stdout, done
+    assert "v of layer 1, KV heads 1 to 1: rtn behind token_scale, 7.5 bits a value" in done.stdout, done
     assert subprocess.run(script, capture_output=True).returncode == 2
 
 
