@@ -236,7 +236,8 @@ int64_t DecodePlan::constant_bytes(CountedBooks& counted) const {
 void check_plan(const DecodePlan& plan) {
   VQKV_CHECK(plan.channels >= 1 && plan.code_channels >= 1 && plan.layout.block_tokens >= 1);
   const auto channels = static_cast<size_t>(plan.channels);
-  for (const FieldSpec& f : plan.layout.fields) VQKV_CHECK(f.bits >= 1 && f.bits <= 16 && f.slots >= 1);
+  // A level may read no slot of a field.
+  for (const FieldSpec& f : plan.layout.fields) VQKV_CHECK(f.bits >= 1 && f.bits <= 16 && f.slots >= 0);
   for (const SideSpec& s : plan.layout.sides) VQKV_CHECK(s.slots >= 1);
   for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { check_term(plan, t); }, term);
   check_map(plan.map, plan.code_channels, plan.channels);
