@@ -26,6 +26,10 @@ class KvSession {
   virtual void end_block() = 0;
   virtual void expect_prompt(int64_t tokens) = 0;  // CompressedCache::expect_prompt
   virtual void end_exact_prefill() = 0;            // CompressedCache::end_exact_prefill
+  // Of CompressedCache, for speculative decoding. kUnavailable from a session that takes no token back.
+  virtual void speculate();
+  virtual void truncate(int64_t n);
+  virtual void commit(int64_t n);
 
   virtual const AttendStats& stats() const = 0;
   virtual double attend_seconds() const = 0;

@@ -19,6 +19,9 @@ class KvSessionCpu final : public KvSession {
   void end_block() override;
   void expect_prompt(int64_t tokens) override { cache_.expect_prompt(tokens); }
   void end_exact_prefill() override { cache_.end_exact_prefill(); }
+  void speculate() override { cache_.speculate(); }
+  void truncate(int64_t n) override { cache_.truncate(n); }
+  void commit(int64_t n) override { cache_.commit(n); }
   const AttendStats& stats() const override { return stats_; }
   double attend_seconds() const override { return attend_seconds_; }
   void set_tap(AttentionTap* tap) override { tap_ = tap; }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 
 #include "cache/cache_parts.h"
 #include "core/error.h"
@@ -52,7 +51,8 @@ void CompressedCache::begin_block(int64_t n, Visibility visibility) {
   if (map.policy.keep && visibility == Visibility::kExactPrefill && map.prompt < map.length + n)
     fail_internal(fmt::format("an exact prompt reaches {} tokens where {} were expected; {} decides at its end",
                               map.length + n, map.prompt, map.policy.keep->text()));
-  VQKV_CHECK(n <= map.next_decision() - map.length);
+  VQKV_CHECK(n <= map.block_limit());
+  VQKV_CHECK(visibility != Visibility::kDraft || (map.tentative && parts_->model->drafts()));
   VQKV_CHECK(!map.exact_prompt || visibility == Visibility::kExactPrefill);  // end_exact_prefill() comes first
   map.open = true;
   map.pending = n;
@@ -96,7 +96,7 @@ void CompressedCache::append(int layer, ConstMatrix k, ConstMatrix v, ConstMatri
     parallel_for(stores, store);
   ++map.appended;
   c.hold_queries(layer, q);
-  if (!map.policy.codes || map.visibility == Visibility::kExactPrefill) return;
+  if (!map.policy.codes || map.tentative || map.visibility == Visibility::kExactPrefill) return;
   // What the last query of this block and the first of the next will see coded.
   int64_t end[2];
   for (const Role role : {Role::kKey, Role::kValue}) {
@@ -116,6 +116,7 @@ void CompressedCache::end_block() {
   map.length += map.pending;
   map.pending = 0;
   std::vector<float>().swap(c.staging);  // "= {}" would keep its memory
+  if (map.tentative) return;
   if (map.visibility == Visibility::kExactPrefill) map.exact_prompt = map.policy.codes;
   for (RoleMap& r : map.roles) c.drop_exact(r, map.exact_prompt ? r.exact_begin : r.coded_end, map.length);
   c.drop_aged();
@@ -126,14 +127,37 @@ void CompressedCache::end_exact_prefill() {
   SequenceMap& map = c.map;
   VQKV_CHECK(!map.open);
   if (!map.exact_prompt) return;
-  std::vector<int> layers(static_cast<size_t>(c.model->shape().layers));
-  std::iota(layers.begin(), layers.end(), 0);
-  c.code(layers, map.length, map.policy.coded_among(Role::kKey, map.length),
-         map.policy.coded_among(Role::kValue, map.length));
-  c.age(layers, map.length);
   map.exact_prompt = false;
-  for (RoleMap& r : map.roles) c.drop_exact(r, r.coded_end, map.length);
-  c.drop_aged();
+  c.settle();
+}
+
+void CompressedCache::speculate() {
+  SequenceMap& map = parts_->map;
+  VQKV_CHECK(!map.open && !map.exact_prompt && !map.tentative);
+  if (map.policy.keep)
+    fail_usage(
+        fmt::format("speculative decoding takes tokens back, and {} decides by what they attended to; take a policy "
+                    "that sums nothing (all, streaming)",
+                    map.policy.keep->text()));
+  map.tentative = true;
+  if (map.block_limit() > 0) return;
+  map.tentative = false;
+  fail_usage(
+      "speculative decoding needs a window of 1 token or more (cache.window): without one a query's own token "
+      "may be coded, and no coded token can be taken back");
+}
+
+void CompressedCache::commit(int64_t n) {
+  SequenceMap& map = parts_->map;
+  VQKV_CHECK(map.tentative);
+  truncate(n);
+  map.tentative = false;
+  parts_->settle();
+}
+
+CacheReads CompressedCache::reads(int64_t n, bool draft) const {
+  VQKV_CHECK(!parts_->map.open && n > 0 && (!draft || parts_->model->drafts()));
+  return parts_->map.reads(n, draft);
 }
 
 void CompressedCache::expect_prompt(int64_t tokens) {
@@ -142,7 +166,7 @@ void CompressedCache::expect_prompt(int64_t tokens) {
   map.prompt = tokens;
 }
 
-int64_t CompressedCache::block_limit() const { return parts_->map.next_decision() - parts_->map.length; }
+int64_t CompressedCache::block_limit() const { return parts_->map.block_limit(); }
 
 MassRequest CompressedCache::observe(int layer) {
   VQKV_CHECK(parts_->map.open && layer < parts_->map.appended);

@@ -23,6 +23,13 @@ enum class Visibility {
   kExactPrefill,  // mode prefill-exact: queries see exact K/V; coding happens at end_exact_prefill()
   kAllCoded,      // mode fake-quant: every query sees every token coded, itself included (a tail shorter than a codec
                   // block stays exact); one window = one append
+  kDraft,         // of a tentative block: as kReplay, but codes are read at the draft level of the cache's model
+};
+
+// What attention to one block has to read, in bytes, each code and each exact row once for all its queries.
+struct CacheReads {
+  int64_t codes = 0;  // with side data and exceptions
+  int64_t exact = 0;  // sinks and window
 };
 
 class CacheModel;
@@ -59,7 +66,8 @@ class CompressedCache {
   // Where a policy's rule decides at the end of a prompt that is seen exactly: how long that is, before its first
   // block.
   void expect_prompt(int64_t tokens);
-  // The longest block that may begin now: the policy's rule decides at its end, or later.
+  // The longest block that may begin now: the policy's rule decides at its end, or later; a tentative one needs nothing
+  // coded that is not.
   int64_t block_limit() const;
   // What the policy's rule asks of the open block in `layer`, after append; an empty range: nothing. Attention adds to
   // it, and end_block decides.
@@ -67,8 +75,16 @@ class CompressedCache {
   // Rolls back to n tokens, to the state of a cache that never saw the others; only into the exact window, behind what
   // parameters were fitted to and the last decision of the policy's rule, and where nothing that its next one rests on
   // goes (kInternal otherwise).
-  // Speculative decoding.
   void truncate(int64_t n);
+
+  // Speculative decoding. From here to commit() blocks are tentative: none codes a token or drops one, so truncate()
+  // takes back any of them, and none may reach beyond block_limit(), where a query would see more coded than there is.
+  // kUsage under a policy that gives tokens up by attention, and where every query's own token may be coded.
+  void speculate();
+  // Keeps the first n tokens and codes those that the policy says: the state of a cache that saw n tokens alone.
+  void commit(int64_t n);
+  // What attention to a block of n tokens more will read; draft: under Visibility::kDraft.
+  CacheReads reads(int64_t n, bool draft = false) const;
 
   // Takes positions out of one head's sight, between blocks. Twice the same is fine. Codes that no head of their unit
   // sees any more (whole blocks of codecs that group along tokens) are given up: the others move together, and the

@@ -93,7 +93,7 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
     auto state = fit_unit(*unit.codec, unit.shape, model->shape().group(), CacheRows(map, u), tokens);
     if (!state) return;
     if (model->tiers() > 1) refuse_fitted_tier(model->codecs()->units()[u].spec.method);
-    CodedForm form(*unit.codec, unit.shape, state.get(), unit.form->pages, unit.form.get());
+    CodedForm form(*unit.codec, unit.shape, {-1, state.get()}, unit.form->pages, unit.form.get());
     const int64_t state_bytes = state->bytes(), form_bytes = FittedForm::bytes(form, *unit.form);
     made[static_cast<size_t>(i)].reset(new FittedForm{std::move(state), std::move(form), state_bytes, form_bytes});
   });
@@ -354,6 +354,16 @@ void CompressedCache::Parts::age(std::span<const int> layers, int64_t tokens) {
     }
     encode_seconds += watch.seconds();
   }
+}
+
+void CompressedCache::Parts::settle() {
+  std::vector<int> layers(static_cast<size_t>(model->shape().layers));
+  std::iota(layers.begin(), layers.end(), 0);
+  code(layers, map.length, map.policy.coded_among(Role::kKey, map.length),
+       map.policy.coded_among(Role::kValue, map.length));
+  age(layers, map.length);
+  for (RoleMap& r : map.roles) drop_exact(r, r.coded_end, map.length);
+  drop_aged();
 }
 
 void CompressedCache::Parts::drop_aged() {

@@ -40,6 +40,8 @@ struct CompressedCache::Parts {
   void age(std::span<const int> layers, int64_t tokens);
   // Gives up what passed on.
   void drop_aged();
+  // Codes what the policy says of all tokens that are held, and drops their exact rows.
+  void settle();
   // Tokens [from, to) go to `slot` and those after it.
   struct Run {
     int64_t from, to, slot;

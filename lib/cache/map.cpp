@@ -99,6 +99,48 @@ int64_t SequenceMap::coded_end(Role r, int64_t position, int tier) const {
   return std::max(gone, std::min(policy.coded_end(r, position, model->newer_tokens(tier)), position + 1));
 }
 
+int64_t SequenceMap::block_limit() const {
+  const int64_t limit = next_decision() - length;
+  if (!tentative || !policy.codes) return limit;
+  const auto served = [&](int64_t position) {
+    for (int tier = 0; tier < (policy.keeps_codes() ? model->tiers() : 1); ++tier)
+      for (const Role r : {Role::kKey, Role::kValue})
+        if (policy.coded_end(r, position, model->newer_tokens(tier)) > tier_end(tier, 0, r)) return false;
+    return true;
+  };
+  // Boundaries only grow: the first query that is not served, by halving.
+  int64_t low = length, high = length + std::min(limit, int64_t{1} << 20);
+  while (low < high)
+    if (const int64_t middle = low + (high - low) / 2; served(middle))
+      low = middle + 1;
+    else
+      high = middle;
+  return low - length;
+}
+
+CacheReads SequenceMap::reads(int64_t tokens, bool draft) const {
+  CacheReads out;
+  const int64_t end = length + tokens;
+  for (const Role r : {Role::kKey, Role::kValue}) {
+    const int64_t coded = std::max<int64_t>(0, coded_end(r, end - 1) - policy.sinks);
+    out.exact += model->shape().layers * (end - coded) * row_bytes();
+  }
+  if (!policy.keeps_codes()) return out;
+  for (size_t u = 0; u < units.size(); ++u) {
+    const CacheModel::Unit& unit = model->units()[u];
+    const Role r = unit.shape.role;
+    const int64_t older = unit.tier + 1 < model->tiers() ? coded_end(r, end - 1, unit.tier + 1) : policy.sinks;
+    // What a policy gave up is not there; else what the last query sees.
+    const int64_t coded =
+        lists_slots(u) ? units[u].listed->count : std::max<int64_t>(0, coded_end(r, end - 1, unit.tier) - older);
+    const CodeLayout layout = draft ? unit.codec->level_layout(model->draft_level()) : unit.form->pages->layout();
+    const int64_t bits = layout.code_bits_per_block() + layout.side_bits_per_block();
+    out.codes += (coded / layout.block_tokens * bits + 7) / 8 + unit.form->pages->pointer_bytes(coded) +
+                 units[u].overlay_count * kOverlay;
+  }
+  return out;
+}
+
 int64_t SequenceMap::whole_blocks(Role r, int64_t end) const {
   const int64_t block = model->block_tokens(r);
   return policy.sinks + std::max<int64_t>(0, end - policy.sinks) / block * block;
@@ -237,8 +279,8 @@ ByteLedger SequenceMap::bytes() const {
 
 int64_t fitted_form_bytes(const Codec& codec, const UnitShape& unit, const SequenceState& state) {
   const auto pages = std::make_shared<PageLayout>(codec.layout());
-  const CodedForm model(codec, unit, nullptr, pages);
-  return FittedForm::bytes(CodedForm(codec, unit, &state, pages, &model), model);
+  const CodedForm model(codec, unit, PlanQuery{}, pages);
+  return FittedForm::bytes(CodedForm(codec, unit, {-1, &state}, pages, &model), model);
 }
 
 ByteLedger ledger_at(const CodecSet& codecs, const CachePolicy& given, int64_t tokens,

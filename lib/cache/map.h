@@ -110,6 +110,10 @@ class SequenceMap {
   const CodedForm& form(size_t unit) const {
     return fitted.empty() || !fitted[unit] ? *model->units()[unit].form : fitted[unit]->form;
   }
+  // The form that the open block reads its codes in.
+  const CodedForm& form_read(size_t unit) const {
+    return open && visibility == Visibility::kDraft ? *model->units()[unit].draft : form(unit);
+  }
   const SequenceState* state(size_t unit) const {
     return fitted.empty() || !fitted[unit] ? nullptr : fitted[unit]->state.get();
   }
@@ -139,6 +143,9 @@ class SequenceMap {
   int64_t tier_end(int tier, int layer, Role r) const {
     return tier > 0 ? boundary(tier, layer, r).coded_end : role(layer, r).coded_end;
   }
+  // CompressedCache::block_limit, reads.
+  int64_t block_limit() const;
+  CacheReads reads(int64_t tokens, bool draft) const;
   // Where whole codec blocks end, when everything before `end` is coded.
   int64_t whole_blocks(Role role, int64_t end) const;
 
@@ -195,6 +202,7 @@ class SequenceMap {
   int64_t fitted_to = 0;  // tokens that parameters were fitted to
   int appended = 0;       // layers of the open block that have theirs
   bool open = false, exact_prompt = false;
+  bool tentative = false;  // between speculate() and commit()
   Visibility visibility = Visibility::kReplay;
 };
 

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <set>
 
+#include "codec/level.h"
 #include "core/error.h"
 #include "core/per_thread.h"
 
@@ -25,9 +26,9 @@ std::set<const void*> books_of(const DecodePlan& plan) {
 
 }  // namespace
 
-CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
+CodedForm::CodedForm(const Codec& codec, const UnitShape& unit, const PlanQuery& query,
                      std::shared_ptr<const PageLayout> page_layout, const CodedForm* model)
-    : plan(codec.plan({-1, state})), pages(std::move(page_layout)) {
+    : plan(codec.plan(query)), pages(std::move(page_layout)) {
   if (model) turned = model->turned;
   VQKV_CHECK(!plan.adds_lower || codec.sees_lower());
   for (int h = 0; h < unit.heads; ++h) decoders.emplace_back(plan, pages, unit.role, h, unit.head_dim, turned);
@@ -59,18 +60,29 @@ CacheModel::CacheModel(const CacheShape& shape) : shape_(shape), rope_(shape.rop
   layer_units_.resize(static_cast<size_t>(shape.layers));
 }
 
-CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(codecs->shape()) {
+CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs, int draft_stages) : CacheModel(codecs->shape()) {
+  VQKV_CHECK(draft_stages >= 0);
+  draft_level_ = draft_stages - 1;
   codecs_ = std::move(codecs);
   constant_bytes_ = codecs_->constant_bytes();
   const auto tiers = static_cast<size_t>(codecs_->tiers());
   unit_index_.resize(unit_index_.size() * tiers, -1);
   layer_units_.resize(layer_units_.size() * tiers);
-  std::map<const Codec*, std::shared_ptr<const CodedForm>> forms;
+  std::map<const Codec*, std::shared_ptr<const CodedForm>> forms, draft_forms;
   for (const TrainedUnit& u : codecs_->units()) {
     const UnitShape& at = u.spec.unit;
     std::shared_ptr<const CodedForm>& form = forms[u.codec.get()];
     if (!form)
-      form = std::make_shared<CodedForm>(*u.codec, at, nullptr, std::make_shared<PageLayout>(u.codec->layout()));
+      form = std::make_shared<CodedForm>(*u.codec, at, PlanQuery{}, std::make_shared<PageLayout>(u.codec->layout()));
+    std::shared_ptr<const CodedForm>& draft = draft_forms[u.codec.get()];
+    if (!draft && drafts()) {
+      const std::string reason =
+          u.codec->fit_needs().tokens > 0 ? "it fits parameters to each prompt" : level_reason(*u.codec, draft_stages);
+      if (!reason.empty())
+        fail_usage(fmt::format("a draft can't read codec '{}' (role {}) at level {}: {}", u.spec.method,
+                               role_name(at.role), draft_stages, reason));
+      draft = std::make_shared<CodedForm>(*u.codec, at, PlanQuery{draft_level_}, form->pages, form.get());
+    }
     VQKV_CHECK(static_cast<int>(form->decoders.size()) == at.heads);
     int64_t& together = block_tokens_[static_cast<int>(at.role)];
     together = std::lcm(together, int64_t{form->plan.layout.block_tokens});
@@ -80,7 +92,8 @@ CacheModel::CacheModel(std::shared_ptr<const CodecSet> codecs) : CacheModel(code
       unit_index_[static_cast<size_t>((2 * row + (at.role == Role::kValue)) * shape_.kv_heads + h)] =
           static_cast<int>(units_.size());
     fits_queries_ = fits_queries_ || u.codec->fit_needs().queries;
-    units_.push_back({at, u.codec.get(), form, codecs_->lower_unit(units_.size()), u.spec.tier, u.spec.level > 0});
+    units_.push_back(
+        {at, u.codec.get(), form, draft, codecs_->lower_unit(units_.size()), u.spec.tier, u.spec.level > 0});
   }
 }
 

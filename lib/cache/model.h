@@ -15,9 +15,9 @@ namespace vqkv {
 
 // How the codes of one unit are laid out and decoded.
 struct CodedForm {
-  // Of `codec` under `state`. Units of one codec share a form: it says nothing of layers. model: the form without a
-  // state, whose turned books serve here too.
-  CodedForm(const Codec& codec, const UnitShape& unit, const SequenceState* state,
+  // Of `codec` under `query`. Units of one codec share a form: it says nothing of layers. model: the whole form without
+  // a state, whose turned books serve here too.
+  CodedForm(const Codec& codec, const UnitShape& unit, const PlanQuery& query,
             std::shared_ptr<const PageLayout> page_layout, const CodedForm* model = nullptr);
   DecodePlan plan;
   std::shared_ptr<const PageLayout> pages;
@@ -33,12 +33,15 @@ class CacheModel {
     UnitShape shape;
     const Codec* codec = nullptr;
     std::shared_ptr<const CodedForm> form;
-    int lower = -1;      // CodecSet::lower_unit
-    int tier = 0;        // by age, the newest first
-    bool level = false;  // its codes are those of the tier before, cut
+    std::shared_ptr<const CodedForm> draft;  // the same pages at the draft level; null without one
+    int lower = -1;                          // CodecSet::lower_unit
+    int tier = 0;                            // by age, the newest first
+    bool level = false;                      // its codes are those of the tier before, cut
   };
 
-  explicit CacheModel(std::shared_ptr<const CodecSet> codecs);
+  // draft_stages: what Visibility::kDraft reads, so many of the first stages of every codec (codec/level.h); 0:
+  // nothing. kUsage where a codec has no such level, or fits parameters to each prompt.
+  explicit CacheModel(std::shared_ptr<const CodecSet> codecs, int draft_stages = 0);
   // Of exact caches without codecs.
   explicit CacheModel(const CacheShape& shape);
 
@@ -63,6 +66,8 @@ class CacheModel {
     const int u = unit_of(layer, head, Role::kKey);
     return u < 0 || units_[static_cast<size_t>(u)].form->plan.rope == RopePlacement::kPost;
   }
+  bool drafts() const { return draft_level_ >= 0; }
+  int draft_level() const { return draft_level_; }  // as PlanQuery::level
   bool sees_lower() const { return codecs_ && codecs_->sees_lower(); }
   // Some codec is fitted to queries of its prompt; some of this layer.
   bool fits_queries() const { return fits_queries_; }
@@ -85,6 +90,7 @@ class CacheModel {
   int64_t block_tokens_[2] = {1, 1};
   int64_t constant_bytes_ = 0;
   bool fits_queries_ = false;
+  int draft_level_ = -1;
 };
 
 }  // namespace vqkv

@@ -22,7 +22,7 @@ int64_t CacheView::coded_end(Role role, int64_t position, int tier) const {
 int64_t CacheView::coded_end(int layer, Role role) const { return map_->role(layer, role).coded_end; }
 int64_t CacheView::exact_begin(int layer, Role role) const { return map_->role(layer, role).exact_begin; }
 
-const CodedForm& CacheView::form(size_t unit) const { return map_->form(unit); }
+const CodedForm& CacheView::form(size_t unit) const { return map_->form_read(unit); }
 const SequenceState* CacheView::state(size_t unit) const { return map_->state(unit); }
 
 bool CacheView::lists_slots(size_t unit) const { return map_->lists_slots(unit); }

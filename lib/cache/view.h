@@ -32,7 +32,8 @@ class CacheView {
   int64_t coded_end(int layer, Role role) const;
   int64_t exact_begin(int layer, Role role) const;
 
-  // Units and how they decode, the sequence's own parameters included. unit_of is -1 in a cache without codecs.
+  // Units and how the open block decodes them (Visibility::kDraft), the sequence's own parameters included. unit_of is
+  // -1 in a cache without codecs.
   int unit_of(int layer, int head, Role role, int tier = 0) const { return model_->unit_of(layer, head, role, tier); }
   std::span<const size_t> layer_units(int layer, int tier = 0) const { return model_->layer_units(layer, tier); }
   // The unit one layer below whose rows this one's plan adds, or -1.
