@@ -10,6 +10,7 @@
 #include "core/cpu.h"
 #include "core/huge_pages.h"
 #include "core/panel.h"
+#include "core/panel_int4.h"
 #include "core/round_up.h"
 #include "core/small_matrix.h"
 #include "core/thread_pool.h"
@@ -145,8 +146,12 @@ void gemm(ConstMatrix a, ConstMatrix b, bool transpose_b, MutMatrix c, bool accu
 struct PackedWeights::Impl {
   int64_t in = 0, out = 0;
   DType type = DType::kF32;
+  int64_t group = 0;                // inputs a scale of 4-bit weights; 0: they are of `type`
   std::shared_ptr<std::byte> data;  // panels, one after the other, and zeros
-  int64_t bytes() const { return panels() * panel_size() * static_cast<int64_t>(dtype_size(type)); }
+  int64_t bytes() const {
+    return group > 0 ? panels() * Int4Panel{in, group}.bytes()
+                     : panels() * panel_size() * static_cast<int64_t>(dtype_size(type));
+  }
   int64_t panels() const { return (out + kPanelWidth - 1) / kPanelWidth; }
   int64_t panel_size() const { return (type == DType::kBF16 ? round_up(in, 2) : in) * kPanelWidth; }
   // Of element (k, column), in elements.
@@ -158,6 +163,7 @@ struct PackedWeights::Impl {
   const std::byte* panel(int64_t p) const {
     return data.get() + p * panel_size() * static_cast<int64_t>(dtype_size(type));
   }
+  std::byte* int4_panel(int64_t p) const { return data.get() + p * Int4Panel{in, group}.bytes(); }
   bool rounds_inputs() const { return type == DType::kBF16 && cpu_features().bf16_products; }
   template <class T, class Narrow>
   void pack(ConstMatrix w, int64_t first, Narrow&& narrow);
@@ -222,7 +228,12 @@ void PackedWeights::apply(ConstMatrix x, MutMatrix y, bool accumulate) const {
   const Cut rows(x.rows, 192, 6);
   parallel_for(rows.count * w.panels(), [&](int64_t i) {
     const int64_t tile = i / w.panels(), panel = i % w.panels(), row = rows.first(tile), col = panel * kPanelWidth;
-    multiply_panel({.panel = w.panel(panel),
+    thread_local AlignedVector<float> wide;
+    if (w.group > 0) {
+      if (const auto size = static_cast<size_t>(w.in * kPanelWidth); wide.size() < size) wide.resize(size);
+      Int4Panel{w.in, w.group}.widen(w.int4_panel(panel), wide.data());
+    }
+    multiply_panel({.panel = w.group > 0 ? static_cast<const void*>(wide.data()) : w.panel(panel),
                     .type = w.type,
                     .depth = w.in,
                     .x = x.row(row),
@@ -248,7 +259,7 @@ void PackedWeights::apply_transposed(ConstMatrix y, MutMatrix x, bool accumulate
     const int64_t outputs = std::min(kOutputs, w.out - first);
     parallel_for((outputs + kPanelWidth - 1) / kPanelWidth, [&](int64_t i) {
       const int64_t row = first + i * kPanelWidth, columns = std::min(kPanelWidth, w.out - row);
-      if (w.type == DType::kF32) {
+      if (w.type == DType::kF32 && w.group == 0) {
         const auto* panel = reinterpret_cast<const float*>(w.panel(row / kPanelWidth));
         kernels::transpose(panel, kPanelWidth, w.in, columns, plain.row(row - first), w.in, false);
       } else {
@@ -261,6 +272,10 @@ void PackedWeights::apply_transposed(ConstMatrix y, MutMatrix x, bool accumulate
 
 void PackedWeights::copy_row(int64_t r, float* out) const {
   VQKV_CHECK(impl_ && r >= 0 && r < impl_->out);
+  if (impl_->group > 0) {
+    Int4Panel{impl_->in, impl_->group}.widen_column(impl_->int4_panel(r / kPanelWidth), r % kPanelWidth, out);
+    return;
+  }
   const std::byte* all = impl_->data.get();
   for (int64_t k = 0; k < impl_->in; ++k) {
     const int64_t at = impl_->place(k, r);
@@ -269,6 +284,27 @@ void PackedWeights::copy_row(int64_t r, float* out) const {
   }
 }
 
+PackedWeights PackedWeights::quantized(int group) const {
+  VQKV_CHECK(impl_ && group >= 1);
+  auto impl = std::make_shared<Impl>();
+  impl->in = impl_->in;
+  impl->out = impl_->out;
+  impl->group = group;
+  impl->data = huge_page_memory(impl->bytes());
+  const Int4Panel form{impl->in, impl->group};
+  parallel_for(impl->panels(), [&](int64_t panel) {
+    std::vector<float> row(static_cast<size_t>(impl->in));
+    for (int64_t lane = 0; lane < std::min(kPanelWidth, impl->out - panel * kPanelWidth); ++lane) {
+      copy_row(panel * kPanelWidth + lane, row.data());
+      form.narrow(row.data(), lane, impl->int4_panel(panel));
+    }
+  });
+  PackedWeights out;
+  out.impl_ = std::move(impl);
+  return out;
+}
+
+int64_t PackedWeights::bytes() const { return impl_ ? impl_->bytes() : 0; }
 bool PackedWeights::rounds_inputs() const { return impl_ && impl_->rounds_inputs(); }
 int64_t PackedWeights::out_features() const { return impl_ ? impl_->out : 0; }
 int64_t PackedWeights::in_features() const { return impl_ ? impl_->in : 0; }

@@ -30,6 +30,11 @@ class PackedWeights {
   // x (m, in) = y (m, out) * W [+ x when accumulate]: a gradient on its way back through apply(). Weights are widened
   // to fp32 some outputs at a time, and nothing else is rounded. The bits depend on the number of rows.
   void apply_transposed(ConstMatrix y, MutMatrix x, bool accumulate = false) const;
+  // The same matrix in 4 bits: of every `group` inputs of an output one scale (f16), and codes 0..15 of w = scale *
+  // (code - 8) with the scale that maps the largest magnitude to 7.5. Products widen a panel at a time and are those of
+  // the widened weights in fp32.
+  PackedWeights quantized(int group) const;
+  int64_t bytes() const;  // held, padding included: what a product reads
   // True with bf16 storage where the processor has AVX512-BF16: inputs are rounded to bf16 too, products are exact and
   // run at twice the rate of fp32. Their bits are a processor's own, so whoever reports a number says which it was.
   bool rounds_inputs() const;

@@ -58,11 +58,43 @@ LlamaCpu::LlamaCpu(const ModelWeights& weights, DType storage, std::string token
   head_ = facts_.tied_head ? embedding_ : read_packed(weights, {Weight::kHead}, 0, storage);
 }
 
+LlamaCpu::LlamaCpu(const LlamaCpu& whole, DraftWeights weights, int group)
+    : facts_(whole.facts_),
+      storage_(whole.storage_),
+      rounded_(weights == DraftWeights::kMlp ? "MLPs" : "layers"),
+      layers_(whole.layers_),
+      embedding_(whole.embedding_),
+      head_(whole.head_),
+      final_norm_(whole.final_norm_),
+      tokenizer_path_(whole.tokenizer_path_) {
+  plain_out_.resize(layers_.size());
+  for (Layer& layer : layers_) {
+    layer.gate_up = layer.gate_up.quantized(group);
+    layer.down = layer.down.quantized(group);
+    if (weights == DraftWeights::kMlp) continue;
+    layer.qkv = layer.qkv.quantized(group);
+    layer.out = layer.out.quantized(group);
+  }
+}
+
 LlamaCpu::~LlamaCpu() = default;
 
+std::unique_ptr<ModelRuntime> LlamaCpu::draft(DraftWeights weights, int group) const {
+  return std::make_unique<LlamaCpu>(*this, weights, group);
+}
+
 std::string LlamaCpu::weights() const {
-  if (storage_ == DType::kF32) return "f32";
-  return embedding_.rounds_inputs() ? "bf16 x bf16" : "bf16 x f32";
+  const std::string rest = storage_ == DType::kF32 ? "f32" : embedding_.rounds_inputs() ? "bf16 x bf16" : "bf16 x f32";
+  return rounded_.empty() ? rest : fmt::format("{}, {} int4 x f32", rest, rounded_);
+}
+
+int64_t LlamaCpu::weight_bytes() const {
+  const auto of = [](const std::vector<float>& v) { return static_cast<int64_t>(v.size() * sizeof(float)); };
+  int64_t bytes = head_.bytes() + of(final_norm_);
+  for (const Layer& l : layers_)
+    bytes += l.qkv.bytes() + l.out.bytes() + l.gate_up.bytes() + l.down.bytes() + of(l.attention_norm) +
+             of(l.ffn_norm) + of(l.qkv_bias) + of(l.o_bias) + of(l.q_norm) + of(l.k_norm);
+  return bytes;
 }
 
 const Tokenizer& LlamaCpu::tokenizer() const {
@@ -230,6 +262,10 @@ const Tokenizer* ModelRuntime::find_tokenizer() const {
 
 double ModelRuntime::backward(std::span<const int32_t>, LogitLoss&, GradientTap&) {
   fail_unavailable("this runtime has no backward pass; the one on the cpu has");
+}
+
+std::unique_ptr<ModelRuntime> ModelRuntime::draft(DraftWeights, int) const {
+  fail_unavailable("this runtime makes no draft of its model; the one on the cpu does");
 }
 
 std::unique_ptr<ModelRuntime> load_model(const std::string& path, const RuntimeOptions& options) {

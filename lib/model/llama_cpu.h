@@ -15,6 +15,8 @@ class LlamaCpu final : public ModelRuntime {
  public:
   // The tokenizer is loaded from `tokenizer_path` when it is first asked for.
   LlamaCpu(const ModelWeights& weights, DType storage, std::string tokenizer_path);
+  // A draft of `whole`.
+  LlamaCpu(const LlamaCpu& whole, DraftWeights weights, int group);
   ~LlamaCpu() override;
 
   const ModelFacts& facts() const override { return facts_; }
@@ -24,6 +26,8 @@ class LlamaCpu final : public ModelRuntime {
   void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) override;
   double backward(std::span<const int32_t> tokens, LogitLoss& loss, GradientTap& tap) override;
   ConstMatrix output_weight(int layer) const override;
+  std::unique_ptr<ModelRuntime> draft(DraftWeights weights, int group) const override;
+  int64_t weight_bytes() const override;
 
  private:
   struct Backward;                          // of one window
@@ -44,6 +48,7 @@ class LlamaCpu final : public ModelRuntime {
 
   ModelFacts facts_;
   DType storage_;
+  std::string rounded_;  // which matrices are in 4 bits; empty: none
   std::vector<Layer> layers_;
   PackedWeights embedding_, head_;  // one copy when tied
   std::vector<float> final_norm_;

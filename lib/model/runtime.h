@@ -48,6 +48,9 @@ struct RuntimeOptions {
   DType weights = DType::kF32;
 };
 
+// Of which matrices a draft of a model holds 4-bit weights.
+enum class DraftWeights { kMlp, kLayers };
+
 enum class LogitRows { kNone, kLast, kAll };
 
 // New tokens of one sequence.
@@ -81,6 +84,11 @@ class ModelRuntime {
   // count. kUsage for an empty window, one beyond the longest context, tokens outside the vocabulary and what the loss
   // refuses; kUnavailable from a runtime without a backward pass.
   virtual double backward(std::span<const int32_t> tokens, LogitLoss& loss, GradientTap& tap);
+  // The same model with matrices rounded to 4 bits (PackedWeights::quantized, of `group` inputs): those of the MLPs, or
+  // of all layers. It shares the rest with this one, and no activations. kUnavailable from a runtime without such.
+  virtual std::unique_ptr<ModelRuntime> draft(DraftWeights weights, int group) const;
+  // Bytes of the weights that a forward pass with logits reads, embeddings apart; 0 where that is not known.
+  virtual int64_t weight_bytes() const { return 0; }
   // W_O of a layer, (hidden, q_heads*d).
   virtual ConstMatrix output_weight(int layer) const = 0;
 };

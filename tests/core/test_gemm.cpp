@@ -115,6 +115,42 @@ TEST_CASE("packed weights: bf16 loses what rounding loses, and nothing in produc
   CHECK_FALSE(PackedWeights(random_matrix(3, 3, 1), DType::kF32).rounds_inputs());
 }
 
+TEST_CASE("packed weights in 4 bits: half a step from the weights, and products of what they widen to", "[gemm]") {
+  for (const auto& [n, k] : {std::array<int64_t, 2>{1, 1}, {63, 17}, {64, 64}, {130, 101}})
+    for (const int group : {1, 16, 128}) {
+      const auto w = random_matrix(n, k, 4);
+      const PackedWeights whole(w, DType::kF32), packed = whole.quantized(group);
+      CHECK(packed.out_features() == n);
+      CHECK(packed.in_features() == k);
+      CHECK_FALSE(packed.rounds_inputs());
+      const int64_t panels = (n + 63) / 64;
+      CHECK(packed.bytes() == panels * 64 * (2 * ((k + group - 1) / group) + (k + 1) / 2));
+      CHECK(whole.bytes() == panels * 64 * k * 4);
+      Matrix<float> wide(n, k);
+      for (int64_t r = 0; r < n; ++r) {
+        packed.copy_row(r, wide.row(r));
+        for (int64_t first = 0; first < k; first += group) {
+          const int64_t end = std::min<int64_t>(k, first + group);
+          float most = 0;
+          for (int64_t i = first; i < end; ++i) most = std::max(most, std::abs(w(r, i)));
+          // The largest is half a step beyond the last code above; scales are float16.
+          for (int64_t i = first; i < end; ++i) REQUIRE(std::abs(wide(r, i) - w(r, i)) <= most / 15 * 1.001f + 1e-6f);
+        }
+      }
+      for (const int64_t m : {1, 7}) {
+        CAPTURE(n, k, group, m);
+        const auto x = random_matrix(m, k, 5), y_back = random_matrix(m, n, 6);
+        Matrix<float> y(m, n), of_wide(m, n), back(m, k), back_wide(m, k);
+        packed.apply(x, y);
+        PackedWeights(wide, DType::kF32).apply(x, of_wide);
+        CHECK(y.storage == of_wide.storage);
+        packed.apply_transposed(y_back, back);
+        PackedWeights(wide, DType::kF32).apply_transposed(y_back, back_wide);
+        CHECK(back.storage == back_wide.storage);
+      }
+    }
+}
+
 TEST_CASE("packed weights: matrices stacked equal matrices apart", "[gemm]") {
   const auto a = random_matrix(70, 48, 1), b = random_matrix(10, 48, 2), x = random_matrix(20, 48, 3);
   const ConstMatrix both[] = {a, b};
