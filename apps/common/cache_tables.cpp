@@ -6,6 +6,7 @@
 
 #include "attention/attention.h"
 #include "cache/policies/kinds.h"
+#include "generation/strategies/strategy.h"
 
 namespace vqkv {
 namespace {
@@ -24,6 +25,21 @@ Table left_table(std::initializer_list<const char*> names) {
   return t;
 }
 
+template <class Kind>
+Table kinds_table(const std::vector<const Kind*>& kinds) {
+  Table t = left_table({"name", "title", "knobs", "source"});
+  for (const Kind* k : kinds) {
+    const auto i = k->describe();
+    std::vector<std::string> knobs;
+    for (const Knob& knob : k->knobs()) knobs.push_back(fmt::format("{} ({})", knob.name, knob.get().dump()));
+    t.rows.push_back({{"name", i.name},
+                      {"title", i.title},
+                      {"knobs", fmt::format("{}", fmt::join(knobs, "; "))},
+                      {"source", i.paper.empty() ? "common practice" : i.paper}});
+  }
+  return t;
+}
+
 }  // namespace
 
 std::span<const RuleInfo> cache_rules() { return kRules; }
@@ -35,19 +51,8 @@ Table rules_table() {
   return t;
 }
 
-Table policies_table() {
-  Table t = left_table({"name", "title", "knobs", "source"});
-  for (const PolicyKind* k : all_policies()) {
-    const PolicyInfo i = k->describe();
-    std::vector<std::string> knobs;
-    for (const Knob& knob : k->knobs()) knobs.push_back(fmt::format("{} ({})", knob.name, knob.get().dump()));
-    t.rows.push_back({{"name", i.name},
-                      {"title", i.title},
-                      {"knobs", fmt::format("{}", fmt::join(knobs, "; "))},
-                      {"source", i.paper.empty() ? "common practice" : i.paper}});
-  }
-  return t;
-}
+Table policies_table() { return kinds_table(all_policies()); }
+Table strategies_table() { return kinds_table(all_strategies()); }
 
 Table backends_table() {
   Table t = left_table({"name"});

@@ -1,4 +1,4 @@
-// What `cache:` of a configuration offers, as both tools list it.
+// What caches and generation offer, as both tools list it.
 #pragma once
 #include <span>
 #include <string>
@@ -17,5 +17,6 @@ std::span<const RuleInfo> cache_rules();
 Table rules_table();
 Table policies_table();
 Table backends_table();
+Table strategies_table();  // of decoding
 
 }  // namespace vqkv

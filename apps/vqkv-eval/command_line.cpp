@@ -40,6 +40,31 @@ void add_exec(CLI::App& verb, CommonOptions& o) {
       });
 }
 
+// Prompt, length, sampling and strategy of `generate` and `strategy`.
+void add_prompt(CLI::App& verb, GenerateVerb& v) {
+  auto* prompt = verb.add_option("--prompt", v.prompt, "prompt text");
+  verb.add_option("--prompt-file", v.prompt_file, "prompt from a UTF-8 file")
+      ->check(CLI::ExistingFile)
+      ->excludes(prompt);
+  auto* chat = verb.add_flag("--chat", v.chat, "wrap the prompt in the model's chat template");
+  verb.add_flag("!--no-thinking", v.thinking, "with --chat: Qwen3 answers without a block of thoughts")->needs(chat);
+  verb.add_flag("--special", v.special, "special tokens written in the prompt become their ids")->excludes(chat);
+  verb.add_flag("--exact-prefill", v.exact_prefill, "the prompt attends to exact K and V and is coded once at its end");
+  verb.add_option("--new-tokens", v.new_tokens, "tokens to generate, at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 24));
+  verb.add_flag("--ignore-stop", v.ignore_stop, "go on after a stop token");
+  verb.add_option("--temperature", v.temperature, "0: greedy")->capture_default_str();
+  verb.add_option("--top-k", v.top_k, "0: off")->capture_default_str();
+  verb.add_option("--top-p", v.top_p, "1: off")->capture_default_str();
+  verb.add_option("--seed", v.seed, "of the sampler, the same for every cache")->capture_default_str();
+  verb.add_option(
+          "--strategy", v.strategy,
+          "how tokens come about over every codec but exact (`vqkv-eval ls strategies`); its knobs are overrides, "
+          "e.g. strategy.gamma=6")
+      ->capture_default_str();
+}
+
 }  // namespace
 
 int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
@@ -47,13 +72,14 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   set_up(app);
 
   ReplayVerb replay;
-  GenerateVerb generate;
+  GenerateVerb generate, strategy;
   MemoryVerb memory;
   SpeedVerb speed;
   OutputFlags flags;
   std::string what;
 
-  replay.common.attention = generate.common.attention = kReplayAttention;
+  replay.common.attention = generate.common.attention = strategy.common.attention = kReplayAttention;
+  strategy.strategy = "quantspec";
   auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
   add_common(*r, replay.common, flags, true);
   add_exec(*r, replay.common);
@@ -92,29 +118,22 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   auto* g = app.add_subcommand("generate", "exact and compressed side by side, with the first divergence");
   add_common(*g, generate.common, flags, true);
   add_exec(*g, generate.common);
-  auto* prompt = g->add_option("--prompt", generate.prompt, "prompt text");
-  g->add_option("--prompt-file", generate.prompt_file, "prompt from a UTF-8 file")
-      ->check(CLI::ExistingFile)
-      ->excludes(prompt);
-  auto* chat = g->add_flag("--chat", generate.chat, "wrap the prompt in the model's chat template");
-  g->add_flag("!--no-thinking", generate.thinking, "with --chat: Qwen3 answers without a block of thoughts")
-      ->needs(chat);
-  g->add_flag("--special", generate.special, "special tokens written in the prompt become their ids")->excludes(chat);
-  g->add_flag("--exact-prefill", generate.exact_prefill,
-              "the prompt attends to exact K and V and is coded once at its end");
-  g->add_option("--new-tokens", generate.new_tokens, "tokens to generate, at most")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 24));
-  g->add_flag("--ignore-stop", generate.ignore_stop, "go on after a stop token");
-  g->add_option("--temperature", generate.temperature, "0: greedy")->capture_default_str();
-  g->add_option("--top-k", generate.top_k, "0: off")->capture_default_str();
-  g->add_option("--top-p", generate.top_p, "1: off")->capture_default_str();
-  g->add_option("--seed", generate.seed, "of the sampler, the same for every cache")->capture_default_str();
+  add_prompt(*g, generate);
   g->footer(
       "Examples:\n"
       "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
       "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/kjv-0.txt --new-tokens 128 "
       "cache.window=16");
+
+  auto* d = app.add_subcommand("strategy",
+                               "what a strategy of decoding guesses right, reads and changes, the plain one beside it");
+  add_common(*d, strategy.common, flags, true);
+  add_prompt(*d, strategy);
+  d->footer(
+      "Examples:\n"
+      "  vqkv-eval strategy --model M --codec quantspec.yaml --prompt-file data/kjv-0.txt --new-tokens 128\n"
+      "  vqkv-eval strategy --model M --codec quantspec.yaml --prompt-file T --exact-prefill strategy.gamma=6 "
+      "strategy.draft_weights=same --json");
 
   auto* m = app.add_subcommand("memory", "bytes by kind, allocator and process peak at several contexts");
   add_common(*m, memory.common, flags, false);
@@ -148,22 +167,23 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5\n"
       "  vqkv-eval speed --model M --codec c.codec.h5 --batch 16");
 
-  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, backends");
+  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, strategies, backends");
   l->add_option("what", what,
                 "modes (of replay), rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
-                "stay) or backends (of attention)")
+                "stay), strategies (of decoding) or backends (of attention)")
       ->required()
-      ->check(CLI::IsMember({"modes", "rules", "policies", "backends"}));
+      ->check(CLI::IsMember({"modes", "rules", "policies", "strategies", "backends"}));
   flags.add_to(*l);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
 
   return run_verb(app, argc, argv, methods, flags, [&](TableFormat format, const std::string& command) {
-    for (CommonOptions* o : {&replay.common, &generate.common, &memory.common, &speed.common}) {
+    for (CommonOptions* o : {&replay.common, &generate.common, &strategy.common, &memory.common, &speed.common}) {
       o->format = format;
       o->command = command;
     }
     if (*r) return run_replay(replay);
     if (*g) return run_generate(generate);
+    if (*d) return run_strategy(strategy);
     if (*m) return run_memory(memory);
     if (*s) return run_speed(speed);
     return run_ls(what, format);

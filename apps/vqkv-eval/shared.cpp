@@ -265,10 +265,11 @@ std::vector<Column> bits_columns() {
 int run_ls(const std::string& what, TableFormat format) {
   Table modes{{{"mode", "mode", "", false}, {"meaning", "meaning", "", false}}, {}};
   for (const ReplayModeInfo& m : replay_modes()) modes.rows.push_back({{"mode", m.name}, {"meaning", m.meaning}});
-  print(what == "backends"   ? backends_table()
-        : what == "rules"    ? rules_table()
-        : what == "policies" ? policies_table()
-                             : modes,
+  print(what == "backends"     ? backends_table()
+        : what == "rules"      ? rules_table()
+        : what == "policies"   ? policies_table()
+        : what == "strategies" ? strategies_table()
+                               : modes,
         format);
   return kExitOk;
 }

@@ -41,8 +41,9 @@ struct ReplayVerb {
   std::string out;  // also write the full JSON here
 };
 
-struct GenerateVerb {
+struct GenerateVerb {  // and of `strategy`
   CommonOptions common;
+  std::string strategy = "plain";
   std::string prompt, prompt_file;
   bool chat = false, thinking = true, special = false, exact_prefill = false, ignore_stop = false;
   int64_t new_tokens = 64;
@@ -67,6 +68,7 @@ struct SpeedVerb {
 
 int run_replay(const ReplayVerb& v);
 int run_generate(const GenerateVerb& v);
+int run_strategy(const GenerateVerb& v);
 int run_memory(const MemoryVerb& v);
 int run_speed(const SpeedVerb& v);
 int run_ls(const std::string& what, TableFormat format);

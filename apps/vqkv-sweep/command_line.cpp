@@ -25,19 +25,19 @@ int vqkv::sweep_main(int argc, char** argv, const Methods& methods) {
   JudgeVerb judge;
   EncodeVerb encoded;
 
-  auto* ls = app.add_subcommand("ls", "what there is: codecs, transforms, rules, policies, metrics, backends");
+  auto* ls =
+      app.add_subcommand("ls", "what there is: codecs, transforms, rules, policies, strategies, metrics, backends");
   ls->add_option("what", what,
                  "codecs, transforms, rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
-                 "stay), metrics "
-                 "or backends")
+                 "stay), strategies (of decoding), metrics or backends")
       ->required();
   flags.add_to(*ls);
   ls->footer("Examples:\n  vqkv-sweep ls codecs\n  vqkv-sweep ls metrics --format csv");
 
-  auto* explain = app.add_subcommand(
-      "explain",
-      "a codec, transform, rule, policy or metric: knobs, ranges, bits, paper, caveat; or the tiers of a cell");
-  explain->add_option("name", name, "as `ls` prints it, or a cell: FILE.yaml")->required();
+  auto* explain = app.add_subcommand("explain",
+                                     "a codec, transform, rule, policy, strategy or metric: knobs, ranges, bits, "
+                                     "paper, caveat; or the tiers of a cell");
+  explain->add_option("name", name, "as `ls` prints it, or KIND.NAME; or a cell: FILE.yaml")->required();
   explain->add_option("overrides", explain_overrides, "path=value, with a FILE.yaml");
   flags.add_to(*explain);
   explain->footer(

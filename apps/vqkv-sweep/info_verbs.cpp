@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/names.h"
 #include "experiment/explain.h"
+#include "generation/strategies/strategy.h"
 #include "metric/metric.h"
 #include "verbs.h"
 
@@ -107,6 +108,8 @@ int run_ls(const std::string& what, const Common& common) {
     t = rules_table();
   } else if (what == "policies") {
     t = policies_table();
+  } else if (what == "strategies") {
+    t = strategies_table();
   } else if (what == "metrics") {
     if (common.format == TableFormat::kMarkdown)
       left({"name", "title", "unit", "better"});
@@ -126,7 +129,7 @@ int run_ls(const std::string& what, const Common& common) {
   } else if (what == "backends") {
     t = backends_table();
   } else {
-    fail_unknown("ls:", what, {"codecs", "transforms", "rules", "policies", "metrics", "backends"});
+    fail_unknown("ls:", what, {"codecs", "transforms", "rules", "policies", "strategies", "metrics", "backends"});
   }
   print(t, common.format);
   return kExitOk;
@@ -165,14 +168,23 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
   if (full_name.ends_with(".yaml") || full_name.ends_with(".yml")) return explain_file(full_name, overrides, common);
   if (!overrides.empty())
     fail_usage(fmt::format("explain: '{}': only a configuration, FILE.yaml, takes overrides", overrides[0]));
-  std::string name = full_name;
+  // A codec and a strategy may have one name: KIND.NAME tells them apart, and the name alone is the codec's.
+  std::string name = full_name, only;
   std::vector<std::string> known;
-  for (const std::string prefix : {"codec.", "transform.", "metric.", "rule.", "policy."})
-    if (name.starts_with(prefix)) name = name.substr(prefix.size());
+  for (const std::string kind : {"codec", "transform", "metric", "rule", "policy", "strategy"})
+    if (name.starts_with(kind + ".")) {
+      only = kind;
+      name = name.substr(kind.size() + 1);
+    }
+  const auto is = [&](const char* kind, const std::string& candidate) {
+    if (!only.empty() && only != kind) return false;
+    known.push_back(candidate);
+    return candidate == name;
+  };
   for (const Method* m : all_methods()) {
     const MethodInfo i = m->describe();
-    known.push_back(i.name);
-    if (i.name != name) continue;
+    if (!is("codec", i.name)) continue;
+    const bool twice = std::ranges::any_of(all_strategies(), [&](auto* k) { return k->describe().name == i.name; });
     print_facts({{"codec", i.name},
                  {"title", i.title},
                  {"family", i.family},
@@ -183,14 +195,14 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
                  {"bibtex", i.bibtex},
                  {"caveat", i.caveat},
                  {"version", i.version},
-                 {"presets", i.presets}},
+                 {"presets", i.presets},
+                 {"see also", twice ? Json("strategy." + i.name) : Json()}},
                 m->knobs(), common);
     return kExitOk;
   }
   for (const TransformKind* k : all_transforms()) {
     const TransformInfo i = k->describe();
-    known.push_back(i.name);
-    if (i.name != name) continue;
+    if (!is("transform", i.name)) continue;
     print_facts({{"transform", i.name},
                  {"title", i.title},
                  {"side_bits", i.side_bits},
@@ -205,8 +217,7 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
   }
   for (const MetricKind* k : all_metrics()) {
     const MetricInfo i = k->describe();
-    known.push_back(i.name);
-    if (i.name != name) continue;
+    if (!is("metric", i.name)) continue;
     print_facts({{"metric", i.name},
                  {"title", i.title},
                  {"unit", i.unit},
@@ -218,21 +229,32 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
     return kExitOk;
   }
   for (const RuleInfo& p : cache_rules()) {
-    known.push_back(p.name);
-    if (name != p.name) continue;
+    if (!is("rule", p.name)) continue;
     print_facts({{"rule", p.name}, {"title", p.title}, {"knobs", p.knobs}, {"source", p.source}}, {}, common);
     return kExitOk;
   }
   for (const PolicyKind* k : all_policies()) {
     const PolicyInfo i = k->describe();
-    known.push_back(i.name);
-    if (name != i.name) continue;
+    if (!is("policy", i.name)) continue;
     print_facts(
         {{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}, {"version", i.version}},
         k->knobs(), common);
     return kExitOk;
   }
-  fail_unknown("explain: codec, transform, metric, rule or policy", full_name, known);
+  for (const StrategyKind* k : all_strategies()) {
+    const StrategyInfo i = k->describe();
+    if (!is("strategy", i.name)) continue;
+    print_facts({{"strategy", i.name},
+                 {"title", i.title},
+                 {"target", i.target},
+                 {"paper", i.paper},
+                 {"bibtex", i.bibtex},
+                 {"caveat", i.caveat},
+                 {"version", i.version}},
+                k->knobs(), common);
+    return kExitOk;
+  }
+  fail_unknown("explain: codec, transform, metric, rule, policy or strategy", full_name, known);
 }
 
 }  // namespace vqkv::sweep

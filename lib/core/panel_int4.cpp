@@ -34,8 +34,7 @@ void Int4Panel::narrow(const float* weights, int64_t lane, std::byte* panel) con
     std::memcpy(panel + 2 * (g * kPanelWidth + lane), &stored, sizeof stored);
     const float scale = to_float(stored);
     for (int64_t k = first; k < end; ++k) {
-      const float code =
-          scale > 0 ? std::clamp(std::nearbyint(weights[k] / scale) + kMiddle, 0.0f, kEnd) : kMiddle;
+      const float code = scale > 0 ? std::clamp(std::nearbyint(weights[k] / scale) + kMiddle, 0.0f, kEnd) : kMiddle;
       codes[k / 2 * kPanelWidth + lane] |= static_cast<std::byte>(static_cast<unsigned>(code) << (k % 2 * 4));
     }
   }

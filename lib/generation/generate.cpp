@@ -1,45 +1,23 @@
 #include "generation/generate.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
-#include "core/clock.h"
+#include "generation/decoding.h"
 
 namespace vqkv {
 
 Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> prompt, const GenerateOptions& options,
-                   const std::function<bool(int32_t)>& on_token) {
-  if (prompt.empty()) fail_usage("generation needs a prompt of at least one token");
-  if (options.new_tokens < 0) fail_usage(fmt::format("new tokens: {}; allowed: 0 or more", options.new_tokens));
-  const int64_t before = kv.cache().length(), given = static_cast<int64_t>(prompt.size());
-  model.facts().require_context(before + given + options.new_tokens);
-
-  Generated result;
-  Sampler sampler(options.sampling);
+                   const std::function<bool(int32_t)>& on_token, const std::function<void()>& before_pass) {
+  Decoding text(model, kv, prompt, options, on_token);
   Matrix<float> logits(1, model.facts().vocab);
-  Stopwatch watch;
-  if (options.exact_prefill) kv.expect_prompt(before + given);
-  model.forward(prompt, kv, LogitRows::kLast, logits,
-                options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay);
-  if (options.exact_prefill) kv.end_exact_prefill();
-  result.prefill_seconds = watch.seconds();
-
-  const double first_step = watch.seconds();
-  while (static_cast<int64_t>(result.tokens.size()) < options.new_tokens) {
-    const int32_t token = sampler.next(std::span(logits.data(), static_cast<size_t>(logits.cols)));
-    if (std::find(options.stop.begin(), options.stop.end(), token) != options.stop.end()) {
-      result.stop_token = token;
-      break;
-    }
-    result.tokens.push_back(token);
-    if (on_token && !on_token(token)) break;
-    if (static_cast<int64_t>(result.tokens.size()) == options.new_tokens) break;  // no logits are needed after the last
+  // No logits are needed after the last token.
+  for (bool more = text.begin(); more; more = text.draw(logits.row(0))) {
+    const int32_t token = text.last();
+    if (before_pass) before_pass();
     model.forward(std::span(&token, 1), kv, LogitRows::kLast, logits);
-    ++result.decode_steps;
+    text.count_step();
   }
-  result.decode_seconds = watch.seconds() - first_step;
-  return result;
+  return text.finish();
 }
 
 std::vector<int32_t> Generated::with_stop() const {

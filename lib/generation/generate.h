@@ -1,4 +1,4 @@
-// Generation: prefill, then one token at a time over a KvSession.
+// Generation: prefill, then one token at a time over a KvSession. Other ways to the same text: strategies/strategy.h.
 #pragma once
 #include <functional>
 #include <span>
@@ -21,7 +21,7 @@ struct Generated {
   int32_t stop_token = -1;      // the stop token that ended it, or -1
   double prefill_seconds = 0;   // until the first token's logits
   double decode_seconds = 0;    // all later steps
-  int64_t decode_steps = 0;
+  int64_t decode_steps = 0;     // passes of the model behind the prompt
 
   std::vector<int32_t> with_stop() const;  // tokens, and the stop token where one ended it
 };
@@ -31,8 +31,9 @@ struct Generated {
 int64_t first_divergence(const Generated& a, const Generated& b);
 
 // Continues what `kv` holds with `prompt` (at least one token). on_token sees each token as it is drawn and ends the
-// generation by returning false. kUsage when prompt and new tokens exceed the model's context length.
+// generation by returning false. kUsage when prompt and new tokens exceed the model's context length. before_pass:
+// called before each step of the model.
 Generated generate(ModelRuntime& model, KvSession& kv, std::span<const int32_t> prompt, const GenerateOptions& options,
-                   const std::function<bool(int32_t)>& on_token = {});
+                   const std::function<bool(int32_t)>& on_token = {}, const std::function<void()>& before_pass = {});
 
 }  // namespace vqkv

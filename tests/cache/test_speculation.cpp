@@ -26,8 +26,8 @@ std::vector<float> attended(CompressedCache& cache, const Tokens& x, int64_t n, 
   kv.begin_block(n, visibility);
   for (int layer = 0; layer < cache.shape().layers; ++layer) {
     Matrix<float> out(n, x.q.cols);
-    kv.attend(layer, x.q.view().slice_rows(first, n), x.k.view().slice_rows(first, n),
-              x.v.view().slice_rows(first, n), out);
+    kv.attend(layer, x.q.view().slice_rows(first, n), x.k.view().slice_rows(first, n), x.v.view().slice_rows(first, n),
+              out);
     all.insert(all.end(), out.storage.begin(), out.storage.end());
   }
   kv.end_block();
@@ -96,8 +96,7 @@ TEST_CASE("drafts read the upper half of each code, by every path, and say how m
     feed(cache, x, 0, 150);
     feed(int4, x, 0, 150);
     cache.speculate();
-    CHECK(attended(cache, x, 1, Visibility::kDraft, attention) ==
-          attended(int4, x, 1, Visibility::kReplay, attention));
+    CHECK(attended(cache, x, 1, Visibility::kDraft, attention) == attended(int4, x, 1, Visibility::kReplay, attention));
     cache.truncate(150);
     const CacheReads draft = cache.reads(1, true), target = cache.reads(1), of_int4 = int4.reads(1);
     CHECK(draft.codes == of_int4.codes);

@@ -14,7 +14,7 @@ TEST_CASE("vqkv-eval: help, version, what there is", "[cli][eval]") {
   const Eval eval;
   CHECK(eval({"--version"}).out.rfind("vqkv-eval 0.", 0) == 0);
   CHECK(eval({"--help"}).code == 0);
-  for (const char* verb : {"replay", "generate", "memory", "speed", "ls"}) {
+  for (const char* verb : {"replay", "generate", "strategy", "memory", "speed", "ls"}) {
     const ToolRun r = eval({verb, "--help"});
     CHECK(r.code == 0);
     CHECK(r.out.find("Examples:") != std::string::npos);

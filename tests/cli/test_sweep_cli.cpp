@@ -341,7 +341,7 @@ TEST_CASE("wrong input ends with its code and its place", "[cli][sweep]") {
   has(verbose.err, " threads\n");
   check({"explain", "rvq", "codec.bits=2"}, 2, "only a configuration, FILE.yaml, takes overrides");
   has(at({"explain", "window"}).out, "rule:");
-  for (const char* what : {"codecs", "transforms", "rules", "policies", "metrics", "backends"})
+  for (const char* what : {"codecs", "transforms", "rules", "policies", "strategies", "metrics", "backends"})
     CHECK(Json::parse(at({"ls", what, "--json"}).out).size() >= 2);
 }
 

@@ -43,8 +43,8 @@ TEST_CASE("upper nibbles are the INT4 cache, both an INT8 one", "[quantspec][gol
       CAPTURE(role_name(role), heads);
       const UnitShape unit = unit_of(16, heads, role);
       const auto codec = find_method("quantspec").make({{"group", 16}}, unit);
-      const auto int4 =
-          find_method("rtn").make({{"bits", 4}, {"group", 16}, {"axis", role == Role::kKey ? "channel" : "token"}}, unit);
+      const auto int4 = find_method("rtn").make(
+          {{"bits", 4}, {"group", 16}, {"axis", role == Role::kKey ? "channel" : "token"}}, unit);
       const Matrix<float> x = gaussian(64, unit.channels(), 3);
       CodeBlock codes, plain;
       const Matrix<float> target = round_trip(*codec, x, &codes), draft = at_level(*codec, codes, 64, 0);
@@ -54,8 +54,10 @@ TEST_CASE("upper nibbles are the INT4 cache, both an INT8 one", "[quantspec][gol
       for (int64_t t = 0; t < 64; ++t)
         for (int64_t c = 0; c < x.cols; ++c) {
           const int64_t side = role == Role::kKey ? t / 16 * x.cols + c : t * heads + c / 16;
-          const double scale = codes.sides[0][static_cast<size_t>(side)], error = std::abs(double{target(t, c)} - x(t, c));
-          // Half a lower step, and a whole one where its last code is too near; the range's ends are rounded to float16.
+          const double scale = codes.sides[0][static_cast<size_t>(side)],
+                       error = std::abs(double{target(t, c)} - x(t, c));
+          // Half a lower step, and a whole one where its last code is too near; the range's ends are rounded to
+          // float16.
           const bool last = codes.fields[1][static_cast<size_t>(t * x.cols + c)] == 15;
           clamped += last && error > scale / 32;
           CHECK(error <= scale / (last ? 16 : 32) + 0.004);

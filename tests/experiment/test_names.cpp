@@ -11,6 +11,7 @@
 #include "core/json.h"
 #include "core/names.h"
 #include "generation/replay.h"
+#include "generation/strategies/strategy.h"
 #include "metric/metric.h"
 #include "support/catch.h"
 #include "support/error_of.h"
@@ -42,6 +43,7 @@ TEST_CASE("every registry refuses an unknown name in the same words", "[names]")
            {"codec", names_of(all_methods()), [](const std::string& n) { find_method(n); }},
            {"transform", names_of(all_transforms()), [](const std::string& n) { find_transform(n, ""); }},
            {"policy", names_of(all_policies()), [](const std::string& n) { find_policy(n, ""); }},
+           {"strategy", names_of(all_strategies()), [](const std::string& n) { find_strategy(n); }},
            {"metric", names_of(all_metrics()), [](const std::string& n) { find_metric(n); }},
            {"attention backend", backends, [](const std::string& n) { make_attention_backend(n); }},
            {"dtype", {}, [](const std::string& n) { dtype_from_name(n); }},

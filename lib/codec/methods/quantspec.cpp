@@ -21,7 +21,7 @@ struct QuantSpecKnobs {
 
 int group_of(const QuantSpecKnobs& k, const UnitShape& unit) { return k.group == 0 ? unit.head_dim : k.group; }
 
-constexpr int kNibble = 4, kZero = 8;           // bits; the lower code of a residual of 0
+constexpr int kNibble = 4, kZero = 8;            // bits; the lower code of a residual of 0
 constexpr double kFiner = 1.0 / (1 << kNibble);  // the lower grid's scale against the upper's
 
 class QuantSpecCodec final : public Codec {
@@ -71,8 +71,7 @@ class QuantSpecCodec final : public Codec {
     LevelsTerm lower = std::get<LevelsTerm>(plan.terms[0]);
     lower.field = 1;
     lower.zero_side = -1;
-    for (int code = 0; code < 1 << kNibble; ++code)
-      lower.levels.push_back(static_cast<float>((code - kZero) * kFiner));
+    for (int code = 0; code < 1 << kNibble; ++code) lower.levels.push_back(static_cast<float>((code - kZero) * kFiner));
     plan.terms.emplace_back(lower);
     return plan;
   }
@@ -106,8 +105,9 @@ MethodInfo describe_quantspec() {
   const auto buffer = [](int group) {  // the newest G to 2G - 1 tokens
     return Json{{"sinks", 0}, {"rule", "window"}, {"window", group + 1}, {"flush", group}};
   };
-  info.presets = {{"default", {{"cache", buffer(128)}, {"note", "the double buffer of 128 + 128 tokens; at head_dim 128"}}},
-                  {"g64", {{"codec", {{"group", 64}}}, {"cache", buffer(64)}, {"note", "the same for head_dim 64"}}}};
+  info.presets = {
+      {"default", {{"cache", buffer(128)}, {"note", "the double buffer of 128 + 128 tokens; at head_dim 128"}}},
+      {"g64", {{"codec", {{"group", 64}}}, {"cache", buffer(64)}, {"note", "the same for head_dim 64"}}}};
   return info;
 }
 
