@@ -157,3 +157,20 @@ TEST_CASE("the registry names what is near", "[registry]") {
   CHECK_THROWS_WITH(find_method("rtn").canonical({{"axis", "chanel"}}, "codec"),
                     Catch::Contains("did you mean 'channel'"));
 }
+
+// baseline-methods 9.9
+TEST_CASE("SpeCache's worked example: one bit at the quarters of a range", "[specache][golden]") {
+  const auto codec = find_method("specache").make({{"bits", 1}, {"group", 4}}, unit_of(4, 1, Role::kValue));
+  CodeBlock codes;
+  const auto y = values_after(*codec, {-1, .2f, .9f, 3}, &codes);
+  CHECK(codes.fields[0] == std::vector<uint16_t>{0, 0, 0, 1});  // the exact maximum is clamped
+  CHECK(y == std::vector<float>{0, 0, 0, 2});
+}
+
+// baseline-methods 1.3: relative error on normal values; 2 bits are KIVI's.
+TEST_CASE("SpeCache's bits on normal values", "[specache][golden]") {
+  CHECK(gaussian_mse({{"bits", 1}, {"group", 64}}, "specache", 64, 4000) == Approx(0.502).epsilon(0.03));
+  CHECK(gaussian_mse({{"bits", 1}, {"group", 32}}, "specache", 64, 4000) == Approx(0.408).epsilon(0.03));
+  CHECK(gaussian_mse({{"bits", 2}, {"group", 32}}, "specache", 64, 1000) ==
+        gaussian_mse({{"bits", 2}, {"group", 32}}, "kivi", 64, 1000));
+}

@@ -57,8 +57,13 @@ AffineLine AffineGrid::line(float low, float high) const {
     high = std::max(high, 0.0f);
   }
   const double top = (1 << bits) - 1;
-  const double bottom = low * clip;
-  g.scale = round_scale(scale_type, static_cast<float>(std::min((high * clip - bottom) / top, 3.0e38)));
+  double bottom = low * clip, end = high * clip;
+  if (inset > 0) {
+    const double margin = inset * (end - bottom);
+    bottom += margin;
+    end -= margin;
+  }
+  g.scale = round_scale(scale_type, static_cast<float>(std::min((end - bottom) / top, 3.0e38)));
   if (mode == AffineGrid::Mode::kAsymmetric) {
     g.zero = round_side(scale_type, static_cast<float>(bottom));
   } else {

@@ -24,6 +24,7 @@ struct AffineGrid {
   enum class Mode { kAsymmetric, kIntegerZero, kSymmetric, kSigned } mode = Mode::kAsymmetric;
   int bits = 4;
   double clip = 1.0;  // multiplies both ends of the range
+  double inset = 0;   // then moves both in by this share of it; asymmetric alone
   DType scale_type = DType::kF16;
   bool range_holds_zero = false;  // widen every range to hold 0
 
