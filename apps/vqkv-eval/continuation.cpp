@@ -175,16 +175,14 @@ Json row_of(const GenerateVerb& v, const Continued& all, const Continuation& run
                 {"decode", g.decode_seconds},
                 {"encode", run.encode_seconds},
                 {"attend", run.attend_seconds}}}};
-  add_bits(row, run.bytes, all.model->facts().cache_shape(), run.length, run.codec.codecs->config(),
-           run.claimed_bytes);
+  add_bits(row, run.bytes, all.model->facts().cache_shape(), run.length, run.codec.codecs->config(), run.claimed_bytes);
   if (run.guesses()) row["knobs"] = all.knobs;
   row["stopped"] = g.stop_token >= 0 ? shown(all.model->tokenizer(), g.stop_token) : "length";
   // The first token is the prompt's.
   const auto drawn = static_cast<double>(g.with_stop().size()) - 1;
   const StrategyCounts& c = run.counts;
   row["decode"] = drawn > 0 && g.decode_seconds > 0 && g.decode_steps > 0 ? Json(drawn / g.decode_seconds) : Json();
-  if (c.drafted > 0)
-    row["acceptance"] = static_cast<double>(c.accepted) / static_cast<double>(c.drafted);
+  if (c.drafted > 0) row["acceptance"] = static_cast<double>(c.accepted) / static_cast<double>(c.drafted);
   if (c.target.passes > 0 && drawn > 0) {
     row["tokens_a_pass"] = drawn / static_cast<double>(c.target.passes);
     const auto each = [&](int64_t target, int64_t draft) { return static_cast<double>(target + draft) / drawn; };
@@ -197,8 +195,8 @@ Json row_of(const GenerateVerb& v, const Continued& all, const Continuation& run
     const Continuation& target = all.runs[run.target];
     row["target"] = target.codec.label;
     row["target_divergence"] = run.target_divergence < 0 ? Json() : Json(run.target_divergence);
-    row["same_text"] = run.target_divergence < 0 ? std::string("yes")
-                                                 : fmt::format("until token {}", run.target_divergence);
+    row["same_text"] =
+        run.target_divergence < 0 ? std::string("yes") : fmt::format("until token {}", run.target_divergence);
   }
   return row;
 }

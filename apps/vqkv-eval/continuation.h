@@ -1,5 +1,5 @@
-// One prompt continued over the exact cache and over each codec, plainly and by a strategy: what `generate` and `strategy`
-// both run and tell in their own ways.
+// One prompt continued over the exact cache and over each codec, plainly and by a strategy: what `generate` and
+// `strategy` both run and tell in their own ways.
 #pragma once
 #include <optional>
 #include <string>

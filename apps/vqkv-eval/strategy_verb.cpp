@@ -1,5 +1,5 @@
-// What a strategy of decoding guesses right, what it reads for a token, and whether its text is its target's: beside the
-// plain one over the same cache and over the exact one.
+// What a strategy of decoding guesses right, what it reads for a token, and whether its text is its target's: beside
+// the plain one over the same cache and over the exact one.
 #include <cstdio>
 
 #include "common/tool.h"
@@ -8,7 +8,8 @@
 namespace vqkv::eval {
 
 int run_strategy(const GenerateVerb& v) {
-  refuse_exec(v.common, "a strategy reads codes in ways of its own, and a codec in another program keeps them to itself");
+  refuse_exec(v.common,
+              "a strategy reads codes in ways of its own, and a codec in another program keeps them to itself");
   const Continued all = continue_prompt(v);
   if (all.runs.empty()) return kExitOk;
   Table table{{{"codec", "codec", "", false},
@@ -23,7 +24,8 @@ int run_strategy(const GenerateVerb& v) {
   const Json full = {{"facts", facts_of(v, all)}, {"prompt", all.prompt}, {"rows", table.rows}};
   if (print(table, v.common.format, full))
     std::fputs(
-        "\nBytes a token behind the first: what passes behind the prompt read at least, drafts included, each weight, code "
+        "\nBytes a token behind the first: what passes behind the prompt read at least, drafts included, each weight, "
+        "code "
         "and exact row once a pass.\n",
         stdout);
   return kExitOk;

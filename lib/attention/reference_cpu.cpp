@@ -112,6 +112,11 @@ class ReferenceBackend final : public AttentionBackend {
         std::copy_n(x.row(s) + (head - cache.unit_shape(unit).first_head) * d, d,
                     coded[static_cast<size_t>(tier)].row(listed.empty() ? cache.policy().sinks + begin + s
                                                                         : listed[static_cast<size_t>(s)]));
+      if (!cache.recalled()) continue;
+      const RecalledPairs::Head& pairs = cache.recalled()->head(layer, head);
+      cache.recalled()->visit(layer, head, 0, tokens, [&](int64_t i, int64_t position) {
+        std::copy_n((role == Role::kKey ? pairs.k : pairs.v).row(i), d, coded[static_cast<size_t>(tier)].row(position));
+      });
     }
     if (role == Role::kValue || cache.keys_post_rope(layer, head)) return;
     const auto rotate = [&](Matrix<float>& m) {

@@ -16,5 +16,8 @@ namespace {
 void KvSession::speculate() { refuse_rollback(*this); }
 void KvSession::truncate(int64_t) { refuse_rollback(*this); }
 void KvSession::commit(int64_t) { refuse_rollback(*this); }
+void KvSession::recall(const RecalledPairs*) {
+  fail_unavailable(fmt::format("sessions on {} take no pairs of a far tier", device()));
+}
 
 }  // namespace vqkv

@@ -30,6 +30,7 @@ class KvSession {
   virtual void speculate();
   virtual void truncate(int64_t n);
   virtual void commit(int64_t n);
+  virtual void recall(const RecalledPairs* pairs);
 
   virtual const AttendStats& stats() const = 0;
   virtual double attend_seconds() const = 0;

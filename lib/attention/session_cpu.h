@@ -22,6 +22,7 @@ class KvSessionCpu final : public KvSession {
   void speculate() override { cache_.speculate(); }
   void truncate(int64_t n) override { cache_.truncate(n); }
   void commit(int64_t n) override { cache_.commit(n); }
+  void recall(const RecalledPairs* pairs) override { cache_.recall(pairs); }
   const AttendStats& stats() const override { return stats_; }
   double attend_seconds() const override { return attend_seconds_; }
   void set_tap(AttentionTap* tap) override { tap_ = tap; }

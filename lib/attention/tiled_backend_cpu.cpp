@@ -45,8 +45,12 @@ class TiledEngine {
   // Returns the path that ran.
   std::string attend(KeyScan scan, ValueSums sums, const CacheView& cache, int layer, ConstMatrix q, MutMatrix out,
                      AttendStats* stats, AttentionTap* tap, MassRequest* mass) {
+    if (cache.recalled() && scan != KeyScan::kNone)
+      fail_unavailable(path(scan, false) +
+                       " scores keys by their codes and sees no pairs of a far tier; "
+                       "take --attention cpu-reconstruct or reference");
     scan_ = scan;
-    when_ = sums;
+    when_ = cache.recalled() ? ValueSums::kNever : sums;
     summed_ = false;
     if (q.rows < rows_) {  // what a larger block needed is given back
       const auto release = [](auto& v) { std::remove_reference_t<decltype(v)>().swap(v); };

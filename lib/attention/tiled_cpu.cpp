@@ -240,6 +240,16 @@ void TiledCall::decode(int head, Role role, int64_t first_column, int64_t count,
       own.values(coded, slot, n, out + i * stride, stride);
   });
   add_lower(head, role, first_column, count, out, stride);
+  if (!cache.recalled()) return;
+  VQKV_CHECK(columns(head).whole);
+  const RecalledPairs::Head& pairs = cache.recalled()->head(layer, head);
+  const int64_t begin = columns(head).sinks + first_column;
+  cache.recalled()->visit(layer, head, begin, begin + count, [&](int64_t i, int64_t position) {
+    if (role == Role::kValue)
+      std::copy_n(pairs.v.row(i), d, out + (position - begin) * stride);
+    else
+      for (int64_t c = 0; c < d; ++c) out[c * stride + position - begin] = pairs.k(i, c);
+  });
 }
 
 void TiledCall::add_lower(int head, Role role, int64_t first_column, int64_t count, float* out, int64_t stride) const {

@@ -155,6 +155,15 @@ void CompressedCache::commit(int64_t n) {
   parts_->settle();
 }
 
+void CompressedCache::recall(const RecalledPairs* pairs) {
+  const SequenceMap& map = parts_->map;
+  VQKV_CHECK(!map.open && !(pairs && map.policy.keep));
+  for (const CacheModel::Unit& u : parts_->model->units())
+    VQKV_CHECK(!pairs || (u.form->plan.rope == RopePlacement::kPost && u.lower < 0 &&
+                          std::ranges::none_of(u.form->decoders, &TileDecoder::folded)));
+  parts_->map.recalled = pairs;
+}
+
 CacheReads CompressedCache::reads(int64_t n, bool draft) const {
   VQKV_CHECK(!parts_->map.open && n > 0 && (!draft || parts_->model->drafts()));
   return parts_->map.reads(n, draft);

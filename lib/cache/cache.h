@@ -34,6 +34,7 @@ struct CacheReads {
 
 class CacheModel;
 class SequenceMap;
+struct RecalledPairs;
 
 // Three parts: the model side (cache/model.h), shared; the map (cache/map.h), integers alone; the store
 // (cache/store.h), bytes. Attention reads a CacheView (cache/view.h).
@@ -85,6 +86,11 @@ class CompressedCache {
   void commit(int64_t n);
   // What attention to a block of n tokens more will read; draft: under Visibility::kDraft.
   CacheReads reads(int64_t n, bool draft = false) const;
+
+  // Pairs that the queries of the blocks to come see in place of the codes of their tokens; null: none. The caller
+  // keeps them while they serve. Only where keys are coded after RoPE, no map of a codec is folded into queries, and
+  // nothing is given up (kInternal otherwise).
+  void recall(const RecalledPairs* pairs);
 
   // Takes positions out of one head's sight, between blocks. Twice the same is fine. Codes that no head of their unit
   // sees any more (whole blocks of codecs that group along tokens) are given up: the others move together, and the

@@ -203,6 +203,7 @@ class SequenceMap {
   int appended = 0;       // layers of the open block that have theirs
   bool open = false, exact_prompt = false;
   bool tentative = false;  // between speculate() and commit()
+  const RecalledPairs* recalled = nullptr;
   Visibility visibility = Visibility::kReplay;
 };
 

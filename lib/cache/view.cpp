@@ -25,6 +25,8 @@ int64_t CacheView::exact_begin(int layer, Role role) const { return map_->role(l
 const CodedForm& CacheView::form(size_t unit) const { return map_->form_read(unit); }
 const SequenceState* CacheView::state(size_t unit) const { return map_->state(unit); }
 
+const RecalledPairs* CacheView::recalled() const { return map_->recalled; }
+
 bool CacheView::lists_slots(size_t unit) const { return map_->lists_slots(unit); }
 std::span<const int32_t> CacheView::slot_positions(size_t unit) const { return map_->slot_positions(unit); }
 

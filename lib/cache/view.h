@@ -7,6 +7,7 @@
 
 #include "cache/cache.h"
 #include "cache/model.h"
+#include "cache/recalled.h"
 
 namespace vqkv {
 
@@ -71,6 +72,9 @@ class CacheView {
   Matrix<float> decode_codes(size_t unit, int64_t first, int64_t count) const;
   int64_t slots(size_t unit) const;  // tokens that the unit holds as codes
   int64_t slot_begin(size_t unit) const;
+
+  // What stands in for codes (CompressedCache::recall), or null.
+  const RecalledPairs* recalled() const;
 
   bool any_evicted() const;  // by any head
   bool any_evicted(int layer, int head) const;

@@ -7,7 +7,7 @@
 namespace vqkv {
 
 Decoding::Decoding(ModelRuntime& model, KvSession& kv, std::span<const int32_t> prompt, const GenerateOptions& options,
-                   std::function<bool(int32_t)> on_token)
+                   std::function<bool(int32_t)> on_token, ModelTap* tap)
     : options_(options),
       on_token_(std::move(on_token)),
       sampler_(options.sampling),
@@ -19,7 +19,7 @@ Decoding::Decoding(ModelRuntime& model, KvSession& kv, std::span<const int32_t> 
   watch_.restart();
   if (options.exact_prefill) kv.expect_prompt(before + given);
   model.forward(prompt, kv, LogitRows::kLast, prompt_logits_,
-                options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay);
+                options.exact_prefill ? Visibility::kExactPrefill : Visibility::kReplay, tap);
   if (options.exact_prefill) kv.end_exact_prefill();
   result_.prefill_seconds = watch_.seconds();
   watch_.restart();

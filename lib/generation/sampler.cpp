@@ -11,6 +11,10 @@
 
 namespace vqkv {
 
+int32_t most_likely(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
 Sampler::Sampler(const SamplingOptions& options) : options_(options), rng_(options.seed) {
   if (!(options.temperature >= 0) || !std::isfinite(options.temperature))
     fail_usage(fmt::format("temperature is {}; allowed: 0 (greedy) or more", options.temperature));
@@ -24,8 +28,7 @@ int32_t Sampler::next(std::span<const float> logits) {
   if (const int64_t bad = first_not_finite(logits.data(), static_cast<int64_t>(logits.size())); bad >= 0)
     fail_data(fmt::format("the logit of token {} is {}: the model or its cache is broken", bad,
                           logits[static_cast<size_t>(bad)]));
-  if (options_.temperature == 0)
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  if (options_.temperature == 0) return most_likely(logits);
 
   const auto likelier = [&](int32_t a, int32_t b) {
     const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];

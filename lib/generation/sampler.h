@@ -15,6 +15,9 @@ struct SamplingOptions {
   uint64_t seed = 1;
 };
 
+// The id of the largest logit; equal ones: the lower.
+int32_t most_likely(std::span<const float> logits);
+
 // Temperature, then top-k, then top-p, as Hugging Face orders them. Equal logits: the lower id first.
 class Sampler {
  public:

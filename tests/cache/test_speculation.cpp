@@ -45,6 +45,7 @@ TEST_CASE("tentative blocks code nothing, and a commit leaves the cache of what 
     CountingResource memory;
     CompressedCache cache(std::make_shared<const CacheModel>(set, 1), policy, &memory);
     Rng rng(3);
+    feed(cache, x, 0, 10);
     while (cache.length() < 300) {
       const int64_t held = cache.length();
       cache.speculate();
@@ -117,6 +118,7 @@ TEST_CASE("what can't be speculated is refused by name", "[cache][speculation]")
              {"a draft can't read codec 'exact'", "one level alone", "quantspec"});
   check_says(error_of([&] { CacheModel(set, 2); }), {"level 2", "1 to 1"});
   CompressedCache bare(set, policy_of(0, {0, 16}, {0, 16}));
+  feed(bare, Tokens(shape, 20, 1), 0, 15);  // the next query sees its own token coded
   check_says(error_of([&] { bare.speculate(); }), "window of 1 token");
   CachePolicy ruled = CachePolicy::from_json({{"sinks", 0}, {"window", 32}, {"flush", 16}, {"policy", "h2o"}});
   CompressedCache summing(set, ruled);

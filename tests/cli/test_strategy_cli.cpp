@@ -13,8 +13,8 @@ struct StrategyEval : Eval {
     write_file(prompt, text_of(kText).substr(0, 1200));
   }
   std::vector<std::string> with(const std::string& verb, std::vector<std::string> more) const {
-    std::vector<std::string> all = {verb,          "--model", kModel,          "--codec", nibbles,
-                                    "--prompt-file", prompt,    "--new-tokens", "24",      "--ignore-stop"};
+    std::vector<std::string> all = {verb,   "--model",      kModel, "--codec",      nibbles, "--prompt-file",
+                                    prompt, "--new-tokens", "24",   "--ignore-stop"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -74,6 +74,20 @@ TEST_CASE("vqkv-eval generate takes a strategy, beside the plain row that it sta
   const ToolRun plain = eval(eval.with("generate", {"-q"}));
   CHECK(plain.code == 0);
   CHECK(plain.out.find("acceptance") == std::string::npos);
+}
+
+TEST_CASE("vqkv-eval strategy specache: bytes moved between its tiers", "[cli][eval][strategy]") {
+  const StrategyEval eval;
+  const std::string copy = eval.dir / "copy.codec.h5";
+  write_codec(copy, {{"name", "specache"}}, {{"sinks", 0}, {"window", 64}, {"flush", 64}});
+  const Json r = eval.json({"strategy", "--strategy", "specache", "--model", kModel, "--codec", copy, "--prompt-file",
+                            eval.prompt, "--new-tokens", "6", "--ignore-stop", "--exact-prefill", "strategy.pairs=32"});
+  const Json& row = r["rows"][2];
+  CHECK(row["target"] == "exact");
+  CHECK(row["tokens_a_pass"] == 1.0);
+  CHECK(row["counts"]["fetched"] == 30 * 3 * 32 * 2 * 64 * 2);
+  CHECK(row["moved_bytes"] == row["counts"]["fetched"]);  // a fetch a token
+  CHECK(row["counts"]["far"].get<int64_t>() > row["bytes"]["codes"].get<int64_t>());
 }
 
 TEST_CASE("strategies are listed and explained, and refused by name", "[cli][eval][strategy]") {

@@ -121,8 +121,8 @@ TEST_CASE("a draft that reads what its target reads is always right", "[strategy
   CHECK(guessed.counts.accepted == guessed.counts.drafted);
   CHECK(guessed.counts.target.passes == 8);  // five tokens each
   // Drafts in 4 bits read fewer bytes of weights, and are wrong now and then.
-  const Run rounded = run(*model, "quantspec", {{"gamma", 4}, {"draft_weights", "layers"}, {"weight_group", 16}}, codecs,
-                          wide, prompt, options);
+  const Run rounded = run(*model, "quantspec", {{"gamma", 4}, {"draft_weights", "layers"}, {"weight_group", 16}},
+                          codecs, wide, prompt, options);
   const auto a_pass = [](const PassBytes& p) { return p.weights / p.passes; };
   CHECK(a_pass(rounded.counts.draft) < a_pass(guessed.counts.draft));
   CHECK(a_pass(rounded.counts.target) == a_pass(guessed.counts.target));
@@ -146,6 +146,75 @@ TEST_CASE("a stop token ends a round where it ends the target", "[strategy][quan
   }
 }
 
+TEST_CASE("specache with all pairs is the exact cache, with none its low-bit copy", "[strategy][specache]") {
+  for (const std::string family : {"llama", "mistral", "qwen3"})
+    for (const double temperature : {0.0, 1.0})
+      for (const std::string attention : {"cpu-reconstruct", "reference", "auto"}) {
+        CAPTURE(family, temperature, attention);
+        const auto model = load_model(kTiny + family + ".gguf");
+        const auto prompt = read_golden(kTiny + family, model->facts().vocab).ids;
+        const auto codecs = codecs_for(*model, {{"name", "specache"}, {"bits", 1}, {"group", 16}});
+        CachePolicy policy = buffered(16);
+        policy.v.window = 24;
+        GenerateOptions options = new_tokens(60);
+        options.sampling.temperature = temperature;
+        options.exact_prefill = true;
+        const Run exact = run(*model, "plain", {}, exact_codec_set(model->facts().cache_shape()), CachePolicy::exact(),
+                              prompt, options, attention);
+        const Run coded = run(*model, "plain", {}, codecs, policy, prompt, options, attention);
+        const Run all = run(*model, "specache", {{"pairs", 1000}}, codecs, policy, prompt, options, attention);
+        const Run none = run(*model, "specache", {{"pairs", 0}}, codecs, policy, prompt, options, attention);
+        CHECK(all.text.tokens == exact.text.tokens);
+        CHECK(none.text.tokens == coded.text.tokens);
+        CHECK(none.counts.moved == 0);
+        CHECK(coded.text.tokens != exact.text.tokens);  // the copy alone would not do
+        for (const Run* r : {&all, &none}) {
+          CHECK(r->bytes.to_json() == coded.bytes.to_json());  // guesses leave no trace
+          CHECK(r->counts.target.passes == 59);
+          CHECK(r->counts.drafted == 59);
+          CHECK(r->counts.far >= exact.bytes.total_sequence() - 64 * 1024);
+        }
+      }
+}
+
+TEST_CASE("specache fetches as many pairs as it says, of tokens that are coded", "[strategy][specache]") {
+  const auto model = load_model(kTiny + "llama.gguf");
+  const auto prompt = read_golden(kTiny + "llama", model->facts().vocab).ids;
+  const auto codecs = codecs_for(*model, {{"name", "specache"}, {"group", 16}});
+  GenerateOptions options = new_tokens(21);
+  options.exact_prefill = true;
+  const Run few = run(*model, "specache", {{"pairs", 8}}, codecs, buffered(16), prompt, options);
+  // 80 tokens of prompt, of which 63 or more are coded: 20 fetches of 8 pairs, for 2 layers of 2 KV heads of 16
+  // channels.
+  const int64_t fetch = 8 * 2 * 2 * (2 * 16 * 2);
+  CHECK(few.counts.moved == 20 * fetch);
+  CHECK(few.counts.fetched == fetch);
+  CHECK(few.counts.draft.passes == 20);
+  CHECK(few.counts.draft.weights == model->weight_bytes());  // of the pass before the first token
+  CHECK(few.counts.target.weights == 20 * model->weight_bytes());
+  const Run coded = run(*model, "plain", {}, codecs, buffered(16), prompt, options);
+  CHECK(few.counts.target.codes == coded.counts.target.codes);
+  CHECK(few.counts.target.exact == coded.counts.target.exact + 20 * fetch);
+  const Run all = run(*model, "specache", {{"pairs", 1000}}, codecs, buffered(16), prompt, options);
+  CHECK(all.counts.moved > few.counts.moved);
+  CHECK(all.counts.moved % (2 * 2 * (2 * 16 * 2)) == 0);
+}
+
+TEST_CASE("specache refuses what no exact row can stand in for", "[strategy][specache]") {
+  const auto model = load_model(kTiny + "llama.gguf");
+  const auto strategy = find_strategy("specache").make({});
+  const auto refusal = [&](const Json& config, const CachePolicy& policy) {
+    return error_of([&] { strategy->cache_model(codecs_for(*model, config), policy); });
+  };
+  const Json copy = {{"name", "specache"}, {"group", 16}};
+  check_says(refusal(copy, CachePolicy::exact()), "keeps none");
+  CachePolicy bare = buffered(16);
+  bare.k.window = 0;
+  check_says(refusal(copy, bare), "window of 1 token");
+  check_says(refusal({{"name", "rtn"}, {"group", 16}, {"k", {{"rope", "pre"}}}}, buffered(16)), "keys before RoPE");
+  check_says(refusal({{"name", "rtn"}, {"group", 16}, {"transform", {"hadamard"}}}, buffered(16)), "folded");
+}
+
 TEST_CASE("quantspec refuses what it can't draft from", "[strategy][quantspec]") {
   const auto model = load_model(kTiny + "llama.gguf");
   const auto strategy = find_strategy("quantspec").make({});
@@ -155,6 +224,9 @@ TEST_CASE("quantspec refuses what it can't draft from", "[strategy][quantspec]")
   };
   check_says(refusal(codecs_for(*model, {{"name", "rtn"}, {"group", 16}}), buffered(16)), {"codec 'rtn'", "level"});
   check_says(refusal(codecs, CachePolicy::exact()), "keeps none");
+  CachePolicy bare = buffered(16);
+  bare.k.window = 0;
+  check_says(refusal(codecs, bare), "window of 1 token");
   CachePolicy kivi = buffered(16);
   kivi.v = {17, 1};
   check_says(refusal(codecs, kivi), {"cache.v", "every step"});

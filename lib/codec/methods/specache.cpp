@@ -10,7 +10,8 @@ struct SpeCacheKnobs {
   int group = 64;
   KnobTable table() {
     return KnobTable()
-        .integer("bits", &bits, 1, 2, "bits of a code; at 1 the levels stand at a quarter and three quarters of a range")
+        .integer("bits", &bits, 1, 2,
+                 "bits of a code; at 1 the levels stand at a quarter and three quarters of a range")
         .integer("group", &group, 2, 1024, "keys: tokens a scale; values: channels a scale");
   }
 };
@@ -33,19 +34,22 @@ MethodInfo describe_specache() {
   MethodInfo info;
   info.name = "specache";
   info.title = "the copy that SpeCache keeps near: KIVI's axes, 1 bit at the quarters of a range";
-  info.paper = "Jie et al., SpeCache: Speculative Key-Value Caching for Efficient Generation of LLMs, ICML 2025, arXiv "
-               "2503.16163";
+  info.paper =
+      "Jie et al., SpeCache: Speculative Key-Value Caching for Efficient Generation of LLMs, ICML 2025, arXiv "
+      "2503.16163";
   info.bibtex = "jie2025specache";
   info.family = "levels";
   info.bits = "bits + 32 / group";
   info.trained = false;
   info.caveat =
-      "half of the method: the strategy specache fetches exact pairs beside it, from a far copy of 16 bits a value that "
+      "half of the method: the strategy specache fetches exact pairs beside it, from a far copy of 16 bits a value "
+      "that "
       "these bits leave out";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "window"}, {"window", 64}, {"flush", 64}};
-  info.presets = {{"default", {{"cache", cache}, {"note", "2 bits behind the newest 64 to 127 tokens; the paper keeps 64"}}},
-                  {"b1", {{"codec", {{"bits", 1}}}, {"cache", cache}}}};
+  info.presets = {
+      {"default", {{"cache", cache}, {"note", "2 bits behind the newest 64 to 127 tokens; the paper keeps 64"}}},
+      {"b1", {{"codec", {{"bits", 1}}}, {"cache", cache}}}};
   return info;
 }
 

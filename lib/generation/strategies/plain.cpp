@@ -19,9 +19,8 @@ class Plain final : public Strategy {
   Generated generate(ModelRuntime& model, Sequence& sequence, std::span<const int32_t> prompt,
                      const GenerateOptions& options, const std::function<bool(int32_t)>& on_token,
                      StrategyCounts& counts) override {
-    return vqkv::generate(model, sequence.session(), prompt, options, on_token, [&] {
-      counts.target.add(model.weight_bytes(), sequence.cache().reads(1));
-    });
+    return vqkv::generate(model, sequence.session(), prompt, options, on_token,
+                          [&] { counts.target.add(model.weight_bytes(), sequence.cache().reads(1)); });
   }
 };
 

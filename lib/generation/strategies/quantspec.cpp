@@ -33,20 +33,13 @@ struct QuantSpecKnobs {
   }
 };
 
-int32_t most_likely(const Matrix<float>& logits) {
-  return static_cast<int32_t>(std::max_element(logits.row(0), logits.row(0) + logits.cols) - logits.row(0));
-}
-
 class QuantSpec final : public Strategy {
  public:
   explicit QuantSpec(const QuantSpecKnobs& knobs) : knobs_(knobs) {}
 
   std::shared_ptr<const CacheModel> cache_model(std::shared_ptr<const CodecSet> codecs,
                                                 const CachePolicy& policy) const override {
-    if (!policy.keeps_codes())
-      fail_usage("strategy quantspec drafts from the codes of its cache, and this policy keeps none");
-    if (policy.prompt > 0)
-      fail_usage("strategy quantspec: cache.prompt keeps a prompt of its own length exact; drop it, or generate plainly");
+    require_rollback("quantspec", policy);
     for (const Role role : {Role::kKey, Role::kValue})
       if (policy.rule(role).flush < 2)
         fail_usage(
@@ -61,8 +54,8 @@ class QuantSpec final : public Strategy {
                      StrategyCounts& counts) override {
     std::unique_ptr<ModelRuntime> rounded;
     if (knobs_.draft_weights != "same")
-      rounded = model.draft(knobs_.draft_weights == "mlp" ? DraftWeights::kMlp : DraftWeights::kLayers,
-                            knobs_.weight_group);
+      rounded =
+          model.draft(knobs_.draft_weights == "mlp" ? DraftWeights::kMlp : DraftWeights::kLayers, knobs_.weight_group);
     ModelRuntime& draft = rounded ? *rounded : model;
     KvSession& kv = sequence.session();
     const CompressedCache& cache = sequence.cache();
@@ -77,7 +70,7 @@ class QuantSpec final : public Strategy {
       for (int64_t i = 0; i < drafts; ++i) {
         counts.draft.add(draft.weight_bytes(), cache.reads(1, true));
         draft.forward(std::span(&block.back(), 1), kv, LogitRows::kLast, guess, Visibility::kDraft);
-        block.push_back(most_likely(guess));
+        block.push_back(most_likely(guess.storage));
       }
       kv.truncate(held);
       const auto rows = static_cast<int64_t>(block.size());
@@ -111,7 +104,8 @@ StrategyInfo describe_quantspec_strategy() {
   info.caveat =
       "for codes with levels, as codec quantspec; drafts are greedy, and with a temperature a draft stands where the "
       "target draws the same token, which keeps the target's text (the paper's rule for sampling is unconfirmed); "
-      "4-bit weights are rounded to nearest, and how the paper chose theirs is unconfirmed; a round is cut where tokens "
+      "4-bit weights are rounded to nearest, and how the paper chose theirs is unconfirmed; a round is cut where "
+      "tokens "
       "are coded next, and acceptance counts the drafts that were made; text ends where the target's does";
   return info;
 }

@@ -1,5 +1,8 @@
 #include "generation/strategies/strategy.h"
 
+#include <fmt/format.h>
+
+#include "cache/keep_rule.h"
 #include "core/error.h"
 #include "core/names.h"
 
@@ -27,6 +30,20 @@ const StrategyKind& find_strategy(const std::string& name, const std::string& pa
   fail_unknown(path.empty() ? "strategy" : path + ": strategy", name, names);
 }
 
+void require_rollback(const std::string& strategy, const CachePolicy& policy) {
+  const auto refuse = [&](const std::string& reason) {
+    fail_usage(fmt::format("strategy {} takes tokens back and reads codes: {}", strategy, reason));
+  };
+  if (!policy.keeps_codes()) refuse("this cache keeps none");
+  if (policy.keep)
+    refuse(fmt::format("{} decides by what tokens received; take a policy that sums nothing", policy.keep->text()));
+  if (policy.prompt > 0) refuse("cache.prompt holds back what it codes for a prompt of its own length; drop it");
+  for (const Role role : {Role::kKey, Role::kValue})
+    if (policy.rule(role).window < 1)
+      refuse(fmt::format("cache.{} needs a window of 1 token or more, as no coded token can be taken back",
+                         role_name(role)));
+}
+
 void PassBytes::add(int64_t weight_bytes, const CacheReads& cache) {
   ++passes;
   weights += weight_bytes;
@@ -43,7 +60,9 @@ Json StrategyCounts::to_json() const {
           {"draft", draft.to_json()},
           {"drafted", drafted},
           {"accepted", accepted},
-          {"moved", moved}};
+          {"moved", moved},
+          {"fetched", fetched},
+          {"far", far}};
 }
 
 }  // namespace vqkv

@@ -19,8 +19,8 @@ struct StrategyInfo {
   std::string name, title;
   std::string paper;   // authors, venue, arXiv id
   std::string bibtex;  // key
-  // Whose text it reproduces, or comes near to: "codec", one token at a time through the same cache; "exact", through the
-  // exact one.
+  // Whose text it reproduces, or comes near to: "codec", one token at a time through the same cache; "exact", through
+  // the exact one.
   std::string target = "codec";
   std::string caveat;
   int version = 1;  // raised when other tokens or counts come out
@@ -41,7 +41,8 @@ struct PassBytes {
 struct StrategyCounts {
   PassBytes target, draft;
   int64_t drafted = 0, accepted = 0;  // tokens that were guessed, and those of them that stand in the text
-  int64_t moved = 0;                  // bytes that came from a far tier
+  // Of a far tier: bytes that came from it, that the last fetch brought, and that it holds in the end.
+  int64_t moved = 0, fetched = 0, far = 0;
   Json to_json() const;
 };
 
@@ -71,6 +72,9 @@ class StrategyKind {
 // name.
 const std::vector<const StrategyKind*>& all_strategies();
 const StrategyKind& find_strategy(const std::string& name, const std::string& path = "");
+
+// kUsage where a cache under the policy keeps no codes, or can't take tokens back behind every prompt.
+void require_rollback(const std::string& strategy, const CachePolicy& policy);
 
 // Type: a Strategy constructible from Knobs.
 template <class Knobs, class Type>
