@@ -1,6 +1,6 @@
 // Exact pairs that stand in for codes: on every path that decodes rows, for the tokens and heads that they are of.
-#include "attention/session_cpu.h"
 #include "attention/plan_codec.h"
+#include "attention/session_cpu.h"
 #include "cache/recalled.h"
 #include "support/codec_rows.h"
 #include "support/error_of.h"
@@ -71,7 +71,8 @@ TEST_CASE("recalled pairs stand in for codes, and all of them make the exact cac
       const RecalledPairs everything = pairs_of(far, 0, kHeld + n, 1), some = pairs_of(far, 5, 200, 7);
       CHECK(with(&everything, attention).storage == wanted.storage);
       if (n == 1) CHECK(with(&all, attention).storage == wanted.storage);
-      const Matrix<float> few = with(&some, attention), judge = with(&some, "reference"), none = with(nullptr, attention);
+      const Matrix<float> few = with(&some, attention), judge = with(&some, "reference"),
+                          none = with(nullptr, attention);
       CHECK(relative_error(few, judge) < 1e-10);
       CHECK(relative_error(few, none) > 1e-4);
       CHECK(relative_error(few, wanted) < relative_error(none, wanted));

@@ -1,9 +1,9 @@
 // SpeCache: a low-bit copy of the cache near, the exact pairs of all tokens far. A guess of the next token runs beside
-// each token; where the guess attends to most, the exact pairs are fetched before the next token needs them, and stand in
-// for their codes. Guesses change what is fetched, never which token is drawn from which logits.
+// each token; where the guess attends to most, the exact pairs are fetched before the next token needs them, and stand
+// in for their codes. Guesses change what is fetched, never which token is drawn from which logits.
 //
-// Token and guess are two blocks of one token here, which have the bits of one block of two, and are counted as one pass
-// over the weights. The far tier is an exact cache of its own, filled by a tap.
+// Token and guess are two blocks of one token here, which have the bits of one block of two, and are counted as one
+// pass over the weights. The far tier is an exact cache of its own, filled by a tap.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -129,8 +129,7 @@ class SpeCache final : public Strategy {
       counts.fetched = 0;
       for (int layer = 0; layer < shape.layers; ++layer)
         for (int h = 0; h < shape.kv_heads; ++h) {
-          near.heads.push_back(
-              far.fetch(layer, h, attended.most(layer, h, cache.policy().sinks, end, knobs_.pairs)));
+          near.heads.push_back(far.fetch(layer, h, attended.most(layer, h, cache.policy().sinks, end, knobs_.pairs)));
           counts.fetched += std::ssize(near.heads.back().positions) * far.pair_bytes();
         }
       counts.moved += counts.fetched;
@@ -171,13 +170,15 @@ StrategyInfo describe_specache_strategy() {
   info.name = "specache";
   info.title = "a low-bit copy near, exact pairs far: a guess of the next token says which to fetch";
   info.paper =
-      "Jie et al., SpeCache: Speculative Key-Value Caching for Efficient Generation of LLMs, ICML 2025, arXiv 2503.16163";
+      "Jie et al., SpeCache: Speculative Key-Value Caching for Efficient Generation of LLMs, ICML 2025, arXiv "
+      "2503.16163";
   info.bibtex = "jie2025specache";
   info.target = "exact";
   info.caveat =
       "the paper's prompts attend exactly (--exact-prefill); acceptance is the share of guesses that came true, and no "
       "guess saves a pass; scores are summed over the query heads of a KV head and the first pairs are those of the "
-      "first token's own query, both assumed, as no code of the authors was found; every fetch moves all its pairs; far "
+      "first token's own query, both assumed, as no code of the authors was found; every fetch moves all its pairs; "
+      "far "
       "bytes are in no bits/value";
   return info;
 }
