@@ -134,7 +134,8 @@ TEST_CASE("packed weights in 4 bits: half a step from the weights, and products 
           float most = 0;
           for (int64_t i = first; i < end; ++i) most = std::max(most, std::abs(w(r, i)));
           // The largest is half a step beyond the last code above; scales are float16.
-          for (int64_t i = first; i < end; ++i) REQUIRE(std::abs(wide(r, i) - w(r, i)) <= most / 15 * 1.001f + 1e-6f);
+          for (int64_t i = first; i < end; ++i)
+            REQUIRE(std::abs(wide(r, i) - w(r, i)) <= most * (1.0f / 15 + 0x1p-10f));
         }
       }
       for (const int64_t m : {1, 7}) {
