@@ -4,6 +4,8 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <span>
+#include <vector>
 
 #include "core/clock.h"
 #include "core/thread_pool.h"
@@ -64,6 +66,12 @@ double set_bytes(const TraceRows& rows, const UnitSpec& spec) {
   return bytes;
 }
 
+double sum_of_largest(std::vector<double> x, size_t count) {
+  std::ranges::sort(x, std::greater<>());
+  const std::span<const double> largest = std::span(x).first(std::min(count, x.size()));
+  return std::accumulate(largest.begin(), largest.end(), 0.0);
+}
+
 struct TrainingBytes {
   double peak = 0, kept = 0;
 };
@@ -84,12 +92,8 @@ TrainingBytes training_bytes(const TraceRows& rows, const CodecPlan& plan) {
     each.push_back(pool + (count > 1 ? std::max(own, memory.scratch) : memory.scratch));
     out.kept += memory.kept;
   }
-  std::ranges::sort(each, std::greater<>());
-  if (each.size() >= static_cast<size_t>(thread_count()))
-    each.resize(static_cast<size_t>(thread_count()));
-  else
-    each.resize(std::min<size_t>(each.size(), 1));
-  out.peak = std::accumulate(each.begin(), each.end(), 0.0);
+  const auto threads = static_cast<size_t>(thread_count());
+  out.peak = sum_of_largest(each, each.size() >= threads ? threads : 1);
   return out;
 }
 
@@ -101,12 +105,10 @@ double bytes_read(const TraceRows& rows) {
 }
 
 // Of codec sets in memory: that of a cell, and those that others left for cells that share them.
-double largest_sum(const std::map<std::string, double>& by_training) {
+double codecs_in_memory(const std::map<std::string, double>& by_training) {
   std::vector<double> kept;
   for (const auto& [training, bytes] : by_training) kept.push_back(bytes);
-  std::ranges::sort(kept, std::greater<>());
-  kept.resize(std::min(kept.size(), kTrainingsKept + 1));
-  return std::accumulate(kept.begin(), kept.end(), 0.0);
+  return sum_of_largest(std::move(kept), kTrainingsKept + 1);
 }
 
 // Of many trainings by the same methods as many are run, spread over them.
@@ -162,7 +164,7 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
     // A training curve trains twice more, with 2.5 times the iterations in all.
     training.layers += layers * (config.curve ? 3.5 : 1.0);
   }
-  e.bytes_memory = resident + working + largest_sum(trainings);
+  e.bytes_memory = resident + working + codecs_in_memory(trainings);
   for (const auto& [versions, alike] : kinds) {
     const size_t probes = std::min(alike.size(), kProbes);
     size_t at = 0;
