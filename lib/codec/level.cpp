@@ -70,7 +70,7 @@ std::string level_reason(const Codec& whole, int stages) {
   const int all = whole.levels();
   if (all == 1)
     return fmt::format(
-        "its codes have one level alone, the whole; a level is the first stages of a residual code of several ({})",
+        "its codes have one level alone, the whole; a level is the first stages of a code of several ({})",
         fmt::join(methods_with_levels(), ", "));
   if (stages >= 1 && stages < all) return "";
   return fmt::format("it has {} stages, so a level of it has 1 to {}, not {}", all, all - 1, stages);

@@ -106,8 +106,9 @@ TEST_CASE("mistakes in tiers are named", "[tiers]") {
              Contains("codec.tiers[1].overrides"));
   CHECK_THAT(message(R"({"tiers": [{"name": "rvq", "codebooks": 4, "tokens": 64}, {"level": 4}]})"),
              Contains("codec.tiers[1]") && Contains("4 stages") && Contains("1 to 3"));
-  CHECK_THAT(message(R"({"tiers": [{"name": "pq", "codebooks": 4, "tokens": 64}, {"level": 1}]})"),
-             Contains("codec.tiers[1]") && Contains("one level alone") && Contains("(rvq, kumar, simvq, commvq)"));
+  CHECK_THAT(
+      message(R"({"tiers": [{"name": "pq", "codebooks": 4, "tokens": 64}, {"level": 1}]})"),
+      Contains("codec.tiers[1]") && Contains("one level alone") && Contains("(quantspec, rvq, kumar, simvq, commvq)"));
   CHECK_THAT(message(R"({"tiers": [{"name": "rvq", "tokens": 64}, {"level": 3, "tokens": 64}, {"level": 3}]})"),
              Contains("codec.tiers[2]") && Contains("3 stages"));
   CHECK_THAT(
