@@ -436,9 +436,9 @@ TEST_CASE("Books that a term turns by 90 degrees are turned once, for all heads 
   unit.heads = 4;
   const TableDummy codec(unit, {.width = 16, .bits = 10, .map = false, .rotate_last = true});
   const auto pages = std::make_shared<PageLayout>(codec.layout());
-  const CodedForm form(codec, unit, nullptr, pages), again(codec, unit, nullptr, pages, &form);
+  const CodedForm form(codec, unit, PlanQuery{}, pages), again(codec, unit, PlanQuery{}, pages, &form);
   const TableDummy plain(unit, {.width = 16, .bits = 1, .map = false});
-  const CodedForm other(plain, unit, nullptr, std::make_shared<PageLayout>(plain.layout()));
+  const CodedForm other(plain, unit, PlanQuery{}, std::make_shared<PageLayout>(plain.layout()));
   constexpr int64_t kBooks = 2 * 1024 * 16 * 4;
   CHECK(form.bytes(other) > 2 * kBooks);
   CHECK(form.bytes(other) < 3 * kBooks);
