@@ -86,8 +86,8 @@ class CodecUnit:
         self.level = {"stages": level} if level else {}
         self.plan = method.plan(**self.level)
         self.layout = method.layout
-        if level:  # fewer slots of every field
-            self.layout = self.plan.layout = cut_layout(method.layout, level, method.stages)
+        if level:
+            self.layout = self.plan.layout = method.level_layout(level)
 
     def encode(self, rows, prompt=None):
         """Codes of whole blocks of rows (tokens, channels), in this unit's RoPE domain. prompt: of fit()."""
@@ -118,12 +118,6 @@ class CodecUnit:
         names = [self.spec["method"]] + [t["name"] for t in self.spec["transforms"]]
         return (f"{self.role} of layer {self.layer}, KV heads {self.first_head} to {self.first_head + self.heads - 1}: "
                 f"{' behind '.join(names)}")
-
-
-def cut_layout(layout, level, stages):
-    cut = type(layout)([], layout.sides, layout.block_tokens, layout.overlay)
-    cut.fields = [type(f)(f.name, f.bits, f.slots // stages * level, f.per_token) for f in layout.fields]
-    return cut
 
 
 class CodecSet:

@@ -1,5 +1,5 @@
 """What all methods are: knobs and parameters of an archive, a layout, a plan, and rows to codes."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .plan import Plan
 
@@ -39,6 +39,10 @@ class Method:
 
     def fit(self, rows):
         """The parameters of one prompt, of its first rows (n, channels); None where nothing is fitted."""
+
+    def level_layout(self, stages):
+        """Of the first stages: fewer slots of every field (Codec::level_layout)."""
+        return replace(self.layout, fields=[replace(f, slots=f.slots // self.stages * stages) for f in self.layout.fields])
 
     def make_plan(self, terms, **rest):
         n = self.unit.channels

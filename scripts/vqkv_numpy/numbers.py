@@ -18,9 +18,11 @@ def bf16(x):
 def float8(codes, mantissa):
     """The numbers of 8-bit codes: E4M3 (mantissa 3) or E5M2 (2), float32."""
     codes = np.asarray(codes)
-    # As halves; those of E4M3 have an exponent that is 8 too small, and its infinities are numbers but for one NaN.
     if mantissa == 2:
-        return (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+        numbers = (codes.astype(np.uint16) << 8).view(np.float16)
+        with np.errstate(invalid="ignore"):  # NaN with a signal
+            return np.where(np.isnan(numbers), np.float32(np.nan), numbers.astype(np.float32))
+    # As a half, its exponent is 8 too small; infinities are numbers but for one NaN.
     half = ((codes & 0x80).astype(np.uint16) << 8) | ((codes & 0x7F).astype(np.uint16) << 7)
     return np.where((codes & 0x7F) == 0x7F, np.float32(np.nan), half.view(np.float16).astype(np.float32) * np.float32(256))
 

@@ -1,7 +1,7 @@
-"""Methods that code channel by channel (lib/codec/methods): exact, rtn, kivi, calibquant, fp8, ggml, kvquant. Codes are
-those of the C++ encoders bit for bit."""
+"""Methods that code channel by channel (lib/codec/methods): exact, rtn, kivi, quantspec, specache,
+qjl's values, calibquant, fp8, ggml, kvquant. Codes are those of the C++ encoders bit for bit."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Grid:
     clip: float = 1.0
     dtype: str = "f16"
     range_holds_zero: bool = False
+    inset: float = 0  # moves both ends in by this share of the range; asymmetric alone
 
     def line(self, low, high):
         """Scale, zero and whole zero point of groups whose values lie in [low, high], float32."""
@@ -43,8 +44,11 @@ class Grid:
         flat = (self.mode == "integer_zero") & (high - low < 1e-6 * np.maximum(np.abs(low), np.abs(high)))
         widen = flat | self.range_holds_zero
         low, high = np.where(widen, np.minimum(low, 0), low), np.where(widen, np.maximum(high, 0), high)
-        bottom = low * self.clip
-        scale = np.minimum((high * self.clip - bottom) / ((1 << self.bits) - 1), 3.0e38)
+        bottom, end = low * self.clip, high * self.clip
+        if self.inset > 0:
+            margin = self.inset * (end - bottom)
+            bottom, end = bottom + margin, end - margin
+        scale = np.minimum((end - bottom) / ((1 << self.bits) - 1), 3.0e38)
         scale = round_scale(self.dtype, scale.astype(np.float32))
         if self.mode == "asymmetric":
             return scale, round_side(self.dtype, bottom.astype(np.float32)), np.zeros_like(scale)
@@ -104,6 +108,39 @@ class Rtn(Affine):
 class Kivi(Affine):
     def set_up(self, params):
         self.set_grid(Grid(self.knobs["bits"]), self.knobs["group"], self.unit.role == "k")
+
+
+class SpeCache(Affine):
+    def set_up(self, params):
+        bits = self.knobs["bits"]
+        self.set_grid(Grid(bits, inset=0.25 if bits == 1 else 0), self.knobs["group"], self.unit.role == "k")
+
+
+class QuantSpec(Affine):
+    """4 bits, and 4 more of what they leave over on a grid 16 times finer; the first level is the upper ones alone."""
+    stages = 2
+
+    def set_up(self, params):
+        self.set_grid(Grid(4), self.knobs["group"] or self.unit.head_dim, self.unit.role == "k")
+        self.layout.fields = [Field("upper", 4, self.unit.channels), Field("lower", 4, self.unit.channels)]
+
+    def level_layout(self, stages):
+        upper, lower = self.layout.fields
+        return replace(self.layout, fields=[upper, replace(lower, slots=0 if stages == 1 else lower.slots)])
+
+    def plan(self, prompt=None, stages=2):
+        plan = super().plan()
+        if stages == 2:
+            levels = (np.arange(16, dtype=np.float32) - 8) / 16
+            plan.terms.append(replace(plan.terms[0], levels=levels.astype(np.float32), zero_side=-1, field=1))
+        return plan
+
+    def encode(self, x, prompt=None):
+        codes = super().encode(x)
+        scale, zero = (self.plan().terms[0].grouped(self.plan(), codes, side) for side in (0, 1))
+        rest = (x.astype(np.float64) - zero - codes.fields[0] * scale) / (scale / 16)
+        codes.fields.append((np.rint(np.clip(rest, -8, 7)) + 8).astype(np.uint16))
+        return codes
 
 
 class QjlValues(Affine):

@@ -243,6 +243,9 @@ class Chain:
             self.layout = replace(self.layout,
                                   sides=self.layout.sides + [Side("token_scale", t.knobs["type"], t.groups)])
 
+    def level_layout(self, stages):
+        return replace(self.layout, fields=self.inner.level_layout(stages).fields)
+
     def transforms(self, prompt):
         return prompt[0] if prompt else self.chain
 

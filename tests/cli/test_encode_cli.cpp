@@ -103,7 +103,10 @@ TEST_CASE("encode: what has no such codes is refused, and leaves no file", "[cli
   refuses(ErrorKind::kUsage, "no coded token stays");
   files.write(kCoded, kCache, std::string(64, 'c'));
   refuses(ErrorKind::kBadData, "trained on the model with hash ccc");
-  files.write({{"tiers", {{{"tokens", 64}, {"name", "rtn"}}, {{"name", "rtn"}, {"bits", 2}}}}}, kCache);
+  Json tier = kRtn, newest = kRtn;
+  newest["tokens"] = 64;
+  tier["bits"] = 2;
+  files.write({{"tiers", Json::array({newest, tier})}}, kCache);
   refuses(ErrorKind::kUsage, "a codec of 2 tiers");
 
   files.write(kCoded, kCache);
