@@ -103,7 +103,7 @@ TEST_CASE("encode: what has no such codes is refused, and leaves no file", "[cli
   refuses(ErrorKind::kUsage, "no coded token stays");
   files.write(kCoded, kCache, std::string(64, 'c'));
   refuses(ErrorKind::kBadData, "trained on the model with hash ccc");
-  Json tier = kRtn, newest = kRtn;
+  Json tier = kCoded, newest = kCoded;
   newest["tokens"] = 64;
   tier["bits"] = 2;
   files.write({{"tiers", Json::array({newest, tier})}}, kCache);

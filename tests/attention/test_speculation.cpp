@@ -36,7 +36,7 @@ std::vector<float> attended(CompressedCache& cache, const Tokens& x, int64_t n, 
 
 }  // namespace
 
-TEST_CASE("tentative blocks code nothing, and a commit leaves the cache of what it keeps", "[cache][speculation]") {
+TEST_CASE("tentative blocks code nothing, and a commit leaves the cache of what it keeps", "[attention][speculation]") {
   const CacheShape shape = make_shape(2, 2, 2, 16);
   const auto set = nibbles(shape);
   const Tokens x(shape, 400, 7), guesses(shape, 400, 8);
@@ -82,7 +82,7 @@ TEST_CASE("tentative blocks code nothing, and a commit leaves the cache of what 
   }
 }
 
-TEST_CASE("drafts read the upper half of each code, by every path, and say how many bytes", "[cache][speculation]") {
+TEST_CASE("drafts read the upper half of each code, by every path, and say how many bytes", "[attention][speculation]") {
   const CacheShape shape = make_shape(2, 2, 2, 16);
   const auto whole = nibbles(shape);
   const auto upper = make_set(shape, 1, [&](Role role, int) -> std::shared_ptr<Codec> {
@@ -111,7 +111,7 @@ TEST_CASE("drafts read the upper half of each code, by every path, and say how m
   }
 }
 
-TEST_CASE("what can't be speculated is refused by name", "[cache][speculation]") {
+TEST_CASE("what can't be speculated is refused by name", "[attention][speculation]") {
   const CacheShape shape = make_shape(1, 1, 1, 16);
   const auto set = nibbles(shape);
   check_says(error_of([&] { CacheModel(exact_codec_set(shape), 1); }),
