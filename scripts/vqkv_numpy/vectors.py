@@ -12,11 +12,6 @@ from .plan import Codes, Field, Layout, Side, Signs, Table
 
 # ---- Codewords ----
 
-def nearest(x, book):
-    """Of rows x (n, width) in double, the first of the nearest codewords."""
-    return np.argmin((book**2).sum(axis=1) / 2 - x @ book.T, axis=1)
-
-
 class TableMethod(Method):
     """pq, rvq, simvq, kumar: sums of codewords over groups of channels (lib/codec/methods/table_codec.h)."""
     scale_slots, scale_type = 0, "f16"
@@ -53,15 +48,15 @@ class TableMethod(Method):
             x = x / sides[0].repeat(x.shape[1] // self.scale_slots, axis=1)
         codes = np.zeros((len(x), self.stages, self.groups), np.uint16)
         for g in range(self.groups):
-            books = self.codewords[g % self.books :: self.books].astype(np.float64)
-            codes[:, :, g] = self.search(x[:, self.channel[g]].astype(np.float64), books)
+            codes[:, :, g] = self.search(x[:, self.channel[g]], self.codewords[g % self.books :: self.books])
         return Codes(len(x), [codes.reshape(len(x), -1)], sides)
 
     def search(self, x, books):
-        """Codes (n, stages); a beam keeps the best partial sums of each stage."""
+        """Codes (n, stages); a beam keeps the best partial sums of each stage. Residuals are float32, distances double."""
         rest, chosen, (n, entries) = x[:, None], np.zeros((len(x), 1, 0), np.int64), (len(x), books.shape[1])
         for book in books:
-            error = (rest**2).sum(axis=2)[..., None] + (book**2).sum(axis=1) - 2 * rest @ book.T
+            left, words = rest.astype(np.float64), book.astype(np.float64)
+            error = (left**2).sum(axis=2)[..., None] + (words**2).sum(axis=1) - 2 * left @ words.T
             best = np.argsort(error.reshape(n, -1), axis=1, kind="stable")[:, : self.beam]
             entry, code = best // entries, best % entries
             chosen = np.concatenate([np.take_along_axis(chosen, entry[..., None], axis=1), code[..., None]], axis=2)

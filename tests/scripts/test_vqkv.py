@@ -21,7 +21,7 @@ from vqkv_numpy.cache import Policy, Rope
 from vqkv_numpy.numbers import float8, round_side, to_float8
 
 # What of a method or preset takes its time, or more channels than a head of 32 has; the rest is as it is.
-FITTING = {"pq": "iterations: 3, bits: 5", "rvq": "iterations: 3, refine: 1, bits: 5",
+FITTING = {"pq": "iterations: 3, bits: 5", "rvq": "iterations: 3, refine: 1, bits: 5, codebooks: 4",
            "kumar": "iterations: 3, ema_steps: 2, ema_batch: 256, bits: 5",
            "simvq": "rounds: 2, steps: 2, points: 4, k: {bits: 5}, v: {bits: 5}",
            "commvq": "bits: 4, steps: 2, points: 256, start_points: 64, value_steps: 3, value_batch: 64, hidden: 64",
