@@ -45,7 +45,9 @@ const std::pair<const char*, const char*> kCodecs[] = {
     {"commvq",
      "{name: commvq, codebooks: 2, bits: 3, steps: 3, start_points: 32, group: 32, value_bits: 2, hidden: 16, "
      "value_steps: 20, value_batch: 16, heads: all, k: {rope: pre}}"},
-    {"calibquant", "{name: calibquant, preset: b4}"}};
+    {"calibquant", "{name: calibquant, preset: b4}"},
+    {"quantspec", "{name: quantspec, group: 16}"},
+    {"specache", "{name: specache, group: 16}"}};
 
 std::shared_ptr<const CodecSet> trained(const std::string& name, const std::string& codec, const std::string& trace) {
   if (name == "ggml") {  // its blocks of 32 channels don't divide the trace's heads, and it learns nothing
