@@ -82,7 +82,8 @@ TEST_CASE("tentative blocks code nothing, and a commit leaves the cache of what 
   }
 }
 
-TEST_CASE("drafts read the upper half of each code, by every path, and say how many bytes", "[attention][speculation]") {
+TEST_CASE("drafts read the upper half of each code, by every path, and say how many bytes",
+          "[attention][speculation]") {
   const CacheShape shape = make_shape(2, 2, 2, 16);
   const auto whole = nibbles(shape);
   const auto upper = make_set(shape, 1, [&](Role role, int) -> std::shared_ptr<Codec> {
