@@ -129,8 +129,7 @@ void AffineCodec::encode(ConstMatrix x, CodeBlock& out, const SequenceState*) co
   });
 }
 
-DecodePlan AffineCodec::plan(const PlanQuery&) const {
-  DecodePlan plan = empty_plan();
+LevelsTerm AffineCodec::term() const {
   LevelsTerm term;
   term.scale_side = 0;
   if (layout_.sides.size() > 1) term.zero_side = 1;
@@ -138,7 +137,12 @@ DecodePlan AffineCodec::plan(const PlanQuery&) const {
   if (grid_.centred()) term.offset = static_cast<float>(grid_.mode == AffineGrid::Mode::kSigned ? half : half - 1);
   term.group_channels = groups_.along_tokens ? 1 : groups_.group;
   term.group_tokens = layout_.block_tokens;
-  plan.terms = {term};
+  return term;
+}
+
+DecodePlan AffineCodec::plan(const PlanQuery&) const {
+  DecodePlan plan = empty_plan();
+  plan.terms = {term()};
   return plan;
 }
 

@@ -50,6 +50,7 @@ class AffineCodec : public Codec {
   RopePlacement rope() const override { return rope_; }
   TrainReport train(const TrainSet&, const Rng&) override { return {}; }
   void encode(ConstMatrix x, CodeBlock& out, const SequenceState* state = nullptr) const override;
+  LevelsTerm term() const;  // all that its plan adds
   DecodePlan plan(const PlanQuery& query = {}) const override;
   void save(ParameterWriter&) const override {}
   void load(const ParameterReader&) override {}

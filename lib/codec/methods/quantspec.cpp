@@ -68,7 +68,7 @@ class QuantSpecCodec final : public Codec {
     DecodePlan plan = upper_.plan();
     plan.layout = layout_;
     if (query.level == 0) return plan;
-    LevelsTerm lower = std::get<LevelsTerm>(plan.terms[0]);
+    LevelsTerm lower = upper_.term();
     lower.field = 1;
     lower.zero_side = -1;
     for (int code = 0; code < 1 << kNibble; ++code) lower.levels.push_back(static_cast<float>((code - kZero) * kFiner));
