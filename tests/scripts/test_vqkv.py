@@ -18,7 +18,9 @@ from tiny_codecs import Tools, root
 
 import vqkv
 from vqkv_numpy.cache import Policy, Rope
+from vqkv_numpy.methods import make_method
 from vqkv_numpy.numbers import float8, round_side, to_float8
+from vqkv_numpy.plan import decode
 
 # What of a method or preset takes its time, or more channels than a head of 32 has; the rest is as it is.
 FITTING = {"pq": "iterations: 3, bits: 5", "rvq": "iterations: 3, refine: 1, bits: 5, codebooks: 4",
@@ -99,6 +101,11 @@ def check(tools, name, cell, trace):
             for a, b in zip(mine.fields + mine.sides, codes.fields + codes.sides):
                 assert np.array_equal(a, b), f"{where}: {np.mean(a != b):.2g} of the codes differ"
             assert np.array_equal(mine.overlay, codes.overlay), where
+        if unit.spec["method"] == "quantspec":  # its first level is a 4-bit code by itself: KIVI's
+            first = codes.head(unit.method.level_layout(1))
+            plain = make_method("kivi", {"bits": 4, "group": unit.method.group}, unit.method.unit, None)
+            alone = decode(plain.plan(), plain.encode(rows[sinks : sinks + codes.tokens]))
+            assert first.fields[1].shape[1] == 0 and np.array_equal(decode(unit.method.plan(stages=1), first), alone)
     return path, coded
 
 
@@ -146,7 +153,7 @@ def check_refusals(tools, path, coded, other):
     refused(vqkv.BadFile, "window 0, k of layer 0, KV heads 1 to 1: rtn behind center", lambda: vqkv.check(path, coded))
     script = [sys.executable, str(root / "scripts/vqkv.py")]
     done = subprocess.run([*script, "check", path, coded], capture_output=True, text=True)
-    assert done.returncode == 3 and "1 of " in done.stderr, done
+    assert done.returncode == 3 and "16 of " in done.stderr, done  # one code, in a block of the Hadamard matrix
     done = subprocess.run([*script, "list", path], capture_output=True, text=True)
     assert done.returncode == 0 and "k of layer 0, KV heads 0 to 0: rtn behind center" in done.stdout, done
     assert "v of layer 1, KV heads 1 to 1: rtn behind token_scale, 7.5 bits a value" in done.stdout, done
