@@ -25,8 +25,7 @@ int run_strategy(const GenerateVerb& v) {
   if (print(table, v.common.format, full))
     std::fputs(
         "\nBytes a token behind the first: what passes behind the prompt read at least, drafts included, each weight, "
-        "code "
-        "and exact row once a pass.\n",
+        "code and exact row once a pass.\n",
         stdout);
   return kExitOk;
 }

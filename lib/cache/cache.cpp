@@ -158,9 +158,7 @@ void CompressedCache::commit(int64_t n) {
 void CompressedCache::recall(const RecalledPairs* pairs) {
   const SequenceMap& map = parts_->map;
   VQKV_CHECK(!map.open && !(pairs && map.policy.keep));
-  for (const CacheModel::Unit& u : parts_->model->units())
-    VQKV_CHECK(!pairs || (u.form->plan.rope == RopePlacement::kPost && u.lower < 0 &&
-                          std::ranges::none_of(u.form->decoders, &TileDecoder::folded)));
+  for (const CacheModel::Unit& u : parts_->model->units()) VQKV_CHECK(!pairs || u.decodes_rows());
   parts_->map.recalled = pairs;
 }
 

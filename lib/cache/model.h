@@ -1,6 +1,7 @@
 // The model side of caches: plans, page layouts and tile decoders of a codec set. Immutable, made once and shared by
 // all sequences; what one sequence fits to its prompt is its own (CodedForm again, counted in its ledger).
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -37,6 +38,11 @@ class CacheModel {
     int lower = -1;                          // CodecSet::lower_unit
     int tier = 0;                            // by age, the newest first
     bool level = false;                      // its codes are those of the tier before, cut
+    // What it decodes are the rows themselves, keys after RoPE, so that exact rows can stand in their place.
+    bool decodes_rows() const {
+      return form->plan.rope == RopePlacement::kPost && lower < 0 &&
+             std::ranges::none_of(form->decoders, &TileDecoder::folded);
+    }
   };
 
   // draft_stages: what Visibility::kDraft reads, so many of the first stages of every codec (codec/level.h); 0:

@@ -43,8 +43,8 @@ TrainMemory memory_of(const UnitSpec& spec, int64_t rows);
 
 // Units that end in one codec, as indices of plan.units, in the order of training.
 std::vector<std::vector<size_t>> units_by_codec(const CodecPlan& plan);
-inline constexpr int64_t kPooledRows = int64_t{1}
-                                       << 20;  // of units that share, together: 256 MiB of keys at head_dim 64
+// Of units that share, together: 256 MiB of keys at head_dim 64.
+inline constexpr int64_t kPooledRows = int64_t{1} << 20;
 
 // One codec a unit; units that share (`share: heads` within a layer, `layers` over all of them) and agree in everything
 // else get one codec trained on all their rows, thinned evenly to kPooledRows. Bit-identical at any thread count.

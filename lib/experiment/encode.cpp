@@ -107,7 +107,7 @@ Json encode(const EncodeOptions& options) {
   const CellConfig cell = read_cell_config(config);
   check_against_trace(config, cell, read_trace_facts(options.trace));
   const CachePolicy policy = cell.policy();
-  if (!policy.codes || !policy.keeps_codes())
+  if (!policy.keeps_codes())
     fail_usage(fmt::format("{}: under its cache rule or policy no coded token stays", options.codecs));
   const TraceRows rows(*trace, cell);
 

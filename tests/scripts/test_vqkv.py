@@ -14,7 +14,7 @@ except ImportError as e:
     print(f"not run: {e} (Debian: python3-h5py python3-numpy)")
     sys.exit(1 if os.environ.get("VQKV_NO_SKIP") else 77)
 
-from tiny_codecs import Tools, root
+from tiny_codecs import Tools, refused, root
 
 import vqkv
 from vqkv_numpy.cache import Policy, Rope
@@ -107,15 +107,6 @@ def check(tools, name, cell, trace):
             alone = decode(plain.plan(), plain.encode(rows[sinks : sinks + codes.tokens]))
             assert first.fields[1].shape[1] == 0 and np.array_equal(decode(unit.method.plan(stages=1), first), alone)
     return path, coded
-
-
-def refused(kind, words, call):
-    try:
-        call()
-    except kind as e:
-        assert words in str(e), e
-        return
-    raise AssertionError(f"not refused: {words}")
 
 
 def changed(path, copy, edit):

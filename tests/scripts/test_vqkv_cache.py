@@ -12,7 +12,7 @@ except ImportError as e:
     print(f"not run: {e} (Debian: python3-h5py python3-numpy)")
     sys.exit(1 if os.environ.get("VQKV_NO_SKIP") else 77)
 
-from tiny_codecs import MODEL, Tools
+from tiny_codecs import MODEL, Tools, refused
 from tiny_model import ExactCache, TinyModel, divergence
 
 import vqkv
@@ -35,15 +35,6 @@ def logits(model, ids, prompt, caches):
     parts = ([ids[:prompt]] if prompt else []) + [[t] for t in ids[prompt:]]
     starts = np.cumsum([0] + [len(p) for p in parts])
     return np.concatenate([model.logits(part, first, caches) for part, first in zip(parts, starts)])
-
-
-def refused(kind, words, call):
-    try:
-        call()
-    except kind as e:
-        assert words in str(e), e
-        return
-    raise AssertionError(f"not refused: {words}")
 
 
 def main():

@@ -48,3 +48,12 @@ class Tools:
         path = str(self.folder / (name + ".codec.h5"))
         self.run("vqkv-sweep", "export", out, "--cell", cells[0]["id"], "-o", path)
         return path
+
+
+def refused(kind, words, call):
+    try:
+        call()
+    except kind as e:
+        assert words in str(e), e
+        return
+    raise AssertionError(f"not refused: {words}")

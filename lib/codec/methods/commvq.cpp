@@ -380,7 +380,7 @@ MethodInfo describe_commvq() {
       "Li et al., CommVQ: Commutative Vector Quantization for KV Cache Compression, ICML 2025, arXiv 2506.18879";
   info.bibtex = "li2025commvq";
   info.family = "table";
-  info.version = 2;
+  info.version = 2;  // 2: sums of the matrix are divided by channel scales in double
   info.bits =
       "(role == v ? value_bits : 2 * bits * codebooks / (group == 0 ? min(128, channels) : group)) + (scale_type == "
       "f32 ? 32 : 16) / channels";
@@ -391,8 +391,7 @@ MethodInfo describe_commvq() {
       "leaves out of its account, as the paper does the values' network, which counts here. Their search of that table "
       "and ours of 2 * 2^bits inner products find the same codes. Training is theirs with fewer steps and tokens "
       "(preset published: all of them); their no improvement within 1e-5 is here 1e-5 of the error. Values learn from "
-      "their "
-      "own error alone: the authors add that of attention's outputs. Their code draws symbols at random when it "
+      "their own error alone: the authors add that of attention's outputs. Their code draws symbols at random when it "
       "encodes, too; here the largest is taken. It codes prompts after they were attended exactly, replay mode "
       "prefill-exact, keeps no sinks, and 0 to 127 exact tokens, which come with `preset: default`";
   const Json cache = {{"sinks", 0}, {"window", 1}, {"flush", 128}};

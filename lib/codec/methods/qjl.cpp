@@ -172,15 +172,13 @@ MethodInfo describe_qjl() {
   info.title = "keys as the signs of random projections, values per token in channel groups";
   info.paper =
       "Zandieh, Daliri, Han, QJL: 1-Bit Quantized JL Transform for KV Cache Quantization with Zero Overhead, AAAI "
-      "2025, "
-      "arXiv 2406.03482";
+      "2025, arXiv 2406.03482";
   info.bibtex = "zandieh2025qjl";
   info.family = "sign";
   info.bits =
       "role == v ? value_bits + 32 / group : (layer < initial_layers ? initial_rows : rows) + 16 / head_dim + "
-      "(outliers "
-      "== 0 ? 0 : 8 * outliers / (group * head_dim) + ((layer < initial_layers ? initial_outlier_rows : outlier_rows) "
-      "== 0 ? 0 : (layer < initial_layers ? initial_outlier_rows : outlier_rows) + 16 / head_dim))";
+      "(outliers == 0 ? 0 : 8 * outliers / (group * head_dim) + ((layer < initial_layers ? initial_outlier_rows : "
+      "outlier_rows) == 0 ? 0 : (layer < initial_layers ? initial_outlier_rows : outlier_rows) + 16 / head_dim))";
   info.trained = false;
   info.version = 2;  // 2: sizes of the model's layer in a sweep of some layers, and under `share: layers`
   info.caveat =

@@ -78,15 +78,13 @@ MethodInfo describe_rvq() {
   info.title = "residual quantization by k-means, with beam search and joint refinement";
   info.paper =
       "Chen, Guan, Wang, Sensors 2010; beam search and refinement as in Liu et al. (arXiv 1509.05195) and FAISS; "
-      "grouped "
-      "residual codes as in GSRQ (arXiv 2607.01065)";
+      "grouped residual codes as in GSRQ (arXiv 2607.01065)";
   info.bibtex = "chen2010residual";
   info.family = "table";
   info.bits = "bits * codebooks / (group == 0 ? channels : group)";
   info.caveat =
       "under about 500 training vectors a codeword the stages overfit; with a beam or refinement a prefix of the "
-      "stages "
-      "still decodes, but is no longer the best shorter code";
+      "stages still decodes, but is no longer the best shorter code";
   info.presets = {{"default", Json::object()},
                   {"embedded",
                    {{"codec", {{"encoding", "greedy"}, {"refine", 0}}},

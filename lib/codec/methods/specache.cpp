@@ -43,8 +43,7 @@ MethodInfo describe_specache() {
   info.trained = false;
   info.caveat =
       "half of the method: the strategy specache fetches exact pairs beside it, from a far copy of 16 bits a value "
-      "that "
-      "these bits leave out";
+      "that these bits leave out";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "window"}, {"window", 64}, {"flush", 64}};
   info.presets = {

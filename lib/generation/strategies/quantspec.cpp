@@ -105,8 +105,7 @@ StrategyInfo describe_quantspec_strategy() {
       "for codes with levels, as codec quantspec; drafts are greedy, and with a temperature a draft stands where the "
       "target draws the same token, which keeps the target's text (the paper's rule for sampling is unconfirmed); "
       "4-bit weights are rounded to nearest, and how the paper chose theirs is unconfirmed; a round is cut where "
-      "tokens "
-      "are coded next, and acceptance counts the drafts that were made; text ends where the target's does";
+      "tokens are coded next, and acceptance counts the drafts that were made; text ends where the target's does";
   return info;
 }
 

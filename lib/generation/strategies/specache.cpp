@@ -94,8 +94,7 @@ class SpeCache final : public Strategy {
       fail_usage("strategy specache guesses from the first token on, and a codec that is fitted to each prompt waits");
     auto model = std::make_shared<const CacheModel>(std::move(codecs));
     for (const CacheModel::Unit& u : model->units())
-      if (u.form->plan.rope != RopePlacement::kPost || u.lower >= 0 ||
-          std::ranges::any_of(u.form->decoders, &TileDecoder::folded))
+      if (!u.decodes_rows())
         fail_usage(
             fmt::format("strategy specache puts exact rows in place of decoded ones, and what the codec of layer {}, "
                         "role {} decodes are no such rows: keys before RoPE, the layer below's rest, or a map that is "
@@ -178,8 +177,7 @@ StrategyInfo describe_specache_strategy() {
       "the paper's prompts attend exactly (--exact-prefill); acceptance is the share of guesses that came true, and no "
       "guess saves a pass; scores are summed over the query heads of a KV head and the first pairs are those of the "
       "first token's own query, both assumed, as no code of the authors was found; every fetch moves all its pairs; "
-      "far "
-      "bytes are in no bits/value";
+      "far bytes are in no bits/value";
   return info;
 }
 
