@@ -192,7 +192,8 @@ TEST_CASE("the peak memory of training is stated as well: rows, what methods mak
                                   "{name: rvq, codebooks: 2, bits: 6, iterations: 2, transform: [center, rotation]}",
                                   "{name: commvq, codebooks: 2, steps: 2, value_steps: 4}",
                                   "{name: commvq, codebooks: 1, hidden: 2048, value_bits: 8, steps: 1, value_steps: 1}",
-                                  "{name: kvquant, weight: fisher}", "{name: kvquant, share: layers}"})
+                                  "{name: kvquant, weight: fisher}", "{name: kvquant, share: layers}"}) {
+    double alone = 0;
     for (const std::string threads : {"1", "4"}) {
       write_file(sweep, fmt::format("trace: {{path: {}, train: [1], report: [0]}}\nmetrics: [key_nmse]\ncodec: {}\n",
                                     trace, codec));
@@ -213,8 +214,15 @@ TEST_CASE("the peak memory of training is stated as well: rows, what methods mak
       const double peak = load_results(out).cells[0].record.at("prov").at("peak_rss_bytes").get<double>();
       INFO(codec << ", " << threads << " threads: " << stated << " bytes stated, " << peak << " taken");
       CHECK(stated > 0.8 * peak);
-      CHECK(stated < (threads == "1" ? 1.4 : 1.8) * peak);  // side by side they need not peak at once
+      // One after the other all peak; side by side it is chance which do at once, and no more than all threads do.
+      if (threads == "1") {
+        CHECK(stated < 1.4 * peak);
+        alone = stated;
+      } else {
+        CHECK(stated < 4 * alone);
+      }
     }
+  }
 }
 
 TEST_CASE("plan, status and merge hold little of each cell: many cells take little more than a few", "[cli][sweep]") {
