@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "bench"
@@ -157,36 +158,71 @@ def replay_rate(context):
     return len(rates) / sum(1 / r for r in rates)
 
 
-def sweep_rate(context):
-    """Cells of the quickstart's sweep, planned and run on two layers, a second of processor time."""
-    trace, folder = OUT / "sweep.trace.h5", OUT / "sweep"
-    plan, store = folder / "plan.jsonl", folder / "cells"
-    tools = {name: str(context.build / "bin" / f"vqkv-{name}") for name in ("dump", "sweep")}
-    for path in tools.values():
-        if not pathlib.Path(path).exists():
-            raise Missing(f"{pathlib.Path(path).name}, which was not built")
+SWEEP_TEXTS = ("jargon-0", "jargon-1", "jargon-2", "jargon-3", "kjv-0", "kjv-1", "kjv-2")
 
-    def tool(name, *arguments):
-        run = subprocess.run([tools[name], *map(str, arguments), "-q"], env=context.environment, capture_output=True, text=True)
-        if run.returncode != 0:
-            raise Missing(f"`vqkv-{name} {arguments[0]}` to end well: {' '.join(run.stderr.split())[-300:]}")
 
+def tool(context, name, *arguments):
+    """Runs one of the tools of the context's build, quietly."""
+    path = context.build / "bin" / f"vqkv-{name}"
+    if not path.exists():
+        raise Missing(f"{path.name}, which was not built")
+    run = subprocess.run([str(path), *map(str, arguments), "-q"], env=context.environment, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise Missing(f"`vqkv-{name} {arguments[0]}` to end well: {' '.join(run.stderr.split())[-300:]}")
+
+
+def quickstart_trace(context):
+    trace = OUT / "sweep.trace.h5"
     if not trace.exists():
         note("capturing the quickstart's trace; this takes a minute")
-        texts = [f"data/{text}.txt" for text in ("jargon-0", "jargon-1", "jargon-2", "jargon-3", "kjv-0", "kjv-1", "kjv-2")]
-        tool("dump", "capture", "--model", QUANTIZED, "--context", 1024, "--max-tokens", 2048, "-o", trace, "--text", *texts)
+        tool(context, "dump", "capture", "--model", QUANTIZED, "--context", 1024, "--max-tokens", 2048, "-o", trace, "--text",
+             *(f"data/{text}.txt" for text in SWEEP_TEXTS))
+    return trace
+
+
+def quickstart_plan(context, folder, name, text, *overrides):
+    """A plan of the quickstart's setup and `text`, without streaming rows: builds of before those plan the same cells."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in ("setup.yaml", "quick.yaml"):
-        text = (ROOT / "experiments" / "first-look" / name).read_text().splitlines(True)
-        # The codecs' cells alone: builds of before streaming rows plan the same ones.
-        (folder / name).write_text("".join(line for line in text if not line.startswith("sweep: {streaming")))
+    setup = (ROOT / "experiments" / "first-look" / "setup.yaml").read_text().splitlines(True)
+    (folder / "setup.yaml").write_text("".join(line for line in setup if not line.startswith("sweep: {streaming")))
+    (folder / name).write_text(text)
+    plan = folder / "plan.jsonl"
+    arguments = ["sweep", "plan", folder / name, f"trace.path={quickstart_trace(context)}", *overrides, "-o", plan]
+    try:
+        tool(context, *arguments, "sweep.streaming=false")
+    except Missing:
+        tool(context, *arguments)
+    return plan
+
+
+def sweep_rate(context):
+    """Cells of the quickstart's sweep, planned and run on two layers, a second of processor time."""
+    quickstart_trace(context)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    tool("sweep", "plan", folder / "quick.yaml", f"trace.path={trace}", "layers=[0, 15]", "-o", plan)
-    tool("sweep", "run", plan, "-o", store, "--threads", 1)
+    text = (ROOT / "experiments" / "first-look" / "quick.yaml").read_text()
+    plan, store = quickstart_plan(context, OUT / "sweep", "quick.yaml", text, "layers=[0, 15]"), OUT / "sweep" / "cells"
+    tool(context, "sweep", "run", plan, "-o", store, "--threads", 1)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cells = sum(1 for line in (store / "results" / "main.jsonl").open())
     return cells / (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+MANY = """include: [setup.yaml]
+layers: [0]
+heads: [0]
+codec: {name: rtn, group: 64}
+sweep: {grid: {codec.bits: [2, 3, 4, 8], seed: {range: [1, 24999]}}}
+"""
+
+
+def plan_rate(context):
+    """Cells of a plan of 99,996, written, a second of wall time."""
+    quickstart_trace(context)
+    before = time.monotonic()
+    plan = quickstart_plan(context, OUT / "plan", "many.yaml", MANY)
+    with plan.open() as f:
+        return sum(1 for _ in f) / (time.monotonic() - before)
 
 
 def google(program, bench, counter="items_per_second", one_core=False):
@@ -272,6 +308,7 @@ ROWS = [
         "process grows", "ledger/growth", lambda c: 1 / c.google("bench_cache", "sequences/64/iterations:1", "growth"), target=0.98),
     Row("sweep", "The quickstart's 11 cells on 2 of 30 layers, planned, trained and measured, processor time, 1 thread",
         "cells/s", sweep_rate),
+    Row("plan-100k", "A plan of 99,996 cells, written", "k cells/s", plan_rate, scale=1e-3),
     Row("decode-head", "Decoding pre-RoPE keys of one head of a unit of 8, pq 16×256 a head behind a rotation of each head",
         "M tok/s", *decode_head("keys_rotation"), WRITTEN_OUT, 4.0, 1e-6),
     Row("decode-head-hadamard", "The same behind Hadamard", "M tok/s", *decode_head("keys_hadamard"), WRITTEN_OUT, 4.0,
@@ -438,6 +475,7 @@ def main():
     names = [row.name for row in ROWS] + [KLD[0], REPLAY[0]]
     parser.add_argument("--peers", action="store_true", help="install the peers into build/peers first")
     parser.add_argument("--quick", action="store_true", help="3 short rounds instead of 5; docs are left alone")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of a row instead of 5; docs are left alone")
     parser.add_argument("--only", action="append", metavar="NAME", choices=names, help="a row; may be given again")
     parser.add_argument("--build", default=None, metavar="DIR", help="a build that is there, e.g. build/ci")
     parser.add_argument("--against", default=None, metavar="DIR", help="another build, made by `scripts/build bench` in its own "
@@ -447,6 +485,9 @@ def main():
     if args.list:
         print("\n".join(names))
         return
+    if args.rounds < 1:
+        raise SystemExit("error: --rounds: at least 1")
+    rounds = 3 if args.quick else args.rounds
     os.chdir(ROOT)
     OUT.mkdir(parents=True, exist_ok=True)
     if args.build is None:
@@ -491,7 +532,7 @@ def main():
     with contextlib.closing(context):
         for row in rows:
             if not args.only or row.name in args.only:
-                keep(row.name, lambda: row.measure(context, 3 if args.quick else 5))
+                keep(row.name, lambda: row.measure(context, rounds))
         if not args.against and (not args.only or KLD[0] in args.only):
             keep(KLD[0], lambda: kld_row(context))
         if not args.against and (not args.only or REPLAY[0] in args.only):
@@ -503,8 +544,9 @@ def main():
     results = {n: json.loads((out / f"{n}.json").read_text()) for n in names if (out / f"{n}.json").exists()}
     text = report(results, facts, rows)
     print(text)
-    if args.quick or len(results) < len(names):
-        note("docs/benchmarks.md is left as it is (" + ("--quick" if args.quick else "not every row was measured") + ")")
+    if args.quick or args.rounds != 5 or len(results) < len(names):
+        why = "--quick" if args.quick else "--rounds" if args.rounds != 5 else "not every row was measured"
+        note(f"docs/benchmarks.md is left as it is ({why})")
     else:
         write_doc(text, facts["processor"])
 
