@@ -47,11 +47,19 @@ class Archive:
         a = self.file.attrs
         if a.get("format") != kind:
             raise BadFile(f"{path}: attribute 'format' must be \"{kind}\"")
-        if not 1 <= a["format_version"] <= newest:
-            raise BadFile(f"{path}: format version {a['format_version']}; this reader knows 1 to {newest}")
+        version = a.get("format_version", 0)
+        if not 1 <= version <= newest:
+            raise BadFile(f"{path}: format version {version}; this reader knows 1 to {newest}")
         if a.get("complete") != 1:
             raise BadFile(f"{path}: incomplete: its writer did not finish")
-        self.index = json.loads(a["index_json"])
+        self.index = self.read("index_json", lambda: json.loads(a["index_json"]))
+
+    def read(self, name, get):
+        """get(); what a damaged file does to it says where."""
+        try:
+            return get()
+        except (KeyError, OSError, ValueError) as e:
+            raise BadFile(f"{self.path}: '{name}' is damaged: {e}") from None
 
     def under(self, prefix):
         part = object.__new__(Archive)
@@ -65,14 +73,14 @@ class Archive:
         full = self.prefix + name
         if full not in self.index["tensors"]:
             raise BadFile(f"{self.path}: parameter '{full}' is missing")
-        return self.file[full][()].reshape(self.index["tensors"][full]["shape"])
+        return self.read(full, lambda: self.file[full][()].reshape(self.index["tensors"][full]["shape"]))
 
     def facts(self, name):
-        group, _, key = (self.prefix + name).rpartition("/")
-        try:
-            return json.loads(self.file["/" + group].attrs[key])
-        except KeyError:
-            raise BadFile(f"{self.path}: fact '{self.prefix + name}' is missing") from None
+        full = self.prefix + name
+        if full not in self.index["facts"]:
+            raise BadFile(f"{self.path}: fact '{full}' is missing")
+        group, _, key = full.rpartition("/")
+        return self.read(full, lambda: json.loads(self.file["/" + group].attrs[key]))
 
 
 class CodecUnit:
@@ -97,14 +105,24 @@ class CodecUnit:
                              f"of {self.channels} channels")
         if not np.isfinite(rows).all():
             raise ValueError("values that are not finite cannot be coded")
+        self.require_fitted(prompt)
         return self.method.encode(rows, prompt).head(self.layout)
 
     def fit(self, rows):
         """What the codec fits to the first rows of a prompt, or None; pass it to encode and decode."""
-        return self.method.fit(np.ascontiguousarray(rows, np.float32)) if self.method.fit_tokens else None
+        if not self.method.fit_tokens:
+            return None
+        if len(rows) < self.method.fit_tokens:
+            raise ValueError(f"{len(rows)} rows; {self} is fitted to {self.method.fit_tokens} tokens of a prompt at least")
+        return self.method.fit(np.ascontiguousarray(rows, np.float32))
+
+    def require_fitted(self, prompt):
+        if prompt is None and self.method.fit_tokens:
+            raise ValueError(f"{self} is fitted to each prompt: give encode() and decode() what fit() gives")
 
     def decode(self, codes, prompt=None):
         """Rows (tokens, channels), float32, in this unit's RoPE domain. prompt: of fit(), or the plan of a codes file."""
+        self.require_fitted(prompt)
         if prompt is None:
             return decode(self.plan, codes)
         if not isinstance(prompt, dict):

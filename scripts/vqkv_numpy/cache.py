@@ -1,5 +1,7 @@
 """A cache of frozen codecs in NumPy: which tokens are exact and which coded, as lib/cache/policy.h says, and the keys and
 values that attention sees of them. Rows are kept whole: this shows what a codec does to a model, not what it saves."""
+from numbers import Integral
+
 import numpy as np
 
 from .numbers import UnknownKind, round_side
@@ -20,32 +22,57 @@ class FlushRule:
         return min(sinks, position + 1) + past // self.flush * self.flush
 
 
+def given(keys, known, place=""):
+    """Keys of a `cache:` section that say something, all of them known."""
+    keys = {k: v for k, v in dict(keys or {}).items() if v is not None}
+    for k in keys:
+        if k not in known:
+            raise UnknownKind(f"cache key '{place}{k}'; known: {', '.join(known)}")
+    return keys
+
+
+def whole(section, key, least):
+    value = section[key]
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"cache.{key} is {value!r}; allowed: whole numbers from {least}")
+    return value
+
+
+def choice(section, key, known):
+    if section[key] not in known:
+        raise UnknownKind(f"cache.{key} '{section[key]}'; known: {', '.join(known)}")
+    return section[key]
+
+
 class Policy:
     """A `cache:` section: that of an archive (CodecSet.cache), with keys given anew in `changed`, for both roles or under
     k and v."""
 
     def __init__(self, section, changed=None):
-        changed = dict(changed or {})
-        unknown = [k for k in changed if k not in DEFAULTS and k not in ("k", "v")]
-        if unknown:
-            raise UnknownKind(f"cache key '{unknown[0]}'; known: {', '.join(DEFAULTS)}, k, v")
+        changed = given(changed, [*DEFAULTS, "k", "v"])
+        for role in {"k", "v"} & set(changed):
+            changed[role] = given(changed[role], OF_A_ROLE, role + ".")
         both, shared = {**DEFAULTS, **section, **changed}, {k: changed[k] for k in OF_A_ROLE if k in changed}
         kind = both["policy"] if isinstance(both["policy"], str) else (both["policy"] or {}).get("name", "all")
         if kind != "all":
             raise UnknownKind(f"cache.policy '{kind}': this cache keeps every token")
-        self.sinks, self.dtype, self.prompt = both["sinks"], both["exact_dtype"], both["prompt"]
-        self.codes_generated, self.waits, self.codes = both["generated"] == "coded", both["prompt"], True
+        self.sinks, self.prompt = whole(both, "sinks", 0), whole(both, "prompt", 0)
+        self.dtype = choice(both, "exact_dtype", ("f16", "bf16", "f32"))
+        self.codes_generated, self.waits = choice(both, "generated", ("coded", "exact")) == "coded", self.prompt
+        if self.prompt == 0 and not self.codes_generated:
+            raise ValueError("cache.generated: exact needs cache.prompt, the tokens behind which nothing is coded")
         self.rules = {}
         for role in ("k", "v"):
             own = {**both, **section.get(role, {}), **shared, **changed.get(role, {})}
-            if own["rule"] == "none":
-                self.codes = False
-            elif own["rule"] == "window":
-                self.rules[role] = FlushRule(own["window"], own["flush"])
-            elif own["rule"] == "kivi":
-                self.rules[role] = FlushRule(1, own["residual"]) if role == "k" else FlushRule(own["residual"] + 1, 1)
-            else:
-                raise UnknownKind(f"cache.rule '{own['rule']}'; known: window, kivi, none")
+            rule = choice(own, "rule", ("window", "kivi", "none"))
+            if rule == "window":
+                self.rules[role] = FlushRule(whole(own, "window", 0), whole(own, "flush", 1))
+            elif rule == "kivi":
+                residual = whole(own, "residual", 1)
+                self.rules[role] = FlushRule(1, residual) if role == "k" else FlushRule(residual + 1, 1)
+        self.codes = bool(self.rules)
+        if len(self.rules) == 1 or (self.prompt > 0 and not self.codes):
+            raise ValueError("cache.rule: none holds for both roles or for neither, and not with cache.prompt")
 
     def coded_end(self, role, position):
         if not self.codes or position + 1 < self.waits:
@@ -148,6 +175,9 @@ class LayerCache:
         rope = Rope(codecs.shape["rope"])
         self.length = 0
         self.policy.waits = max([self.policy.prompt] + [u.method.fit_tokens for u in codecs.units])
+        if 0 < self.policy.prompt < self.policy.waits:
+            raise ValueError(f"cache.prompt: {codecs.path} is fitted to {self.policy.waits} tokens of a prompt at least, not to "
+                             f"{self.policy.prompt}")
         self.units = [CachedUnit(u, self.policy, rope) for u in codecs.units if u.layer == layer]
         if not self.units:
             raise KeyError(f"{codecs.path}: holds no layer {layer}")

@@ -120,7 +120,7 @@ def changed(path, copy, edit):
     return copy
 
 
-def check_refusals(tools, path, coded, other):
+def check_refusals(tools, path, coded, other, fitted_path):
     copy = str(tools.folder / "copy.h5")
 
     def spoil(name, old, new):
@@ -138,6 +138,21 @@ def check_refusals(tools, path, coded, other):
     unit = vqkv.load(path).units[0]
     refused(ValueError, "takes whole blocks", lambda: unit.encode(np.zeros((3, 5), np.float32)))
     refused(ValueError, "not finite", lambda: unit.encode(np.full((1, unit.channels), np.nan, np.float32)))
+    refused(vqkv.BadFile, "'index_json' is damaged", spoil("index_json", '"facts"', '"facts'))
+    fitted = vqkv.load(fitted_path).units[1]
+    refused(ValueError, "15 rows; k of layer 0, KV heads 1 to 1: calibquant behind hadamard is fitted to 16 tokens",
+            lambda: fitted.fit(np.zeros((15, fitted.channels), np.float32)))
+    row = np.ones((1, fitted.channels), np.float32)
+    refused(ValueError, "is fitted to each prompt", lambda: fitted.encode(row))
+    codes = fitted.encode(row, fitted.fit(np.ones((16, fitted.channels), np.float32)))
+    refused(ValueError, "is fitted to each prompt", lambda: fitted.decode(codes))
+
+    def without(name):
+        with h5py.File(changed(path, copy, lambda attributes: None), "r+") as f:
+            del f[name]
+        return lambda: vqkv.load(copy)
+
+    refused(vqkv.BadFile, "copy.h5: 'codec/00000/transform.0.mean' is damaged", without("codec/00000/transform.0.mean"))
     # One bit of one code, and the files no longer agree.
     with h5py.File(coded, "r+") as f:
         f["window/00000/unit/00001/field/code"][5, 3] += 1
@@ -182,7 +197,8 @@ def check_kept():
             sides = [np.array(v, np.float32).reshape(-1, s.slots) for v, s in zip(want["sides"], unit.layout.sides)]
             overlay = np.array(want.get("overlay", []), np.float32).reshape(-1, 4)
             codes = vqkv.Codes(want["blocks"] * unit.layout.block_tokens, fields, sides, overlay)
-            rows = unit.decode(codes, unit.fit(kept_rows(unit)))
+            fitted = unit.method.fit(kept_rows(unit)) if unit.method.fit_tokens else None  # to fewer than fit() takes
+            rows = unit.decode(codes, fitted)
             for row, values in ((rows[0], want["first_row"]), (rows[-1], want["last_row"])):
                 assert np.array_equal(row, np.array(values, np.float32)), f"{name}: {unit}"
 
@@ -199,7 +215,7 @@ def main():
         used = {t["name"] for path, _ in made.values() for u in vqkv.load(path).units for t in u.spec["transforms"]}
         there = {t["name"] for t in tools.run("vqkv-sweep", "ls", "transforms")}
         assert used == there, f"no cell here stands behind {', '.join(there - used)}"
-        check_refusals(tools, *made["fitted"], made["rtn.default"][0])
+        check_refusals(tools, *made["fitted"], made["rtn.default"][0], made["calibrated"][0])
     print(f"ok: {len(made)} archives")
 
 

@@ -75,6 +75,15 @@ def main():
         path = f"{folder}/rtn3.codec.h5"
         codecs = vqkv.load(path)
         refused(vqkv.UnknownKind, "cache key 'windows'", lambda: LayerCache(codecs, 0, {"windows": 3}))
+        refused(vqkv.UnknownKind, "cache key 'k.windw'; known: rule, window",
+                lambda: LayerCache(codecs, 0, {"k": {"windw": 3}}))
+        refused(vqkv.UnknownKind, "cache.generated 'exakt'",
+                lambda: LayerCache(codecs, 0, {"prompt": 64, "generated": "exakt"}))
+        refused(ValueError, "needs cache.prompt", lambda: LayerCache(codecs, 0, {"generated": "exact"}))
+        refused(ValueError, "none holds for both roles", lambda: LayerCache(codecs, 0, {"v": {"rule": "none"}}))
+        refused(ValueError, "cache.flush is 0; allowed: whole numbers from 1", lambda: LayerCache(codecs, 0, {"flush": 0}))
+        refused(ValueError, "16 tokens of a prompt at least, not to 8",
+                lambda: LayerCache(vqkv.load(f"{folder}/decoquant.codec.h5"), 0, {"prompt": 8}))
         refused(vqkv.UnknownKind, "cache.policy 'h2o'", lambda: LayerCache(codecs, 0, {"policy": "h2o"}))
         refused(ValueError, "the codecs are of 2 KV heads of 32",
                 lambda: LayerCache(codecs, 0).append(np.zeros((1, 3, 32), "f4"), np.zeros((1, 3, 32), "f4")))
