@@ -71,6 +71,13 @@ int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
   return std::min(held, std::max(policy.waits, std::min(first(policy.k), first(policy.v))));
 }
 
+std::string prompt_conflict(const CachePolicy& policy, const std::string& method, const Codec& codec) {
+  const int64_t least = codec.fit_needs().tokens;
+  if (policy.prompt == 0 || policy.prompt >= least) return "";
+  return fmt::format("cache.prompt: codec '{}' fits its parameters to {} tokens of a prompt at least, not to {}",
+                     method, least, policy.prompt);
+}
+
 std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, int group, const HeldRows& rows,
                                         int64_t tokens) {
   const FitNeeds needs = codec.fit_needs();

@@ -50,6 +50,9 @@ CodeBlock codes_of(const CodeBlock& codes, const CodeLayout& layout, int64_t fro
 // prompts and sweeps fit the same.
 int64_t fit_tokens(const CachePolicy& policy, int64_t held);
 
+// Why a codec of this method can't fit its parameters to the prompt that the policy says, which is too short, or "".
+std::string prompt_conflict(const CachePolicy& policy, const std::string& method, const Codec& codec);
+
 // The parameters that a unit fits on the first `tokens` tokens; null for methods that have none. group: query heads of
 // a KV head. kInternal for a codec that is fitted to fewer than it asks for, or asks for none.
 std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, int group, const HeldRows& rows,

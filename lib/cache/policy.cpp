@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/coding.h"
 #include "cache/keep_rule.h"
 #include "cache/policies/kinds.h"
 #include "codec/codec_set.h"
@@ -141,9 +142,7 @@ std::string unit_conflict(const CachePolicy& policy, const UnitSpec& spec, const
   if (policy.rule(role).flush % block != 0)
     return fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
                        role_name(role), policy.rule(role).flush, block, spec.method);
-  if (policy.prompt > 0 && policy.prompt < codec.fit_needs().tokens)
-    return fmt::format("cache.prompt: codec '{}' fits its parameters to {} tokens of a prompt at least, not to {}",
-                       spec.method, codec.fit_needs().tokens, policy.prompt);
+  if (std::string reason = prompt_conflict(policy, spec.method, codec); !reason.empty()) return reason;
   if (policy.keep && codec.sees_lower() && spec.unit.layer > 0)
     return fmt::format(
         "cache.policy {}: codec '{}' sees the rows of the layer below, and this policy gives up tokens layer by layer",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cache/coding.h"
 #include "codec/codec_archive.h"
 #include "config/config.h"
 #include "core/error.h"
@@ -109,6 +110,9 @@ Json encode(const EncodeOptions& options) {
   const CachePolicy policy = cell.policy();
   if (!policy.keeps_codes())
     fail_usage(fmt::format("{}: under its cache rule or policy no coded token stays", options.codecs));
+  for (const TrainedUnit& u : codecs.units())
+    if (const std::string reason = prompt_conflict(policy, u.spec.method, *u.codec); !reason.empty())
+      fail_usage(reason);
   const TraceRows rows(*trace, cell);
 
   ArchiveWriter out(options.out, kCodesFormat, kCodesVersion);

@@ -99,6 +99,9 @@ TEST_CASE("encode: what has no such codes is refused, and leaves no file", "[cli
   refuses(ErrorKind::kUsage, "codec.bits=2: `encode` takes trace.report, cache.sinks", {"codec.bits=2"});
   refuses(ErrorKind::kUsage, "nothing is coded", {"cache.sinks=1000"});
   refuses(ErrorKind::kUsage, "document", {"trace.report=[9]"});
+  files.write({{"name", "calibquant"}, {"bits", 4}}, kCache);
+  refuses(ErrorKind::kUsage, "codec 'calibquant' fits its parameters to 16 tokens of a prompt at least, not to 8",
+          {"cache.prompt=8"});
   files.write(kCoded, {{"rule", "none"}});
   refuses(ErrorKind::kUsage, "no coded token stays");
   files.write(kCoded, kCache, std::string(64, 'c'));
