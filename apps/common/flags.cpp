@@ -45,6 +45,11 @@ std::string suggestion(const CLI::App& app, const std::vector<std::string>& word
 // The exit code when there is nothing to run.
 std::optional<int> parse_arguments(CLI::App& app, int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
+  // Names of files come to stand in traces, records and tables: told now, not when minutes of work are written.
+  for (const std::string& word : words)
+    if (printable(word) != word)
+      fail_usage(fmt::format("'{}' is not UTF-8, and what is written (JSON) knows no other text; rename the file",
+                             printable(word)));
   std::vector<std::string> parsed;
   bool files = false;
   for (const std::string& word : words) {

@@ -72,6 +72,10 @@ std::string version_text(const std::string& tool) {
                      f["build"].get<std::string>(), f["compiler"].get<std::string>());
 }
 
+std::string printable(const std::string& bytes) {
+  return Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+}
+
 std::string command_line(int argc, char** argv) {
   std::string out;
   for (int i = 0; i < argc; ++i) {

@@ -38,4 +38,7 @@ std::string version_text(const std::string& tool);
 // The command line as one string, for provenance.
 std::string command_line(int argc, char** argv);
 
+// UTF-8 for a table or JSON: bytes that are only part of a character become U+FFFD.
+std::string printable(const std::string& bytes);
+
 }  // namespace vqkv

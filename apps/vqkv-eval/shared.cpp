@@ -226,10 +226,6 @@ void require_cache_memory(std::span<const HeldCaches> caches, int64_t tokens) {
       all);
 }
 
-std::string printable(const std::string& bytes) {
-  return Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
-}
-
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model) {
   const Tokenizer* tokenizer = tokenizer_for(text, [&]() -> const Tokenizer& { return model.tokenizer(); });
   std::vector<ReplayText> out;

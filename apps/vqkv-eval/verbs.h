@@ -93,8 +93,6 @@ struct HeldCaches {
 // whole with the first token. What a policy gives up counts as kept, since that depends on the text.
 void require_cache_memory(std::span<const HeldCaches> caches, int64_t tokens);
 
-// UTF-8 for a table or JSON: bytes of a token that are only part of a character become U+FFFD.
-std::string printable(const std::string& bytes);
 // Codecs in other programs, ended together whatever ends the verb.
 struct Programs {
   std::vector<std::shared_ptr<const ExecCodec>> running;

@@ -89,6 +89,22 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(4, "CUDA", with({"exact", "--attention", "cuda-table"}));
 }
 
+TEST_CASE("names that are not UTF-8 are refused before minutes of work would be written under them", "[cli][eval]") {
+  const Eval eval;
+  const std::string text = eval.dir / "caf\xe9.txt";
+  write_file(text, text_of(kText));
+  const auto refuses = [&](const std::string& tool, const std::vector<std::string>& arguments) {
+    const ToolRun r = run_tool_of_build(tool, eval.dir.path.string(), arguments);
+    INFO(r.err);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_THAT(r.err, Catch::Contains("caf\xef\xbf\xbd.txt' is not UTF-8") && Catch::Contains("rename the file"));
+  };
+  refuses("vqkv-eval", {"replay", "--model", kModel, "--codec", "exact", "--context", "128", "--text", text});
+  refuses("vqkv-dump", {"capture", "--model", kModel, "--max-tokens", "16", "-o", eval.dir / "t.h5", "--text", text});
+  refuses("vqkv-sweep", {"plan", "sweep.yaml", "trace.path=" + text, "--dry-run"});
+}
+
 TEST_CASE("vqkv-eval: caches beyond this machine's memory are refused before any of it is taken", "[cli][eval]") {
   const Eval eval;
   const std::string sinks = "cache.sinks=16777216", needed = "bytes of memory needed";
