@@ -67,26 +67,46 @@ void require_backend(const std::string& name, const LoadedCodec& codec) {
   }
 }
 
-// `cache` is canonical: what is written for both roles stands under k and v there.
-void override_cache(Json& cache, const std::string& assignment) {
+// Keys of a rule, which stand under k and v in a canonical section.
+bool of_a_rule(const std::string& key) {
+  return key == "rule" || key == "window" || key == "flush" || key == "residual";
+}
+
+// `cache`, which is canonical, with all `assignments` as one change, like keys of a file: what is written for both
+// roles holds for each that says nothing of its own, in whatever order.
+void override_cache(Json& cache, std::vector<std::string> assignments) {
+  const auto key_of = [](const std::string& assignment) {
+    const std::string path = assignment.substr(0, assignment.find('='));
+    return path.substr(path.find('.') + 1);
+  };
+  std::ranges::stable_partition(assignments, [&](const std::string& a) { return of_a_rule(key_of(a)); });
   Config config;
   config.tree["cache"] = cache;
-  apply_override(config, assignment);
-  const std::string path = assignment.substr(0, assignment.find('='));
-  const std::string key = path.substr(path.find('.') + 1);
   Json& after = config.tree["cache"];
-  for (const char* shared : {"rule", "window", "flush", "residual"}) {
-    if (key != shared) continue;
+  for (const std::string& assignment : assignments) {
+    apply_override(config, assignment);
+    const std::string key = key_of(assignment);
+    if (!of_a_rule(key)) continue;
     for (const char* role : {"k", "v"}) after[role][key] = after[key];
     after.erase(key);
   }
   cache = annotated(config, [&] { return canonical_cache_config(after); });
-  const bool reached = key.find('.') != std::string::npos
-                           ? find_path(cache, key) != nullptr
-                           : cache.contains(key) || (cache["k"].contains(key) && cache["v"].contains(key));
-  if (!reached)
-    fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule first", assignment,
-                           cache["k"].dump(), cache["v"].dump()));
+  for (const std::string& assignment : assignments) {
+    const std::string key = key_of(assignment);
+    const bool role = key.starts_with("k.") || key.starts_with("v.");
+    const bool reached = of_a_rule(key) ? cache["k"].contains(key) && cache["v"].contains(key)
+                                        : !role || find_path(cache, key) != nullptr;
+    if (!reached)
+      fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule, too", assignment,
+                             cache["k"].dump(), cache["v"].dump()));
+  }
+}
+
+// The cache.* among overrides, applied; `others` says why there may be none but them.
+void apply_cache_overrides(Json& cache, const std::vector<std::string>& overrides, const std::string& others) {
+  for (const auto& o : overrides)
+    if (!o.starts_with("cache.")) fail_usage(fmt::format("'{}': {}", o, others));
+  override_cache(cache, overrides);
 }
 
 LoadedCodec load_archive(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
@@ -103,12 +123,8 @@ LoadedCodec load_archive(const std::string& path, const CommonOptions& common, c
   try {
     out.cache = canonical_cache_config(facts.value("cache", Json::object()));
   } catch (const Error& e) { fail_data(fmt::format("{}: {}", path, e.what())); }
-  for (const auto& o : common.overrides) {
-    if (o.rfind("cache.", 0) != 0)
-      fail_usage(fmt::format(
-          "'{}': a frozen codec takes only cache.* overrides; the rest of its configuration is trained in", o));
-    override_cache(out.cache, o);
-  }
+  apply_cache_overrides(out.cache, common.overrides,
+                        "a frozen codec takes only cache.* overrides; the rest of its configuration is trained in");
   return out;
 }
 
@@ -142,11 +158,7 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
 LoadedCodec start_program(const std::string& command, const CommonOptions& common, const ModelFacts& model) {
   LoadedCodec out;
   out.cache = canonical_cache_config(Json::object());
-  for (const auto& o : common.overrides) {
-    if (!o.starts_with("cache."))
-      fail_usage(fmt::format("'{}': a codec in another program takes only cache.* overrides", o));
-    override_cache(out.cache, o);
-  }
+  apply_cache_overrides(out.cache, common.overrides, "a codec in another program takes only cache.* overrides");
   out.exec = std::make_shared<const ExecCodec>(
       model.cache_shape(), CachePolicy::from_json(out.cache),
       ExecOptions{.command = command, .seconds = common.exec_seconds, .stop = [] { return interrupted(); }});

@@ -105,6 +105,33 @@ TEST_CASE("names that are not UTF-8 are refused before minutes of work would be 
   refuses("vqkv-sweep", {"plan", "sweep.yaml", "trace.path=" + text, "--dry-run"});
 }
 
+TEST_CASE("vqkv-eval: overrides of a frozen codec's cache are one change, as the keys of a file are", "[cli][eval]") {
+  const Eval eval;
+  const auto protocol = [&](std::vector<std::string> overrides) {
+    overrides.insert(overrides.begin(),
+                     {"memory", "--model", kModel, "--codec", eval.codec, "--context", "512", "--measure-up-to", "0"});
+    return eval.json(overrides)[1]["protocol"].get<std::string>();
+  };
+  const std::string own = "window 16, blocks of 16 + 4 sinks";
+  CHECK(protocol({"cache.policy=all"}) == own);
+  CHECK(protocol({"cache.prompt=0"}) == own);
+  CHECK(protocol({"cache.generated=coded"}) == own);
+  CHECK(protocol({"cache.policy=streaming", "cache.policy=all"}) == own);
+  CHECK(protocol({"cache.k.rule=none", "cache.v.rule=none"}) == "everything exact");
+  const std::string within = own + ", within a prompt of 32 tokens",
+                    parted = "keys: window 48, blocks of 16; values: window 32, blocks of 16 + 4 sinks";
+  CHECK(protocol({"cache.prompt=32", "cache.generated=exact"}) == within);
+  CHECK(protocol({"cache.generated=exact", "cache.prompt=32"}) == within);
+  CHECK(protocol({"cache.k.window=48", "cache.window=32"}) == parted);
+  CHECK(protocol({"cache.window=32", "cache.k.window=48"}) == parted);
+  const std::vector<std::string> memory{"memory", "--model", kModel, "--codec", eval.codec};
+  for (const char* meaningless : {"cache.residual=32", "cache.k.residual=32"}) {
+    std::vector<std::string> arguments = memory;
+    arguments.emplace_back(meaningless);
+    eval.refuses(2, "has no meaning under the cache rules", arguments);
+  }
+}
+
 TEST_CASE("vqkv-eval: caches beyond this machine's memory are refused before any of it is taken", "[cli][eval]") {
   const Eval eval;
   const std::string sinks = "cache.sinks=16777216", needed = "bytes of memory needed";
