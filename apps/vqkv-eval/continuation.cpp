@@ -45,6 +45,9 @@ Json strategy_knobs(const StrategyKind& kind, std::vector<std::string>& override
   config.tree["strategy"] = Json::object();
   std::erase_if(overrides, [&](const std::string& o) {
     if (!o.starts_with("strategy.")) return false;
+    if (kind.knobs().empty())
+      fail_usage(fmt::format("'{}': strategy '{}' has no knobs; name the one that it is of with --strategy", o,
+                             kind.describe().name));
     apply_override(config, o);
     return true;
   });
@@ -61,6 +64,7 @@ Continued continue_prompt(const GenerateVerb& v) {
       .exact_prefill = v.exact_prefill};
   Sampler(options.sampling);  // what is out of range is told before the model is read
   const StrategyKind& kind = find_strategy(v.strategy, "--strategy");
+  if (v.strategy != "plain") refuse_exec(v.common, kCodesOfItsOwn);
   CommonOptions common = v.common;
   Continued out;
   out.knobs = strategy_knobs(kind, common.overrides);

@@ -37,6 +37,10 @@ struct Continued {
   std::vector<Continuation> runs;  // the first over the exact cache; fewer when interrupted
 };
 
+// Why no strategy but the plain one decodes over exec:COMMAND.
+inline constexpr char kCodesOfItsOwn[] =
+    "a strategy reads codes in ways of its own, and a codec in another program keeps them to itself";
+
 // Runs all of it; refuses what is wrong in flags, prompt and codecs before the first token.
 Continued continue_prompt(const GenerateVerb& verb);
 

@@ -8,8 +8,7 @@
 namespace vqkv::eval {
 
 int run_strategy(const GenerateVerb& v) {
-  refuse_exec(v.common,
-              "a strategy reads codes in ways of its own, and a codec in another program keeps them to itself");
+  refuse_exec(v.common, kCodesOfItsOwn);
   const Continued all = continue_prompt(v);
   if (all.runs.empty()) return kExitOk;
   Table table{{{"codec", "codec", "", false},

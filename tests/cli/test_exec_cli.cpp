@@ -247,6 +247,9 @@ TEST_CASE("exec: what can't be is refused before anything runs", "[cli][exec]") 
                eval.replay(child("blocks")));
   eval.refuses(4, {"--attention cpu-table can't run exec:child"},
                eval.replay(child("good"), {"--attention", "cpu-table"}));
+  eval.refuses(
+      2, {"a strategy reads codes in ways of its own"},
+      {"generate", "--model", kTinyLlama, "--codec", child("good"), "--prompt", "a", "--strategy", "specache"});
   eval.refuses(2, {"can't be counted"}, {"memory", "--model", kTinyLlama, "--codec", child("good")});
   eval.refuses(2, {"another program, not a cache"}, {"speed", "--model", kTinyLlama, "--codec", child("good")});
   eval.refuses(2, {"--exec-timeout"}, eval.replay(child("good"), {"--exec-timeout", "0"}));

@@ -111,6 +111,8 @@ TEST_CASE("strategies are listed and explained, and refused by name", "[cli][eva
 
   eval.refuses(2, "did you mean 'quantspec'", eval.with("strategy", {"--strategy", "quantspecs"}));
   eval.refuses(2, "did you mean 'gamma'", eval.with("strategy", {"strategy.gama=3"}));
+  eval.refuses(2, "strategy 'plain' has no knobs; name the one that it is of with --strategy",
+               eval.with("generate", {"strategy.gamma=3"}));
   eval.refuses(2, "strategy.gamma", eval.with("strategy", {"strategy.gamma=0"}));
   eval.refuses(2, "a draft can't read codec 'rtn'",
                {"strategy", "--model", kModel, "--codec", eval.codec, "--prompt", "One day"});
