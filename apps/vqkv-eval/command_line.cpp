@@ -122,7 +122,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   g->footer(
       "Examples:\n"
       "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
-      "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/kjv-0.txt --new-tokens 128 "
+      "  vqkv-eval generate --model M --codec c.codec.h5 --prompt-file data/held/kjv-0.txt --new-tokens 128 "
       "cache.window=16");
 
   auto* d = app.add_subcommand("strategy",
@@ -131,7 +131,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   add_prompt(*d, strategy);
   d->footer(
       "Examples:\n"
-      "  vqkv-eval strategy --model M --codec quantspec.yaml --prompt-file data/kjv-0.txt --new-tokens 128\n"
+      "  vqkv-eval strategy --model M --codec quantspec.yaml --prompt-file data/held/kjv-0.txt --new-tokens 128\n"
       "  vqkv-eval strategy --model M --codec quantspec.yaml --prompt-file T --exact-prefill strategy.gamma=6 "
       "strategy.draft_weights=same --json");
 

@@ -74,6 +74,7 @@ Continued continue_prompt(const GenerateVerb& v) {
   const Tokenizer& tokenizer = out.model->tokenizer();
   const ModelFacts& facts = out.model->facts();
   out.prompt = prompt_tokens(v, text, tokenizer);
+  facts.require_context(static_cast<int64_t>(out.prompt.size()) + v.new_tokens);  // before a codec is trained
 
   std::vector<Continuation>& runs = out.runs;
   Programs programs;

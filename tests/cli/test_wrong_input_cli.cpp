@@ -48,6 +48,8 @@ TEST_CASE("vqkv-eval: wrong input ends with its code and its place", "[cli][eval
   eval.refuses(2, "an exact prompt of 128 tokens leaves nothing to score in 128",
                with({gone, "--context", "128", "--mode", "prefill-exact", "--prompt", "128"}));
   eval.refuses(2, "beyond the model's", with({gone, "--context", "8193"}));
+  eval.refuses(2, "beyond the model's",
+               {"generate", "--model", kModel, "--codec", gone, "--prompt", "a", "--new-tokens", "8192"});
   eval.refuses(3, "/nowhere/full.json", with({gone, "-o", "/nowhere/full.json"}));
   // An override ends the list of texts; what is neither is a file that is not there.
   eval.refuses(2, "did you mean 'window'",
