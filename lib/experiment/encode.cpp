@@ -152,9 +152,11 @@ Json encode(const EncodeOptions& options) {
                        {"sinks", std::min(policy.sinks, w.window.tokens)}});
     tokens += coded;
   }
-  if (written == 0)
-    fail_usage(fmt::format("{}: no window of its documents holds a whole block behind {} sinks; nothing is coded",
-                           options.trace, policy.sinks));
+  if (written == 0) {
+    const CachePolicy waiting = policy.for_codecs(codecs);
+    fail_usage(fmt::format("{}: no window of its documents holds a whole block behind {} sinks; {}", options.trace,
+                           policy.sinks, waiting.waits > 0 ? waiting.waits_text() : "nothing is coded"));
+  }
   out.facts("codes", {{"codec", codec_archive_hash(options.codecs)},
                       {"trace", trace->info().content_hash},
                       {"cache", cell.cache},
