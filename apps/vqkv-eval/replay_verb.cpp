@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "cache/keep_rule.h"
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -36,6 +37,22 @@ std::vector<Column> columns(const ReplayVerb& v, const std::vector<MeasureColumn
   return all;
 }
 
+// What the policy keeps how, as numbers; what has no meaning under it is left out.
+Json cache_of(const CachePolicy& p) {
+  Json out = {{"exact_dtype", dtype_name(p.exact_dtype)}};
+  if (!p.codes) {
+    out["rule"] = "none";
+    return out;
+  }
+  out["sinks"] = p.sinks;
+  for (const Role role : {Role::kKey, Role::kValue})
+    out[role_name(role)] = {{"window", p.rule(role).window}, {"flush", p.rule(role).flush}};
+  if (p.prompt > 0) out.update({{"prompt", p.prompt}, {"generated", p.codes_generated ? "coded" : "exact"}});
+  if (p.drops) out["policy"] = "streaming";
+  if (p.keep) out["policy"] = p.keep->text();
+  return out;
+}
+
 Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& c, const ReplayVerb& v,
             const CacheShape& shape, std::vector<MeasureColumn>& measured) {
   Json row = {{"codec", c.label}, {"mode", replay_mode_name(c.mode)}, {"protocol", protocol_of(c)}, {"path", t.path}};
@@ -62,10 +79,7 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
                               {"n", b.n},
                               {"kld", b.n > 0 ? Json(b.mean) : Json()},
                               {"error", std::isfinite(b.error) ? Json(b.error) : Json()}});
-  row["cache"] = {{"sinks", c.policy.sinks},
-                  {"k", {{"window", c.policy.k.window}, {"flush", c.policy.k.flush}}},
-                  {"v", {{"window", c.policy.v.window}, {"flush", c.policy.v.flush}}},
-                  {"exact_dtype", dtype_name(c.policy.exact_dtype)}};
+  row["cache"] = cache_of(c.policy);
   row["config"] = c.codecs->config();
   return row;
 }

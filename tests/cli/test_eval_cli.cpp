@@ -66,6 +66,8 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(window["kld.mean"] > noise["kld.mean"]);
   CHECK(bare["codec"] == "rtn4 (no window)");
   CHECK(bare["cache"]["k"]["window"] == 1);
+  CHECK(noise["cache"] == Json({{"exact_dtype", "f32"}, {"rule", "none"}}));
+  CHECK(streaming["cache"]["policy"] == "streaming");
   CHECK(bare["kld.last_quarter"] > window["kld.last_quarter"]);
   CHECK(bare["coded_mass.last_quarter"] > window["coded_mass.last_quarter"]);
   CHECK(exact["kld.max"] == 0);
