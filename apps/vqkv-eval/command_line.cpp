@@ -65,6 +65,11 @@ void add_prompt(CLI::App& verb, GenerateVerb& v) {
       ->capture_default_str();
 }
 
+void add_measured(CLI::App& verb, TablesVerb& v) {
+  verb.add_option("--measured", v.measured, "result files of replay and strategy (--json); other verbs' are refused")
+      ->check(CLI::ExistingFile);
+}
+
 }  // namespace
 
 int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
@@ -75,6 +80,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   GenerateVerb generate, strategy;
   MemoryVerb memory;
   SpeedVerb speed;
+  TablesVerb tables;
   OutputFlags flags;
   std::string what;
 
@@ -167,12 +173,25 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       "  vqkv-eval speed --model M --codec c.codec.h5 --prompt-tokens 2048 --new-tokens 32 --repeats 5\n"
       "  vqkv-eval speed --model M --codec c.codec.h5 --batch 16");
 
-  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, strategies, backends");
+  auto* t =
+      app.add_subcommand("tables", "what papers print, beside our ledger at their shapes and what was measured here");
+  t->add_option("papers", tables.papers, "names of `vqkv-eval ls tables`, all, or FILE.yaml of the same form")
+      ->capture_default_str();
+  add_measured(*t, tables);
+  flags.add_to(*t);
+  t->footer(
+      "Examples:\n"
+      "  vqkv-eval tables kivi\n"
+      "  vqkv-eval replay --model M --codec kvquant.yaml --text wikitext-2-test.txt --mode fake-quant --json > r.json; "
+      "vqkv-eval tables kvquant --measured r.json");
+
+  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, strategies, backends, tables");
   l->add_option("what", what,
                 "modes (of replay), rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
-                "stay), strategies (of decoding) or backends (of attention)")
+                "stay), strategies (of decoding), backends (of attention) or tables (of papers)")
       ->required()
-      ->check(CLI::IsMember({"modes", "rules", "policies", "strategies", "backends"}));
+      ->check(CLI::IsMember({"modes", "rules", "policies", "strategies", "backends", "tables"}));
+  add_measured(*l, tables);
   flags.add_to(*l);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");
 
@@ -186,6 +205,10 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
     if (*d) return run_strategy(strategy);
     if (*m) return run_memory(memory);
     if (*s) return run_speed(speed);
+    tables.format = format;
+    if (*t) return run_tables(tables);
+    if (what == "tables") return list_tables(tables);
+    if (!tables.measured.empty()) fail_usage("--measured goes with `ls tables`, not with `ls " + what + "`");
     return run_ls(what, format);
   });
 }

@@ -172,6 +172,7 @@ Json row_of(const GenerateVerb& v, const Continued& all, const Continuation& run
               {"tokens", g.tokens},
               {"text", printable(all.model->tokenizer().decode(g.tokens, true))},
               {"bytes", run.bytes.to_json()},
+              {"config", run.codec.codecs->config()},
               {"cache", run.codec.cache},
               {"prefill", static_cast<double>(all.prompt.size()) / g.prefill_seconds},
               {"counts", run.counts.to_json()},

@@ -66,11 +66,19 @@ struct SpeedVerb {
   int repeats = 3;
 };
 
+struct TablesVerb {
+  std::vector<std::string> papers{"all"};  // names, or files *.yaml
+  std::vector<std::string> measured;       // result files
+  TableFormat format = TableFormat::kMarkdown;
+};
+
 int run_replay(const ReplayVerb& v);
 int run_generate(const GenerateVerb& v);
 int run_strategy(const GenerateVerb& v);
 int run_memory(const MemoryVerb& v);
 int run_speed(const SpeedVerb& v);
+int run_tables(const TablesVerb& v);
+int list_tables(const TablesVerb& v);  // of `ls tables`
 int run_ls(const std::string& what, TableFormat format);
 
 // ---- shared by the verbs ----

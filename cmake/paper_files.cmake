@@ -1,0 +1,10 @@
+# Writes OUT, the source of vqkv::paper_files() (experiment/paper_tables.h), from FILES.
+set(text "#include \"experiment/paper_tables.h\"\n\nstd::span<const vqkv::PaperFile> vqkv::paper_files() {\n")
+string(APPEND text "  static constexpr PaperFile kFiles[] = {\n")
+foreach(file IN LISTS FILES)
+  get_filename_component(name ${file} NAME)
+  file(READ ${file} content)
+  string(APPEND text "{\"${name}\", R\"yaml(${content})yaml\"},\n")
+endforeach()
+string(APPEND text "  };\n  return kFiles;\n}\n")
+file(WRITE ${OUT} "${text}")
