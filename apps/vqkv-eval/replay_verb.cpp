@@ -59,6 +59,7 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   for (const Measurement& m : kld_block(r, t, v.context)) {
     row[m.tag] = std::isfinite(m.value) ? Json(m.value) : Json();
     if (m.stderr_ > 0) row[m.tag + ".error"] = m.stderr_;
+    if (!m.per_document.empty()) row["per_document"][m.tag] = m.per_document;
     add_column(measured, m);
   }
   add_bits(row, t.bytes, shape, v.context, c.codecs->config(), t.claimed_bytes);

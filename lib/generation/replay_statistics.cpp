@@ -54,10 +54,12 @@ void require_finite(const ReplayResult& r, const ReplayTrack& t) {
     if (!std::isfinite(mass)) fail_data(fmt::format("{}: an attention mass is {}", t.label, mass));
 }
 
-// Means per document in document order, for paired tests elsewhere.
-std::vector<double> per_document(const ReplayResult& r, const std::vector<double>& x) {
+// Means per document in document order of the positions that `keep` accepts, for paired tests elsewhere.
+template <class Keep>
+std::vector<double> per_document(const ReplayResult& r, const std::vector<double>& x, Keep keep) {
   std::vector<double> sum, count;
   for (size_t i = 0; i < x.size(); ++i) {
+    if (!keep(r.position[i])) continue;
     const size_t d = static_cast<size_t>(r.document[i]);
     if (d >= sum.size()) sum.resize(d + 1), count.resize(d + 1);
     sum[d] += x[i];
@@ -136,13 +138,16 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
         .add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);
 
   out.of("kld");
-  const auto last = pick(r, t.kld, [&](int32_t p) { return p >= context - context / 4; });
+  const auto every = [](int32_t) { return true; };
+  const auto in_last = [&](int32_t p) { return p >= context - context / 4; };
+  const auto last = pick(r, t.kld, in_last);
   if (!last.x.empty())
     out.show("KLD last 1/4", Shown::kWithError, 3)
-        .add("kld.last_quarter", mean_of(last.x), "nats", cluster_error(last.x, last.cluster), Better::kLower);
+        .add("kld.last_quarter", mean_of(last.x), "nats", cluster_error(last.x, last.cluster), Better::kLower)
+        .per_document = per_document(r, t.kld, in_last);
   out.show("KLD", Shown::kValue, 3)
       .add("kld.mean", mean_of(t.kld), "nats", error_of(t.kld), Better::kLower)
-      .per_document = per_document(r, t.kld);
+      .per_document = per_document(r, t.kld, every);
   constexpr std::pair<const char*, double> kQuantiles[] = {{"max", 1},  {"p99.9", .999}, {"p99", .99}, {"p95", .95},
                                                            {"p90", .9}, {"median", .5},  {"p10", .1},  {"p5", .05},
                                                            {"p1", .01}, {"min", 0}};
@@ -184,7 +189,7 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   out.show("PPL", Shown::kValue, 6).add("ppl", std::exp(nll), "1", std::exp(nll) * error_of(t.nll), Better::kLower);
   out.show("PPL ratio", Shown::kWithError, 6)
       .add("ppl.ratio", std::exp(ratio), "1", std::exp(ratio) * error_of(delta_nll), Better::kLower)
-      .per_document = per_document(r, delta_nll);
+      .per_document = per_document(r, delta_nll, every);
   std::vector<double> slopes(n);
   for (size_t i = 0; i < n; ++i) slopes[i] = std::exp(nll) * t.nll[i] - std::exp(nll_exact) * r.nll_exact[i];
   out.add("ppl.difference", std::exp(nll) - std::exp(nll_exact), "1", error_of(slopes), Better::kLower);

@@ -80,6 +80,9 @@ TEST_CASE("vqkv-eval replay: rows, statistics, comparisons, the override of a fr
   CHECK(exact["bits_per_value"].get<double>() > 16);
   CHECK(window["time_ratio"] > 0);
   CHECK(window["buckets"].size() == 4);
+  REQUIRE(window["per_document"]["kld.last_quarter"].size() == 1);  // one document
+  const double alone = window["per_document"]["kld.last_quarter"][0], all = window["kld.last_quarter"];
+  CHECK(std::abs(alone / all - 1) < 1e-12);
   CHECK(window["config"]["k"]["bits"] == 4);
   REQUIRE(r["comparisons"].size() == 3);  // one pair of windowed rows, three measures
   for (const Json& c : r["comparisons"]) {

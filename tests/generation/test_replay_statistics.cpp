@@ -66,6 +66,13 @@ TEST_CASE("perplexities, their ratio and difference, bits per byte") {
   CHECK(find(block, "ppl.ratio").per_document == std::vector<double>{0.5, 0.5});
 }
 
+TEST_CASE("means of documents: of all positions, and of the last quarter") {
+  ReplayResult r = made(4, 101, 2);  // windows 0 and 2 are of document 0, 1 and 3 of document 1
+  const auto block = kld_block(r, track(r, "a", [](int32_t p, int32_t w) { return p * (1.0 + w); }), 101);
+  CHECK(find(block, "kld.mean").per_document == std::vector<double>{2 * 50.5, 3 * 50.5});
+  CHECK(find(block, "kld.last_quarter").per_document == std::vector<double>{2 * 88, 3 * 88});
+}
+
 TEST_CASE("quantiles, the last quarter, same-top and the change of p") {
   ReplayResult r = made(2, 101);  // positions 1..100, twice
   const auto block = kld_block(r, track(r, "a", [](int32_t p, int32_t) { return static_cast<double>(p); }), 101);
