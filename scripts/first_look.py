@@ -15,45 +15,13 @@ import os
 import subprocess
 import sys
 
+from vqkv_experiment.statistics import spearman
+from vqkv_experiment.store import bits_of, cells_of, in_query_metric, knobs, value
+from vqkv_experiment.tables import markdown, number
+
 BUDGETS = (4.5, 3.5, 2.5, 1.25)   # bits a value, codes and side data
 SCALAR = ("exact", "rtn", "kivi")
-TEXTS = ("codec", "protocol", "grouping")  # columns of words
 RANK_BY = "output.relative_error_after_wo"  # sees keys and values; softmax KL sees keys alone
-
-
-def cells_of(store):
-    """Cell id -> (plan line, record) of the finished cells."""
-    with open(os.path.join(store, "plan.jsonl")) as f:
-        plan = [json.loads(line) for line in f]
-    records = {}
-    for path in sorted(glob.glob(os.path.join(store, "results", "*.jsonl"))):
-        with open(path) as f:
-            for line in f:
-                try:
-                    r = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a torn last line
-                if r.get("status") == "ok":
-                    records[r["id"]] = r
-    return {c["id"]: (c, records[c["id"]]) for c in plan if "id" in c and c["id"] in records}
-
-
-def value(record, role, tag, context=None, sequences=None, what="value"):
-    for m in record["measurements"]:
-        if m["role"] == role and m["tag"] == tag and (context is None or m.get("context") == context):
-            if m.get("sequences") == sequences:
-                v = m.get(what)
-                return math.nan if v is None else v
-    return math.nan
-
-
-def knobs(role):
-    """Of the codec of keys or values: they stand beside the name, or under "knobs" in the canonical form."""
-    return {**role, **(role.get("knobs") or {})}
-
-
-def in_query_metric(role):
-    return any((t if isinstance(t, str) else t.get("name")) == "query_metric" for t in role.get("transform", []))
 
 
 def name_of(cell):
@@ -89,19 +57,6 @@ def select(store, *conditions):
             print(cell["id"][:8])
 
 
-def markdown(rows, heads):
-    widths = [max(len(h), *(len(r[i]) for r in rows)) for i, h in enumerate(heads)]
-    line = lambda r: "| " + " | ".join(c.ljust(w) if heads[i] in TEXTS else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) + " |"
-    print(line(heads))
-    print("|" + "|".join("-" * (w + 2) if heads[i] in TEXTS else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
-    for r in rows:
-        print(line(r))
-
-
-def number(v, digits):
-    return "–" if v is None or (isinstance(v, float) and math.isnan(v)) else f"{v:.{digits}f}"
-
-
 def replay(out):
     with open(os.path.join(out, "replay.json")) as f:
         return json.load(f)
@@ -133,8 +88,8 @@ def table(_, out, model):
             f"{number(r.get('ppl.ratio'), 4)} ± {number(r.get('ppl.ratio.error'), 4)}",
             number(r.get("same_top"), 3)])
     context = facts["context"]
-    markdown(rows, ["codec", "protocol", "codes+side", f"resident b/v at {context}", "bytes a sequence", "4K, books/1", "/64", "32K, books/1", "/64",
-                    "softmax KL", "output error", "KLD, last quarter", "coded mass", "PPL", "PPL ratio", "same top"])
+    print(markdown(rows, ["codec", "protocol", "codes+side", f"resident b/v at {context}", "bytes a sequence", "4K, books/1", "/64", "32K, books/1", "/64",
+                    "softmax KL", "output error", "KLD, last quarter", "coded mass", "PPL", "PPL ratio", "same top"]))
     cluster = next((c["cluster"] for c in played["comparisons"]), "window")
     train = [r["train"] for _, r in cells_of(os.path.join(out, "sweep")).values() if r.get("train", {}).get("vectors")]
     seconds = sum(value(r, "time", "time.train") for _, r in cells_of(os.path.join(out, "sweep")).values())
@@ -160,28 +115,6 @@ def total(ledger):
     return sum(v for k, v in ledger.items() if k not in ("codebooks", "total") and isinstance(v, (int, float)))
 
 
-def ranks_of(xs):
-    order = sorted(range(len(xs)), key=lambda i: xs[i])
-    out = [0.0] * len(xs)
-    i = 0
-    while i < len(order):
-        j = i
-        while j < len(order) and xs[order[j]] == xs[order[i]]:
-            j += 1
-        for k in range(i, j):
-            out[order[k]] = (i + j - 1) / 2
-        i = j
-    return out
-
-
-def spearman(a, b):
-    ra, rb = ranks_of(a), ranks_of(b)
-    ma, mb = sum(ra) / len(ra), sum(rb) / len(rb)
-    sab = sum((x - ma) * (y - mb) for x, y in zip(ra, rb))
-    saa, sbb = sum((x - ma) ** 2 for x in ra), sum((y - mb) ** 2 for y in rb)
-    return sab / math.sqrt(saa * sbb) if saa > 0 and sbb > 0 else math.nan
-
-
 def replayed(out):
     """label -> (cell, record, KLD of the last quarter, the same without a window) of every cell of the stores in OUT, NaN where
     it was not replayed. Rows of OUT/replay.json bear a cell's name, or its id where names would meet."""
@@ -192,10 +125,6 @@ def replayed(out):
             label = name_of(cell) if name_of(cell) in kld else cell["id"][:8]
             codecs[label] = (cell, record, kld.get(label, math.nan), kld.get(label + " (no window)", math.nan))
     return codecs
-
-
-def bits_of(record):
-    return round(value(record, "cost", "bits_per_value.codes"), 3)
 
 
 def grid(out):
@@ -210,8 +139,8 @@ def grid(out):
                      number(bits_of(record), 2), number(value(record, "cost", "bits_per_value", 32768, 1), 2),
                      report("key.nmse", 3), report("value.nmse", 3), report("attention.softmax_kl", 4), report(RANK_BY, 3),
                      number(kld, 4), number(windowless, 4)])
-    markdown(rows, ["codec", "grouping", "query metric", "codes+side", "32K, books/1", "key NMSE", "value NMSE", "softmax KL",
-                    "output error", "KLD, last quarter", "no window"])
+    print(markdown(rows, ["codec", "grouping", "query metric", "codes+side", "32K, books/1", "key NMSE", "value NMSE", "softmax KL",
+                          "output error", "KLD, last quarter", "no window"]))
 
 
 def ranks(out):

@@ -175,9 +175,9 @@ class Experiment:
     # ---- Replays ----
 
     def held(self):
-        """Texts that no sweep trained or chose on: 14 documents; 4 under --test."""
+        """Texts that no sweep trained or chose on: 14 documents; one of each domain under --test."""
         texts = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "data/held").glob("*.txt"))
-        return texts[4:8] if self.test else texts + [DOCUMENTS[i] for i in REPORTED]
+        return [texts[0], texts[-1]] if self.test else texts + [DOCUMENTS[i] for i in REPORTED]
 
     def export(self, cell):
         path = self.out / "codecs" / f"{cell.name}.codec.h5"
@@ -186,25 +186,26 @@ class Experiment:
             self.tool("vqkv-sweep", "export", cell.store, "--cell", cell.id, "-o", path, "-q")
         return path
 
-    def replay(self, name, codecs, texts, context, windowless=True, each=8, windows=None, arguments=()):
+    def replay(self, name, codecs, texts, context, windowless=True, each=8, ids=False, arguments=()):
         """Label of a codec -> its row of `vqkv-eval replay`, and of protocol rows under their own names; rows without a
-        window have " (no window)" behind it. `codecs`: cells, or paths of cell files. One window of `context` tokens a text
-        unless `windows` says how many in all. Codecs are replayed `each` at a time and kept in OUT/replay-NAME."""
+        window have " (no window)" behind it. `codecs`: cells, or paths of cell files. One window of `context` tokens of each
+        text, or file of token ids. Codecs are replayed `each` at a time and kept in OUT/replay-NAME."""
         folder = self.out / f"replay-{name}"
         folder.mkdir(exist_ok=True)
-        asked = ["--context", context, "--windows", windows or len(texts), *arguments,
-                 *([] if windowless else ["--skip-no-window"]), "--text", *texts]
+        asked = ["--context", context, "--windows", len(texts), *arguments, *([] if windowless else ["--skip-no-window"]),
+                 "--token-ids" if ids else "--text", *texts]
         self._same_request(folder / "request.json", {"arguments": list(map(str, asked)), "model": pathlib.Path(self.model()).name})
-        labels = {c.name: c.label if isinstance(c, Cell) else c for c in codecs if isinstance(c, Cell)}
-        labels |= {pathlib.Path(c).stem: pathlib.Path(c).stem for c in codecs if not isinstance(c, Cell)}
+        def name_of(codec):
+            return codec.name if isinstance(codec, Cell) else pathlib.Path(codec).stem
+        labels = {name_of(c): c.label if isinstance(c, Cell) else name_of(c) for c in codecs}
         rows = self._replayed(folder)
-        left = [c for c in codecs if (c.name if isinstance(c, Cell) else pathlib.Path(c).stem) not in rows]
+        left = [c for c in codecs if name_of(c) not in rows]
         for first in range(0, len(left), each):
             if not self.may_run():
                 self.say(f"replay {name}: {len(left) - first} codecs are not there")
                 break
             some = left[first:first + each]
-            self.say(f"replay {name}: {first + 1} to {first + len(some)} of {len(left)} codecs")
+            self.say(f"replay {name}: {', '.join(labels[name_of(c)] for c in some)}; {len(left) - first - len(some)} more are left")
             paths = [self.export(c) if isinstance(c, Cell) else ROOT / c for c in some]
             number = len(list(folder.glob("slice-*.json")))
             self.tool("vqkv-eval", "replay", "--model", self.model(), *(x for p in paths for x in ("--codec", p)), *asked,
@@ -214,8 +215,7 @@ class Experiment:
         def named(row):
             base, bare, rest = row.partition(" (no window)")
             return labels.get(base, base) + bare + rest
-        wanted = set(labels)
-        return {named(k): r for k, r in rows.items() if k.partition(" (no window)")[0] in wanted or self.is_protocol(k)}
+        return {named(k): r for k, r in rows.items() if k.partition(" (no window)")[0] in labels or self.is_protocol(k)}
 
     @staticmethod
     def is_protocol(label):
@@ -239,20 +239,18 @@ class Experiment:
             if played["facts"]["interrupted"]:
                 path.unlink()  # some of the windows: again
                 continue
-            protocols = {}
             for row in played["rows"]:
                 row["facts"] = played["facts"]
                 label = row["codec"]
-                if label.startswith("streaming"):  # they are numbered in each slice anew; the protocol tells them apart
+                if label.startswith("streaming"):  # numbered in each slice anew; the protocol tells them apart
                     label = f"streaming: {row['protocol']}"
                 rows.setdefault(label, row)
-                protocols[label] = row
         return rows
 
     # ---- Results ----
 
     def write_summary(self, rows, name="summary.csv"):
-        """OUT/summary.csv, which stands beside the README once it is copied there; rows in the order given."""
+        """A CSV file in OUT, rows in the order given."""
         path = self.out / name
         tables.write_csv(str(path), rows)
         self.say(f"{path}: {len(rows)} rows" + ("" if self.complete else ", not all that were planned"))
@@ -264,8 +262,8 @@ class Experiment:
         self.say(str(path))
 
     def end(self):
-        """Exit code; results of a whole run are copied beside the README."""
-        if not self.complete:
-            self.say("not complete; run again to go on")
-            return 0 if self.options.tables else OUT_OF_TIME
-        return 0
+        """Exit code."""
+        if self.complete or self.options.tables:
+            return 0
+        self.say("not complete; run again to go on")
+        return OUT_OF_TIME

@@ -97,3 +97,11 @@ def label_at_bits(cell, record):
     if names["k"] in (names["v"], f"{names['v']}+qm") or names["k"] == f"think+{names['v']}":
         return f"{names['k']}@{bits:.2f}"
     return f"{names['k']}/{names['v']}@{bits:.2f}"
+
+
+def label_with_axes(cell, record):
+    """The same with the axes of the sweep that its name leaves open: pq@2.00 k.rope=pre."""
+    axes = {**cell["axes"], **cell["repeat"]}
+    words = [f"{path.removeprefix('codec.')}={v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}"
+             for path, v in axes.items() if path != "codec"]
+    return " ".join([label_at_bits(cell, record), *words])
