@@ -134,8 +134,8 @@ class Experiment:
         return ("test",)
 
     def _plan(self, group, path):
-        self.tool("vqkv-sweep", "plan", self.folder / "plan.yaml", f"trace.path={self.trace.relative_to(ROOT)}"
-                  if self.trace.is_relative_to(ROOT) else f"trace.path={self.trace}", "--group", group, "-o", path, "-q")
+        trace = self.trace.relative_to(ROOT) if self.trace.is_relative_to(ROOT) else self.trace
+        self.tool("vqkv-sweep", "plan", self.folder / "plan.yaml", f"trace.path={trace}", "--group", group, "-o", path, "-q")
         with open(path) as f:
             cells = [json.loads(line) for line in f][1:]
         for cell in cells:
