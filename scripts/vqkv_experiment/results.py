@@ -44,6 +44,11 @@ def budget_of(bits):
     return next((b for b in (1, 2, 3, 4) if b - 0.25 <= bits <= b + 0.5), None)
 
 
+def on_equal_ground(row):
+    """Of `equal-bytes`: both roles coded, under the one protocol."""
+    return row.get("roles") == "KV" and (row["part"].startswith("bits") or row["part"] == "test")
+
+
 def finite(v):
     return isinstance(v, (int, float)) and math.isfinite(v)
 
@@ -51,8 +56,3 @@ def finite(v):
 def number_of(row, *columns):
     """The first finite number of those columns; infinity where there is none, which sorts last."""
     return next((row[c] for c in columns if finite(row.get(c))), math.inf)
-
-
-def order_of(cell):
-    """Cells of 2 bits first, then of 1, 3 and 4, then what lies between."""
-    return (2, 1, 3, 4, None).index(budget_of(store.bits_of(cell.record)))

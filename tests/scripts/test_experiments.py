@@ -65,7 +65,7 @@ def check_cheap_metric(folder, summary):
     assert done.returncode == 0 and out.exists(), done.stderr
     assert run(script, folder / "none.csv").returncode == 3
     # Softmax KL in the order of KLD, key NMSE against it; output error is not there.
-    lines = [{"label": str(i), "part": "matched", "roles": "KV", "bits": 2, "kld_last": i, "softmax_kl": i * i, "key_nmse": -i} for i in range(1, 7)]
+    lines = [{"label": str(i), "part": "bits2", "roles": "KV", "bits": 2, "kld_last": i, "softmax_kl": i * i, "key_nmse": -i} for i in range(1, 7)]
     tables.write_csv(str(folder / "made.csv"), lines)
     assert run(script, folder / "made.csv", out).returncode == 0
     ranks = {(r["metric"], r["cells"], r["protocol"]): r.get("spearman") for r in tables.read_csv(out)}
