@@ -7,7 +7,8 @@ The `run` of an experiment makes an Experiment of its own path, asks it for swee
     rows = x.replay("held", cells, x.held(), context=384)
     x.write_summary(...)
 
-Exit: 0 all is there; 1 a tool failed, or a cell can't be coded; 2 usage; 75 --minutes are over, run again to go on.
+Exit: 0 all is there; 1 a tool failed, or a cell can't be coded; 2 usage; 75 --minutes are over, run again to go on; 130
+interrupted.
 """
 import argparse
 import dataclasses
@@ -88,6 +89,8 @@ class Experiment:
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         except FileNotFoundError:
             sys.exit(f"{command[0]} is not there: scripts/build release vqkv-dump vqkv-sweep vqkv-eval, or --bin FOLDER")
+        except KeyboardInterrupt:
+            sys.exit(130)
         if done.returncode:
             print(f"exit {done.returncode} of: {' '.join(command)}", file=sys.stderr)
             sys.exit(130 if done.returncode in (130, -2) else 1)
