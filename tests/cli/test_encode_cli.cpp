@@ -98,7 +98,8 @@ TEST_CASE("encode: what has no such codes is refused, and leaves no file", "[cli
   files.write(kCoded, kCache);
   refuses(ErrorKind::kUsage, "codec.bits=2: `encode` takes trace.report, cache.sinks", {"codec.bits=2"});
   refuses(ErrorKind::kUsage, "nothing is coded", {"cache.sinks=1000"});
-  refuses(ErrorKind::kUsage, "nothing is coded before the 1000 tokens of cache.prompt are there", {"cache.prompt=1000"});
+  refuses(ErrorKind::kUsage, "nothing is coded before the 1000 tokens of cache.prompt are there",
+          {"cache.prompt=1000"});
   refuses(ErrorKind::kUsage, "document", {"trace.report=[9]"});
   files.write({{"name", "calibquant"}, {"bits", 4}}, kCache);
   refuses(ErrorKind::kUsage, "codec 'calibquant' fits its parameters to 16 tokens of a prompt at least, not to 8",
