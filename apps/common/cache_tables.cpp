@@ -16,6 +16,9 @@ constexpr RuleInfo kRules[] = {
      "sinks: first tokens kept exact (4); window (128); flush (64); exact_dtype: f16 | bf16 | f32", "common practice"},
     {"kivi", "keys are coded in whole groups of `residual` tokens, values one by one behind the newest `residual`",
      "residual (128); sinks; exact_dtype", "KIVI, ICML 2024, arXiv 2402.02750"},
+    {"residual",
+     "all of `prompt` is coded when its last token is there, then every `residual` tokens together, keys as values",
+     "residual (128); prompt (0); sinks; exact_dtype", "transformers, QuantizedCache"},
     {"none", "nothing is coded: the exact cache", "exact_dtype", "baseline"},
 };
 

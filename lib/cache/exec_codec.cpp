@@ -133,7 +133,11 @@ class ExecCodec::Talk {
   }
 
   void shake_hands() {
-    const auto rule = [](const FlushRule& r) { return Json{{"window", r.window}, {"flush", r.flush}}; };
+    const auto rule = [](const FlushRule& r) {
+      Json out = {{"window", r.window}, {"flush", r.flush}};
+      if (r.first > 0) out["first"] = r.first;
+      return out;
+    };
     const std::string json = Json{
         {"layers", shape_.layers},
         {"q_heads", shape_.q_heads},

@@ -27,7 +27,7 @@ Json canonical_rule(const Json& given, const std::string& path, const Json& base
   for (const auto& [key, value] : given.items())
     if (!value.is_null() || !base.contains(key)) merged[key] = value;
   ConfigReader reader(merged, path);
-  const std::string rule = reader.choice("rule", "window", {"window", "kivi", "none"});
+  const std::string rule = reader.choice("rule", "window", {"window", "kivi", "residual", "none"});
   const int64_t window = reader.integer("window", 128, 0, kMaxTokens),
                 flush = reader.integer("flush", 64, 1, kMaxTokens),
                 residual = reader.integer("residual", 128, 1, kMaxTokens);
@@ -36,16 +36,17 @@ Json canonical_rule(const Json& given, const std::string& path, const Json& base
   if (rule == "window") {
     out["window"] = window;
     out["flush"] = flush;
-  } else if (rule == "kivi") {
+  } else if (rule != "none") {
     out["residual"] = residual;
   }
   return out;
 }
 
-FlushRule rule_of(const Json& canonical, Role role) {
+FlushRule rule_of(const Json& canonical, Role role, int64_t prompt) {
   if (canonical.at("rule") == "window")
     return {canonical.at("window").get<int64_t>(), canonical.at("flush").get<int64_t>()};
   const int64_t r = canonical.value("residual", int64_t{128});
+  if (canonical.at("rule") == "residual") return {1, r, prompt};
   return role == Role::kKey ? FlushRule{1, r} : FlushRule{r + 1, 1};
 }
 
@@ -97,11 +98,11 @@ CachePolicy CachePolicy::from_json(const Json& config) {
   p.sinks = c.at("sinks").get<int64_t>();
   p.exact_dtype = dtype_from_name(c.at("exact_dtype").get<std::string>());
   p.codes = c.at("k").at("rule") != "none";
-  if (p.codes) {
-    p.k = rule_of(c.at("k"), Role::kKey);
-    p.v = rule_of(c.at("v"), Role::kValue);
-  }
   p.prompt = p.waits = c.value("prompt", int64_t{0});
+  if (p.codes) {
+    p.k = rule_of(c.at("k"), Role::kKey, p.prompt);
+    p.v = rule_of(c.at("v"), Role::kValue, p.prompt);
+  }
   p.codes_generated = c.value("generated", "coded") == "coded";
   if (const auto policy = c.find("policy"); policy != c.end())
     find_policy(policy->at("name").get<std::string>()).apply(*policy, p);
@@ -124,6 +125,8 @@ namespace {
 
 std::string tiers_conflict(const CachePolicy& policy, const std::vector<int64_t>& tier_tokens) {
   if (tier_tokens.empty()) return "";
+  if (policy.k.first > 0 || policy.v.first > 0)
+    return "cache.rule: residual codes all of cache.prompt together, and the tiers of a codec hold tokens by their age";
   if (policy.keep)
     return fmt::format(
         "cache.policy {}: it gives up tokens head by head, and the tiers of a codec hold all tokens of an age",
@@ -139,9 +142,15 @@ std::string tiers_conflict(const CachePolicy& policy, const std::vector<int64_t>
 std::string unit_conflict(const CachePolicy& policy, const UnitSpec& spec, const Codec& codec) {
   const Role role = spec.unit.role;
   const int64_t block = codec.layout().block_tokens;
-  if (policy.rule(role).flush % block != 0)
+  const FlushRule& rule = policy.rule(role);
+  if ((rule.first == 0 || policy.codes_generated) && rule.flush % block != 0)
     return fmt::format("cache.{}: flush {} is not a multiple of the {} tokens that codec '{}' codes together",
-                       role_name(role), policy.rule(role).flush, block, spec.method);
+                       role_name(role), rule.flush, block, spec.method);
+  if (const int64_t lot = rule.first - policy.sinks; lot > 0 && lot % block != 0)
+    return fmt::format(
+        "cache.prompt: {} tokens behind the sinks are not a multiple of the {} that codec '{}' codes "
+        "together",
+        lot, block, spec.method);
   if (std::string reason = prompt_conflict(policy, spec.method, codec); !reason.empty()) return reason;
   if (policy.keep && codec.sees_lower() && spec.unit.layer > 0)
     return fmt::format(

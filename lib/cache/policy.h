@@ -19,25 +19,32 @@ struct CodecPlan;
 // [S, coded_end(S, i)) are coded and the rest, its own included, are exact:
 //   coded_end = S + floor(max(0, i + 1 - window - S) / flush) * flush
 // A plain window of w tokens in pages of F: {w, F}. KIVI keys: {1, R} (a sawtooth tail of 0..R-1, coded after the step
-// that filled it); KIVI values: {R + 1, 1} (the newest R besides the step's own).
+// that filled it); KIVI values: {R + 1, 1} (the newest R besides the step's own). With a first lot of P tokens, a
+// prompt, those are coded together once all of them are there, for the queries behind them, and the rule counts from P
+// on instead of S: transformers' QuantizedCache is {1, R, P}.
 struct FlushRule {
   int64_t window = 128;
   int64_t flush = 64;
+  int64_t first = 0;
   // When coded tokens leave the tiers that hold the newest `tokens` of them: the same rule, later.
-  FlushRule after(int64_t tokens) const { return {window + tokens, flush}; }
+  FlushRule after(int64_t tokens) const { return {window + tokens, flush, first}; }
   int64_t coded_end(int64_t sinks, int64_t position) const {
-    const int64_t past = std::max<int64_t>(0, position + 1 - window - sinks);
-    return std::min(sinks, position + 1) + past / flush * flush;
+    if (position < first) return std::min(sinks, position + 1);
+    const int64_t begin = std::max(sinks, first);
+    const int64_t past = std::max<int64_t>(0, position + 1 - window - begin);
+    return std::min(begin, position + 1) + past / flush * flush;
   }
   // The end of what is coded while `total` tokens are there: what the next query will see coded, but without a window
   // no block that only its own token completes.
   int64_t coded_among(int64_t sinks, int64_t total) const {
-    const int64_t past = std::max<int64_t>(0, total + 1 - std::max<int64_t>(window, 1) - sinks);
-    return std::min(sinks, total) + past / flush * flush;
+    if (total < first) return std::min(sinks, total);
+    const int64_t begin = std::max(sinks, first);
+    const int64_t past = std::max<int64_t>(0, total + 1 - std::max<int64_t>(window, 1) - begin);
+    return std::min(begin, total) + past / flush * flush;
   }
 };
 
-// `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|none, residual: 128,
+// `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|residual|none, residual: 128,
 //  exact_dtype: f16, k: {...}, v: {...}, prompt: 0, generated: coded|exact, policy: NAME or {name, knobs}}. rule none
 // codes nothing (the exact cache); policy says which tokens stay (cache/policies/kinds.h), all of them without one.
 struct CachePolicy {
@@ -74,9 +81,10 @@ struct CachePolicy {
   // First token that is exact for the query at `position`, beyond the sinks; newer: the first in a tier that is newer
   // than one behind `newer` tokens (CodecSet::newer_tokens).
   int64_t coded_end(Role r, int64_t position, int64_t newer = 0) const {
-    return codes && position + 1 >= waits
-               ? rule(r).after(newer).coded_end(sinks, codes_generated ? position : std::min(position, prompt - 1))
-               : std::min(sinks, position + 1);
+    if (!codes || position + 1 < waits) return std::min(sinks, position + 1);
+    // A first lot is coded for the query behind it.
+    const int64_t last = prompt - 1 + (rule(r).first > 0);
+    return rule(r).after(newer).coded_end(sinks, codes_generated ? position : std::min(position, last));
   }
   // The same while `total` tokens are there (FlushRule::coded_among).
   int64_t coded_among(Role r, int64_t total, int64_t newer = 0) const {
@@ -86,7 +94,7 @@ struct CachePolicy {
   }
   // The end of those of `total` tokens that are coded sooner or later as the text goes on.
   int64_t coded_at_last(Role r, int64_t total) const {
-    return codes_generated && codes && total >= waits ? total : coded_end(r, total - 1);
+    return codes_generated && codes && total >= waits ? total : coded_among(r, total);
   }
 
   static CachePolicy from_json(const Json& cache_config);

@@ -76,8 +76,9 @@ std::string protocol_text(const CachePolicy& policy) {
   std::string out = k == v ? k : fmt::format("keys: {}; values: {}", k, v);
   if (policy.sinks > 0) out += fmt::format(" + {} sink{}", policy.sinks, policy.sinks == 1 ? "" : "s");
   if (policy.prompt > 0)
-    out += fmt::format(", {} a prompt of {} tokens", policy.codes_generated ? "after" : "within",
-                       grouped_digits(policy.prompt));
+    out += fmt::format(", {} a prompt of {} tokens{}", policy.codes_generated ? "after" : "within",
+                       grouped_digits(policy.prompt),
+                       policy.k.first > 0 || policy.v.first > 0 ? " that is coded whole" : "");
   if (policy.drops) out += ", nothing else";
   if (policy.keep) out += ", " + policy.keep->text();
   return out;

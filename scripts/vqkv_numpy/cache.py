@@ -12,14 +12,17 @@ OF_A_ROLE = ("rule", "window", "flush", "residual")
 
 
 class FlushRule:
-    """At the attention of the query at `position`, tokens [sinks, coded_end) are coded."""
+    """At the attention of the query at `position`, tokens [sinks, coded_end) are coded; the `first` ones together."""
 
-    def __init__(self, window, flush):
-        self.window, self.flush = window, flush
+    def __init__(self, window, flush, first=0):
+        self.window, self.flush, self.first = window, flush, first
 
     def coded_end(self, sinks, position):
-        past = max(0, position + 1 - self.window - sinks)
-        return min(sinks, position + 1) + past // self.flush * self.flush
+        if position < self.first:
+            return min(sinks, position + 1)
+        begin = max(sinks, self.first)
+        past = max(0, position + 1 - self.window - begin)
+        return min(begin, position + 1) + past // self.flush * self.flush
 
 
 def given(keys, known, place=""):
@@ -64,12 +67,15 @@ class Policy:
         self.rules = {}
         for role in ("k", "v"):
             own = {**both, **section.get(role, {}), **shared, **changed.get(role, {})}
-            rule = choice(own, "rule", ("window", "kivi", "none"))
+            rule = choice(own, "rule", ("window", "kivi", "residual", "none"))
             if rule == "window":
                 self.rules[role] = FlushRule(whole(own, "window", 0), whole(own, "flush", 1))
-            elif rule == "kivi":
+            elif rule != "none":
                 residual = whole(own, "residual", 1)
-                self.rules[role] = FlushRule(1, residual) if role == "k" else FlushRule(residual + 1, 1)
+                if rule == "residual":
+                    self.rules[role] = FlushRule(1, residual, self.prompt)
+                else:
+                    self.rules[role] = FlushRule(1, residual) if role == "k" else FlushRule(residual + 1, 1)
         self.codes = bool(self.rules)
         if len(self.rules) == 1 or (self.prompt > 0 and not self.codes):
             raise ValueError("cache.rule: none holds for both roles or for neither, and not with cache.prompt")
@@ -77,7 +83,9 @@ class Policy:
     def coded_end(self, role, position):
         if not self.codes or position + 1 < self.waits:
             return min(self.sinks, position + 1)
-        return self.rules[role].coded_end(self.sinks, position if self.codes_generated else min(position, self.prompt - 1))
+        rule = self.rules[role]
+        last = self.prompt - 1 + (rule.first > 0)  # a first lot is coded for the query behind it
+        return rule.coded_end(self.sinks, position if self.codes_generated else min(position, last))
 
     def fitted_tokens(self, held):
         """How many of the held tokens a prompt's parameters are fitted to (fit_tokens in lib/cache/coding.h)."""
@@ -133,7 +141,9 @@ class CachedUnit:
         self.exact, self.seen = Rows(unit.channels), Rows(unit.channels)
         self.coded_end, self.prompt = policy.sinks, None
         self.before_rope = unit.role == "k" and unit.rope == "pre"
-        flush = policy.rules[unit.role].flush if policy.codes else unit.layout.block_tokens
+        rule, flush = policy.rules.get(unit.role), unit.layout.block_tokens
+        if policy.codes and not (rule.first and not policy.codes_generated):
+            flush = rule.flush
         if flush % unit.layout.block_tokens:
             raise ValueError(f"cache.{unit.role}: flush {flush} is no multiple of the {unit.layout.block_tokens} tokens that "
                              f"{unit} codes together")

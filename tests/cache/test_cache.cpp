@@ -35,7 +35,9 @@ TEST_CASE("The ledger equals the memory resource and the formula at every length
                                              policy_of(3, {0, 64}, {10, 64}),
                                              policy_of(130, {32, 64}, {32, 64}),
                                              with_prompt(policy_of(4, {128, 64}, {32, 64}), 250),
-                                             with_prompt(policy_of(4, {128, 64}, {0, 64}), 250, false)};
+                                             with_prompt(policy_of(4, {128, 64}, {0, 64}), 250, false),
+                                             with_prompt(policy_of(0, {1, 64, 224}, {1, 64, 224}), 224),
+                                             with_prompt(policy_of(4, {1, 64, 260}, {1, 64, 260}), 260, false)};
   for (const int heads : {1, 2})
     for (const int bits : {2, 5, 8, 10})
       for (const int block : {1, 32}) {

@@ -25,7 +25,7 @@ TEST_CASE("vqkv-eval: help, version, what there is", "[cli][eval]") {
   const std::string help = eval({"replay", "--help"}).out;
   for (const Json& m : modes) CHECK(help.find(m["meaning"].get<std::string>()) != std::string::npos);
   // Rules and policies are two keys of `cache:`, listed apart, by both tools alike.
-  for (const auto& [what, names] : {std::pair("rules", Json{"window", "kivi", "none"}),
+  for (const auto& [what, names] : {std::pair("rules", Json{"window", "kivi", "residual", "none"}),
                                     std::pair("policies", Json{"all", "h2o", "snapkv", "streaming"})}) {
     const Json rows = eval.json({"ls", what});
     std::vector<std::string> found;
