@@ -14,12 +14,13 @@
 namespace vqkv {
 namespace {
 
-// Books of tables and projections of signs.
+// Books of tables, groups of levels and projections of signs.
 std::set<const void*> books_of(const DecodePlan& plan) {
   std::set<const void*> books;
   for (const PlanTerm& term : plan.terms)
-    std::visit(Overloaded{[&](const TableTerm& t) { books.insert(t.codewords.get()); }, [](const LevelsTerm&) {},
-                          [](const DenseTerm&) {}, [&](const SignTerm& t) { books.insert(t.projection.get()); }},
+    std::visit(Overloaded{[&](const TableTerm& t) { books.insert(t.codewords.get()); },
+                          [&](const LevelsTerm& t) { books.insert(t.group_of.get()); }, [](const DenseTerm&) {},
+                          [&](const SignTerm& t) { books.insert(t.projection.get()); }},
                term);
   return books;
 }
@@ -44,7 +45,11 @@ int64_t CodedForm::bytes(const CodedForm& other) const {
                                 n += capacity_bytes(t.book_of_slot) + capacity_bytes(t.channel);
                                 if (shared.insert(t.codewords.get()).second) n += capacity_bytes(*t.codewords);
                               },
-                              [&](const LevelsTerm& t) { n += capacity_bytes(t.levels); },
+                              [&](const LevelsTerm& t) {
+                                n += capacity_bytes(t.levels);
+                                if (t.group_of && shared.insert(t.group_of.get()).second)
+                                  n += capacity_bytes(*t.group_of);
+                              },
                               [&](const DenseTerm& t) { n += capacity_bytes(t.channel); },
                               [&](const SignTerm& t) {
                                 if (shared.insert(t.projection.get()).second) n += capacity_bytes(*t.projection);

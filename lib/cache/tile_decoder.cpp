@@ -284,6 +284,14 @@ void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t c
   // Metadata of a group, spread over tokens.
   const auto group_values = [&](const Levels& l, int side, float* out) {
     const SideSpec& spec = layout.sides[at(side)];
+    if (l.term.group_of) {
+      const auto channels = static_cast<int64_t>(l.term.group_of->size()) / layout.block_tokens;
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t block = (first + t) / layout.block_tokens, within = (first + t) % layout.block_tokens;
+        pages_->side(page, side, (*l.term.group_of)[at(within * channels + l.slot)], block, 1, out + t);
+      }
+      return;
+    }
     const int group = l.slot / l.term.group_channels;
     if (spec.per_token) {
       pages_->side(page, side, group, first, count, out);
@@ -299,17 +307,19 @@ void TileDecoder::decode_columns(const std::byte* page, int64_t first, int64_t c
       t += n;
     }
   };
-  int scale_group = -1, zero_group = -1;
+  int known_group = -1;
   const LevelsTerm* scale_term = nullptr;
   for (const Levels& l : levels_) {
     pages_->codes(page, l.field, l.slot, first, count, codes);
     // Neighbouring channels of a group share their metadata.
     const int group = l.slot / l.term.group_channels;
-    if (l.term.scale_side >= 0 && (group != scale_group || scale_term == nullptr))
-      group_values(l, l.term.scale_side, scale);
-    if (l.term.zero_side >= 0 && (group != zero_group || scale_term == nullptr))
-      group_values(l, l.term.zero_side, zero);
-    scale_group = zero_group = group;
+    if (l.term.group_of || group != known_group || scale_term == nullptr) {
+      if (l.term.scale_side >= 0) group_values(l, l.term.scale_side, scale);
+      if (l.term.zero_side >= 0) group_values(l, l.term.zero_side, zero);
+      if (l.term.zero_of_codes && l.term.scale_side >= 0)
+        for (int64_t t = 0; t < count; ++t) zero[t] *= scale[t];
+    }
+    known_group = group;
     scale_term = &l.term;
     kernels::decode_levels(codes, count, l.term.levels.empty() ? nullptr : l.term.levels.data(), l.term.offset,
                            l.term.scale_side >= 0 ? scale : nullptr, l.term.zero_side >= 0 ? zero : nullptr,

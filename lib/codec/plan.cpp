@@ -43,6 +43,12 @@ void check_term(const DecodePlan& plan, const TableTerm& t) {
 void check_groups(const DecodePlan& plan, const LevelsTerm& t, int side) {
   if (side < 0) return;
   const SideSpec& s = side_of(plan, side);
+  if (t.group_of) {
+    VQKV_CHECK(!s.per_token && t.group_of->size() == static_cast<size_t>(plan.layout.block_tokens) *
+                                                         static_cast<size_t>(plan.code_channels));
+    for (const int32_t slot : *t.group_of) VQKV_CHECK(slot >= 0 && slot < s.slots);
+    return;
+  }
   const int channel_groups = plan.code_channels / t.group_channels;
   VQKV_CHECK(s.slots == (s.per_token ? channel_groups : channel_groups * (plan.layout.block_tokens / t.group_tokens)));
 }
@@ -132,6 +138,10 @@ double group_value(const DecodePlan& plan, const LevelsTerm& t, int side, const 
                    int channel) {
   const SideSpec& spec = plan.layout.sides[static_cast<size_t>(side)];
   const std::vector<float>& values = block.sides[static_cast<size_t>(side)];
+  if (t.group_of) {
+    const int32_t slot = (*t.group_of)[static_cast<size_t>(at.in_block * plan.code_channels + channel)];
+    return values[static_cast<size_t>(at.block * spec.slots + slot)];
+  }
   const int group = channel / t.group_channels;
   if (spec.per_token) return values[static_cast<size_t>(at.token * spec.slots + group)];
   const int channel_groups = plan.code_channels / t.group_channels;
@@ -147,7 +157,7 @@ void add_term(const DecodePlan& plan, const LevelsTerm& t, const CodeBlock& bloc
         t.levels.empty() ? double{static_cast<float>(codes[j])} - t.offset : double{t.levels[codes[j]]};
     const double scale = t.scale_side < 0 ? 1.0 : group_value(plan, t, t.scale_side, block, at, j);
     const double zero = t.zero_side < 0 ? 0.0 : group_value(plan, t, t.zero_side, block, at, j);
-    y[static_cast<size_t>(j)] += scale * level + zero;
+    y[static_cast<size_t>(j)] += t.zero_of_codes ? scale * (level + zero) : scale * level + zero;
   }
 }
 

@@ -43,7 +43,8 @@ struct TableTerm {
   bool disjoint = false;  // no code channel is covered by two slots (a product code)
 };
 
-// y[j] += scale * level(code) + zero for a scalar field with one slot a code channel.
+// y[j] += scale * level(code) + zero for a scalar field with one slot a code channel, or scale * (level(code) + zero)
+// where the zero is in units of codes.
 struct LevelsTerm {
   int field = 0;              // per-token field with code_channels slots
   std::vector<float> levels;  // empty: level(code) = code - offset
@@ -55,6 +56,10 @@ struct LevelsTerm {
   int zero_side = -1;   // -1: 0
   int group_channels = 1;
   int group_tokens = 1;
+  // Groups of another form, of per-block sides: (block_tokens, code_channels), the slot of each value's group. The two
+  // numbers above are not read then. Null: there are none.
+  std::shared_ptr<const std::vector<int32_t>> group_of;
+  bool zero_of_codes = false;
 };
 
 // y = side values themselves (exact channels).

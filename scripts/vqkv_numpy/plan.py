@@ -80,10 +80,14 @@ class Levels:
     group_channels: int = 1
     group_tokens: int = 1
     field: int = 0
+    group_of: np.ndarray = None  # (block_tokens, code channels): slots of per-block sides, where groups have another form
+    zero_of_codes: bool = False  # scale * (level + zero)
 
     def grouped(self, plan, codes, side):
         """The side value of every (token, code channel)."""
         values = codes.sides[side].astype(np.float64)
+        if self.group_of is not None:
+            return values[:, self.group_of].reshape(codes.tokens, -1)
         if not plan.layout.sides[side].per_token:
             values = values.reshape(-1, plan.code_channels // self.group_channels).repeat(self.group_tokens, axis=0)
         return values.repeat(self.group_channels, axis=1)
@@ -93,7 +97,7 @@ class Levels:
         level = c.astype(np.float64) - self.offset if self.levels is None else self.levels.astype(np.float64)[c]
         scale = 1.0 if self.scale_side < 0 else self.grouped(plan, codes, self.scale_side)
         zero = 0.0 if self.zero_side < 0 else self.grouped(plan, codes, self.zero_side)
-        y += scale * level + zero
+        y += scale * (level + zero) if self.zero_of_codes else scale * level + zero
 
 
 @dataclass
