@@ -1,10 +1,12 @@
 """The registered methods by name (lib/codec/methods/methods.inc)."""
 from .numbers import UnknownKind
 from .scalars import CalibQuant, Exact, Fp8, Ggml, Kivi, Kvquant, QjlValues, QuantSpec, Rtn, SpeCache
+from .tensors import Hqq, Quanto
 from .vectors import CommVqKeys, CommVqValues, Kumar, Pq, QjlKeys, Rvq, SimVq
 
 METHODS = {"exact": Exact, "rtn": Rtn, "kivi": Kivi, "quantspec": QuantSpec, "specache": SpeCache, "kvquant": Kvquant,
            "ggml": Ggml, "fp8": Fp8, "pq": Pq, "rvq": Rvq, "kumar": Kumar, "simvq": SimVq, "calibquant": CalibQuant,
+           "quanto": Quanto, "hqq": Hqq,
            "commvq": {"k": CommVqKeys, "v": CommVqValues}, "qjl": {"k": QjlKeys, "v": QjlValues}}
 
 

@@ -47,7 +47,9 @@ const std::pair<const char*, const char*> kCodecs[] = {
      "value_steps: 20, value_batch: 16, heads: all, k: {rope: pre}}"},
     {"calibquant", "{name: calibquant, preset: b4}"},
     {"quantspec", "{name: quantspec, group: 16}"},
-    {"specache", "{name: specache, group: 16}"}};
+    {"specache", "{name: specache, group: 16}"},
+    {"quanto", "{name: quanto, group: 16, k: {axis: -1}, v: {group: 32}}"},
+    {"hqq", "{name: hqq, group: 16, tokens: 16, heads: all, k: {bits: 3}, v: {axis: 1, bits: 2, group: 32}}"}};
 
 std::shared_ptr<const CodecSet> trained(const std::string& name, const std::string& codec, const std::string& trace) {
   if (name == "ggml") {  // its blocks of 32 channels don't divide the trace's heads, and it learns nothing
