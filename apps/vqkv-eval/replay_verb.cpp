@@ -45,8 +45,11 @@ Json cache_of(const CachePolicy& p) {
     return out;
   }
   out["sinks"] = p.sinks;
-  for (const Role role : {Role::kKey, Role::kValue})
-    out[role_name(role)] = {{"window", p.rule(role).window}, {"flush", p.rule(role).flush}};
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const FlushRule& rule = p.rule(role);
+    out[role_name(role)] = {{"window", rule.window}, {"flush", rule.flush}};
+    if (rule.first > 0) out[role_name(role)]["first"] = rule.first;
+  }
   if (p.prompt > 0) out.update({{"prompt", p.prompt}, {"generated", p.codes_generated ? "coded" : "exact"}});
   if (p.drops) out["policy"] = "streaming";
   if (p.keep) out["policy"] = p.keep->text();
