@@ -109,10 +109,15 @@ void apply_cache_overrides(Json& cache, const std::vector<std::string>& override
   override_cache(cache, overrides);
 }
 
+// Of a codec from a file: "exact" is the row of the exact cache, which is told apart by it.
+std::string file_label(const std::filesystem::path& path, const std::string& label) {
+  return label == "exact" ? path.filename().string() : label;
+}
+
 LoadedCodec load_archive(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
   LoadedCodec out;
   const std::string name = std::filesystem::path(path).filename().string();
-  out.label = name.substr(0, name.find(".codec.h5"));
+  out.label = file_label(path, name.substr(0, name.find(".codec.h5")));
   Json facts;
   out.codecs = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
   require_same_model(*out.codecs, model, path);
@@ -132,7 +137,7 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   Config config = load_config(path);
   for (const auto& o : common.overrides) apply_override(config, o);
   LoadedCodec out;
-  out.label = std::filesystem::path(path).stem().string();
+  out.label = file_label(path, std::filesystem::path(path).stem().string());
   const auto require_whole = [&](const CellConfig& c) {
     if (!c.layers.empty() || !c.heads.empty())
       fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));

@@ -221,6 +221,23 @@ TEST_CASE("vqkv-eval memory: the ledger is the allocator", "[cli][eval]") {
   CHECK(rows[1]["bits_per_value"] > 16);
 }
 
+TEST_CASE("vqkv-eval: a codec from a file named exact has a row of its own beside the exact cache", "[cli][eval]") {
+  const Eval eval;
+  const std::string yaml = eval.dir / "exact.yaml", frozen = eval.dir / "exact.codec.h5";
+  write_file(yaml, "codec: {name: exact}\ncache: {rule: none, exact_dtype: f32}\n");
+  write_codec(frozen, {{"name", "exact"}}, {{"rule", "none"}});
+  const Json rows = eval.json({"memory", "--model", kModel, "--codec", "exact", "--codec", yaml, "--codec", frozen,
+                               "--context", "100", "--measure-up-to", "200"});
+  REQUIRE(rows.size() == 3);
+  CHECK(rows[0]["codec"] == "exact");
+  CHECK(rows[1]["codec"] == "exact.yaml");
+  CHECK(rows[2]["codec"] == "exact.codec.h5");
+  // f32 rows are twice those of f16, as stated and as measured.
+  CHECK(rows[1]["window"] == 2 * rows[0]["window"].get<int64_t>());
+  CHECK(rows[1]["allocator"] == rows[1]["total"]);
+  CHECK(rows[2]["total"] == rows[0]["total"]);
+}
+
 TEST_CASE("vqkv-eval: a policy that decides by attention replays, generates and is measured", "[cli][eval]") {
   const Eval eval;
   const std::string codec = eval.dir / "h2o.codec.h5";
