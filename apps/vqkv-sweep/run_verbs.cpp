@@ -77,12 +77,20 @@ int run_plan_verb(const PlanVerb& verb, const Common& common) {
   const int64_t cells = static_cast<int64_t>(plan.cells.size()), skipped = plan.header.at("skipped").get<int64_t>();
   if (verb.dry_run) {
     const PlanEstimate e = estimate_plan(plan, [] { return interrupted(); });
+    int64_t failing = 0;
+    for (const PlanEstimate::Failure& f : e.failures) {
+      failing += f.alike;
+      log_warning(fmt::format("cell {}{} would fail{}: {}", f.cell->at("id").get<std::string>(),
+                              f.alike > 1 ? fmt::format(" and {} with its training", f.alike - 1) : "",
+                              axes_text(*f.cell), f.reason));
+    }
     if (common.format == TableFormat::kMarkdown) print(t, common.format);
     Table sum;
     sum.columns = {{"quantity", "", "", false}, {"value", "", "", false}};
     sum.rows = {
         {{"quantity", "cells"}, {"value", cells}},
         {{"quantity", "skipped"}, {"value", skipped}},
+        {{"quantity", "would fail"}, {"value", failing}},
         {{"quantity", "bytes read a cell"},
          {"value", common.format == TableFormat::kMarkdown ? Json(human_bytes(e.bytes_read)) : Json(e.bytes_read)}},
         {{"quantity", "peak memory"},
@@ -93,7 +101,7 @@ int run_plan_verb(const PlanVerb& verb, const Common& common) {
     if (common.format == TableFormat::kMarkdown) std::printf("\n");
     print(sum, common.format);
     log_info(fmt::format("time: one layer of {} cells was run and scaled", e.probed));
-    return kExitOk;
+    return e.failures.empty() ? kExitOk : kExitSomeFailed;  // as the run would end
   }
   print(t, common.format);
   write_plan(plan, verb.out);

@@ -117,6 +117,7 @@ constexpr size_t kProbes = 16;
 struct Training {
   const Json* cell = nullptr;  // the first with it
   double layers = 0;           // of all its cells
+  int64_t cells = 0;
 };
 
 // What decides how long a layer takes: all but the seed and the cache.
@@ -163,12 +164,14 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
     const double layers = config.layers.empty() ? shape.layers : static_cast<double>(config.layers.size());
     // A training curve trains twice more, with 2.5 times the iterations in all.
     training.layers += layers * (config.curve ? 3.5 : 1.0);
+    ++training.cells;
   }
   e.bytes_memory = resident + working + codecs_in_memory(trainings);
   for (const auto& [versions, alike] : kinds) {
     const size_t probes = std::min(alike.size(), kProbes);
     size_t at = 0;
-    double a_layer = 0, other_layers = 0;
+    double measured = 0, other_layers = 0;
+    int timed = 0;
     for (const auto& [what, training] : alike) {
       const bool probed = (at + 1) * probes / alike.size() > at * probes / alike.size();
       ++at;
@@ -178,13 +181,19 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
       }
       if (stopped()) return e;
       const Stopwatch watch;
-      run_first_layer(*training.cell, *traces.at(training.cell->at("config").at("trace").at("path")), stop);
+      const TraceReader& reader = *traces.at(training.cell->at("config").at("trace").at("path"));
+      std::string reason = run_first_layer(*training.cell, reader, stop);
+      ++e.probed;
+      if (!reason.empty()) {
+        e.failures.push_back({training.cell, training.cells, std::move(reason)});
+        continue;
+      }
       const double seconds = watch.seconds();
       e.seconds += seconds * training.layers;
-      a_layer += seconds / static_cast<double>(probes);
-      ++e.probed;
+      measured += seconds;
+      ++timed;
     }
-    e.seconds += a_layer * other_layers;
+    if (timed > 0) e.seconds += measured / timed * other_layers;
   }
   // What a layer of the probed cells took is no less true than a sum of what is known to be held.
   e.bytes_memory = std::max(e.bytes_memory, static_cast<double>(peak_rss_bytes()));

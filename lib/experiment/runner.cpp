@@ -296,6 +296,18 @@ int environment_number(const char* name) {
   return *end == '\0' && v >= 0 && v < 10'000'000 ? static_cast<int>(v) : -1;
 }
 
+// How a record says why its cell failed. Of a trace that is gone meanwhile the exception goes on: no fault of the cell.
+Json failed(const Json& cell, const std::exception& e) {
+  const auto* error = dynamic_cast<const Error*>(&e);
+  if (error && error->kind() == ErrorKind::kBadData && !std::filesystem::exists(trace_path(cell))) throw;
+  const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
+  return {{"status", "failed"},
+          {"reason", memory ? "out of memory" : e.what()},
+          {"kind", static_cast<int>(error ? error->kind() : ErrorKind::kInternal)}};
+}
+
+}  // namespace
+
 std::string axes_text(const Json& cell) {
   std::string out;
   for (const char* part : {"axes", "repeat"})
@@ -303,8 +315,6 @@ std::string axes_text(const Json& cell) {
       out += fmt::format(" {}={}", path, value.is_string() ? value.get<std::string>() : value.dump());
   return out;
 }
-
-}  // namespace
 
 Json comparable(Json record) {
   for (const char* key : {"prov", "attempt"}) record.erase(key);
@@ -335,7 +345,7 @@ std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::func
   } catch (const Stopped&) { return nullptr; }
 }
 
-void run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop) {
+std::string run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop) {
   CellConfig config = config_of(cell);
   config.layers = {config.layers.empty() ? 0 : config.layers[0]};
   const TraceRows rows(reader, config);
@@ -345,7 +355,9 @@ void run_first_layer(const Json& cell, const TraceReader& reader, const std::fun
   };
   try {
     if (plan.skip.empty()) measure_fidelity(rows, *train(rows, plan, cell, check), [&](int) { check(); });
-  } catch (const Stopped&) {}
+  } catch (const Stopped&) {
+  } catch (const std::exception& e) { return failed(cell, e).at("reason").get<std::string>(); }
+  return "";
 }
 
 RunSummary run_plan(const Plan& plan, const RunOptions& options) {
@@ -397,14 +409,8 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
         r = {{"status", "skipped"}, {"reason", cell.at("skip")}};
       else
         r = measure_cell(cell, *traces.open(cell), trained, options, check);
-    } catch (const Stopped&) { return; } catch (const Error& e) {
-      if (e.kind() == ErrorKind::kBadData && !fs::exists(trace_path(cell))) throw;  // gone meanwhile
-      r = {{"status", "failed"}, {"reason", e.what()}, {"kind", static_cast<int>(e.kind())}};
-    } catch (const std::exception& e) {
-      const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
-      r = {{"status", "failed"},
-           {"reason", memory ? "out of memory" : e.what()},
-           {"kind", static_cast<int>(ErrorKind::kInternal)}};
+    } catch (const Stopped&) { return; } catch (const std::exception& e) {
+      r = failed(cell, e);
     }
     r["schema"] = 1;
     for (const char* key :

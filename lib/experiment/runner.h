@@ -45,8 +45,12 @@ void parse_shard(const std::string& text, int& shard, int& shards);
 std::shared_ptr<const CodecSet> codecs_of_cell(const Json& cell, const std::function<bool()>& stop,
                                                const std::string& folder = "");
 
-// Trains and measures the first layer of a cell, for an estimate of its time. Nothing is kept.
-void run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop);
+// Trains and measures the first layer of a cell, for an estimate of its time: the reason if the cell fails there, as
+// its record would give it, else "". Nothing is kept.
+std::string run_first_layer(const Json& cell, const TraceReader& reader, const std::function<bool()>& stop);
+
+// " codec.bits=4 seed=1": the values of a cell on the axes of its sweep, each behind a space.
+std::string axes_text(const Json& cell);
 
 // A record without what differs between two runs of the same cell: times, provenance, attempt.
 Json comparable(Json record);

@@ -101,6 +101,12 @@ TEST_CASE("plan, run, status, merge, best, export, report", "[cli][sweep]") {
   has(dry.out, "| cells");
   has(dry.out, "time on");
   CHECK_FALSE(std::filesystem::exists(at.plan));
+  const Ran fails = at({"plan", at.sweep, "--dry-run", "-q", "--json", "codec={name: kvquant, weight: fisher}",
+                        "sweep={grid: {codec.bits: [3, 4]}, streaming: false}"});
+  CHECK(fails.code == 5);
+  has(fails.err, "would fail codec.bits=3: layer 0, role k");
+  has(fails.err, "would fail codec.bits=4: layer 0, role k");
+  CHECK(Json::parse(fails.out)[2] == Json{{"quantity", "would fail"}, {"value", 2}});
 
   const Ran planned = at({"plan", at.sweep, "sweep.grid.codec.codebooks=[1, 3]", "-o", at.plan});
   CHECK(planned.code == 0);

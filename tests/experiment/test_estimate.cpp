@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include "experiment/result_set.h"
+#include "experiment/runner.h"
 #include "support/catch.h"
 #include "support/sweep_trace.h"
 
@@ -27,4 +29,32 @@ TEST_CASE("a dry run times each training, whatever its seed and cache, and some 
   CHECK(probed("{grid: {codec.iterations: [1, 2, 3], cache.window: [0, 8]}}") == 3);
   CHECK(probed("{grid: {trace.train: [[0], [1]]}}") == 2);
   CHECK(probed("{grid: {codec.iterations: {range: [1, 40]}}}") == 16);
+}
+
+TEST_CASE("a dry run names the cells that would fail and counts the others", "[estimate]") {
+  const TestFolder dir;
+  const std::string trace = dir / "t.trace.h5";  // without gradients
+  write_sweep_trace(trace, 3, 40);
+  const Plan plan = make_plan(parse_yaml(
+      fmt::format("trace: {{path: {}, train: [0, 1], report: [2]}}\ncodec: {{name: kvquant}}\n"
+                  "cache: {{sinks: 4, window: 8, flush: 8}}\nmetrics: [key_nmse]\n"
+                  "sweep: {{grid: {{codec.weight: [fisher, none]}}, repeat: {{seed: [1, 2]}}, streaming: false}}\n",
+                  trace),
+      "s.yaml"));
+  const PlanEstimate e = estimate_plan(plan, {});
+  CHECK(e.probed == 2);
+  CHECK(e.seconds > 0);
+  REQUIRE(e.failures.size() == 1);
+  CHECK(e.failures[0].alike == 2);
+  CHECK(e.failures[0].cell->at("axes").at("codec.weight") == "fisher");
+  CHECK(e.failures[0].reason.find("holds no squared gradients") != std::string::npos);
+  // What the run says of the same cell.
+  RunOptions options;
+  options.folder = dir / "out";
+  const RunSummary run = run_plan(plan, options);
+  CHECK(run.ok == 2);
+  CHECK(run.failed == 2);
+  const ResultSet results = load_results(dir / "out");
+  for (const auto& c : results.cells)
+    if (c.cell.at("id") == e.failures[0].cell->at("id")) CHECK(c.reason() == e.failures[0].reason);
 }
