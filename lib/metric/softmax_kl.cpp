@@ -1,4 +1,5 @@
 // Divergence of the attention distribution.
+#include <algorithm>
 #include <cmath>
 
 #include "metric/by_head.h"
@@ -15,16 +16,19 @@ class SoftmaxKl final : public Metric {
       const int64_t n = r.tokens[static_cast<size_t>(i)];
       const float *p = r.p.row(i), *q = r.p_hat.row(i), *a = r.s.row(i), *b = r.s_hat.row(i);
       // ln p - ln q = (a - b) - (lse_a - lse_b); taken from the logits, so a vanishing p_hat stays finite. The gap of
-      // the log sums comes from the row's largest probability.
+      // the log sums comes from the row's largest probability, and where exp would leave the range of a double from
+      // the largest logit of each.
       int64_t top = 0;
       for (int64_t j = 1; j < n; ++j)
         if (p[j] > p[top]) top = j;
+      const double top_b = *std::max_element(b, b + n);
+      const double from = std::fabs(top_b - a[top]) < 600 ? a[top] : top_b;
       double lse_a = 0, lse_b = 0;
       for (int64_t j = 0; j < n; ++j) {
         lse_a += std::exp(static_cast<double>(a[j]) - a[top]);
-        lse_b += std::exp(static_cast<double>(b[j]) - a[top]);
+        lse_b += std::exp(b[j] - from);
       }
-      const double gap = std::log(lse_a) - std::log(lse_b);
+      const double gap = std::log(lse_a) - std::log(lse_b) + (a[top] - from);
       double row = 0;
       for (int64_t j = 0; j < n; ++j) {
         row += p[j] * (static_cast<double>(a[j]) - b[j] - gap);

@@ -113,6 +113,35 @@ TEST_CASE("softmax KL, total variation and coded mass equal their definitions") 
   CHECK(got.at("attention.coded_mass") == Approx(mass / rows).epsilon(1e-4));
 }
 
+TEST_CASE("softmax KL is finite and right where exact and coded logits are thousands apart") {
+  for (const bool below : {true, false}) {
+    CAPTURE(below);
+    Case c(0.3);
+    for (float& x : c.q.storage) x *= 0.01f;
+    for (int64_t r = 0; r < c.q.rows; ++r) c.q(r, 3) = 400;
+    for (int64_t t = 4; t < 80; ++t) {  // what is coded, but for the tail of each query
+      c.k(t, 3) = below ? 40.0f + 0.01f * static_cast<float>(t) : 0.0f;
+      c.k_hat(t, 3) = below ? 0.0f : 40.0f + 0.01f * static_cast<float>(t);
+    }
+    for (size_t i = 1; i < 4; ++i) c.sample.coded_end_k[i] = std::min<int64_t>(80, c.sample.query_position[i] + 1);
+    double kl = 0, rows = 0;
+    for (size_t i = 0; i < 4; ++i)
+      for (int64_t g = 0; g < Case::group; ++g, ++rows) {
+        const auto r = c.row(i, g);
+        const auto log_sum = [](const std::vector<double>& s) {
+          const double top = *std::max_element(s.begin(), s.end());
+          double sum = 0;
+          for (const double x : s) sum += std::exp(x - top);
+          return top + std::log(sum);
+        };
+        const double of_exact = log_sum(r.s), of_coded = log_sum(r.hat);
+        for (size_t j = 0; j < r.p.size(); ++j) kl += r.p[j] * (r.s[j] - of_exact - (r.hat[j] - of_coded));
+      }
+    CHECK(kl / rows > 300);
+    CHECK(c.run("softmax_kl").at("attention.softmax_kl") == Approx(kl / rows).epsilon(1e-4));
+  }
+}
+
 TEST_CASE("what maps the scores of coded keys maps those of a sweep, over each query's own range") {
   Case plain(0.3), mapped(0.3);
   mapped.sample.score = {ScoreMap::Kind::kRange, 0.25f, 1.0f};
