@@ -143,14 +143,29 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
 
   auto* m = app.add_subcommand("memory", "bytes by kind, allocator and process peak at several contexts");
   add_common(*m, memory.common, flags, false);
+  auto* shape =
+      m->add_option("--shape", memory.shape,
+                    "in place of --model: formulas alone, without weights or training, at a shape of `vqkv-eval ls "
+                    "shapes` or layers=32,q_heads=32,kv_heads=8,head_dim=128; codecs are then cell.yaml files, whose "
+                    "traces are not read");
+  m->get_option("--model")->required(false);
+  m->add_option("--exceptions", memory.exceptions,
+                "with --shape: share of the coded values that stay exact beside their codes, where a codec keeps such; "
+                "how many they are only rows tell")
+      ->needs(shape)
+      ->capture_default_str();
   m->add_option("--context", memory.contexts, "contexts, e.g. 1k,4k,32k")->capture_default_str();
   m->add_option("--measure-up-to", memory.measured_up_to, "longer contexts show the ledger alone")
       ->capture_default_str();
+  for (const char* of_a_model : {"--model", "--attention", "--weights", "--measure-up-to"})
+    shape->excludes(m->get_option(of_a_model));
   m->add_option("--child-context", memory.child_context, "")->group("");
   m->footer(
       "Examples:\n"
       "  vqkv-eval memory --model M --codec c.codec.h5\n"
-      "  vqkv-eval memory --model M --codec c.codec.h5 --context 512,2k,128k --json");
+      "  vqkv-eval memory --model M --codec c.codec.h5 --context 512,2k,128k --json\n"
+      "  vqkv-eval memory --shape llama-3.1-8b --codec configs/codecs/kivi.yaml --codec configs/codecs/qjl.yaml "
+      "--context 4k,32k,128k");
 
   auto* s = app.add_subcommand("speed", "prefill and decode tokens/s, the exact cache in the same run");
   add_common(*s, speed.common, flags, false);
@@ -185,12 +200,13 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
       "  vqkv-eval replay --model M --codec kvquant.yaml --text wikitext-2-test.txt --mode fake-quant --json > r.json; "
       "vqkv-eval tables kvquant --measured r.json");
 
-  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, strategies, backends, tables");
-  l->add_option("what", what,
-                "modes (of replay), rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
-                "stay), strategies (of decoding), backends (of attention) or tables (of papers)")
+  auto* l = app.add_subcommand("ls", "what there is: modes, rules, policies, strategies, backends, shapes, tables");
+  l->add_option(
+       "what", what,
+       "modes (of replay), rules (of cache.rule: when tokens are coded), policies (of cache.policy: which "
+       "stay), strategies (of decoding), backends (of attention), shapes (of memory --shape) or tables (of papers)")
       ->required()
-      ->check(CLI::IsMember({"modes", "rules", "policies", "strategies", "backends", "tables"}));
+      ->check(CLI::IsMember({"modes", "rules", "policies", "strategies", "backends", "shapes", "tables"}));
   add_measured(*l, tables);
   flags.add_to(*l);
   l->footer("Examples:\n  vqkv-eval ls modes\n  vqkv-eval ls backends --format csv");

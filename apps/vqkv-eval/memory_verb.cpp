@@ -104,24 +104,22 @@ int run_child(const MemoryVerb& v) {
 
 }  // namespace
 
-int run_memory(const MemoryVerb& v) {
-  if (v.child_context >= 0) return run_child(v);
-  refuse_exec(v.common, "what another program keeps can't be counted; replay shows what it claims");
-  make_attention_backend(v.common.attention);
-  const auto contexts = parse_counts("--context", v.contexts);
-  for (const int64_t context : contexts)
-    if (context < 1 || context > (int64_t{1} << 24))
-      fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));
-  const int64_t measured_up_to = parse_count(v.measured_up_to);
-  const ModelFacts model = read_model_facts(v.common.model);
-  const CacheShape shape = model.cache_shape();
-  std::vector<LoadedCodec> codecs{load_codec("exact", v.common, model)};
-  for (auto& codec : load_codecs(v.common, model))
-    if (codec.policy.codes || codec.label != "exact") codecs.push_back(std::move(codec));
-  if (interrupted()) return kExitOk;
-  Table table{{{"codec", "codec", "", false}, {"protocol", "protocol", "", false}, {"context", "context", "{:.0f}"}},
-              {}};
-  for (const Column& c : bits_columns()) table.columns.push_back(c);
+Json memory_row(const std::string& label, const CachePolicy& policy, const Json& codec_config, const ByteLedger& ledger,
+                const CacheShape& shape, int64_t tokens) {
+  Json row = ledger.to_json();
+  row["codec"] = label;
+  row["protocol"] = protocol_text(policy, codec_config);
+  row["context"] = tokens;
+  row["total"] = ledger.total_sequence();
+  add_bits(row, ledger, shape, tokens);
+  return row;
+}
+
+std::vector<Column> memory_columns(std::span<const Column> before_bits) {
+  std::vector<Column> out{
+      {"codec", "codec", "", false}, {"protocol", "protocol", "", false}, {"context", "context", "{:.0f}"}};
+  out.insert(out.end(), before_bits.begin(), before_bits.end());
+  for (const Column& c : bits_columns()) out.push_back(c);
   for (const auto& [key, title] : {std::pair{"total", "resident"},
                                    {"codes", "codes"},
                                    {"side", "side"},
@@ -131,8 +129,35 @@ int run_memory(const MemoryVerb& v) {
                                    {"padding", "padding"},
                                    {"index", "index"},
                                    {"workspace", "workspace"},
-                                   {"codebooks", "books (model)"},
-                                   {"threads", "threads' tiles"},
+                                   {"codebooks", "books (model)"}})
+    out.push_back({key, title, "{:.0f}"});
+  return out;
+}
+
+std::vector<int64_t> memory_contexts(const MemoryVerb& v) {
+  auto contexts = parse_counts("--context", v.contexts);
+  for (const int64_t context : contexts)
+    if (context < 1 || context > (int64_t{1} << 24))
+      fail_usage(fmt::format("--context {}: allowed: 1 to 2^24 tokens", context));
+  return contexts;
+}
+
+int run_memory(const MemoryVerb& v) {
+  if (v.child_context >= 0) return run_child(v);
+  if (!v.shape.empty()) return run_memory_at_shape(v);
+  if (v.common.model.empty()) fail_usage("memory: --model is required, or --shape for formulas alone");
+  refuse_exec(v.common, "what another program keeps can't be counted; replay shows what it claims");
+  make_attention_backend(v.common.attention);
+  const auto contexts = memory_contexts(v);
+  const int64_t measured_up_to = parse_count(v.measured_up_to);
+  const ModelFacts model = read_model_facts(v.common.model);
+  const CacheShape shape = model.cache_shape();
+  std::vector<LoadedCodec> codecs{load_codec("exact", v.common, model)};
+  for (auto& codec : load_codecs(v.common, model))
+    if (codec.policy.codes || codec.label != "exact") codecs.push_back(std::move(codec));
+  if (interrupted()) return kExitOk;
+  Table table{memory_columns(), {}};
+  for (const auto& [key, title] : {std::pair{"threads", "threads' tiles"},
                                    {"allocator", "allocator"},
                                    {"allocator_peak", "allocator peak"},
                                    {"process_peak", "process peak"}})
@@ -160,12 +185,7 @@ int run_memory(const MemoryVerb& v) {
       }
       const ByteLedger ledger =
           measurable ? ByteLedger::from_json(measured.at("ledger")) : ledger_at(*codec.codecs, codec.policy, context);
-      Json row = ledger.to_json();
-      row["codec"] = codec.label;
-      row["protocol"] = protocol_text(codec.policy, codec.codecs->config());
-      row["context"] = context;
-      row["total"] = ledger.total_sequence();
-      add_bits(row, ledger, shape, context);
+      Json row = memory_row(codec.label, codec.policy, codec.codecs->config(), ledger, shape, context);
       if (measurable)
         for (const char* key : {"threads", "allocator", "allocator_peak", "process_peak", "process_loaded", "path"})
           row[key] = measured[key];

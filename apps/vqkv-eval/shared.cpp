@@ -15,6 +15,7 @@
 #include "experiment/cost.h"
 #include "experiment/protocol.h"
 #include "experiment/runner.h"
+#include "experiment/shapes.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
@@ -138,19 +139,15 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   for (const auto& o : common.overrides) apply_override(config, o);
   LoadedCodec out;
   out.label = file_label(path, std::filesystem::path(path).stem().string());
-  const auto require_whole = [&](const CellConfig& c) {
-    if (!c.layers.empty() || !c.heads.empty())
-      fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
-  };
   if (auto untraced = make_untraced_cell(config, model.cache_shape(), model.hash)) {
-    require_whole(untraced->config);
+    require_whole(untraced->config, path);
     out.codecs = untraced->codecs;
     out.cache = untraced->config.cache;
     return out;
   }
   const Json cell = make_cell(config);
   const CellConfig typed = config_of(cell);
-  require_whole(typed);
+  require_whole(typed, path);
   log_info(fmt::format("training {} on {}", path, typed.trace));
   out.codecs = codecs_of_cell(cell, [] { return interrupted(); });
   if (!out.codecs) return out;
@@ -201,21 +198,32 @@ LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, con
 
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model) {
   std::vector<LoadedCodec> out;
-  // An override that reaches no codec would be lost without a word.
+  refuse_idle_overrides(common);
+  for (const auto& spec : common.codecs) {
+    out.push_back(load_codec(spec, common, model));
+    if (!out.back().codecs) return {};
+  }
+  std::map<std::string, int> seen;
+  for (LoadedCodec& codec : out) codec.label = own_label(seen, codec.label);
+  return out;
+}
+
+void refuse_idle_overrides(const CommonOptions& common) {
   if (!common.overrides.empty() && std::ranges::all_of(common.codecs, [](const auto& spec) { return spec == "exact"; }))
     fail_usage(
         fmt::format("'{}': the exact cache takes no overrides; for exact tokens under a window or a policy name a "
                     "cell.yaml with codec: {{name: exact}}",
                     common.overrides.front()));
-  for (const auto& spec : common.codecs) {
-    out.push_back(load_codec(spec, common, model));
-    if (!out.back().codecs) return {};
-  }
-  // Rows are told apart by their labels.
-  std::map<std::string, int> same;
-  for (LoadedCodec& codec : out)
-    if (const int n = ++same[codec.label]; n > 1) codec.label += fmt::format(" #{}", n);
-  return out;
+}
+
+std::string own_label(std::map<std::string, int>& seen, const std::string& label) {
+  const int n = ++seen[label];
+  return n > 1 ? fmt::format("{} #{}", label, n) : label;
+}
+
+void require_whole(const CellConfig& cell, const std::string& path) {
+  if (!cell.layers.empty() || !cell.heads.empty())
+    fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
 }
 
 void refuse_exec(const CommonOptions& common, const std::string& reason) {
@@ -276,6 +284,21 @@ std::vector<Column> bits_columns() {
 }
 
 int run_ls(const std::string& what, TableFormat format) {
+  if (what == "shapes") {
+    Table shapes{{{"name", "shape", "", false}}, {}};
+    for (const char* key : {"layers", "q_heads", "kv_heads", "head_dim"})
+      shapes.columns.push_back({key, key, "{:.0f}"});
+    shapes.columns.push_back({"source", "source", "", false});
+    for (const NamedShape& s : named_shapes())
+      shapes.rows.push_back({{"name", s.name},
+                             {"layers", s.layers},
+                             {"q_heads", s.q_heads},
+                             {"kv_heads", s.kv_heads},
+                             {"head_dim", s.head_dim},
+                             {"source", s.source}});
+    print(shapes, format);
+    return kExitOk;
+  }
   Table modes{{{"mode", "mode", "", false}, {"meaning", "meaning", "", false}}, {}};
   for (const ReplayModeInfo& m : replay_modes()) modes.rows.push_back({{"mode", m.name}, {"meaning", m.meaning}});
   print(what == "backends"     ? backends_table()

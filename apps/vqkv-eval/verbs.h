@@ -1,6 +1,7 @@
 // The verbs of vqkv-eval. command_line.cpp parses; each verb prints its result to stdout.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +13,7 @@
 #include "codec/codec_set.h"
 #include "common/table.h"
 #include "core/json.h"
+#include "experiment/cell_config.h"
 #include "experiment/replay_rows.h"
 #include "generation/replay.h"
 #include "model/runtime.h"
@@ -54,6 +56,8 @@ struct GenerateVerb {  // and of `strategy`
 
 struct MemoryVerb {
   CommonOptions common;
+  std::string shape;      // in place of a model: formulas alone
+  double exceptions = 0;  // at a shape: share of the coded values that stay exact beside their codes
   std::string contexts = "1k,4k,32k";
   std::string measured_up_to = "4k";  // longer contexts show the ledger alone
   int64_t child_context = -1;         // hidden: this process is one measurement
@@ -76,6 +80,7 @@ int run_replay(const ReplayVerb& v);
 int run_generate(const GenerateVerb& v);
 int run_strategy(const GenerateVerb& v);
 int run_memory(const MemoryVerb& v);
+int run_memory_at_shape(const MemoryVerb& v);  // of run_memory
 int run_speed(const SpeedVerb& v);
 int run_tables(const TablesVerb& v);
 int list_tables(const TablesVerb& v);  // of `ls tables`
@@ -89,6 +94,12 @@ std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);
 // All of --codec; empty when a training was interrupted.
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
+// kUsage for overrides that reach no codec: they would be lost without a word.
+void refuse_idle_overrides(const CommonOptions& common);
+// Rows are told apart by their labels: the second "rtn" among `seen` is "rtn #2".
+std::string own_label(std::map<std::string, int>& seen, const std::string& label);
+// kUsage for a cell of some layers or heads only.
+void require_whole(const CellConfig& cell, const std::string& path);
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);
 // Caches that are held at once.
 struct HeldCaches {
@@ -115,6 +126,12 @@ void refuse_exec(const CommonOptions& common, const std::string& reason);
 // says whose they are, beside exact sinks and window, and the others stay empty.
 void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens,
               const Json& codec_config = {}, const std::optional<int64_t>& claimed = {});
+// The rows of `memory`: what a codec's sequence of so many tokens holds by kind, with columns for it.
+Json memory_row(const std::string& label, const CachePolicy& policy, const Json& codec_config, const ByteLedger& ledger,
+                const CacheShape& shape, int64_t tokens);
+std::vector<Column> memory_columns(std::span<const Column> before_bits = {});
+std::vector<int64_t> memory_contexts(const MemoryVerb& v);
+
 std::vector<Column> bits_columns();  // what shows them: resident, and with the constants shared by 1 and 64 sequences
 
 }  // namespace vqkv::eval

@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "codec/codec_set.h"
 #include "core/names.h"
 #include "experiment/shape_ledger.h"
+#include "experiment/shapes.h"
 #include "generation/replay.h"
 #include "generation/strategies/strategy.h"
 
@@ -74,25 +74,6 @@ std::string text_of(ConfigReader& reader, const std::string& key, const std::str
   return text;
 }
 
-CacheShape read_shape(const Json& map, const std::string& path, std::string& name) {
-  ConfigReader r(map, path);
-  name = text_of(r, "name", "whose shape it is");
-  CacheShape s;
-  for (const auto& [key, into] : {std::pair{"layers", &s.layers},
-                                  {"q_heads", &s.q_heads},
-                                  {"kv_heads", &s.kv_heads},
-                                  {"head_dim", &s.head_dim}}) {
-    r.require(key, "layers, q_heads, kv_heads and head_dim make a shape");
-    *into = static_cast<int>(r.integer(key, 0, 1, 1 << 16));
-  }
-  r.finish();
-  if (s.q_heads % s.kv_heads != 0 || s.head_dim % 2 != 0)
-    r.fail("", "query heads are a multiple of KV heads, and head_dim is even");
-  s.rope = RopeFacts::plain(s.head_dim, s.head_dim, 10000.0);  // no byte depends on it
-  s.score_scale = static_cast<float>(1 / std::sqrt(s.head_dim));
-  return s;
-}
-
 // "unconfirmed" reads as none.
 std::vector<std::string> names_of(ConfigReader& reader, const std::string& key) {
   std::vector<std::string> names = reader.texts(key);
@@ -128,7 +109,11 @@ PaperNumber read_number(const Json& merged, const std::string& path) {
     if (!list.is_array() || list.empty()) fail_expected(path + ".scaled", "a list of codec sections", list);
     n.scaled.assign(list.begin(), list.end());
   }
-  if (const Json& shape = r.raw("shape"); !shape.is_null()) n.shape = read_shape(shape, path + ".shape", n.shape_name);
+  if (const Json& map = r.raw("shape"); !map.is_null()) {
+    ConfigReader shape(map, path + ".shape");
+    n.shape_name = text_of(shape, "name", "whose shape it is");
+    n.shape = read_shape(shape);
+  }
   const Json share = r.raw("exceptions");
   if (!share.is_null() && (!share.is_number() || share.get<double>() < 0 || share.get<double>() > 1))
     fail_expected(path + ".exceptions", "a share from 0 to 1", share);

@@ -176,22 +176,6 @@ class WindowAlone {
   std::set<std::string> seen_;
 };
 
-// What of a plan learns: "codec 'rvq' (role k)", "transform 'center' (role v)"; "" for nothing.
-std::string what_learns(const CodecPlan& plan) {
-  for (const UnitSpec& u : plan.units) {
-    const auto named = [&](const char* kind, const std::string& name) {
-      return fmt::format("{} '{}' (role {})", kind, name, role_name(u.unit.role));
-    };
-    if (find_method(u.method).needs(u.knobs).rows) return named("codec", u.method);
-    for (Json t : u.transforms) {
-      const auto name = t.at("name").get<std::string>();
-      t.erase("name");
-      if (find_transform(name).needs(t).rows) return named("transform", name);
-    }
-  }
-  return "";
-}
-
 void require_train_documents(const Config& config, const CellConfig& c, const std::string& learner) {
   if (!learner.empty() && c.train.empty())
     fail_usage(
@@ -213,6 +197,25 @@ struct NoRows final : TrainSource {
 };
 
 }  // namespace
+
+std::string what_learns(const CodecPlan& plan) {
+  for (const UnitSpec& u : plan.units) {
+    const auto named = [&](const char* kind, const std::string& name) {
+      return fmt::format("{} '{}' (role {})", kind, name, role_name(u.unit.role));
+    };
+    if (find_method(u.method).needs(u.knobs).rows) return named("codec", u.method);
+    for (Json t : u.transforms) {
+      const auto name = t.at("name").get<std::string>();
+      t.erase("name");
+      if (find_transform(name).needs(t).rows) return named("transform", name);
+    }
+  }
+  return "";
+}
+
+int64_t constants_without_training(const CodecPlan& plan, const CacheShape& shape) {
+  return train_codec_set(plan, shape, NoRows(), {})->constant_bytes();
+}
 
 Plan make_plan(const Config& config) {
   Config grouped = config;

@@ -43,6 +43,11 @@ CodecPlan resolve_single_cell(const Config& config, const CellConfig& cell, cons
 // One cell, not a sweep (kUsage with a `sweep:` section): what `run` would train, for tools that replay it.
 Json make_cell(const Config& config);
 
+// What of a plan learns: "codec 'rvq' (role k)", "transform 'center' (role v)"; "" for nothing.
+std::string what_learns(const CodecPlan& plan);
+// Bytes of the model-side constants of a plan in which nothing learns: rotations, projections.
+int64_t constants_without_training(const CodecPlan& plan, const CacheShape& shape);
+
 // A cell that names no trace, since nothing in it learns: its codecs for a model of `shape`. Unset where it names one;
 // kUsage, naming it, where something learns.
 struct UntracedCell {

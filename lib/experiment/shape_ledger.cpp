@@ -96,6 +96,11 @@ double ShapeLedger::bits(std::optional<Role> role, int64_t tokens, int level) co
   return bits / static_cast<double>(channels);
 }
 
+bool ShapeLedger::keeps_exceptions() const {
+  return policy_.keeps_codes() &&
+         std::ranges::any_of(codecs_->units(), [](const TrainedUnit& u) { return u.codec->layout().overlay; });
+}
+
 double ShapeLedger::held(int64_t tokens) const {
   const ByteLedger b = at(tokens);
   const CacheShape& s = shape();

@@ -31,6 +31,7 @@ class ShapeLedger {
   // held beyond bits(), in the mean of the lengths from `tokens` on, over `tokens`) + bits().
   double held_in_the_mean(int64_t tokens) const;
 
+  bool keeps_exceptions() const;  // of some values beside their codes
   const CacheShape& shape() const { return codecs_->shape(); }
   const CachePolicy& policy() const { return policy_; }
   const Json& config() const { return codecs_->config(); }  // canonical
