@@ -126,12 +126,11 @@ void refuse_exec(const CommonOptions& common, const std::string& reason);
 // says whose they are, beside exact sinks and window, and the others stay empty.
 void add_bits(Json& row, const ByteLedger& ledger, const CacheShape& shape, int64_t tokens,
               const Json& codec_config = {}, const std::optional<int64_t>& claimed = {});
-// The rows of `memory`: what a codec's sequence of so many tokens holds by kind, with columns for it.
+std::vector<Column> bits_columns();  // what shows them: resident, and with the constants shared by 1 and 64 sequences
+// A row of `memory`: what a sequence of so many tokens holds by kind. The columns for it, with others before its bits.
 Json memory_row(const std::string& label, const CachePolicy& policy, const Json& codec_config, const ByteLedger& ledger,
                 const CacheShape& shape, int64_t tokens);
 std::vector<Column> memory_columns(std::span<const Column> before_bits = {});
-std::vector<int64_t> memory_contexts(const MemoryVerb& v);
-
-std::vector<Column> bits_columns();  // what shows them: resident, and with the constants shared by 1 and 64 sequences
+std::vector<int64_t> memory_contexts(const MemoryVerb& v);  // kUsage for what is none
 
 }  // namespace vqkv::eval

@@ -39,7 +39,9 @@ struct AtShape {
 struct EffectiveBits {
   std::string method, cell;
   std::vector<double> bits;  // at 1K, 4K, 32K, 128K
-  int64_t exact_pairs = 0;   // that the notes count beside the cache: fetched, of the far tier
+  // SpeCache: exact pairs fetched from the far tier, which lie beside the cache. Its formula has a window of R tokens
+  // at any length and no mean over flushes; it is ours where a block was just coded, as at these lengths.
+  int64_t fetched = 0;
 };
 
 const std::string kAllCoded = "cache: {sinks: 0, window: 1, flush: 1}\n";
@@ -73,12 +75,12 @@ TEST_CASE("vqkv-eval memory --shape: the effective bits of LLaMA-3.1-8B without 
   for (const EffectiveBits& e : kEffective) arguments.insert(arguments.end(), {"--codec", at.cell(e.method, e.cell)});
   const Json rows = at.json(arguments);
   REQUIRE(rows.size() == 4 * (1 + kEffective.size()));
-  const auto check = [](const Json& row, double expected, int64_t exact_pairs) {
+  const auto check = [](const Json& row, double expected, int64_t fetched) {
     const double tokens = row["context"];
     CAPTURE(row["codec"], tokens);
-    const Json& bits = row.contains("bits_held_mean") ? row["bits_held_mean"] : row["bits_held"];
-    // Given with two digits, three of them rounded the other way.
-    CHECK(bits.get<double>() + 16 * static_cast<double>(exact_pairs) / tokens == Approx(expected).margin(0.0055));
+    const Json& bits = row[row.contains("bits_held_mean") && fetched == 0 ? "bits_held_mean" : "bits_held"];
+    // Given with two digits, two of them rounded the other way.
+    CHECK(bits.get<double>() + 16 * static_cast<double>(fetched) / tokens == Approx(expected).margin(0.0055));
   };
   for (size_t c = 0; c < 4; ++c) {
     CHECK(rows[c]["codec"] == "exact");
@@ -86,7 +88,7 @@ TEST_CASE("vqkv-eval memory --shape: the effective bits of LLaMA-3.1-8B without 
     for (size_t m = 0; m < kEffective.size(); ++m) {
       const Json& row = rows[4 * (m + 1) + c];
       CHECK(row["codec"] == kEffective[m].method);
-      check(row, kEffective[m].bits[c], kEffective[m].exact_pairs);
+      check(row, kEffective[m].bits[c], kEffective[m].fetched);
     }
   }
   // ThinK, at the end of each prompt.
