@@ -26,6 +26,9 @@ constexpr NamedShape kShapes[] = {
     {"tinyllama-1.1b", 22, 32, 4, 64, "vq-methods r.8"},
 };
 
+// Far beyond any model; each head has units of its own.
+constexpr int64_t kMaxHeads = 1 << 16, kMaxChannels = 1 << 20;
+
 constexpr const char* kFlag = "--shape";
 
 std::string lower_case(std::string text) {
@@ -65,6 +68,9 @@ CacheShape read_shape(ConfigReader& reader) {
   reader.finish();
   if (s.q_heads % s.kv_heads != 0 || s.head_dim % 2 != 0)
     reader.fail("", "query heads are a multiple of KV heads, and head_dim is even");
+  if (int64_t{s.layers} * s.kv_heads > kMaxHeads || int64_t{s.q_heads} * s.head_dim > kMaxChannels)
+    reader.fail("", fmt::format("at most {} KV heads in all layers and {} channels of query heads in one", kMaxHeads,
+                                kMaxChannels));
   s.rope = RopeFacts::plain(s.head_dim, s.head_dim, 10000.0);
   s.score_scale = static_cast<float>(1 / std::sqrt(s.head_dim));
   return s;

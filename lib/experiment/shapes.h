@@ -17,7 +17,7 @@ std::span<const NamedShape> named_shapes();
 
 // layers, q_heads, kv_heads and head_dim of a map, all of them required, each from 1 to 65,536; the reader's other keys
 // were asked for before. Rotation and scale are plain, as no byte depends on them. kUsage for heads that don't divide,
-// and an odd head_dim.
+// an odd head_dim, and what is far beyond any model.
 CacheShape read_shape(ConfigReader& reader);
 
 // A name of named_shapes(), in upper or lower case, or "layers=32,q_heads=32,kv_heads=8,head_dim=128". kUsage for

@@ -53,6 +53,8 @@ TEST_CASE("what is no shape is refused with what was meant", "[shape]") {
   refused("layers=many,q_heads=32,kv_heads=8,head_dim=128", {"--shape.layers"});
   refused("layers=32,q_heads=30,kv_heads=8,head_dim=128", {"query heads are a multiple of KV heads"});
   refused("layers=32,q_heads=32,kv_heads=8,head_dim=127", {"head_dim is even"});
+  refused("layers=65536,q_heads=65536,kv_heads=65536,head_dim=2", {"at most 65536 KV heads in all layers"});
+  refused("layers=1,q_heads=65536,kv_heads=1,head_dim=65536", {"1048576 channels of query heads"});
 }
 
 TEST_CASE("a shape that papers name is the one of that name", "[shape][papers]") {
