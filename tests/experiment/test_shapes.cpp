@@ -43,7 +43,7 @@ TEST_CASE("what is no shape is refused with what was meant", "[shape]") {
   refused("llama-3.1-7b",
           {"--shape: shape 'llama-3.1-7b' is not known", "did you mean 'llama-3.1-8b'?", "smollm2-135m"});
   refused("", {"--shape: shape '' is not known"});
-  refused("layers=32,q_heads=32,kv_heads=8", {"--shape.head_dim", "layers, q_heads, kv_heads and head_dim"});
+  refused("layers=32,q_heads=32,kv_heads=8", {"--shape: `head_dim` is missing", "kv_heads and head_dim make a shape"});
   refused("layers=32,q_heads=32,kv_head=8,head_dim=128", {"kv_heads"});
   refused("layers=32,q_heads=32,kv_heads=8,head_dim=128,heads=3", {"unknown key 'heads'"});
   refused("layers=32,layers=32", {"layers stands twice"});
