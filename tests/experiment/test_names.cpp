@@ -79,5 +79,6 @@ TEST_CASE("every configuration refuses an unknown key, a wrong type and an unkno
   CHECK_THAT(codec(R"({"name": "rtn", "rope": "pots"})"),
              Catch::StartsWith("codec.rope: 'pots' is not known, did you mean 'post'?; allowed: post, pre"));
   CHECK_THAT(cache(R"({"rule": "kiwi"})"),
-             Catch::StartsWith("cache.rule: 'kiwi' is not known, did you mean 'kivi'?; allowed: window, kivi, residual, none"));
+             Catch::StartsWith(
+                 "cache.rule: 'kiwi' is not known, did you mean 'kivi'?; allowed: window, kivi, residual, none"));
 }
