@@ -73,13 +73,29 @@ bool of_a_rule(const std::string& key) {
   return key == "rule" || key == "window" || key == "flush" || key == "residual";
 }
 
+// Of an assignment cache.KEY=VALUE: KEY.
+std::string key_of(const std::string& assignment) {
+  const std::string path = assignment.substr(0, assignment.find('='));
+  return path.substr(path.find('.') + 1);
+}
+
+// Whether the rules of `cache`, which is canonical, have the keys that `assignments` set: a window under the rule kivi
+// would be lost without a word.
+void require_reached(const Json& cache, const std::vector<std::string>& assignments) {
+  for (const std::string& assignment : assignments) {
+    const std::string key = key_of(assignment);
+    const bool role = key.starts_with("k.") || key.starts_with("v.");
+    const bool reached = of_a_rule(key) ? cache["k"].contains(key) && cache["v"].contains(key)
+                                        : !role || find_path(cache, key) != nullptr;
+    if (!reached)
+      fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule, too", assignment,
+                             cache["k"].dump(), cache["v"].dump()));
+  }
+}
+
 // `cache`, which is canonical, with all `assignments` as one change, like keys of a file: what is written for both
 // roles holds for each that says nothing of its own, in whatever order.
 void override_cache(Json& cache, std::vector<std::string> assignments) {
-  const auto key_of = [](const std::string& assignment) {
-    const std::string path = assignment.substr(0, assignment.find('='));
-    return path.substr(path.find('.') + 1);
-  };
   std::ranges::stable_partition(assignments, [&](const std::string& a) { return of_a_rule(key_of(a)); });
   Config config;
   config.tree["cache"] = cache;
@@ -92,15 +108,7 @@ void override_cache(Json& cache, std::vector<std::string> assignments) {
     after.erase(key);
   }
   cache = annotated(config, [&] { return canonical_cache_config(after); });
-  for (const std::string& assignment : assignments) {
-    const std::string key = key_of(assignment);
-    const bool role = key.starts_with("k.") || key.starts_with("v.");
-    const bool reached = of_a_rule(key) ? cache["k"].contains(key) && cache["v"].contains(key)
-                                        : !role || find_path(cache, key) != nullptr;
-    if (!reached)
-      fail_usage(fmt::format("'{}' has no meaning under the cache rules k: {}, v: {}; set cache.rule, too", assignment,
-                             cache["k"].dump(), cache["v"].dump()));
-  }
+  require_reached(cache, assignments);
 }
 
 // The cache.* among overrides, applied; `others` says why there may be none but them.
@@ -139,15 +147,22 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   for (const auto& o : common.overrides) apply_override(config, o);
   LoadedCodec out;
   out.label = file_label(path, std::filesystem::path(path).stem().string());
+  const auto check = [&](const CellConfig& c) {
+    std::vector<std::string> of_cache;
+    for (const auto& o : common.overrides)
+      if (o.starts_with("cache.")) of_cache.push_back(o);
+    require_reached(c.cache, of_cache);
+    require_whole(c, path);
+  };
   if (auto untraced = make_untraced_cell(config, model.cache_shape(), model.hash)) {
-    require_whole(untraced->config, path);
+    check(untraced->config);
     out.codecs = untraced->codecs;
     out.cache = untraced->config.cache;
     return out;
   }
   const Json cell = make_cell(config);
   const CellConfig typed = config_of(cell);
-  require_whole(typed, path);
+  check(typed);
   log_info(fmt::format("training {} on {}", path, typed.trace));
   out.codecs = codecs_of_cell(cell, [] { return interrupted(); });
   if (!out.codecs) return out;

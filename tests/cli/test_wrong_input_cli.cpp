@@ -132,6 +132,12 @@ TEST_CASE("vqkv-eval: overrides of a frozen codec's cache are one change, as the
     arguments.emplace_back(meaningless);
     eval.refuses(2, "has no meaning under the cache rules", arguments);
   }
+  // Nor is it lost in a codec that is made here, and not frozen.
+  const std::string kivi = eval.dir / "kivi.yaml";
+  write_file(kivi, "codec: {name: kivi}\ncache: {rule: kivi, residual: 32}\n");
+  for (const char* meaningless : {"cache.window=32", "cache.v.flush=32"})
+    eval.refuses(2, std::string("'") + meaningless + "' has no meaning under the cache rules",
+                 {"memory", "--model", kModel, "--codec", kivi, meaningless});
 }
 
 TEST_CASE("vqkv-eval: caches beyond this machine's memory are refused before any of it is taken", "[cli][eval]") {
