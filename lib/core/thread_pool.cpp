@@ -31,7 +31,8 @@ struct Job {
   const std::function<void(int64_t)>* body = nullptr;
   std::atomic<int64_t> next{0};
   std::atomic<int> running{0};  // changed under Pool::mutex_, read without it while spinning
-  std::exception_ptr error;
+  std::exception_ptr error;     // of the body with the lowest index that threw one
+  int64_t failed = 0;           // that index
 };
 
 // A step of decoding is some 180 short jobs, and waking a sleeping thread costs tens of microseconds: look for the next
@@ -87,7 +88,11 @@ class Pool {
         (*job.body)(i);
       } catch (...) {
         const std::lock_guard lock(mutex_);
-        if (!job.error) job.error = std::current_exception();
+        // Bodies before this one have begun and may still fail: their error is the one at any thread count.
+        if (!job.error || i < job.failed) {
+          job.error = std::current_exception();
+          job.failed = i;
+        }
         job.next = job.n;
       }
     }
