@@ -39,7 +39,7 @@ ShapedCodec read_codec(const std::string& path, const MemoryVerb& v, const Cache
   Config config = load_config(path);
   for (const auto& o : v.common.overrides) apply_override(config, o);
   const CellConfig cell = read_single_cell(config);
-  require_whole(cell, path);
+  check_cell_file(cell, path, v.common);
   const CodecPlan plan = resolve_single_cell(config, cell, shape);
   const std::string learner = what_learns(plan);
   ShapedCodec out{std::filesystem::path(path).stem().string(),

@@ -147,22 +147,15 @@ LoadedCodec train_cell_file(const std::string& path, const CommonOptions& common
   for (const auto& o : common.overrides) apply_override(config, o);
   LoadedCodec out;
   out.label = file_label(path, std::filesystem::path(path).stem().string());
-  const auto check = [&](const CellConfig& c) {
-    std::vector<std::string> of_cache;
-    for (const auto& o : common.overrides)
-      if (o.starts_with("cache.")) of_cache.push_back(o);
-    require_reached(c.cache, of_cache);
-    require_whole(c, path);
-  };
   if (auto untraced = make_untraced_cell(config, model.cache_shape(), model.hash)) {
-    check(untraced->config);
+    check_cell_file(untraced->config, path, common);
     out.codecs = untraced->codecs;
     out.cache = untraced->config.cache;
     return out;
   }
   const Json cell = make_cell(config);
   const CellConfig typed = config_of(cell);
-  check(typed);
+  check_cell_file(typed, path, common);
   log_info(fmt::format("training {} on {}", path, typed.trace));
   out.codecs = codecs_of_cell(cell, [] { return interrupted(); });
   if (!out.codecs) return out;
@@ -236,7 +229,11 @@ std::string own_label(std::map<std::string, int>& seen, const std::string& label
   return n > 1 ? fmt::format("{} #{}", label, n) : label;
 }
 
-void require_whole(const CellConfig& cell, const std::string& path) {
+void check_cell_file(const CellConfig& cell, const std::string& path, const CommonOptions& common) {
+  std::vector<std::string> of_cache;
+  std::ranges::copy_if(common.overrides, std::back_inserter(of_cache),
+                       [](const std::string& o) { return o.starts_with("cache."); });
+  require_reached(cell.cache, of_cache);
   if (!cell.layers.empty() || !cell.heads.empty())
     fail_usage(fmt::format("{}: trains some layers or heads only; a replay codes all of them", path));
 }

@@ -98,8 +98,8 @@ std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFac
 void refuse_idle_overrides(const CommonOptions& common);
 // Rows are told apart by their labels: the second "rtn" among `seen` is "rtn #2".
 std::string own_label(std::map<std::string, int>& seen, const std::string& label);
-// kUsage for a cell of some layers or heads only.
-void require_whole(const CellConfig& cell, const std::string& path);
+// kUsage for the cell of a file that is of some layers or heads only, or whose cache rules have no use for an override.
+void check_cell_file(const CellConfig& cell, const std::string& path, const CommonOptions& common);
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);
 // Caches that are held at once.
 struct HeldCaches {

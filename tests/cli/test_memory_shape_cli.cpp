@@ -174,6 +174,8 @@ TEST_CASE("vqkv-eval memory --shape: refused", "[cli][eval]") {
     at.refuses(" excludes ", with({flag, flag == std::string("--weights") ? "bf16" : "1k"}));
   at.refuses("--model is required, or --shape", {"--codec", rtn});
   at.refuses("did you mean 'llama-3.1-8b'", {"--shape", "llama-3.1-8", "--codec", rtn});
+  const std::string kivi = at.cell("kivi", "codec: {name: kivi}\ncache: {rule: kivi, residual: 32}\n");
+  at.refuses("'cache.window=32' has no meaning", {"--shape", "llama-3.1-8b", "--codec", kivi, "cache.window=32"});
   at.refuses("a cell.yaml", {"--shape", "llama-3.1-8b", "--codec", "c.codec.h5"});
   at.refuses("a cell.yaml", {"--shape", "llama-3.1-8b", "--codec", "exec:python3"});
   at.refuses("did you mean 'bits'", with({"codec.bit=3"}));
