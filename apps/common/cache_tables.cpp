@@ -6,6 +6,7 @@
 
 #include "attention/attention.h"
 #include "cache/policies/kinds.h"
+#include "experiment/shapes.h"
 #include "generation/strategies/strategy.h"
 
 namespace vqkv {
@@ -56,6 +57,20 @@ Table rules_table() {
 
 Table policies_table() { return kinds_table(all_policies()); }
 Table strategies_table() { return kinds_table(all_strategies()); }
+
+Table shapes_table() {
+  Table t = left_table({"name"});
+  for (const char* key : {"layers", "q_heads", "kv_heads", "head_dim"}) t.columns.push_back({key, key, "{:.0f}"});
+  t.columns.push_back({"source", "source", "", false});
+  for (const NamedShape& s : named_shapes())
+    t.rows.push_back({{"name", s.name},
+                      {"layers", s.layers},
+                      {"q_heads", s.q_heads},
+                      {"kv_heads", s.kv_heads},
+                      {"head_dim", s.head_dim},
+                      {"source", s.source}});
+  return t;
+}
 
 Table backends_table() {
   Table t = left_table({"name"});

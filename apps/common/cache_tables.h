@@ -18,5 +18,6 @@ Table rules_table();
 Table policies_table();
 Table backends_table();
 Table strategies_table();  // of decoding
+Table shapes_table();      // of `memory --shape`
 
 }  // namespace vqkv

@@ -42,7 +42,7 @@ ShapedCodec read_codec(const std::string& path, const MemoryVerb& v, const Cache
   check_cell_file(cell, path, v.common);
   const CodecPlan plan = resolve_single_cell(config, cell, shape);
   const std::string learner = what_learns(plan);
-  ShapedCodec out{std::filesystem::path(path).stem().string(),
+  ShapedCodec out{file_label(path, std::filesystem::path(path).stem().string()),
                   annotated(config, [&] { return ShapeLedger(cell.codec, cell.cache, shape, v.exceptions); }),
                   {},
                   {}};

@@ -15,7 +15,6 @@
 #include "experiment/cost.h"
 #include "experiment/protocol.h"
 #include "experiment/runner.h"
-#include "experiment/shapes.h"
 #include "verbs.h"
 
 namespace vqkv::eval {
@@ -116,11 +115,6 @@ void apply_cache_overrides(Json& cache, const std::vector<std::string>& override
   for (const auto& o : overrides)
     if (!o.starts_with("cache.")) fail_usage(fmt::format("'{}': {}", o, others));
   override_cache(cache, overrides);
-}
-
-// Of a codec from a file: "exact" is the row of the exact cache, which is told apart by it.
-std::string file_label(const std::filesystem::path& path, const std::string& label) {
-  return label == "exact" ? path.filename().string() : label;
 }
 
 LoadedCodec load_archive(const std::string& path, const CommonOptions& common, const ModelFacts& model) {
@@ -229,6 +223,10 @@ std::string own_label(std::map<std::string, int>& seen, const std::string& label
   return n > 1 ? fmt::format("{} #{}", label, n) : label;
 }
 
+std::string file_label(const std::filesystem::path& path, const std::string& label) {
+  return label == "exact" ? path.filename().string() : label;
+}
+
 void check_cell_file(const CellConfig& cell, const std::string& path, const CommonOptions& common) {
   std::vector<std::string> of_cache;
   std::ranges::copy_if(common.overrides, std::back_inserter(of_cache),
@@ -296,27 +294,13 @@ std::vector<Column> bits_columns() {
 }
 
 int run_ls(const std::string& what, TableFormat format) {
-  if (what == "shapes") {
-    Table shapes{{{"name", "shape", "", false}}, {}};
-    for (const char* key : {"layers", "q_heads", "kv_heads", "head_dim"})
-      shapes.columns.push_back({key, key, "{:.0f}"});
-    shapes.columns.push_back({"source", "source", "", false});
-    for (const NamedShape& s : named_shapes())
-      shapes.rows.push_back({{"name", s.name},
-                             {"layers", s.layers},
-                             {"q_heads", s.q_heads},
-                             {"kv_heads", s.kv_heads},
-                             {"head_dim", s.head_dim},
-                             {"source", s.source}});
-    print(shapes, format);
-    return kExitOk;
-  }
   Table modes{{{"mode", "mode", "", false}, {"meaning", "meaning", "", false}}, {}};
   for (const ReplayModeInfo& m : replay_modes()) modes.rows.push_back({{"mode", m.name}, {"meaning", m.meaning}});
   print(what == "backends"     ? backends_table()
         : what == "rules"      ? rules_table()
         : what == "policies"   ? policies_table()
         : what == "strategies" ? strategies_table()
+        : what == "shapes"     ? shapes_table()
                                : modes,
         format);
   return kExitOk;

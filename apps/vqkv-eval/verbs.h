@@ -1,6 +1,7 @@
 // The verbs of vqkv-eval. command_line.cpp parses; each verb prints its result to stdout.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -98,6 +99,8 @@ std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFac
 void refuse_idle_overrides(const CommonOptions& common);
 // Rows are told apart by their labels: the second "rtn" among `seen` is "rtn #2".
 std::string own_label(std::map<std::string, int>& seen, const std::string& label);
+// Of a codec from a file: "exact" is the row of the exact cache, which is told apart by it.
+std::string file_label(const std::filesystem::path& path, const std::string& label);
 // kUsage for the cell of a file that is of some layers or heads only, or whose cache rules have no use for an override.
 void check_cell_file(const CellConfig& cell, const std::string& path, const CommonOptions& common);
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);

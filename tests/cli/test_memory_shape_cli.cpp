@@ -9,30 +9,11 @@ using namespace vqkv;
 namespace {
 
 // No model, no trace: files of cells alone.
-struct AtShape {
-  TestFolder dir;
+struct AtShape : EvalTool {
+  AtShape() : EvalTool{.dir = {}, .verb = "memory"} {}
   std::string cell(const std::string& name, const std::string& text) const {
     write_file(dir / (name + ".yaml"), text);
     return dir / (name + ".yaml");
-  }
-  ToolRun operator()(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.begin(), "memory");
-    return run_tool_of_build("vqkv-eval", dir.path.string(), arguments);
-  }
-  Json json(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.end(), {"--json", "-q"});
-    const ToolRun r = (*this)(arguments);
-    INFO(r.err);
-    REQUIRE(r.code == 0);
-    CHECK(r.err.empty());
-    return Json::parse(r.out);
-  }
-  void refuses(const std::string& part, const std::vector<std::string>& arguments) const {
-    const ToolRun r = (*this)(arguments);
-    INFO(fmt::format("{}\n{}", fmt::join(arguments, " "), r.err));
-    CHECK(r.code == 2);
-    CHECK(r.out.empty());
-    CHECK(r.err.find(part) != std::string::npos);
   }
 };
 
@@ -162,6 +143,15 @@ TEST_CASE("vqkv-eval memory --shape: what training or rows alone can tell is sai
   CHECK(bare[1]["codes"] == 0);
 }
 
+TEST_CASE("vqkv-eval memory --shape: a codec from a file named exact has a row of its own", "[cli][eval]") {
+  const AtShape at;
+  const std::string exact = at.cell("exact", "codec: {name: exact}\ncache: {exact_dtype: f32}\n");
+  const Json rows = at.json({"--shape", "llama-3.1-8b", "--codec", exact, "--context", "1k"});
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[0]["codec"] == "exact");
+  CHECK(rows[1]["codec"] == "exact.yaml");
+}
+
 TEST_CASE("vqkv-eval memory --shape: refused", "[cli][eval]") {
   const AtShape at;
   const std::string rtn = at.cell("rtn", "codec: {name: rtn, bits: 4}\n");
@@ -169,24 +159,25 @@ TEST_CASE("vqkv-eval memory --shape: refused", "[cli][eval]") {
     more.insert(more.begin(), {"--shape", "llama-3.1-8b", "--codec", rtn});
     return more;
   };
-  at.refuses("--model excludes --shape", with({"--model", "M"}));
+  at.refuses(2, "--model excludes --shape", with({"--model", "M"}));
   for (const char* flag : {"--attention", "--weights", "--measure-up-to"})
-    at.refuses(" excludes ", with({flag, flag == std::string("--weights") ? "bf16" : "1k"}));
-  at.refuses("--model is required, or --shape", {"--codec", rtn});
-  at.refuses("did you mean 'llama-3.1-8b'", {"--shape", "llama-3.1-8", "--codec", rtn});
+    at.refuses(2, " excludes ", with({flag, flag == std::string("--weights") ? "bf16" : "1k"}));
+  at.refuses(2, "--model is required, or --shape", {"--codec", rtn});
+  at.refuses(2, "did you mean 'llama-3.1-8b'", {"--shape", "llama-3.1-8", "--codec", rtn});
   const std::string kivi = at.cell("kivi", "codec: {name: kivi}\ncache: {rule: kivi, residual: 32}\n");
-  at.refuses("'cache.window=32' has no meaning", {"--shape", "llama-3.1-8b", "--codec", kivi, "cache.window=32"});
-  at.refuses("a cell.yaml", {"--shape", "llama-3.1-8b", "--codec", "c.codec.h5"});
-  at.refuses("a cell.yaml", {"--shape", "llama-3.1-8b", "--codec", "exec:python3"});
-  at.refuses("did you mean 'bits'", with({"codec.bit=3"}));
-  at.refuses("takes no overrides", {"--shape", "llama-3.1-8b", "codec.bits=3"});
-  at.refuses("some layers or heads only", with({"layers=[0]"}));
-  at.refuses("depends on the text", with({"cache.policy=h2o"}));
-  at.refuses("no codec of --codec keeps any", with({"--exceptions", "0.01"}));
-  at.refuses("a share from 0 to 1", with({"--exceptions", "1.5"}));
-  at.refuses("--exceptions requires --shape", {"--model", "M", "--exceptions", "0.1"});
-  at.refuses("stands twice", with({"--context", "4k,4096"}));
-  at.refuses("tiers", {"--shape", "llama-3.1-8b", "--codec",
-                       at.cell("tiers", "codec: {tiers: [{tokens: 128, name: rtn}, {name: rtn, bits: 2}]}\n")});
-  at.refuses("rtn.yaml:1:", with({"codec.group=256"}));
+  at.refuses(2, "'cache.window=32' has no meaning", {"--shape", "llama-3.1-8b", "--codec", kivi, "cache.window=32"});
+  at.refuses(2, "a cell.yaml", {"--shape", "llama-3.1-8b", "--codec", "c.codec.h5"});
+  at.refuses(2, "a cell.yaml", {"--shape", "llama-3.1-8b", "--codec", "exec:python3"});
+  at.refuses(2, "did you mean 'bits'", with({"codec.bit=3"}));
+  at.refuses(2, "takes no overrides", {"--shape", "llama-3.1-8b", "codec.bits=3"});
+  at.refuses(2, "some layers or heads only", with({"layers=[0]"}));
+  at.refuses(2, "depends on the text", with({"cache.policy=h2o"}));
+  at.refuses(2, "no codec of --codec keeps any", with({"--exceptions", "0.01"}));
+  at.refuses(2, "a share from 0 to 1", with({"--exceptions", "1.5"}));
+  at.refuses(2, "--exceptions requires --shape", {"--model", "M", "--exceptions", "0.1"});
+  at.refuses(2, "stands twice", with({"--context", "4k,4096"}));
+  at.refuses(2, "tiers",
+             {"--shape", "llama-3.1-8b", "--codec",
+              at.cell("tiers", "codec: {tiers: [{tokens: 128, name: rtn}, {name: rtn, bits: 2}]}\n")});
+  at.refuses(2, "rtn.yaml:1:", with({"codec.group=256"}));
 }

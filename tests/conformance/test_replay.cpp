@@ -86,9 +86,6 @@ TEST_CASE("every method replays a tiny model through every attention path, in bl
     const std::string name = method->describe().name;
     std::map<std::string, int> ran;
     std::vector<Json> written = {test_config(name)};
-    // Where a method rounds to 16 bits on its way to a code, rows of layer 1 that differ in their last bit, as paths'
-    // do, get other codes in places.
-    if (name == "quanto" || name == "hqq") written.front()["dtype"] = "f32";
     if (method->describe().family == "sign") {  // scored from tables where no channel stands apart
       written.push_back(written.front());
       written.back()["preset"] = "no_outliers";

@@ -31,11 +31,12 @@ inline void write_codec(const std::string& path, const Json& config, const Json&
   save_codec_set(*train_codec_set(resolve_codec(config, shape), shape, NoRows(), options), path, {{"cache", cache}});
 }
 
-struct Eval {
+// The tool in a folder of its own, as `vqkv-eval VERB` where a verb is given.
+struct EvalTool {
   TestFolder dir;
-  std::string codec = dir / "rtn4.codec.h5";
-  Eval() { write_codec(codec, {{"name", "rtn"}, {"bits", 4}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}); }
-  ToolRun operator()(const std::vector<std::string>& arguments) const {
+  std::string verb;
+  ToolRun operator()(std::vector<std::string> arguments) const {
+    if (!verb.empty()) arguments.insert(arguments.begin(), verb);
     return run_tool_of_build("vqkv-eval", dir.path.string(), arguments);
   }
   Json json(std::vector<std::string> arguments) const {
@@ -53,6 +54,12 @@ struct Eval {
     CHECK(r.out.empty());
     CHECK(r.err.find(part) != std::string::npos);
   }
+};
+
+// With a codec for the small model.
+struct Eval : EvalTool {
+  std::string codec = dir / "rtn4.codec.h5";
+  Eval() { write_codec(codec, {{"name", "rtn"}, {"bits", 4}}, {{"sinks", 4}, {"window", 16}, {"flush", 16}}); }
 };
 
 }  // namespace vqkv

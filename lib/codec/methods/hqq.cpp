@@ -122,19 +122,15 @@ MethodInfo describe_hqq() {
   info.bits = "(bits == 3 ? 32 * ceil(group / 10) / group : bits) + (dtype == f32 ? 64 : 32) / group";
   info.trained = false;
   info.caveat =
-      "with axis 0, the library's default, a group takes every n-th value of heads, tokens and channels, n the values "
-      "of "
-      "the tensor over the group: of one channel where heads times tokens are a multiple of the group, else of "
-      "several, "
-      "which costs most of it. So it depends on how many tokens are quantized together (tokens: those of cache.prompt, "
-      "with generated: exact, are the library's call; all heads in a unit). Each 128 tokens the library decodes all "
-      "and "
-      "codes all again in other groups: its error grows, to 2.0 times after one and 9.2 after eight at 4 bits "
-      "(tests/golden/make_quantized_cache_goldens.py); here what is coded stays, 128 tokens at a time, which is kinder "
-      "to it. Axis 1 doesn't grow. 3 bits take 3.5, ten codes to 32 bits, and axis 1 has none: the package "
-      "cannot decode them. 1-bit codes are worse than zeros. On a GPU the package makes the steps in float16; here as "
-      "on a "
-      "CPU, in fp32, but for the order of sums, which may turn the last bit of a zero";
+      "with axis 0, the library's default, a group takes every n-th value of heads, tokens and channels, n the "
+      "values of the tensor over the group: of one channel where heads times tokens are a multiple of the group, "
+      "else of several, which costs most of it. So it depends on how many tokens are quantized together (tokens: "
+      "those of cache.prompt, with generated: exact, are the library's call; all heads in a unit). Each 128 tokens "
+      "the library decodes all and codes all again in other groups: its error grows, to 2.0 times after one and 9.2 "
+      "after eight at 4 bits (tests/golden/make_quantized_cache_goldens.py); here what is coded stays, 128 tokens at "
+      "a time, which is kinder to it. Axis 1 doesn't grow. 3 bits take 3.5, ten codes to 32 bits, and axis 1 has "
+      "none: the package cannot decode them. 1-bit codes are worse than zeros. On a GPU the package makes the steps "
+      "in float16; here as on a CPU, in fp32, but for the order of sums, which may turn the last bit of a zero";
   const Json cache = {{"sinks", 0}, {"rule", "residual"}, {"residual", 128}, {"exact_dtype", "bf16"}};
   const auto preset = [&](int bits, int axis, const char* note) {
     Json out = {{"codec", {{"heads", "all"}, {"bits", bits}, {"axis", axis}}}, {"cache", cache}};

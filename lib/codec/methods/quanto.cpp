@@ -75,14 +75,12 @@ MethodInfo describe_quanto() {
   info.trained = false;
   info.caveat =
       "keys and values are coded along the channels of a token, not as KIVI codes keys; axis -1 does, which the "
-      "library "
-      "refuses where heads times tokens are no multiple of the group. The prompt is coded whole, its newest tokens "
-      "too, "
-      "and its own queries see it exactly, so one pass over a text measures nothing: say cache.prompt. Each 128 tokens "
-      "the library decodes all and codes all again; that gives the same codes but for the last bit of some scales "
-      "(tests/golden/make_quantized_cache_goldens.py measures 1.000 times the error after 8 times), so here what is "
-      "coded stays. The library rounds what it decodes to the model's type, which is not done here. Where a group "
-      "reaches over tokens (head_dim not a multiple of it), a last group over two heads is left exact";
+      "library refuses where heads times tokens are no multiple of the group. The prompt is coded whole, its newest "
+      "tokens too, and its own queries see it exactly, so one pass over a text measures nothing: say cache.prompt. "
+      "Each 128 tokens the library decodes all and codes all again; that gives the same codes but for the last bit "
+      "of some scales (tests/golden/make_quantized_cache_goldens.py measures 1.000 times the error after 8 times), "
+      "so here what is coded stays. The library rounds what it decodes to the model's type, which is not done here. "
+      "Where a group reaches over tokens (head_dim not a multiple of it), a last group over two heads is left exact";
   const Json cache = {{"sinks", 0}, {"rule", "residual"}, {"residual", 128}, {"exact_dtype", "bf16"}};
   info.presets = {
       {"default",
