@@ -6,6 +6,25 @@
 using namespace vqkv;
 using namespace vqkv::test;
 
+namespace {
+
+// Directions that hold 90 % of the energy, the median head's: keys look low-rank for their mean alone, values don't.
+void check_ranks(const Json& inspected) {
+  const auto median = [&](const std::string& rows, const char* column) {
+    std::vector<int> ranks;
+    for (const Json& head : inspected.at("heads"))
+      if (head.at("rows") == rows) ranks.push_back(head.at(column));
+    REQUIRE(ranks.size() == 90);
+    std::nth_element(ranks.begin(), ranks.begin() + 45, ranks.end());
+    return ranks[45];
+  };
+  CHECK(median("k pre-RoPE", "rank90") <= 8);
+  CHECK(median("k pre-RoPE", "rank90_centred") >= 26);
+  CHECK(median("v", "rank90_centred") - median("v", "rank90") <= 3);
+}
+
+}  // namespace
+
 TEST_CASE("SmolLM2: traces and sweeps are the same at any thread count, in shards, and after kill -9") {
   const TestFolder dir;
   const std::string folder = dir.path.string();
@@ -17,6 +36,7 @@ TEST_CASE("SmolLM2: traces and sweeps are the same at any thread count, in shard
          "--max-tokens", "128", "--context", "128", "--query-stride", "16"});
   };
   CHECK(capture("one.trace.h5", 1) == capture("two.trace.h5", 2));
+  check_ranks(Json::parse(succeed("vqkv-dump", folder, {"inspect", dir / "one.trace.h5", "--json", "-q"}).out));
   write_file(
       dir / "s.yaml",
       fmt::format(
