@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "codec/score_map.h"
 #include "core/error.h"
@@ -13,6 +13,7 @@
 #include "core/gemm.h"
 #include "core/names.h"
 #include "core/thread_pool.h"
+#include "metric/rows_cpu.h"
 
 namespace vqkv {
 
@@ -40,30 +41,6 @@ const MetricKind& find_metric(const std::string& name) {
 
 namespace {
 
-float largest(const float* s, int64_t n) {
-  constexpr int64_t kLanes = 16;  // side by side, which a compiler makes vectors of
-  std::array<float, kLanes> most;
-  most.fill(s[0]);
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes)
-    for (int64_t i = 0; i < kLanes; ++i) most[i] = most[i] < s[j + i] ? s[j + i] : most[i];
-  for (; j < n; ++j) most[0] = std::max(most[0], s[j]);
-  return *std::max_element(most.begin(), most.end());
-}
-
-// softmax of the first n entries; the rest become 0.
-void softmax(const float* s, int64_t n, float* p, int64_t all) {
-  const float top = largest(s, n);
-  double sum = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    p[j] = std::exp(s[j] - top);
-    sum += static_cast<double>(p[j]);
-  }
-  const float scale = static_cast<float>(1.0 / sum);
-  for (int64_t j = 0; j < n; ++j) p[j] *= scale;
-  std::fill(p + n, p + all, 0.0f);
-}
-
 void fill_rows(const FidelitySample& x, AttentionRows& r) {
   const int64_t rows = x.q.rows, n = x.k.rows;
   VQKV_CHECK(rows == static_cast<int64_t>(x.query_position.size()) * x.group && x.k_hat.rows == n && x.v.rows == n);
@@ -89,8 +66,10 @@ void fill_rows(const FidelitySample& x, AttentionRows& r) {
                               x.layer, x.kv_head, x.document, row == s ? "exact" : "coded", bad, length - 1, row[bad]));
     map_scores(x.score, hat + begin, end - begin);
     if (x.dropped) std::fill(hat + begin, hat + end, -std::numeric_limits<float>::infinity());
-    softmax(s, length, r.p.row(i), n);
-    softmax(hat, length, r.p_hat.row(i), n);
+    for (auto [logits, p] : {std::pair(s, r.p.row(i)), std::pair(hat, r.p_hat.row(i))}) {
+      softmax(logits, length, p);
+      std::fill(p + length, p + n, 0.0f);
+    }
     const size_t k = static_cast<size_t>(i);
     r.tokens[k] = length;
     r.coded_begin[k] = begin;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "metric/by_head.h"
+#include "metric/rows_cpu.h"
 
 namespace vqkv {
 namespace {
@@ -15,28 +16,16 @@ class SoftmaxKl final : public Metric {
     for (int64_t i = 0; i < r.p.rows; ++i) {
       const int64_t n = r.tokens[static_cast<size_t>(i)];
       const float *p = r.p.row(i), *q = r.p_hat.row(i), *a = r.s.row(i), *b = r.s_hat.row(i);
-      // ln p - ln q = (a - b) - (lse_a - lse_b); taken from the logits, so a vanishing p_hat stays finite. The gap of
-      // the log sums comes from the row's largest probability, and where exp would leave the range of a double from
-      // the largest logit of each.
-      int64_t top = 0;
-      for (int64_t j = 1; j < n; ++j)
-        if (p[j] > p[top]) top = j;
-      const double top_b = *std::max_element(b, b + n);
-      const double from = std::fabs(top_b - a[top]) < 600 ? a[top] : top_b;
-      double lse_a = 0, lse_b = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        lse_a += std::exp(static_cast<double>(a[j]) - a[top]);
-        lse_b += std::exp(b[j] - from);
-      }
-      const double gap = std::log(lse_a) - std::log(lse_b) + (a[top] - from);
-      double row = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        row += p[j] * (static_cast<double>(a[j]) - b[j] - gap);
-        tv += 0.5 * std::fabs(static_cast<double>(p[j]) - q[j]);
-      }
-      kl += std::max(row, 0.0);  // in this order a NaN stays one
-      for (int64_t j = r.coded_begin[static_cast<size_t>(i)]; j < r.coded_end[static_cast<size_t>(i)]; ++j)
-        coded += p[j];
+      // ln p - ln q = (a - b) - (lse_a - lse_b); taken from the logits, so a vanishing p_hat stays finite. Both sums
+      // start from the row's largest logit, or where exp would leave the range of a double each from its own.
+      const double top = largest(a, n), top_b = largest(b, n);
+      const double from = std::fabs(top_b - top) < 600 ? top : top_b;
+      const double gap = std::log(sum_of_exp(a, n, top)) - std::log(sum_of_exp(b, n, from)) + (top - from);
+      const RowDistance row = row_distance(p, q, a, b, gap, n);
+      kl += std::max(row.kl, 0.0);  // in this order a NaN stays one
+      tv += row.l1 / 2;
+      const int64_t begin = r.coded_begin[static_cast<size_t>(i)], end = r.coded_end[static_cast<size_t>(i)];
+      coded += sum_of(p + begin, end - begin);
       rows += 1;
     }
     kl_.add(s, kl, rows);

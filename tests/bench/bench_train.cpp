@@ -1,5 +1,5 @@
 // Training and residual encoding, one thread. Items of encode are vectors; of kmeans, vectors times iterations. The
-// pair `kmeans_plain` is the same FAISS training without our assignment, in the same process.
+// pair `kmeans_plain` is FAISS's own training, in the same process.
 #include <benchmark/benchmark.h>
 #include <dlfcn.h>
 #include <faiss/Clustering.h>

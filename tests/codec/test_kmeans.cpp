@@ -1,5 +1,8 @@
 #include "codec/train/kmeans.h"
 
+#include <faiss/Clustering.h>
+#include <faiss/IndexFlat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -22,7 +25,55 @@ double mean_error(const Matrix<float>& x, const Matrix<float>& codewords) {
   return std::accumulate(distance.begin(), distance.end(), 0.0) / static_cast<double>(x.rows * x.cols);
 }
 
+// One-nearest search by our assignment: what faiss::Clustering calls once a round.
+class AssignIndex final : public faiss::IndexFlatL2 {
+ public:
+  explicit AssignIndex(int64_t width) : IndexFlatL2(width) {}
+  void search(idx_t n, const float* x, idx_t, float* distances, idx_t* labels,
+              const faiss::SearchParameters*) const override {
+    std::vector<int32_t> index(static_cast<size_t>(n));
+    Assigner({get_xb(), ntotal, d}).assign({x, n, d}, index.data());
+    std::copy(index.begin(), index.end(), labels);
+    std::fill_n(distances, n, 0.0f);
+  }
+};
+
+// Codewords that FAISS trains on all rows of x; weight: of mean 1, or empty.
+std::vector<float> by_faiss(const Matrix<float>& x, const std::vector<float>& weight, int entries, int iterations,
+                            const Rng& rng) {
+  faiss::ClusteringParameters parameters;
+  parameters.niter = iterations;
+  parameters.min_points_per_centroid = 1;
+  parameters.max_points_per_centroid = static_cast<int>(x.rows);
+  parameters.seed = static_cast<int>(rng.split(1).key() & 0x7fffffff);
+  faiss::Clustering clustering(static_cast<int>(x.cols), entries, parameters);
+  AssignIndex index(x.cols);
+  clustering.train(x.rows, x.data(), index, weight.empty() ? nullptr : weight.data());
+  return clustering.centroids;
+}
+
 }  // namespace
+
+TEST_CASE("k-means has the bits of FAISS's rounds around the same assignment", "[kmeans]") {
+  const auto check = [](const Matrix<float>& x, const std::vector<float>& weight, int entries) {
+    const AlignedVector<float> ours = kmeans(x, weight, entries, {6, 2000}, Rng(2)).codewords.storage;
+    CHECK(std::vector<float>(ours.begin(), ours.end()) == by_faiss(x, weight, entries, 6, Rng(2)));
+  };
+  for (const int64_t width : {1, 2, 3, 4, 7, 8, 16, 37, 64}) {
+    CAPTURE(width);
+    const auto x = gaussian(1500, width, 11);
+    check(x, {}, 40);
+    std::vector<float> weight(1500);
+    for (size_t r = 0; r < weight.size(); ++r) weight[r] = r % 3 == 0 ? 0.0f : r % 3 == 1 ? 0.5f : 2.5f;  // mean 1
+    check(x, weight, 40);
+    // Rows that repeat 60 others: most of 50 random codewords share theirs, so clusters stay empty and others split.
+    Matrix<float> repeated(1500, width);
+    for (int64_t r = 0; r < 1500; ++r) std::copy_n(x.row(r * r % 60), width, repeated.row(r));
+    for (int64_t r = 0; r < 60; ++r) std::copy_n(x.row(r), width, repeated.row(r));
+    check(repeated, {}, 50);
+    check(repeated, weight, 50);
+  }
+}
 
 TEST_CASE("k-means reaches the Lloyd-Max distortion of a Gaussian", "[kmeans]") {
   // Optimal 4-level and 8-level scalar quantizers of N(0, 1): 0.1175 and 0.03455 (Max, 1960).

@@ -1,4 +1,4 @@
-// k-means through faiss::Clustering with our assignment at its hot step.
+// k-means: the rounds of faiss::Clustering around our assignment.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -23,8 +23,8 @@ struct KmeansResult {
 
 // x (n >= 1, width), finite; weight (n) or empty, non-negative. With no more distinct rows than entries the codebook is
 // these rows in the order of their first appearance, repeated from the first to fill it: lossless, and repeats are
-// never chosen since ties go to the lowest index. Otherwise FAISS runs `iterations` rounds from a random start; a
-// codeword that loses all its rows splits the cluster of another. Bit-identical for one rng at any thread count.
+// never chosen since ties go to the lowest index. Otherwise `iterations` rounds from a random start; a codeword that
+// loses all its rows splits the cluster of another. Bit-identical for one rng at any thread count.
 KmeansResult kmeans(ConstMatrix x, std::span<const float> weight, int64_t entries, const KmeansOptions& options,
                     const Rng& rng);
 
