@@ -59,8 +59,7 @@ void Softmax(const float* s, int64_t n, float* p) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const float top = Largest(s, n);
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    hn::StoreU(exp_or_nan(d, hn::Sub(hn::LoadU(d, s + i), hn::Set(d, top))), d, p + i);
+  for (; i + lanes <= n; i += lanes) hn::StoreU(exp_or_nan(d, hn::Sub(hn::LoadU(d, s + i), hn::Set(d, top))), d, p + i);
   for (; i < n; ++i) p[i] = std::exp(s[i] - top);
   const auto scale = static_cast<float>(1.0 / Sum(p, n));
   for (i = 0; i + lanes <= n; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, p + i), hn::Set(d, scale)), d, p + i);
@@ -72,8 +71,7 @@ double SumOfExp(const float* x, int64_t n, double from) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   auto sums = hn::Zero(d);
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    sums = hn::Add(sums, exp_or_nan(d, hn::Sub(widened(d, x + i), hn::Set(d, from))));
+  for (; i + lanes <= n; i += lanes) sums = hn::Add(sums, exp_or_nan(d, hn::Sub(widened(d, x + i), hn::Set(d, from))));
   double out = total(d, sums);
   for (; i < n; ++i) out += std::exp(static_cast<double>(x[i]) - from);
   return out;

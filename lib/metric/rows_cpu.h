@@ -5,10 +5,10 @@
 namespace vqkv {
 
 float largest(const float* x, int64_t n);  // n >= 1
-double sum_of(const float* x, int64_t n);     // in fp64
+double sum_of(const float* x, int64_t n);  // in fp64
 
-// p (n) = softmax of s (n), n >= 1: exponentials to a unit in the last place of fp32, their sum in fp64. A NaN in s makes
-// all of p NaN.
+// p (n) = softmax of s (n), n >= 1: exponentials to a unit in the last place of fp32, their sum in fp64. A NaN in s
+// makes all of p NaN.
 void softmax(const float* s, int64_t n, float* p);
 
 // Of exp(x[j] - from) over j, in fp64; every x[j] - from below 700. A NaN stays one.
