@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 
 #include "codec/train/beam.h"
@@ -117,23 +118,24 @@ double weighted_sum(const std::vector<float>& values, std::span<const float> wei
 
 // Total weighted squared distance of the rows to their mean.
 double spread(ConstMatrix x, std::span<const float> weight) {
-  std::vector<double> mean(static_cast<size_t>(x.cols), 0.0);
-  double total = 0, sum = 0;
+  std::vector<double> mean(static_cast<size_t>(x.cols), 0.0), squares(mean);
+  const auto weight_of = [&](int64_t r) { return weight.empty() ? 1.0 : double{weight[static_cast<size_t>(r)]}; };
+  double total = 0;
   for (int64_t r = 0; r < x.rows; ++r) {
-    const double w = weight.empty() ? 1.0 : double{weight[static_cast<size_t>(r)]};
+    const double w = weight_of(r);
     total += w;
     for (int64_t k = 0; k < x.cols; ++k) mean[static_cast<size_t>(k)] += w * x(r, k);
   }
   if (total <= 0) return 0;
   for (double& m : mean) m /= total;
   for (int64_t r = 0; r < x.rows; ++r) {
-    const double w = weight.empty() ? 1.0 : double{weight[static_cast<size_t>(r)]};
+    const double w = weight_of(r);
     for (int64_t k = 0; k < x.cols; ++k) {
       const double d = x(r, k) - mean[static_cast<size_t>(k)];
-      sum += w * d * d;
+      squares[static_cast<size_t>(k)] += w * d * d;
     }
   }
-  return sum;
+  return std::accumulate(squares.begin(), squares.end(), 0.0);
 }
 
 // rest -= or += the codewords that the rows chose at one stage.
