@@ -113,7 +113,7 @@ TEST_CASE("mean squared error of clipped and symmetric codes on Gaussian data", 
         Approx(.0199).epsilon(.03));
 }
 
-TEST_CASE("keys grouped along one token would be a no-op; real groups are not", "[kivi]") {
+TEST_CASE("keys grouped along one token would be a no-op, real groups are not", "[kivi]") {
   CHECK(gaussian_mse({{"bits", 2}, {"group", 32}}, "kivi", 64, 320, Role::kKey) == Approx(.154).epsilon(.03));
 }
 

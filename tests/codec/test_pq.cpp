@@ -96,7 +96,7 @@ TEST_CASE("pq trains on attention mass when asked, and says so when there is non
   CHECK(round_trip_mse(*weighted, heavy) < 0.85 * round_trip_mse(*plain, heavy));
 }
 
-TEST_CASE("a stored pq loads to the same codes; a damaged one is refused", "[vq]") {
+TEST_CASE("a stored pq loads to the same codes, a damaged one is refused", "[vq]") {
   const auto unit = unit_of(16);
   const Json knobs = {{"codebooks", 4}, {"bits", 5}, {"grouping", "variance"}};
   const auto x = gaussian(2000, 16, 6);

@@ -256,7 +256,7 @@ TEST_CASE("what can't be one of several tiers is refused by name", "[tiers]") {
   CHECK_THROWS_WITH(CodecSet(shape, Json::object(), lone, "", {64}), Catch::Contains("no codec"));
 }
 
-TEST_CASE("a codec file keeps its tiers; one tier is written as before", "[tiers][codec_archive]") {
+TEST_CASE("a codec file keeps its tiers, one tier is written as before", "[tiers][codec_archive]") {
   const std::string path =
       (std::filesystem::temp_directory_path() / ("vqkv-tiers-" + std::to_string(getpid()) + ".codec.h5")).string();
   const auto set = train(kThree);

@@ -273,7 +273,7 @@ TEST_CASE("the strict reader", "[config]") {
   has(error_of([&] { bad.integers("all", 0, 9, false); }), "a list of integers");
 }
 
-TEST_CASE("an empty list is refused wherever it might mean none or all; null is a key that was not given", "[config]") {
+TEST_CASE("an empty list is refused wherever it might mean none or all, null is a key that was not given", "[config]") {
   const Config c = parse_yaml(
       "lists: {a: [], b: []}\nnulls: {a: ~, b: ~, i: ~, t: ~, c: ~, f: ~}\nsweep: {grid: {x: ~, y: [1, 2]}, zip: ~, "
       "skip: ~, repeat: ~}\n",

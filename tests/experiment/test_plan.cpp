@@ -105,7 +105,7 @@ TEST_CASE("versions of all that makes a number are in a cell's identity, and ano
   CHECK(other.cells[0]["versions"].size() == 5);  // all tokens stay: what the rules do is the attention's version
 }
 
-TEST_CASE("without a cache section all codecs of a plan stand under one policy; a named preset brings its own",
+TEST_CASE("without a cache section all codecs of a plan stand under one policy, a named preset brings its own",
           "[plan]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";

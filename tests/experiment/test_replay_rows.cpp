@@ -76,7 +76,7 @@ TEST_CASE("rows of the protocol: self-noise in another type, no window, and the 
   CHECK(protocol_of(c) == "no exact token + 4 sinks");
 }
 
-TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, streaming once a protocol; pairs of a kind",
+TEST_CASE("rows of a table: self-noise, codecs and their windowless twins, streaming once a protocol, pairs of a kind",
           "[replay-rows]") {
   const auto loaded = [](const std::string& label, const Json& cache) {
     return LoadedCodec{.label = label,

@@ -84,7 +84,7 @@ TEST_CASE("the report is one file that needs no network and names its cells, fro
   CHECK(count(html, "plan abcdef012345") == count(html, "<svg"));
 }
 
-TEST_CASE("every row of the report names its protocol and its arithmetic; unequal ground is said") {
+TEST_CASE("every row of the report names its protocol and its arithmetic, unequal ground is said") {
   ResultSet r;
   r.plan = {{"plan", "abcdef0123456789"}, {"traces", Json::array()}};
   r.cells = {cell(2, "rtn", 2.1, 0.05), cell(3, "kivi", 3.1, 0.01), cell(4, "rtn", 4.5, 0.02)};

@@ -125,7 +125,7 @@ TEST_CASE("no statistics under 100 positions") {
   CHECK_THROWS_AS(kld_block(r, track(r, "a", [](int32_t, int32_t) { return 0.0; }), 100), Error);
 }
 
-TEST_CASE("position buckets cover the window; an empty one says so") {
+TEST_CASE("position buckets cover the window, an empty one says so") {
   const ReplayResult r = made(2, 64);
   const ReplayTrack t = track(r, "a", [](int32_t p, int32_t w) { return p < 32 ? 1.0 : 2.0 + w; });
   const auto buckets = position_buckets(r, t.kld, 64, 4);

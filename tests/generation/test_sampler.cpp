@@ -54,7 +54,7 @@ TEST_CASE("top-k and top-p cut the tail, the rest is renormalised") {
   CHECK(f.size() == 1);
 }
 
-TEST_CASE("the same seed draws the same tokens; what is out of range is refused") {
+TEST_CASE("the same seed draws the same tokens, what is out of range is refused") {
   const std::vector<float> logits{0, 1, 2, 3};
   Sampler a({.temperature = 1, .seed = 7}), b({.temperature = 1, .seed = 7}), c({.temperature = 1, .seed = 8});
   int differ = 0;

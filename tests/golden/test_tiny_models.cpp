@@ -96,7 +96,7 @@ TEST_CASE("tiny models: logits have the same bits with 1 and 3 threads") {
   }
 }
 
-TEST_CASE("tiny models: a tap sees q, k, v after bias and head norm, before RoPE; W_O is the file's") {
+TEST_CASE("tiny models: a tap sees q, k, v after bias and head norm, before RoPE, W_O is the file's") {
   for (const std::string name : {"llama", "qwen2", "qwen3"}) {
     CAPTURE(name);
     const auto weights = ModelWeights::open(kTiny + name + ".gguf");

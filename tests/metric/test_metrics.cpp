@@ -293,7 +293,7 @@ TEST_CASE("an unknown metric names the nearest") {
   CHECK_THROWS_WITH(find_metric("softmax_k"), Catch::Contains("did you mean 'softmax_kl'"));
 }
 
-TEST_CASE("a value that is not finite ends a metric by name; no mean leaves it out", "[finite]") {
+TEST_CASE("a value that is not finite ends a metric by name, no mean leaves it out", "[finite]") {
   const auto error_of = [](const auto& f) -> std::string {
     try {
       f();

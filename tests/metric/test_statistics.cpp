@@ -81,7 +81,7 @@ TEST_CASE("Holm's correction") {
   CHECK(holm(std::vector<double>{0.9, 0.8})[0] == 1);  // never above one
 }
 
-TEST_CASE("under the null no more verdicts than the level, whatever the tails; intervals hold the truth") {
+TEST_CASE("under the null no more verdicts than the level, whatever the tails, intervals hold the truth") {
   const auto normal = [](Rng& r) { return r.normal(); };
   const auto heavy = [](Rng& r) { return r.normal() / (0.05 + std::fabs(r.normal())); };
   const auto two_sizes = [](Rng& r) { return (r.below(2) ? 1 : -1) * (r.below(5) ? 0.5 : 5.0); };

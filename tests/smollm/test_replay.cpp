@@ -278,7 +278,7 @@ TEST_CASE("replay gives the same bits with one and with two threads", "[replay]"
   }
 }
 
-TEST_CASE("an interrupted replay keeps whole windows; what can't be replayed is refused", "[replay]") {
+TEST_CASE("an interrupted replay keeps whole windows, what can't be replayed is refused", "[replay]") {
   const Bench b;
   const ReplayCandidate candidates[] = {b.candidate("rtn", {{"name", "rtn"}, {"bits", 4}}, kNoWindow)};
   int asked = 0;
