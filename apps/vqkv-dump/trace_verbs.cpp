@@ -74,6 +74,22 @@ std::string gradients_text(const TraceReader& trace) {
                      trace.info().gradients == "sampled" ? "the model's own" : "the text's next");
 }
 
+// How many tokens there are of each type, by name; null where types were not recorded.
+Json tokens_by_type(const TraceReader& trace) {
+  Json out;
+  for (size_t type = 0; type < trace.info().token_types.size(); ++type)
+    out[trace.info().token_types[type]] = std::ranges::count(trace.token_type(), static_cast<int32_t>(type));
+  return out;
+}
+
+std::string token_types_text(const Json& counts) {
+  if (counts.is_null()) return "not recorded, all text";
+  std::string out;
+  for (const auto& [type, count] : counts.items())
+    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", count.get<int64_t>(), type);
+  return out;
+}
+
 Json trace_facts(const TraceReader& trace) {
   const TraceInfo& i = trace.info();
   const CacheShape& s = i.shape;
@@ -98,6 +114,7 @@ Json trace_facts(const TraceReader& trace) {
           {"keys", i.keys_pre_rope ? "pre_rope" : "post_rope"},
           {"dtype", std::string(dtype_name(i.stored))},
           {"tokens", trace.tokens()},
+          {"tokens_by_type", tokens_by_type(trace)},
           {"queries", trace.queries()},
           {"windows", trace.windows().size()},
           {"longest_window", longest},
@@ -168,6 +185,7 @@ int run_inspect(const InspectVerb& v) {
         fmt::format("{}, the longest of {} tokens", trace.windows().size(), f["longest_window"].get<int64_t>()));
     for (const TraceDocument& d : trace.documents())
       say(fmt::format("document {}", d.id), fmt::format("{}, {} tokens", d.name, d.tokens));
+    say("token types", token_types_text(f["tokens_by_type"]));
     say("W_O", trace.has_output_weight() ? "recorded" : "not recorded");
     say("squared gradients", gradients_text(trace));
     say("content hash (XXH3-128)", trace.info().content_hash);

@@ -25,6 +25,9 @@ struct TraceInfo {
   // The loss whose gradients were recorded, summed over a window: "next-token" (-log p of the text's own next token) or
   // "sampled" (of one drawn from the model). Empty: no gradients.
   std::string gradients;
+  // Names of the types of tokens, in the order of their numbers; the first is "text". Empty: types were not recorded,
+  // and every token is text.
+  std::vector<std::string> token_types;
   std::vector<int32_t> layer_index;  // (layers): the model's real layer numbers
   std::string model_name, model_hash;
   Json model;                // facts of the model as JSON
@@ -52,6 +55,7 @@ struct TraceWindowData {
   int32_t document = 0;
   std::vector<int32_t> token_id;     // (n)
   std::vector<int32_t> position;     // (n)
+  std::vector<int32_t> token_type;   // (n), numbers of info.token_types; with those alone
   std::vector<int32_t> query_token;  // (m): token of each recorded query, relative to the window, ascending
   // Per layer l: keys (n, kv_heads*d) pre-RoPE, values (n, kv_heads*d), queries (m, q_heads*d) PRE-RoPE.
   std::vector<Matrix<float>> key, value, query;
@@ -104,6 +108,8 @@ class TraceReader {
   const std::vector<int32_t>& position() const;     // (tokens)
   const std::vector<int32_t>& document_of() const;  // (tokens)
   const std::vector<int32_t>& query_token() const;  // (queries): absolute token index
+  // (tokens): numbers of info().token_types; empty where they are.
+  const std::vector<int32_t>& token_type() const;
 
   // out is (count, head_dim). Keys as stored (info().keys_pre_rope). Thread-safe (one lock: libhdf5 serialises anyway).
   void key(int layer, int kv_head, int64_t first, int64_t count, MutMatrix out) const;

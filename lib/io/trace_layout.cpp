@@ -80,6 +80,7 @@ std::vector<TraceDataset> trace_datasets(const TraceSizes& s, DType stored) {
     out.push_back({name, type, std::move(dims), std::move(chunk), std::move(axes), lead});
   };
   for (const char* name : {"token_id", "position", "doc", "window"}) data(name, kI32, {s.tokens}, {"token"}, 0);
+  if (s.token_types) data("token_type", kI32, {s.tokens}, {"token"}, 0);
   data("moment_count", kI64, {s.documents}, {"document"}, 0);
   data("query_moment", kF64, {s.documents, s.layers, s.kv_heads, s.head_dim, s.head_dim},
        {"document", "layer", "kv_head", "channel", "channel_b"}, 0);

@@ -21,7 +21,7 @@ inline constexpr int64_t kTraceMassTokens = 8192;  // of received_mass: 32 KiB c
 struct TraceSizes {
   int64_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0, hidden = 0;
   int64_t tokens = 0, queries = 0, documents = 0;
-  bool gradients = false;
+  bool gradients = false, token_types = false;
 };
 
 struct TraceDataset {
@@ -40,8 +40,8 @@ Hdf5Type stored_type(DType t);  // bf16, f16, f32; kUsage otherwise
 // Datasets of what a gradient is of: its squares, and sums of g g^T.
 const char* squared_gradient_name(GradientOf of);
 const char* gradient_moment_name(GradientOf of);
-// Coordinates first (each is the scale of the axis of its name), then data. output_weight only with hidden > 0, and
-// gradients only where the sizes say so.
+// Coordinates first (each is the scale of the axis of its name), then data. output_weight only with hidden > 0,
+// gradients and token_type only where the sizes say so.
 std::vector<TraceDataset> trace_datasets(const TraceSizes& sizes, DType stored);
 
 // The content hash: XXH3-128 over a text of one header, and per hashed dataset its name, type, dims and the XXH3-128 of

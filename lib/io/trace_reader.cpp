@@ -54,7 +54,7 @@ struct TraceReader::Impl {
   int64_t tokens = 0, queries = 0;
   std::vector<TraceDocument> documents;
   std::vector<TraceWindow> windows;
-  std::vector<int32_t> token_id, position, document_of, query_token;
+  std::vector<int32_t> token_id, token_type, position, document_of, query_token;
   std::vector<int64_t> moment_count;
 
   explicit Impl(const std::string& p) : path(p) { open(); }
@@ -107,6 +107,17 @@ void TraceReader::Impl::read_attributes(int64_t* hidden) {
     fail_data(where + ": 'score_scale' must be a positive number");
   s.score_scale = scale->get<float>();
   if (model.contains("gradients")) info.gradients = choice_field(model, "gradients", {"next-token", "sampled"}, where);
+  if (const auto types = model.find("token_types"); types != model.end()) {
+    const auto wrong = [&] {
+      fail_data(fmt::format("{}: token_types is {}; must be a list of different names, the first of them text", where,
+                            types->dump()));
+    };
+    if (!types->is_array() || types->empty() || types->front() != "text") wrong();
+    for (const Json& type : *types) {
+      if (!type.is_string() || std::ranges::count(*types, type) > 1) wrong();
+      info.token_types.push_back(type.get<std::string>());
+    }
+  }
   if (!model.contains("rope")) fail_data(where + ": 'rope' is missing");
   try {
     s.rope = RopeFacts::from_json(model["rope"]);
@@ -135,6 +146,7 @@ std::vector<int32_t> TraceReader::Impl::integers(const std::string& name, int64_
 
 void TraceReader::Impl::read_windows() {
   token_id = integers("token_id", 0, INT32_MAX);
+  if (!info.token_types.empty()) token_type = integers("token_type", 0, std::ssize(info.token_types) - 1);
   position = integers("position", 0, tokens - 1);
   document_of = integers("doc", 0, static_cast<int64_t>(documents.size()) - 1);
   query_token = integers("query_token", 0, tokens - 1);
@@ -181,15 +193,16 @@ void TraceReader::Impl::open() {
   };
   tokens = length("token", kTraceMaxTokens);
   queries = length("query_token", tokens);
-  const TraceSizes sizes{info.shape.layers,
-                         info.shape.q_heads,
-                         info.shape.kv_heads,
-                         info.shape.head_dim,
-                         hidden,
-                         tokens,
-                         queries,
-                         static_cast<int64_t>(documents.size()),
-                         !info.gradients.empty()};
+  const TraceSizes sizes{.layers = info.shape.layers,
+                         .q_heads = info.shape.q_heads,
+                         .kv_heads = info.shape.kv_heads,
+                         .head_dim = info.shape.head_dim,
+                         .hidden = hidden,
+                         .tokens = tokens,
+                         .queries = queries,
+                         .documents = static_cast<int64_t>(documents.size()),
+                         .gradients = !info.gradients.empty(),
+                         .token_types = !info.token_types.empty()};
   layout = trace_datasets(sizes, info.stored);
   for (const TraceDataset& want : layout) {
     Hdf5Dataset d = file.open_dataset("/" + want.name);
@@ -300,6 +313,7 @@ const std::vector<int32_t>& TraceReader::token_id() const { return impl_->token_
 const std::vector<int32_t>& TraceReader::position() const { return impl_->position; }
 const std::vector<int32_t>& TraceReader::document_of() const { return impl_->document_of; }
 const std::vector<int32_t>& TraceReader::query_token() const { return impl_->query_token; }
+const std::vector<int32_t>& TraceReader::token_type() const { return impl_->token_type; }
 
 void TraceReader::key(int layer, int kv_head, int64_t first, int64_t count, MutMatrix out) const {
   impl_->rows("key", layer, kv_head, first, count, out);

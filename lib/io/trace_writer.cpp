@@ -18,8 +18,16 @@ namespace vqkv {
 namespace {
 
 TraceSizes sizes_of(const TraceInfo& info, int64_t tokens, int64_t queries, int64_t documents) {
-  return {info.shape.layers, info.shape.q_heads, info.shape.kv_heads,    info.shape.head_dim, info.hidden, tokens,
-          queries,           documents,          !info.gradients.empty()};
+  return {.layers = info.shape.layers,
+          .q_heads = info.shape.q_heads,
+          .kv_heads = info.shape.kv_heads,
+          .head_dim = info.shape.head_dim,
+          .hidden = info.hidden,
+          .tokens = tokens,
+          .queries = queries,
+          .documents = documents,
+          .gradients = !info.gradients.empty(),
+          .token_types = !info.token_types.empty()};
 }
 
 constexpr int64_t kWriteOutBytes = int64_t{8} << 20;  // asking for every megabyte cost 8 % of the processor time
@@ -47,7 +55,7 @@ struct TraceWriter::Impl {
   std::map<std::string, DocumentSum> sums;
   Hdf5Dataset output;
   std::vector<std::string> output_hash;  // (layers), empty until written
-  std::vector<int32_t> token_id, position, doc, window, query_token;
+  std::vector<int32_t> token_id, token_type, position, doc, window, query_token;
   std::vector<int64_t> moment_count;
   int64_t windows = 0;
   std::string model_json;
@@ -106,6 +114,7 @@ TraceWriter::TraceWriter(const std::string& path, TraceInfo info, std::vector<st
                 {"score_scale", s.score_scale}, {"rope", s.rope.to_json()},
                 {"facts", m.info.model}};
   if (!m.info.gradients.empty()) model["gradients"] = m.info.gradients;
+  if (!m.info.token_types.empty()) model["token_types"] = m.info.token_types;
   m.model_json = canonical_json(model);
 
   m.target = std::make_unique<AtomicFile>(path);
@@ -137,7 +146,8 @@ void TraceWriter::Impl::check_window(const TraceWindowData& w) const {
     VQKV_CHECK(v.size() == layers);
     for (const auto& x : v) VQKV_CHECK(x.rows == static_cast<int64_t>(count) && x.cols == heads * s.head_dim);
   };
-  VQKV_CHECK(n > 0 && w.position.size() == n);
+  VQKV_CHECK(n > 0 && w.position.size() == n && w.token_type.size() == (info.token_types.empty() ? 0 : n));
+  for (const int32_t type : w.token_type) VQKV_CHECK(type >= 0 && type < std::ssize(info.token_types));
   for (size_t i = 0; i < n; ++i) VQKV_CHECK(w.position[i] == static_cast<int32_t>(i));
   for (size_t i = 0; i < w.query_token.size(); ++i)
     VQKV_CHECK(w.query_token[i] >= 0 && w.query_token[i] < static_cast<int32_t>(n) &&
@@ -340,6 +350,7 @@ void TraceWriter::add(const TraceWindowData& w) {
     m.doc.push_back(w.document);
     m.window.push_back(static_cast<int32_t>(m.windows));
   }
+  m.token_type.insert(m.token_type.end(), w.token_type.begin(), w.token_type.end());
   for (const int32_t q : w.query_token) m.query_token.push_back(static_cast<int32_t>(first_token) + q);
   ++m.windows;
   m.write_seconds += watch.seconds() - (m.hash_seconds - hashed_before);
@@ -415,8 +426,10 @@ void TraceWriter::finish() {
       m.write_vector(d.name, m.moment_count.data(), hash);
     } else {
       const std::map<std::string, const std::vector<int32_t>*> named{
-          {"layer", &m.info.layer_index}, {"token_id", &m.token_id},      {"position", &m.position}, {"doc", &m.doc},
-          {"window", &m.window},          {"query_token", &m.query_token}};
+          {"layer", &m.info.layer_index}, {"token_id", &m.token_id},
+          {"position", &m.position},      {"doc", &m.doc},
+          {"window", &m.window},          {"query_token", &m.query_token},
+          {"token_type", &m.token_type}};
       const auto it = named.find(d.name);
       if (it == named.end()) {
         index.resize(static_cast<size_t>(d.dims[0]));

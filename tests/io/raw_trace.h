@@ -30,8 +30,9 @@ struct RawTrace {
   std::map<std::string, int64_t> integer;
   Json model;
 
-  explicit RawTrace(const std::string& gradients = "") {
+  explicit RawTrace(const std::string& gradients = "", bool token_types = false) {
     sizes.gradients = !gradients.empty();
+    sizes.token_types = token_types;
     for (const TraceDataset& d : trace_datasets(sizes, DType::kBF16)) {
       RawDataset r{d.name, d.type, d.dims, d.chunk, {}, true};
       r.bytes.resize(static_cast<size_t>(d.count()) * hdf5_type_size(d.type));
@@ -66,6 +67,7 @@ struct RawTrace {
                {"layout", "half"},
                {"inverse_frequency", {1.0, 0.01}}}}};
     if (sizes.gradients) model["gradients"] = gradients;
+    if (sizes.token_types) model["token_types"] = {"text", "image"};
     text = {{"format", "vqkv-trace"},
             {"keys", "pre_rope"},
             {"content_xxh3", std::string(32, '0')},

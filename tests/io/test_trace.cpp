@@ -176,6 +176,33 @@ TEST_CASE("a trace without W_O says so", "[trace]") {
   REQUIRE(out.verify().empty());
 }
 
+TEST_CASE("types of tokens in a trace read back and are part of the hash; without them every token is text",
+          "[trace]") {
+  const TempDir dir("trace-token-types");
+  TraceInfo info = trace_info(DType::kF32, 0);
+  std::vector<std::string> hashes;
+  for (const std::vector<std::string>& types : {std::vector<std::string>{}, {"text", "image"}, {"text", "video"}}) {
+    info.token_types = types;
+    const TraceWindowData a = trace_window(info, 0, 40, {1, 2}, 5), b = trace_window(info, 1, 30, {29}, 6);
+    {
+      TraceWriter writer(dir / "t.h5", info, {"a", "b"}, 200, 9);
+      writer.add(a);
+      writer.add(b);
+      writer.finish();
+    }
+    const TraceReader out(dir / "t.h5");
+    CHECK(out.info().token_types == types);
+    std::vector<int32_t> all = a.token_type;
+    all.insert(all.end(), b.token_type.begin(), b.token_type.end());
+    CHECK(out.token_type() == all);
+    CHECK(all.size() == (types.empty() ? 0 : 70));
+    CHECK(out.verify().empty());
+    hashes.push_back(out.info().content_hash);
+  }
+  CHECK(hashes[0] != hashes[1]);
+  CHECK(hashes[1] != hashes[2]);
+}
+
 TEST_CASE("gradients in a trace read back in bf16 whatever the rest is stored as, and are part of the hash",
           "[trace]") {
   const TempDir dir("trace-gradients");

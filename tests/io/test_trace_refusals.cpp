@@ -111,6 +111,23 @@ TEST_CASE("gradients of a trace are held to the format", "[trace][refuse]") {
   CHECK_THAT(problems[0], Catch::Contains("/key_gradient2: 1 values are NaN") && Catch::Contains("token 1, channel 1"));
 }
 
+TEST_CASE("token types of a trace are held to the format", "[trace][refuse]") {
+  const TempDir dir("refuse-token-types");
+  REQUIRE(refusal(dir, RawTrace("", true)).empty());
+  for (const Json& types : {Json("image"), Json::array(), Json{"image"}, Json{"text", 1}, Json{"text", "text"}}) {
+    RawTrace t("", true);
+    t.model["token_types"] = types;
+    CHECK_THAT(refusal(dir, t), Catch::Contains("token_types is " + types.dump()));
+  }
+  RawTrace missing("", true), wide("", true), unknown("", true);
+  missing.drop("token_type");
+  CHECK_THAT(refusal(dir, missing), Catch::Contains("/token_type"));
+  wide.at("token_type").type = Hdf5Type::kI64;
+  CHECK_THAT(refusal(dir, wide), Catch::Contains("/token_type: is i64"));
+  unknown.at("token_type").set<int32_t>(4, 2);
+  CHECK_THAT(refusal(dir, unknown), Catch::Contains("/token_type[4] is 2; allowed: 0 to 1"));
+}
+
 TEST_CASE("datasets of a trace are held to the schema", "[trace][refuse]") {
   const TempDir dir("refuse-datasets");
   const auto broken = [&](const std::string& name, const std::function<void(RawDataset&)>& change) {

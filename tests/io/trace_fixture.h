@@ -56,6 +56,7 @@ inline TraceWindowData trace_window(const TraceInfo& info, int32_t document, int
   for (int64_t t = 0; t < n; ++t) {
     w.token_id.push_back(static_cast<int32_t>(rng.below(1000)));
     w.position.push_back(static_cast<int32_t>(t));
+    if (!info.token_types.empty()) w.token_type.push_back(static_cast<int32_t>(rng.below(info.token_types.size())));
   }
   const auto m = static_cast<int64_t>(w.query_token.size());
   for (int l = 0; l < s.layers; ++l) {

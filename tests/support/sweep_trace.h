@@ -1,6 +1,7 @@
 // A small trace with structure, for tests of the sweep: correlated channels, one outlier channel, attention sinks of
 // another size, queries that look along the keys, so that codecs differ and coarser is worse.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -14,9 +15,11 @@ namespace vqkv {
 inline void write_sweep_trace(const std::string& path, int documents = 5, int64_t tokens = 160, int layers = 2,
                               int kv_heads = 2, int head_dim = 16, uint64_t seed = 1, int64_t first_document = 0,
                               const RopeFacts* rope = nullptr, const std::function<void(TraceWindowData&)>& edit = {},
-                              int64_t every = 8, const std::string& gradients = "") {
+                              int64_t every = 8, const std::string& gradients = "",
+                              const std::vector<std::string>& token_types = {}) {
   TraceInfo info;
   info.gradients = gradients;
+  info.token_types = token_types;
   CacheShape& s = info.shape;
   s.layers = layers;
   s.kv_heads = kv_heads;
@@ -60,6 +63,7 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
     for (int64_t t = 0; t < tokens; ++t) {
       w.token_id.push_back(static_cast<int32_t>(ids.below(1000)));
       w.position.push_back(static_cast<int32_t>(t));
+      if (!token_types.empty()) w.token_type.push_back(0);
     }
     for (int64_t q = 0; q < queries; ++q) w.query_token.push_back(static_cast<int32_t>(q * every + every - 1));
     for (int l = 0; l < layers; ++l) {
@@ -100,6 +104,14 @@ inline void write_sweep_trace(const std::string& path, int documents = 5, int64_
     writer.output_weight(l, w_o);
   }
   writer.finish();
+}
+
+// An `edit` for a trace of types text and image: tokens [begin, end) of every window, or as many as it has, are an
+// image.
+inline std::function<void(TraceWindowData&)> image_at(int64_t begin, int64_t end) {
+  return [=](TraceWindowData& w) {
+    for (int64_t t = begin; t < std::min(end, std::ssize(w.token_type)); ++t) w.token_type[static_cast<size_t>(t)] = 1;
+  };
 }
 
 }  // namespace vqkv
