@@ -3,6 +3,8 @@
 
     scripts/dump_hf.py --model meta-llama/Llama-3.2-1B --text a.txt b.txt -o t.trace.h5
     scripts/dump_hf.py --model ./checkpoint --text a.txt --context 4096 --max-tokens 65536 --dtype bf16 -o t.trace.h5
+    scripts/dump_hf.py --model llava-hf/llava-1.5-7b-hf --image a.png b.png --text a.txt b.txt -o t.trace.h5
+    scripts/dump_hf.py --model ./checkpoint --text a.txt --gradients next-token -o t.trace.h5
 
 Needs torch, transformers, h5py and numpy; xxhash or the system's libxxhash for the content hash. The file has the
 layout of docs/formats.md and is checked with `vqkv-dump verify`. Keys, values and queries are recorded before RoPE,
@@ -13,8 +15,15 @@ Run with torch 2.8.0 and transformers 4.57.6, and with transformers 5.24.0, on S
 `vqkv-dump capture` of the same folder and tokens by less than 3e-6 of their size (relative RMS, f32;
 tests/scripts/compare_traces.py), W_O by nothing. The tokens are those of the transformers tokenizer.
 
+With --image a document is one prompt, of an image and a text, as the model's processor makes it: one window, in which the
+trace tells image tokens from text (/token_type), as `cache: {coded: image}` asks. The image stands where the text has the
+model's placeholder (`<image>` of LLaVA), or before it. With --gradients the datasets of `vqkv-dump capture --gradients` are
+filled, by autograd: squares of the gradients of keys and values, and sums of g g^T; labels are text, never a placeholder of
+an image. tests/scripts/check_dump_hf.py holds both against the tools, with the versions that it ran with.
+
 The keys of every window are held against those in the model's own cache, after RoPE, so that a model whose RoPE isn't what
-the trace says is refused.
+the trace says is refused (Qwen2-VL, which gives each token of an image three positions), as is one that attends both ways
+within an image (Gemma 3, PaliGemma).
 
 The writing half (TraceWriter) takes numpy arrays and nothing else: import it to record from another framework.
 """
@@ -22,6 +31,7 @@ import argparse
 import ctypes
 import ctypes.util
 import datetime
+import inspect
 import json
 import os
 import sys
@@ -31,6 +41,8 @@ import numpy as np
 
 FORMAT, VERSION = "vqkv-trace", 1
 CHUNK_TOKENS, MASS_TOKENS = 1024, 8192
+GRADIENTS = ("key", "rotated_key", "value")  # of what: keys before RoPE, the same keys after it, values
+TOKEN_TYPES = ["text", "image"]
 
 
 # ---- Numbers ---------------------------------------------------------------------------------------------------------
@@ -136,7 +148,7 @@ def layout(m, tokens, queries, documents):
     if H > 0:
         out.append(("hidden", "i32", (H,), None, ("hidden",), None))
         out.append(("attention_channel", "i32", (Q * D,), None, ("attention_channel",), None))
-    for name in ("token_id", "position", "doc", "window"):
+    for name in ("token_id", "position", "doc", "window") + (("token_type",) if m.get("token_types") else ()):
         out.append((name, "i32", (tokens,), None, ("token",), 0))
     out.append(("moment_count", "i64", (documents,), None, ("document",), 0))
     out.append(("query_moment", "f64", (documents, L, K, D, D), None, ("document", "layer", "kv_head", "channel", "channel_b"), 0))
@@ -148,6 +160,11 @@ def layout(m, tokens, queries, documents):
     for name in ("key", "value"):
         out.append((name, t, (L, K, tokens, D), (1, 1, CHUNK_TOKENS, D), ("layer", "kv_head", "token", "channel"), 2))
     out.append(("query", t, (L, Q, queries, D), (1, 1, CHUNK_TOKENS, D), ("layer", "q_head", "query_token", "channel"), 2))
+    if m.get("gradients"):
+        for of in GRADIENTS:
+            out.append((of + "_gradient2", "bf16", (L, K, tokens, D), (1, 1, CHUNK_TOKENS, D), ("layer", "kv_head", "token", "channel"), 2))
+        for of in GRADIENTS:
+            out.append((of + "_gradient_moment", "f64", (documents, L, K, D, D), None, ("document", "layer", "kv_head", "channel", "channel_b"), 0))
     return out
 
 
@@ -155,7 +172,8 @@ class TraceWriter:
     """Writes PATH.partial and renames it in finish(); leaves nothing when finish() is not reached.
 
     model: name, hash, layers, q_heads, kv_heads, head_dim, hidden (0: no W_O), dtype (bf16|f16|f32), score_scale, and
-    rope: {head_dim, rotary_dim, theta, scaling, attention_factor, layout: "half", inverse_frequency (rotary_dim/2)}.
+    rope: {head_dim, rotary_dim, theta, scaling, attention_factor, layout: "half", inverse_frequency (rotary_dim/2)}; where
+    they are recorded, gradients (next-token|sampled) and token_types (names, the first "text").
     tokens and queries are the exact totals to come.
     """
 
@@ -167,11 +185,12 @@ class TraceWriter:
         self.layer_index = list(range(self.m["layers"])) if layer_index is None else list(layer_index)
         self.table = layout(self.m, tokens, queries, len(self.documents))
         self.first_token = self.first_query = self.windows = 0
-        self.per_token = {name: np.zeros(tokens, "<i4") for name in ("token_id", "position", "doc", "window")}
+        self.per_token = {row[0]: np.zeros(tokens, "<i4") for row in self.table if row[4] == ("token",) and row[0] != "token"}
         self.query_token = np.zeros(queries, "<i4")
         D, L, K = self.m["head_dim"], self.m["layers"], self.m["kv_heads"]
         self.moment = np.zeros((len(self.documents), L, K, D, D), "<f8")
         self.pair_moment = np.zeros((len(self.documents), L, K, D // 2), "<f8")
+        self.gradient_moment = np.zeros((len(GRADIENTS), len(self.documents), L, K, D, D), "<f8") if self.m.get("gradients") else None
         self.count = np.zeros(len(self.documents), "<i8")
         self.f = h5py.File(self.partial, "w", libver=("v110", "v110"))
         self.f.attrs["format"] = FORMAT
@@ -217,17 +236,26 @@ class TraceWriter:
             self.hashes[name][layer * x.shape[1] + head].update(raw.tobytes())
             self._write(name, (layer, head, first), raw[None, None])
 
-    def add(self, document, token_id, query_token, key, value, query, query_moment, query_pair_moment, mass, mass2):
+    def add(self, document, token_id, query_token, key, value, query, query_moment, query_pair_moment, mass, mass2,
+            token_type=None, squared_gradient=None, gradient_moment=None):
         """One window, in the order of documents. n tokens, m recorded queries (ascending, relative to the window):
         key, value (L, n, kv_heads, d); query (L, m, q_heads, d) pre-RoPE; query_moment (L, kv_heads, d, d) post-RoPE and
         query_pair_moment (L, kv_heads, d/2), sums over all n positions and the group's heads; mass, mass2
-        (L, kv_heads, n), sums of p and p^2 over the recorded queries and the group's heads."""
+        (L, kv_heads, n), sums of p and p^2 over the recorded queries and the group's heads. With token_types, token_type
+        (n), their numbers; with gradients, in the order of GRADIENTS, squared_gradient (3, L, n, kv_heads, d) and
+        gradient_moment (3, L, kv_heads, d, d), sums of g g^T over all n positions."""
         n, m = len(token_id), len(query_token)
+        if (token_type is None) == ("token_type" in self.per_token) or (squared_gradient is None) != (self.gradient_moment is None):
+            raise ValueError(f"{self.path}: token types and gradients are those of every window or of none, as the model's facts say")
+        if token_type is not None and not set(token_type) <= set(range(len(self.m["token_types"]))):
+            raise ValueError(f"{self.path}: a token type is none of {self.m['token_types']}")
         t, q = slice(self.first_token, self.first_token + n), slice(self.first_query, self.first_query + m)
         self.per_token["token_id"][t] = token_id
         self.per_token["position"][t] = np.arange(n)
         self.per_token["doc"][t] = document
         self.per_token["window"][t] = self.windows
+        if token_type is not None:
+            self.per_token["token_type"][t] = token_type
         self.query_token[q] = np.asarray(query_token) + self.first_token
         for layer in range(self.m["layers"]):
             self._rows("key", layer, self.first_token, np.asarray(key[layer], "<f4"))
@@ -235,8 +263,12 @@ class TraceWriter:
             self._rows("query", layer, self.first_query, np.asarray(query[layer], "<f4"))
             self._rows("received_mass", layer, self.first_token, np.asarray(mass[layer], "<f4").T)
             self._rows("received_mass2", layer, self.first_token, np.asarray(mass2[layer], "<f4").T)
+            for i in range(len(GRADIENTS) if squared_gradient is not None else 0):
+                self._rows(GRADIENTS[i] + "_gradient2", layer, self.first_token, np.asarray(squared_gradient[i][layer], "<f4"))
         self.moment[document] += query_moment
         self.pair_moment[document] += query_pair_moment
+        if gradient_moment is not None:
+            self.gradient_moment[:, document] += gradient_moment
         self.count[document] += n * (self.m["q_heads"] // self.m["kv_heads"])
         self.first_token += n
         self.first_query += m
@@ -257,6 +289,8 @@ class TraceWriter:
                              f"{self.first_token} and {self.first_query} written")
         whole = {"layer": np.asarray(self.layer_index, "<i4"), "query_token": self.query_token, "moment_count": self.count,
                  "query_moment": self.moment, "query_pair_moment": self.pair_moment, **self.per_token}
+        for i in range(len(GRADIENTS) if self.gradient_moment is not None else 0):
+            whole[GRADIENTS[i] + "_gradient_moment"] = self.gradient_moment[i]
         for name, kind, dims, chunk, axes, lead in self.table:
             if name in whole or lead is None:
                 raw = np.ascontiguousarray(whole.get(name, np.arange(dims[0])), MEMORY[kind])
@@ -272,7 +306,7 @@ class TraceWriter:
                     self.f[name].dims[i].attach_scale(self.f[axis])
                     self.f[name].dims[i].label = axis
         keys = ("name", "hash", "layers", "q_heads", "kv_heads", "head_dim", "hidden", "dtype", "score_scale", "rope", "facts")
-        model_json = canonical({k: self.m[k] for k in keys})
+        model_json = canonical({k: self.m[k] for k in (*keys, *(k for k in ("gradients", "token_types") if self.m.get(k)))})
         total = new_hash()
         total.update(f"{FORMAT} {VERSION}\nkeys={self.keys}\nmodel={model_json}\n".encode())
         for name, kind, dims, chunk, axes, lead in self.table:
@@ -335,6 +369,14 @@ def query_sums(q, k, query_token, rope, score_scale, kv_heads):
     return moment, pair, mass, mass2
 
 
+def rotated_gradient(gradient, rope):
+    """(n, heads, d) with respect to keys after RoPE, from those before it: k' = f R k in the channels that rotate, so
+    g = f R^T g'."""
+    out = rope_rotate(gradient, np.arange(len(gradient)), rope)
+    out[..., :rope["rotary_dim"]] /= rope["attention_factor"] ** 2
+    return out
+
+
 # ---- The recording half: a transformers model ------------------------------------------------------------------------
 
 def attention_modules(model):
@@ -392,11 +434,19 @@ def check_keys(key, cached, rope, layer):
                          "position * inverse_frequency[p]: its RoPE can't be described in a trace")
 
 
-class Recorder:
-    """Hooks that keep each layer's projections of one forward pass, after bias and after q/k norm where there is one."""
+def language_model(model):
+    """The part whose attention is cached: of a multimodal model not its encoder of images."""
+    base = model.base_model
+    return getattr(base, "language_model", None) or getattr(base, "text_model", None) or base
 
-    def __init__(self, modules, q_heads, kv_heads, head_dim):
-        self.rows = [{} for _ in modules]
+
+class Recorder:
+    """Hooks that keep each layer's projections of one forward pass, after bias and after q/k norm where there is one, and
+    with `gradients` what autograd says of keys and values."""
+
+    def __init__(self, modules, q_heads, kv_heads, head_dim, gradients=False):
+        self.rows, self.outputs = [{} for _ in modules], [{} for _ in modules]
+        self.gradients, self.kv_heads, self.head_dim = gradients, kv_heads, head_dim
         self.handles = []
         heads = {"q": q_heads, "k": kv_heads, "v": kv_heads}
         for layer, module in enumerate(modules):
@@ -409,11 +459,23 @@ class Recorder:
 
     def _keep(self, layer, role, heads, head_dim):
         def hook(_module, _inputs, output):
-            x = output.detach().float()
-            if x.dim() == 4 and x.shape[1] == heads and x.shape[2] != heads:   # (batch, heads, n, d): norm after the transpose
-                x = x.transpose(1, 2)
-            self.rows[layer][role] = x.reshape(-1, heads, head_dim).cpu().numpy()
+            self.rows[layer][role] = self._rows(output, heads, head_dim)
+            if self.gradients and role != "q":
+                output.retain_grad()
+                self.outputs[layer][role] = output
         return hook
+
+    @staticmethod
+    def _rows(x, heads, head_dim):
+        x = x.detach().float()
+        if x.dim() == 4 and x.shape[1] == heads and x.shape[2] != heads:   # (batch, heads, n, d): norm after the transpose
+            x = x.transpose(1, 2)
+        return x.reshape(-1, heads, head_dim).cpu().numpy()
+
+    def gradient_rows(self, rope):
+        """(3, layers, n, kv_heads, d) in the order of GRADIENTS, after the backward pass of a loss."""
+        key, value = ([self._rows(x[role].grad, self.kv_heads, self.head_dim) for x in self.outputs] for role in ("k", "v"))
+        return np.stack([np.stack(key), np.stack([rotated_gradient(g, rope) for g in key]), np.stack(value)])
 
     def close(self):
         for h in self.handles:
@@ -428,14 +490,81 @@ def plan_windows(documents, context, max_tokens, stride, tail, bos):
         ids = ids[:max_tokens] if max_tokens else ids
         for at in range(0, len(ids), fresh):
             w = ([bos] if bos is not None else []) + list(ids[at:at + fresh])
-            windows.append((d, w, [t for t in range(len(w)) if t % stride == 0 or t >= len(w) - tail]))
+            windows.append((d, w, recorded(len(w), stride, tail)))
     return windows
 
 
-def main():
+def recorded(n, stride, tail):
+    return [t for t in range(n) if t % stride == 0 or t >= n - tail]
+
+
+def read_text(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def text_documents(a, tokenizer):
+    """Token ids of each document, and what stands before each window of them, or None."""
+    documents, bos = [], None
+    if a.token_ids:
+        documents = [json.loads(read_text(path)) for path in a.token_ids]
+    else:
+        documents = [tokenizer(read_text(path), add_special_tokens=False)["input_ids"] for path in a.text]
+        if tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+            bos = tokenizer.bos_token_id
+    for path, ids in zip(a.token_ids or a.text, documents):
+        if not ids:
+            raise SystemExit(f"error: {path}: holds no token")
+    return documents, bos
+
+
+def check_image_model(model):
+    """The token that stands for a part of an image; refuses models whose images a trace can't say."""
+    config, arguments = model.config, inspect.signature(model.forward).parameters
+    token = next((getattr(config, k) for k in ("image_token_id", "image_token_index") if isinstance(getattr(config, k, None), int)), None)
+    if token is None or "pixel_values" not in arguments:
+        raise SystemExit(f"error: {config.model_type} has no image_token_id in its configuration, or takes no pixels: --image is for models that do")
+    if "token_type_ids" in arguments:  # what their masks are made of
+        raise SystemExit(f"error: {config.model_type} attends both ways within an image; only causal softmax attention can be recorded")
+    return token
+
+
+def image_prompts(a, processor, token):
+    """What the model's processor makes of each image and its text: its inputs, the token ids among them."""
+    from PIL import Image
+    if len(a.image) != len(a.text):
+        raise SystemExit(f"error: {len(a.image)} images and {len(a.text)} texts; each prompt is of one of each")
+    prompts = []
+    for image, path in zip(a.image, a.text):
+        text, mark = read_text(path), getattr(processor, "image_token", None)
+        if not isinstance(mark, str):
+            raise SystemExit(f"error: {type(processor).__name__} does not name its image_token")
+        inputs = processor(images=Image.open(image).convert("RGB"), text=text if mark in text else mark + text, return_tensors="pt")
+        n, images = inputs["input_ids"].shape[1], int((inputs["input_ids"] == token).sum())
+        if images == 0:
+            raise SystemExit(f"error: {path}: its prompt has no token {token}, which stands for images in {type(processor).__name__}")
+        if n > a.context:
+            raise SystemExit(f"error: {path}: its prompt has {n} tokens, {images} of them of the image; an image can't be cut: --context {n}")
+        prompts.append(inputs)
+    return prompts
+
+
+def next_token_loss(logits, ids, skip):
+    """Sum of -log p over the positions before the last whose next token is not `skip`, in nats."""
+    import torch
+    labels = ids[1:].clone()
+    labels[labels == (-1 if skip is None else skip)] = -100
+    return torch.nn.functional.cross_entropy(logits[:-1].float(), labels, ignore_index=-100, reduction="sum")
+
+
+def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="a folder or a name that transformers knows")
-    p.add_argument("--text", nargs="+", required=True, help="UTF-8 files, one document a file")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", help="UTF-8 files, one document a file")
+    source.add_argument("--token-ids", nargs="+", help="lists of numbers as JSON in place of texts, taken as they are")
+    p.add_argument("--image", nargs="+", help="pictures, one a text: each document is one prompt of both")
+    p.add_argument("--gradients", choices=("next-token",), help="also record gradients of the text's own next tokens")
     p.add_argument("--context", type=int, default=2048)
     p.add_argument("--max-tokens", type=int, default=0, help="of each document; 0: all")
     p.add_argument("--query-stride", type=int, default=16)
@@ -446,31 +575,40 @@ def main():
     p.add_argument("--no-output-weight", action="store_true")
     p.add_argument("-o", "--out", required=True)
     a = p.parse_args()
+    if a.image and (a.token_ids or a.max_tokens):
+        p.error("--image goes with --text, and cuts none")
+    return a
+
+
+def main():
+    a = arguments()
     new_hash()  # before the minutes, not after them
 
     import torch
     import transformers
-    tokenizer = transformers.AutoTokenizer.from_pretrained(a.model)
     # The argument was renamed in 4.56.
     version = tuple(int(x) for x in transformers.__version__.split(".")[:2])
     precision = {"dtype" if version >= (4, 56) else "torch_dtype": getattr(torch, a.torch_dtype)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(a.model, **precision).to(a.device).eval()
+    kind = transformers.AutoModelForImageTextToText if a.image else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(a.model, **precision).to(a.device).eval().requires_grad_(False)
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    modules = attention_modules(model)
+    language = language_model(model)
+    modules = attention_modules(language)
     check_attention(config, modules, a.context)
     q_heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or q_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // q_heads
     scale = float(getattr(modules[0], "scaling", head_dim ** -0.5))
 
-    documents = []
-    for path in a.text:
-        with open(path, encoding="utf-8") as f:
-            documents.append(tokenizer(f.read(), add_special_tokens=False)["input_ids"])
-        if not documents[-1]:
-            raise SystemExit(f"error: {path}: holds no token")
-    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    windows = plan_windows(documents, a.context, a.max_tokens, a.query_stride, a.query_tail, tokenizer.bos_token_id if adds_bos else None)
+    bos = image_token = None
+    if a.image:
+        image_token = check_image_model(model)
+        inputs = image_prompts(a, transformers.AutoProcessor.from_pretrained(a.model), image_token)
+        windows = [(d, x["input_ids"][0].tolist(), recorded(x["input_ids"].shape[1], a.query_stride, a.query_tail)) for d, x in enumerate(inputs)]
+    else:
+        documents, bos = text_documents(a, None if a.token_ids else transformers.AutoTokenizer.from_pretrained(a.model))
+        windows = plan_windows(documents, a.context, a.max_tokens, a.query_stride, a.query_tail, bos)
+        inputs = [{"input_ids": torch.tensor([ids])} for _, ids, _ in windows]
 
     import hashlib
     digest = hashlib.sha256()
@@ -479,22 +617,37 @@ def main():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     facts = {"name": os.path.basename(a.model.rstrip("/")), "hash": digest.hexdigest(), "layers": len(modules), "q_heads": q_heads,
              "kv_heads": kv_heads, "head_dim": head_dim, "hidden": 0 if a.no_output_weight else modules[0].o_proj.weight.shape[0],
-             "dtype": a.dtype, "score_scale": scale, "rope": rope_facts(model, config, head_dim),
-             "facts": {"architecture": config.model_type, "source": "transformers"}}
+             "dtype": a.dtype, "score_scale": scale, "rope": rope_facts(language, config, head_dim),
+             "facts": {"architecture": model.config.model_type, "source": "transformers"}}
+    if a.gradients:
+        facts["gradients"] = a.gradients
+        # With frozen weights the graph begins where the tokens' rows do.
+        model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, rows: rows.requires_grad_(True))
+    if a.image:
+        facts["token_types"] = TOKEN_TYPES
     provenance = {"tool": "dump_hf.py", "command": " ".join(sys.argv), "torch": torch.__version__, "transformers": transformers.__version__,
-                  "torch_dtype": a.torch_dtype, "bos": adds_bos, "context": a.context,
+                  "torch_dtype": a.torch_dtype, "bos": bos is not None, "context": a.context,
                   "time": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")}
     tokens, queries = sum(len(w) for _, w, _ in windows), sum(len(q) for _, _, q in windows)
-    recorder = Recorder(modules, q_heads, kv_heads, head_dim)
-    with TraceWriter(a.out, facts, [os.path.basename(t) for t in a.text], tokens, queries, provenance) as out, torch.no_grad():
+    recorder = Recorder(modules, q_heads, kv_heads, head_dim, bool(a.gradients))
+    names = [os.path.basename(path) for path in a.text or a.token_ids]
+    with TraceWriter(a.out, facts, names, tokens, queries, provenance) as out, torch.set_grad_enabled(bool(a.gradients)):
         for i, (document, ids, at) in enumerate(windows):
+            moved = {k: v.to(a.device) for k, v in inputs[i].items()}
             # Without the head: its logits would be the largest array by far.
-            cache = model.base_model(torch.tensor([ids], device=a.device), use_cache=True).past_key_values
+            result = (model if a.gradients else model.base_model)(**moved, use_cache=True)
+            extra = {}
+            if a.gradients:
+                next_token_loss(result.logits[0], moved["input_ids"][0], image_token).backward()
+                g = recorder.gradient_rows(facts["rope"])
+                extra = {"squared_gradient": g ** 2, "gradient_moment": np.einsum("olnhi,olnhj->olhij", g, g, dtype="f8")}
+            if a.image:
+                extra["token_type"] = [int(t == image_token) for t in ids]
             for layer, r in enumerate(recorder.rows):
-                check_keys(r["k"], cached_keys(cache, layer), facts["rope"], layer)
+                check_keys(r["k"], cached_keys(result.past_key_values, layer), facts["rope"], layer)
             sums = [query_sums(r["q"], r["k"], at, facts["rope"], scale, kv_heads) for r in recorder.rows]
             out.add(document, ids, at, [r["k"] for r in recorder.rows], [r["v"] for r in recorder.rows], [r["q"][at] for r in recorder.rows],
-                    np.stack([s[0] for s in sums]), np.stack([s[1] for s in sums]), [s[2] for s in sums], [s[3] for s in sums])
+                    np.stack([s[0] for s in sums]), np.stack([s[1] for s in sums]), [s[2] for s in sums], [s[3] for s in sums], **extra)
             print(f"window {i + 1}/{len(windows)}", file=sys.stderr)
         if not a.no_output_weight:
             for layer, m in enumerate(modules):

@@ -145,6 +145,17 @@ described = dump_hf.rope_facts(Facts(modules=lambda: [rotary]), Facts(rope_scali
 assert (described["scaling"], described["attention_factor"], described["theta"]) == ("yarn", 1.25, 500.0)
 for kind in ("dynamic", "longrope"):
     assert refuses(dump_hf.rope_facts, Facts(modules=lambda: [rotary]), Facts(rope_scaling={"type": kind}), D)
+# Gradients behind RoPE, from those before it: of a linear loss they are its weights, whatever the factor and however many
+# channels rotate.
+for rope in (yarn_keys, {**yarn_keys, "rotary_dim": 4, "inverse_frequency": [1.0, 0.01]}):
+    weights = np.random.default_rng(6).normal(size=(30, K, D))
+    before = np.zeros_like(weights)
+    for c in range(D):
+        unit = np.zeros_like(weights)
+        unit[..., c] = 1
+        before[..., c] = (dump_hf.rope_rotate(unit, np.arange(30), rope) * weights).sum(-1)
+    assert np.allclose(dump_hf.rotated_gradient(before, rope), weights)
+
 plain, sinks = [Facts()], [Facts(sinks=1)]
 for config, context, modules, bad in (
         (Facts(), 4096, plain, False), (Facts(layer_types=["full_attention"] * 2, sliding_window=64), 4096, plain, False),
@@ -214,6 +225,43 @@ with tempfile.TemporaryDirectory() as folder:
                     assert row[name] == 1 + np.sum(energy < 0.9 * energy[-1]), (name, row[name])
                 ranks.add((row["rank90"], row["rank90_centred"]))
     assert not vqkv_dump or all(plain < centred for plain, centred in ranks), ranks
+    # Types of tokens and gradients are recorded where the facts promise them, and then of every window.
+    path = os.path.join(folder, "more.trace.h5")
+    with_more = {**facts, "layers": L, "q_heads": Q, "kv_heads": K, "head_dim": D, "hidden": 0, "dtype": "f16", "name": "x", "hash": "0",
+                 "score_scale": 1.0, "rope": ROPE, "facts": {}, "gradients": "next-token", "token_types": ["text", "image"]}
+    rows = lambda n, heads: rng.normal(size=(L, n, heads, D))
+    g, types = [], [[0, 1, 1], [1, 0]]
+    with dump_hf.TraceWriter(path, with_more, ["a"], 5, 2) as out:
+        for t in types:
+            n = len(t)
+            g.append(1e-4 * rng.normal(size=(3, L, n, K, D)))
+            window = (0, list(range(n)), [n - 1], rows(n, K), rows(n, K), rows(1, Q), np.zeros((L, K, D, D)), np.zeros((L, K, D // 2)),
+                      np.zeros((L, K, n)), np.zeros((L, K, n)))
+            out.add(*window, token_type=t, squared_gradient=g[-1] ** 2, gradient_moment=np.einsum("olnhi,olnhj->olhij", g[-1], g[-1]))
+            for wrong in ({"token_type": t}, {"squared_gradient": g[-1] ** 2, "gradient_moment": np.zeros((3, L, K, D, D))},
+                          {"token_type": [2] * n, "squared_gradient": g[-1] ** 2, "gradient_moment": np.zeros((3, L, K, D, D))}):
+                try:
+                    out.add(*window, **wrong)
+                    raise AssertionError("a window was taken that lacks what the facts promise")
+                except ValueError as e:
+                    assert "type" in str(e)
+        digest = out.finish()
+    with h5py.File(path) as f:
+        assert f["token_type"][...].tolist() == [0, 1, 1, 1, 0] and f["token_type"].dims[0].label == "token"
+        all_g = np.concatenate(g, axis=2)
+        for i, of in enumerate(dump_hf.GRADIENTS):
+            assert np.array_equal(f[of + "_gradient2"][...], bf16((all_g[i] ** 2).transpose(0, 2, 1, 3)))
+            assert np.allclose(f[of + "_gradient_moment"][0, 1, 1], all_g[i, 1, :, 1].T @ all_g[i, 1, :, 1])
+    if vqkv_dump:
+        r = subprocess.run([vqkv_dump, "verify", path, "--json"], capture_output=True, text=True)
+        assert r.returncode == 0 and json.loads(r.stdout)[0]["content_xxh3"] == digest, r.stderr + r.stdout
+        r = subprocess.run([vqkv_dump, "inspect", path, "--json", "-q"], capture_output=True, text=True)
+        inspected = json.loads(r.stdout)
+        assert inspected["tokens_by_type"] == {"text": 2, "image": 3} and inspected["gradients"] == "next-token"
+        row = next(x for x in inspected["heads"] if (x["layer"], x["head"], x["rows"]) == (1, 1, "k post-RoPE"))
+        assert np.isclose(row["gradient_rms"], np.sqrt((all_g[1, 1, :, 1] ** 2).mean()), rtol=0.01)
+        assert subprocess.run([vqkv_dump, "inspect", path, "-q"], capture_output=True, text=True).stdout.count("3 image, 2 text") == 1
+
     # NaN and an unfinished writer leave nothing behind.
     path = os.path.join(folder, "bad.trace.h5")
     try:
