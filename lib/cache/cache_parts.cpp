@@ -90,7 +90,8 @@ void CompressedCache::Parts::fit(std::span<const size_t> units, int64_t tokens) 
   parallel_for(static_cast<int64_t>(units.size()), [&](int64_t i) {
     const size_t u = units[static_cast<size_t>(i)];
     const CacheModel::Unit& unit = model->units()[u];
-    auto state = fit_unit(*unit.codec, unit.shape, model->shape().group(), CacheRows(map, u), tokens);
+    auto state =
+        fit_unit(*unit.codec, unit.shape, model->shape().group(), CacheRows(map, u), tokens, map.policy.fitted_from);
     if (!state) return;
     if (model->tiers() > 1) refuse_fitted_tier(model->codecs()->units()[u].spec.method);
     CodedForm form(*unit.codec, unit.shape, {-1, state.get()}, unit.form->pages, unit.form.get());

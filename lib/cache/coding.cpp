@@ -73,19 +73,24 @@ int64_t fit_tokens(const CachePolicy& policy, int64_t held) {
 
 std::string prompt_conflict(const CachePolicy& policy, const std::string& method, const Codec& codec) {
   const int64_t least = codec.fit_needs().tokens;
-  if (policy.prompt == 0 || policy.prompt >= least) return "";
+  if (policy.codes_images && codec.fit_needs().queries)
+    return fmt::format(
+        "cache.coded: image: codec '{}' fits its parameters to the queries of a prompt, which are those of text",
+        method);
+  if (policy.codes_images || policy.prompt == 0 || policy.prompt >= least) return "";
   return fmt::format("cache.prompt: codec '{}' fits its parameters to {} tokens of a prompt at least, not to {}",
                      method, least, policy.prompt);
 }
 
 std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, int group, const HeldRows& rows,
-                                        int64_t tokens) {
+                                        int64_t tokens, int64_t from) {
   const FitNeeds needs = codec.fit_needs();
-  VQKV_CHECK(tokens >= needs.tokens);
+  VQKV_CHECK(tokens - from >= needs.tokens && (from == 0 || !needs.queries));
   Matrix<float> q(needs.queries ? tokens * group : 0, unit.channels());
   for (int h = 0; h < unit.heads && q.rows > 0; ++h)
     rows.queries(unit.first_head + h, q.view().slice_cols(h * unit.head_dim, unit.head_dim));
-  auto state = codec.fit(gather(unit, rows, Role::kKey, 0, tokens), gather(unit, rows, Role::kValue, 0, tokens), q);
+  auto state = codec.fit(gather(unit, rows, Role::kKey, from, tokens - from),
+                         gather(unit, rows, Role::kValue, from, tokens - from), q);
   if (state && needs.tokens < 1)
     fail_internal("a codec fits parameters to a prompt and does not say to how many tokens (Codec::fit_needs)");
   return state;

@@ -53,10 +53,11 @@ int64_t fit_tokens(const CachePolicy& policy, int64_t held);
 // Why a codec of this method can't fit its parameters to the prompt that the policy says, which is too short, or "".
 std::string prompt_conflict(const CachePolicy& policy, const std::string& method, const Codec& codec);
 
-// The parameters that a unit fits on the first `tokens` tokens; null for methods that have none. group: query heads of
-// a KV head. kInternal for a codec that is fitted to fewer than it asks for, or asks for none.
+// The parameters that a unit fits on tokens [from, tokens); null for methods that have none. group: query heads of a KV
+// head. from: CachePolicy::fitted_from; kInternal where it is not 0 and the codec is fitted to queries. kInternal for a
+// codec that is fitted to fewer tokens than it asks for, or asks for none.
 std::unique_ptr<SequenceState> fit_unit(const Codec& codec, const UnitShape& unit, int group, const HeldRows& rows,
-                                        int64_t tokens);
+                                        int64_t tokens, int64_t from);
 
 // Codes of tokens [from, to), whole codec blocks. `plan` is the codec's under `state`; codes that it has no entry for
 // are kInternal: table lookups trust what is stored.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace vqkv {
 namespace {
 
 constexpr int64_t kMaxTokens = int64_t{1} << 24;  // beyond any context; keeps token arithmetic far from overflow
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 // One role's rule with all defaults; `base` is what it inherits from.
 Json canonical_rule(const Json& given, const std::string& path, const Json& base) {
@@ -50,6 +52,16 @@ FlushRule rule_of(const Json& canonical, Role role, int64_t prompt) {
   return role == Role::kKey ? FlushRule{1, r} : FlushRule{r + 1, 1};
 }
 
+// `coded: image` says by itself which tokens are exact: those of text.
+Json canonical_of_images(const Json& config, const std::string& exact_dtype) {
+  const Json rule = {{"rule", "window"}, {"window", 0}, {"flush", 1}};
+  const Json out = {{"sinks", 0}, {"exact_dtype", exact_dtype}, {"k", rule}, {"v", rule}, {"coded", "image"}};
+  for (const auto& [key, value] : config.items())
+    if (!value.is_null() && key != "exact_dtype" && value != out.value(key, key == "policy" ? Json("all") : Json()))
+      fail_usage(fmt::format("cache.{}: cache.coded: image says by itself which tokens are exact", key));
+  return out;
+}
+
 }  // namespace
 
 Json canonical_cache_config(const Json& config) {
@@ -67,7 +79,9 @@ Json canonical_cache_config(const Json& config) {
   const int64_t prompt = given.integer("prompt", 0, 0, kMaxTokens);
   const std::string generated = given.choice("generated", "coded", {"coded", "exact"});
   const Json policy = without_nulls(given.raw("policy"));
+  const std::string coded = given.choice("coded", "all", {"all", "image"});
   given.finish();
+  if (coded == "image") return canonical_of_images(config, out["exact_dtype"].get<std::string>());
   const bool exact_k = out["k"]["rule"] == "none", exact_v = out["v"]["rule"] == "none";
   if (exact_k != exact_v)
     fail_usage(
@@ -104,18 +118,36 @@ CachePolicy CachePolicy::from_json(const Json& config) {
     p.v = rule_of(c.at("v"), Role::kValue, p.prompt);
   }
   p.codes_generated = c.value("generated", "coded") == "coded";
+  if (c.contains("coded")) {
+    p.codes_images = true;
+    p.codes_generated = false;
+    p.waits = kNever;
+  }
   if (const auto policy = c.find("policy"); policy != c.end())
     find_policy(policy->at("name").get<std::string>()).apply(*policy, p);
   return p;
 }
 
+CachePolicy CachePolicy::of_text(const TokenRun& images) const {
+  CachePolicy p = *this;
+  if (!codes_images || images.tokens() == 0) return p;
+  p.sinks = p.fitted_from = images.begin;
+  p.prompt = p.waits = images.end;
+  return p;
+}
+
 CachePolicy CachePolicy::for_codecs(const CodecSet& codecs) const {
   CachePolicy p = *this;
-  if (p.keeps_codes()) p.waits = std::max(p.prompt, codecs.fit_minimum());
+  if (!p.keeps_codes()) return p;
+  if (!codes_images)
+    p.waits = std::max(p.prompt, codecs.fit_minimum());
+  else if (prompt - fitted_from < codecs.fit_minimum())  // no more image tokens will come
+    p.waits = kNever;
   return p;
 }
 
 std::string CachePolicy::waits_text() const {
+  if (codes_images) return "under cache.coded: image text is exact";
   return fmt::format(fmt::runtime(waits > prompt ? "a codec fits its parameters to {} tokens of a prompt at least"
                                                  : "nothing is coded before the {} tokens of cache.prompt are there"),
                      waits);
@@ -125,6 +157,8 @@ namespace {
 
 std::string tiers_conflict(const CachePolicy& policy, const std::vector<int64_t>& tier_tokens) {
   if (tier_tokens.empty()) return "";
+  if (policy.codes_images)
+    return "cache.coded: image codes an image's tokens together, and the tiers of a codec hold tokens by their age";
   if (policy.k.first > 0 || policy.v.first > 0)
     return "cache.rule: residual codes all of cache.prompt together, and the tiers of a codec hold tokens by their age";
   if (policy.keep)

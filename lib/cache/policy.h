@@ -44,9 +44,16 @@ struct FlushRule {
   }
 };
 
+// Tokens [begin, end) of a text.
+struct TokenRun {
+  int64_t begin = 0, end = 0;
+  int64_t tokens() const { return end - begin; }
+};
+
 // `cache:` of a configuration: {sinks: 4, window: 128, flush: 64, rule: window|kivi|residual|none, residual: 128,
-//  exact_dtype: f16, k: {...}, v: {...}, prompt: 0, generated: coded|exact, policy: NAME or {name, knobs}}. rule none
-// codes nothing (the exact cache); policy says which tokens stay (cache/policies/kinds.h), all of them without one.
+//  exact_dtype: f16, k: {...}, v: {...}, prompt: 0, generated: coded|exact, policy: NAME or {name, knobs}}, or
+// {coded: image, exact_dtype: f16}. rule none codes nothing (the exact cache); policy says which tokens stay
+// (cache/policies/kinds.h), all of them without one.
 struct CachePolicy {
   int64_t sinks = 4;
   FlushRule k, v;
@@ -59,9 +66,15 @@ struct CachePolicy {
   // parameters to all of it. What follows is coded as the rules say or, where codes_generated is false, never.
   int64_t prompt = 0;
   bool codes_generated = true;
+  // Of each text its image tokens alone are coded, together, for the queries behind the last of them; what stands
+  // before them is held as sinks are. Where they lie of_text says; a policy that was not told so codes nothing.
+  bool codes_images = false;
+  int64_t fitted_from = 0;  // the first token that codecs fit their parameters to: that of an image under codes_images
   // Nothing is coded while fewer tokens are there: the prompt, and what the codecs need to fit their parameters
   // (for_codecs).
   int64_t waits = 0;
+  // This policy for a text whose image tokens are `images` (none: an empty run). Before for_codecs.
+  CachePolicy of_text(const TokenRun& images) const;
   // This policy in a cache of `codecs`.
   CachePolicy for_codecs(const CodecSet& codecs) const;
   std::string waits_text() const;  // why, for messages: "nothing is coded before ..."

@@ -224,8 +224,12 @@ struct MethodInfo {
   // numbers, names, + - * / ( ) == < ? :, log2 ceil floor min max; channels, head_dim, heads, layer, role (k or v).
   std::string bits;
   std::string caveat;
+  std::string assumed;  // what the source leaves open or could not be read, and what was taken; empty: nothing
   bool trained = true;  // false: learns nothing, and no data are read for it but what its needs() say
   int version = 1;      // raised when codes or training change; part of a cell's identity
+  // The paper codes the tokens of images alone (`cache: {coded: image}`): a row whose cache codes text with it is
+  // flagged off-label.
+  bool images_alone = false;
   std::vector<std::string> rope = {"post", "pre"};
   // Name -> {codec: {...}, cache: {...}, note: "..."}, all optional: published configurations. `codec` holds what would
   // stand under `codec:` (knobs, rope, transform, k, v); `preset: NAME` in a configuration starts from it, and a

@@ -20,7 +20,7 @@ class WindowRows final : public HeldRows {
              ConstMatrix below)
       : rows_(rows),
         codecs_(codecs),
-        policy_(rows.config().policy().for_codecs(codecs)),
+        policy_(rows.policy(w).for_codecs(codecs)),
         layer_(layer),
         window_(w),
         heads_(heads),
@@ -115,7 +115,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
                        std::unique_ptr<SequenceState>* keep_state) {
   const UnitShape& u = unit.spec.unit;
   const Codec& codec = *unit.codec;
-  const CachePolicy policy = rows.config().policy().for_codecs(codecs);
+  const CachePolicy policy = rows.policy(w).for_codecs(codecs);
   const bool key = u.role == Role::kKey;
   const int64_t n = w.window.tokens, sinks = std::min(policy.sinks, n), step = codec.layout().block_tokens;
   const int64_t coded = (policy.coded_at_last(u.role, n) - sinks) / step * step;
@@ -133,7 +133,7 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   if (coded > 0) {
     const WindowRows exact(rows, codecs, u.layer, w, heads, lower);
     Stopwatch watch;
-    auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n));
+    auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n), policy.fitted_from);
     const DecodePlan plan = codec.plan({-1, state.get()});
     score = plan.score;
     if (state) {

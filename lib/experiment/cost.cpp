@@ -49,9 +49,9 @@ double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t
          static_cast<double>(values_per_token(shape) * tokens);
 }
 
-Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras) {
+Json cost_measurements(const CodecSet& codecs, const CellConfig& config, const CachePolicy& policy,
+                       std::span<const UnitExtras> extras) {
   Json out = Json::array();
-  const CachePolicy policy = config.policy();
   const double per_token = static_cast<double>(values_per_token(codecs.shape()));
   double bits = 0;
   for (size_t i = 0; i < codecs.units().size(); ++i) {
@@ -77,10 +77,11 @@ Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::sp
   return out;
 }
 
-Json cost_ledgers(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras) {
+Json cost_ledgers(const CodecSet& codecs, const CellConfig& config, const CachePolicy& policy,
+                  std::span<const UnitExtras> extras) {
   Json out = Json::object();
   for (const int64_t context : config.contexts)
-    out[std::to_string(context)] = ledger_at(codecs, config.policy(), context, extras).to_json();
+    out[std::to_string(context)] = ledger_at(codecs, policy, context, extras).to_json();
   return out;
 }
 

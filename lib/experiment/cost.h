@@ -23,10 +23,12 @@ double bits_per_value(const ByteLedger& ledger, const CacheShape& shape, int64_t
 //   bytes, bits_per_value             resident bytes of one sequence at `context`, all kinds of the ledger
 //   bytes, bits_per_value + sequences the same with the model-side constants shared by that many sequences
 //   bytes.constants                   codebooks, transforms, encoders
-// Layers and heads are those in scope.
-// `extras` are those of FidelityResult.
-Json cost_measurements(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras);
+// Layers and heads are those in scope. `policy` is the cell's, of a text with as many image tokens as it has
+// (TraceRows::policy); `extras` are those of FidelityResult.
+Json cost_measurements(const CodecSet& codecs, const CellConfig& config, const CachePolicy& policy,
+                       std::span<const UnitExtras> extras);
 // The ledgers behind them: {context: {codes: ..., ...}}.
-Json cost_ledgers(const CodecSet& codecs, const CellConfig& config, std::span<const UnitExtras> extras);
+Json cost_ledgers(const CodecSet& codecs, const CellConfig& config, const CachePolicy& policy,
+                  std::span<const UnitExtras> extras);
 
 }  // namespace vqkv

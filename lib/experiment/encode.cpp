@@ -149,11 +149,12 @@ Json encode(const EncodeOptions& options) {
     windows.push_back({{"document", w.window.document},
                        {"first_token", w.window.first_token},
                        {"tokens", w.window.tokens},
-                       {"sinks", std::min(policy.sinks, w.window.tokens)}});
+                       {"sinks", std::min(rows.policy(w).sinks, w.window.tokens)}});
     tokens += coded;
   }
   if (written == 0) {
     const CachePolicy waiting = policy.for_codecs(codecs);
+    if (policy.codes_images) fail_usage(fmt::format("{}: {}", options.trace, rows.codes_nothing(&codecs)));
     fail_usage(fmt::format("{}: no window of its documents holds a whole block behind {} sinks; {}", options.trace,
                            policy.sinks, waiting.waits > 0 ? waiting.waits_text() : "nothing is coded"));
   }

@@ -96,9 +96,9 @@ std::vector<std::vector<Tile>> batches_of(const std::vector<EvalWindow>& windows
 FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, int h, const Tile& tile,
                          const HeadRows& r, const Matrix<float>& queries, ConstMatrix w_o,
                          std::array<Matrix<float>, 2>& aged) {
-  CachePolicy policy = rows.config().policy();
-  if (codecs) policy = policy.for_codecs(*codecs);
   const EvalWindow& w = rows.windows()[tile.window];
+  CachePolicy policy = rows.policy(w);
+  if (codecs) policy = policy.for_codecs(*codecs);
   FidelitySample s;
   const int64_t sinks = std::min(policy.sinks, w.window.tokens);
   s.layer = rows.scope().layers[static_cast<size_t>(l)];
@@ -331,11 +331,11 @@ FidelityResult measure_fidelity(const TraceRows& rows, const DecodedSource& sour
   const auto& windows = rows.windows();
   return measure(rows, nullptr,
                  [&](int l, Layer& layer) {
-                   const CachePolicy policy = rows.config().policy();
                    parallel_for(static_cast<int64_t>(layer.rows.size()), [&](int64_t i) {
                      const int w = static_cast<int>(i) / layer.heads, h = static_cast<int>(i) % layer.heads;
                      const EvalWindow& window = windows[static_cast<size_t>(w)];
                      HeadRows& r = layer.at(w, h);
+                     const CachePolicy policy = rows.policy(window);
                      const int64_t n = window.window.tokens, sinks = std::min(policy.sinks, n);
                      r.k_hat = Matrix<float>(n, r.k.cols);
                      r.v_hat = Matrix<float>(n, r.v.cols);

@@ -60,9 +60,9 @@ Json judge(const JudgeOptions& options) {
   if (!cell.policy().keeps_codes())
     fail_usage(fmt::format("{}: cache.policy: no coded token stays, so no reconstruction is read",
                            config.where("cache.policy")));
-  if (const std::string reason = codes_nothing(cell.policy(), rows.longest_window(true)); !reason.empty())
-    fail_usage(
-        fmt::format("{}: cache: {}; write cache.window=N for a narrower window", config.where("cache.window"), reason));
+  if (const std::string reason = rows.codes_nothing(); !reason.empty())
+    fail_usage(fmt::format("{}: cache: {}{}", config.where("cache.window"), reason,
+                           cell.policy().codes_images ? "" : "; write cache.window=N for a narrower window"));
   FidelityResult f;
   try {
     f = measure_fidelity(rows, ReconSource(recon, rows), [&](int) {

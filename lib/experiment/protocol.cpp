@@ -2,11 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <vector>
 
 #include "cache/keep_rule.h"
-#include "codec/codec.h"
+#include "codec/codec_set.h"
 #include "core/json.h"
 
 namespace vqkv {
@@ -72,6 +73,7 @@ std::string told_apart(const Json& tiers, const Json& tier, const char* role) {
 
 std::string protocol_text(const CachePolicy& policy) {
   if (!policy.codes) return "everything exact";
+  if (policy.codes_images) return "image tokens coded, text exact";
   const std::string k = rule_text(policy.k), v = rule_text(policy.v);
   std::string out = k == v ? k : fmt::format("keys: {}; values: {}", k, v);
   if (policy.sinks > 0) out += fmt::format(" + {} sink{}", policy.sinks, policy.sinks == 1 ? "" : "s");
@@ -90,6 +92,16 @@ std::string codes_nothing(const CachePolicy& policy, int64_t tokens) {
   return fmt::format(
       "nothing is coded: the longest window of the report documents holds {} tokens, all of them exact under {}",
       tokens, protocol_text(policy));
+}
+
+bool off_label(const CodecSet& codecs, const CachePolicy& policy) {
+  return policy.keeps_codes() && !policy.codes_images && std::ranges::any_of(codecs.units(), [](const TrainedUnit& u) {
+           // By search: another program's codec is no method of this one.
+           return std::ranges::any_of(all_methods(), [&](const Method* method) {
+             const MethodInfo info = method->describe();
+             return info.images_alone && info.name == u.spec.method;
+           });
+         });
 }
 
 std::string protocol_text(const CachePolicy& policy, const Json& codec_config) {
@@ -131,9 +143,12 @@ std::string published_policy(const Json& codec_config, const Json& cache_config)
       const MethodInfo info = method->describe();
       if (!codec_config.contains(role) || codec_config[role].at("name") != info.name || !info.presets.is_object())
         continue;
+      const auto is_own = [&](const Json& preset) {
+        return preset.contains("cache") && canonical_cache_config(preset["cache"]) == cache_config;
+      };
+      if (is_own(info.presets.value("default", Json::object()))) return info.name + " default";  // of several with one
       for (const auto& [name, preset] : info.presets.items())
-        if (preset.contains("cache") && canonical_cache_config(preset["cache"]) == cache_config)
-          return info.name + " " + name;
+        if (is_own(preset)) return info.name + " " + name;
     }
   return "";
 }

@@ -6,6 +6,8 @@
 
 namespace vqkv {
 
+class CodecSet;
+
 // "window 128, blocks of 64 + 4 sinks", "no exact token but its own", "keys: blocks of 128; values: window 129",
 // "everything exact".
 std::string protocol_text(const CachePolicy& policy);
@@ -21,6 +23,9 @@ std::string level_text(const std::string& method, int level);
 // Why no query of a window of `tokens` tokens meets a code under a policy that codes: every number would be the exact
 // cache's. "" where one does, and for a policy that codes nothing.
 std::string codes_nothing(const CachePolicy& policy, int64_t tokens);
+
+// Some codec's paper leaves tokens exact that the policy codes (MethodInfo::images_alone).
+bool off_label(const CodecSet& codecs, const CachePolicy& policy);
 
 // The preset of a method of this canonical codec whose own cache rule the canonical `cache` is, as "kivi r32"; "" for a
 // rule that no method of it published.

@@ -60,7 +60,8 @@ CachePolicy without_window(const CodecSet& codecs, CachePolicy policy) {
 
 std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
   const FlushRule &k = policy.k, &v = policy.v;
-  if (!policy.keeps_codes() || policy.prompt > 0 || k.window != v.window || k.flush != v.flush || k.window < 1)
+  if (!policy.keeps_codes() || policy.codes_images || policy.prompt > 0 || k.window != v.window || k.flush != v.flush ||
+      k.window < 1)
     return std::nullopt;
   policy.drops = true;
   policy.keep = nullptr;
@@ -70,7 +71,8 @@ std::optional<CachePolicy> streaming_beside(CachePolicy policy) {
 std::string no_streaming_beside(const CachePolicy& policy) {
   if (!policy.keeps_codes() || streaming_beside(policy)) return "";
   return fmt::format("{}: {}, so no row says what its window does alone", protocol_text(policy),
-                     policy.prompt > 0                            ? "no window slides over the prompt"
+                     policy.codes_images                          ? "no window slides over an image"
+                     : policy.prompt > 0                          ? "no window slides over the prompt"
                      : policy.k.window < 1 && policy.v.window < 1 ? "there is no window"
                                                                   : "keys and values leave by rules of their own");
 }
@@ -131,6 +133,7 @@ bool ReplayRow::codes_nothing(int64_t context) const {
 std::vector<std::string> ReplayRow::flags(const ReplayTrack& track, int64_t context) const {
   std::vector<std::string> out = learned.flags(context);
   if (codes_nothing(context)) out.push_back("nothing-coded");
+  if (candidate.codecs && off_label(*candidate.codecs, candidate.policy)) out.push_back("off-label");
   if (candidate.policy.keep && !track.gave_up) out.push_back("policy gave nothing up");
   return out;
 }
@@ -157,7 +160,7 @@ std::vector<ReplayRow> replay_rows(std::span<const LoadedCodec> codecs, const Ca
       rows.push_back(row);
     };
     add(codec.label, codec.policy, codec.exec);
-    if (!options.windowless || fake || !codec.policy.keeps_codes()) continue;
+    if (!options.windowless || fake || !codec.policy.keeps_codes() || codec.policy.codes_images) continue;
     row.kind = ReplayRow::Kind::kWindowless;
     const CachePolicy bare = without_window(*codec.codecs, codec.policy);
     add(codec.label + " (no window)", bare, codec.exec ? codec.exec->under(bare) : nullptr);

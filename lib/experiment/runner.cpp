@@ -233,7 +233,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   Json measurements = Json::array();
   append(measurements, role_rows(f.report, "report"));
   append(measurements, role_rows(f.select, "select"));
-  append(measurements, cost_measurements(*codecs, config, f.extras));
+  append(measurements, cost_measurements(*codecs, config, rows.policy(), f.extras));
   double train_seconds = 0;
   int64_t vectors = 0, iterations = 0, units = 0;
   std::set<const Codec*> seen;
@@ -248,7 +248,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
          Json::array({time_row("time.train", train_seconds), time_row("time.encode", f.encode_seconds),
                       time_row("time.decode", f.decode_seconds), time_row("time.measure", f.measure_seconds)}));
   r["measurements"] = std::move(measurements);
-  r["ledger"] = cost_ledgers(*codecs, config, f.extras);
+  r["ledger"] = cost_ledgers(*codecs, config, rows.policy(), f.extras);
   r["train"] = {{"units", units}, {"vectors", vectors}, {"iterations", iterations}, {"tokens", rows.train_rows()}};
   r["coverage"] = {{"layers", rows.scope().layers},        {"heads", rows.scope().heads},
                    {"report_tokens", rows.tokens(true)},   {"select_tokens", rows.tokens(false)},
@@ -257,8 +257,8 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   r["path"] = {{"encode", "cpu " + cpu_arithmetic()}, {"decode", "reference"}, {"attend", "reference"}};
   Json flags = Json::array();
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
-  if (!codes_nothing(config.policy().for_codecs(*codecs), rows.longest_window(true)).empty())
-    flags.push_back("nothing-coded");
+  if (!rows.codes_nothing(codecs.get()).empty()) flags.push_back("nothing-coded");
+  if (off_label(*codecs, config.policy())) flags.push_back("off-label");
   if (rows.scope().subsampled) flags.push_back("subsampled");
   if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {
@@ -432,6 +432,7 @@ RunSummary run_plan(const Plan& plan, const RunOptions& options) {
     for (const auto& f : r.value("flags", Json::array())) {
       const char* what = f == "extrapolated"    ? "positions beyond those trained on"
                          : f == "nothing-coded" ? "no query saw a coded token, its numbers are the exact cache's"
+                         : f == "off-label"     ? "its paper codes image tokens alone, and text is coded"
                                                 : nullptr;
       if (what)
         log_warning(

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <span>
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "experiment/protocol.h"
 
 namespace vqkv {
 namespace {
@@ -47,6 +49,24 @@ std::vector<int> chosen(const std::vector<int64_t>& wanted, int n) {
     for (const int64_t i : wanted) out.push_back(static_cast<int>(i));
   }
   return out;
+}
+
+// The image tokens of a window. kBadData: they are no run.
+TokenRun image_run(const TraceReader& reader, const TraceWindow& w) {
+  const std::vector<std::string>& types = reader.info().token_types;
+  const auto image = std::ranges::find(types, "image") - types.begin();
+  if (image == std::ssize(types)) return {};
+  const auto of_window =
+      std::span(reader.token_type()).subspan(static_cast<size_t>(w.first_token), static_cast<size_t>(w.tokens));
+  const auto is_image = [&](int32_t type) { return type == image; };
+  const auto begin = std::ranges::find_if(of_window, is_image);
+  const auto end = std::find_if_not(begin, of_window.end(), is_image);
+  if (const auto more = std::find_if(end, of_window.end(), is_image); more != of_window.end())
+    fail_data(fmt::format(
+        "{}: document {}: image tokens {} to {} of a window are followed by text and by another at {}; cache.coded: "
+        "image codes one run a text",
+        reader.path(), w.document, begin - of_window.begin(), end - of_window.begin() - 1, more - of_window.begin()));
+  return {begin - of_window.begin(), end - of_window.begin()};
 }
 
 }  // namespace
@@ -97,8 +117,11 @@ CodecPlan plan_in_scope(const CodecPlan& plan, const Scope& scope) {
 }
 
 TraceRows::TraceRows(const TraceReader& reader, const CellConfig& config)
-    : reader_(reader), config_(config), scope_(scope_of(config, reader.info().shape)), rope_(reader.info().shape.rope) {
-  const int64_t sinks = config_.policy().sinks;
+    : reader_(reader),
+      config_(config),
+      policy_(config.policy()),
+      scope_(scope_of(config, reader.info().shape)),
+      rope_(reader.info().shape.rope) {
   int32_t trained_to = -1, tested_to = -1;
   std::vector<std::pair<size_t, int64_t>> all;  // (train window, row)
   for (const TraceWindow& w : reader.windows()) {
@@ -106,18 +129,21 @@ TraceRows::TraceRows(const TraceReader& reader, const CellConfig& config)
     const bool report = contains(config_.report, w.document), select = contains(config_.select, w.document);
     if (contains(config_.train, w.document)) {
       train_windows_.push_back({w, {}});
-      for (int64_t i = sinks; i < w.tokens; ++i) all.emplace_back(train_windows_.size() - 1, i);
+      const TokenRun coded = policy_.codes_images ? image_run(reader, w) : TokenRun{policy_.sinks, w.tokens};
+      for (int64_t i = coded.begin; i < coded.end; ++i) all.emplace_back(train_windows_.size() - 1, i);
     }
     if (!report && !select) continue;
     EvalWindow e;
     e.window = w;
     e.report = report;
+    if (policy_.codes_images) e.images = image_run(reader, w);
     e.position.assign(first, first + w.tokens);
     for (const int64_t q : evenly(w.queries, config_.queries)) {
       e.query_row.push_back(w.first_query + q);
       e.query_position.push_back(reader.query_token()[static_cast<size_t>(w.first_query + q)] - w.first_token);
     }
-    for (const int32_t p : e.position) tested_to = std::max(tested_to, p);
+    if (const int64_t end = policy_.codes_images ? e.images.end : w.tokens; end > 0)
+      tested_to = std::max(tested_to, e.position[static_cast<size_t>(end - 1)]);  // they count up
     windows_.push_back(std::move(e));
   }
   for (const int64_t i : evenly(static_cast<int64_t>(all.size()), config_.train_tokens)) {
@@ -142,10 +168,32 @@ int64_t TraceRows::queries(bool report) const {
   return n;
 }
 
-int64_t TraceRows::longest_window(bool report) const {
-  int64_t n = 0;
-  for (const auto& w : windows_) n = std::max(n, w.report == report ? w.window.tokens : 0);
-  return n;
+CachePolicy TraceRows::policy() const {
+  int64_t before = 0, images = 0, with_images = 0, windows = 0;
+  for (const EvalWindow& w : windows_) {
+    if (!w.report) continue;
+    ++windows;
+    images += w.images.tokens();
+    before += w.images.tokens() > 0 ? w.images.begin : 0;
+    with_images += w.images.tokens() > 0;
+  }
+  if (images == 0) return policy_;
+  const int64_t begin = std::llround(static_cast<double>(before) / static_cast<double>(with_images));
+  return policy_.of_text({begin, begin + std::llround(static_cast<double>(images) / static_cast<double>(windows))});
+}
+
+std::string TraceRows::codes_nothing(const CodecSet* codecs) const {
+  const EvalWindow* longest = nullptr;
+  std::string reason;
+  for (const EvalWindow& w : windows_) {
+    if (!w.report || (longest && w.window.tokens < longest->window.tokens && !policy_.codes_images)) continue;
+    const CachePolicy own = codecs ? policy(w).for_codecs(*codecs) : policy(w);
+    reason = vqkv::codes_nothing(own, w.window.tokens);
+    if (reason.empty()) return "";
+    longest = &w;
+  }
+  return policy_.codes_images ? "nothing is coded: no window of the report documents has the tokens of an image"
+                              : reason;
 }
 
 Matrix<float> TraceRows::keys(int layer, int head, const EvalWindow& w) const {
@@ -163,10 +211,9 @@ Matrix<float> TraceRows::values(int layer, int head, const EvalWindow& w) const 
 }
 
 void TraceRows::check_exact(Role role, int layer, int head, const EvalWindow& w, ConstMatrix x) const {
-  const CachePolicy policy = config_.policy();
   for (int64_t r = 0; r < x.rows; ++r)
-    policy.check_exact(x.row(r), x.cols,
-                       [&](int64_t channel) { return place(role, layer, head, w.window.first_token + r, channel); });
+    policy_.check_exact(x.row(r), x.cols,
+                        [&](int64_t channel) { return place(role, layer, head, w.window.first_token + r, channel); });
 }
 
 std::string TraceRows::place(Role role, int layer, int head, int64_t row, int64_t channel) const {
@@ -274,7 +321,6 @@ TrainData TraceRows::unit(const UnitShape& unit, const TrainNeeds& needs) const 
 void TraceRows::add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainData& t) const {
   const int64_t d = reader_.info().shape.head_dim, n = train_rows(), width = d * unit.heads;
   const int layer = scope_.layers.at(static_cast<size_t>(unit.layer));
-  const CachePolicy policy = config_.policy();
   t.x = Matrix<float>(n, width);
   if (needs.other_role) t.other_role = Matrix<float>(n, width);
   if (needs.mass) {
@@ -294,7 +340,7 @@ void TraceRows::add_rows(const UnitShape& unit, const TrainNeeds& needs, TrainDa
       } else {
         read_values(unit.layer, unit.first_head + h, w.window, x);
       }
-      policy.round_exact(x.data(), x.rows * d, [&](int64_t i) {
+      policy_.round_exact(x.data(), x.rows * d, [&](int64_t i) {
         return place(role, unit.layer, unit.first_head + h, w.window.first_token + i / d, i % d);
       });
       for (const int64_t r : w.rows) std::copy_n(x.row(r), d, to.row(at++) + h * d);

@@ -30,6 +30,7 @@ inline constexpr int64_t kMaxTrainQueries = 8192;
 struct EvalWindow {
   TraceWindow window;
   bool report = false;
+  TokenRun images;                      // its image tokens; empty where the policy asks for none
   std::vector<int32_t> position;        // (tokens), as recorded
   std::vector<int64_t> query_row;       // rows of the trace's query axis in use
   std::vector<int64_t> query_position;  // the same as token index within the window
@@ -42,16 +43,21 @@ class TraceRows final : public TrainSource {
   const TraceReader& reader() const { return reader_; }
   const Scope& scope() const { return scope_; }
   const CellConfig& config() const { return config_; }
+  // The cell's policy in a window. Without one: where the image tokens are that it codes, at the mean of those of the
+  // report documents (none in a window without any).
+  CachePolicy policy(const EvalWindow& w) const { return policy_.of_text(w.images); }
+  CachePolicy policy() const;
+  // Why no window of the report documents has a coded token, or "". codecs: null for rows from elsewhere.
+  std::string codes_nothing(const CodecSet* codecs = nullptr) const;
   const std::vector<EvalWindow>& windows() const { return windows_; }
   int64_t train_rows() const { return static_cast<int64_t>(train_.size()); }
   int64_t tokens(bool report) const;
   int64_t queries(bool report) const;
-  int64_t longest_window(bool report) const;  // in tokens
   // Positions of select and report rows lie beyond those trained on.
   bool extrapolated() const { return extrapolated_; }
 
-  // Rows of the train documents in order, without each window's sinks (they are never coded), evenly thinned to
-  // train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
+  // Rows of the train documents in order, without each window's sinks (they are never coded) or, where images alone
+  // are, its text, evenly thinned to train_tokens. Rounded to exact_dtype, as a cache hands them to a codec.
   TrainData unit(const UnitShape& unit, const TrainNeeds& needs) const override;
   std::string place(const UnitShape& unit) const override;
 
@@ -88,6 +94,7 @@ class TraceRows final : public TrainSource {
 
   const TraceReader& reader_;
   CellConfig config_;
+  CachePolicy policy_;
   Scope scope_;
   RopeTable rope_;
   std::vector<EvalWindow> windows_;

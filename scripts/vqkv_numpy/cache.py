@@ -7,7 +7,7 @@ import numpy as np
 from .numbers import UnknownKind, round_side
 
 DEFAULTS = {"sinks": 4, "window": 128, "flush": 64, "rule": "window", "residual": 128, "exact_dtype": "f16", "prompt": 0,
-            "generated": "coded", "policy": None}
+            "generated": "coded", "policy": None, "coded": "all"}
 OF_A_ROLE = ("rule", "window", "flush", "residual")
 
 
@@ -59,6 +59,7 @@ class Policy:
         kind = both["policy"] if isinstance(both["policy"], str) else (both["policy"] or {}).get("name", "all")
         if kind != "all":
             raise UnknownKind(f"cache.policy '{kind}': this cache keeps every token")
+        choice(both, "coded", ("all",))  # a text of a model without eyes has no image
         self.sinks, self.prompt = whole(both, "sinks", 0), whole(both, "prompt", 0)
         self.dtype = choice(both, "exact_dtype", ("f16", "bf16", "f32"))
         self.codes_generated, self.waits = choice(both, "generated", ("coded", "exact")) == "coded", self.prompt

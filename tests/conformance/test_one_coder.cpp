@@ -33,6 +33,9 @@ const Policy kWindows{R"({"sinks": 4, "k": {"window": 40, "flush": 64}, "v": {"w
 const Policy kPrompt{
     R"({"sinks": 4, "k": {"window": 40, "flush": 64}, "v": {"window": 70, "flush": 64}, "prompt": 200, "generated": "exact"})",
     128, 64};
+// An image between texts.
+const Policy kImage{R"({"coded": "image"})", 150, 150};
+constexpr TokenRun kImageTokens{41, 191};
 
 struct Recorded {
   Policy policy;
@@ -42,7 +45,8 @@ struct Recorded {
   explicit Recorded(int layers = 1, int head_dim = 64, const RopeFacts* rope = nullptr, int64_t every = 8,
                     const Policy& of = kWindows)
       : policy(of) {
-    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim, 1, 0, rope, {}, every);
+    write_sweep_trace(folder / "t.trace.h5", 3, kTokens, layers, 2, head_dim, 1, 0, rope,
+                      image_at(kImageTokens.begin, kImageTokens.end), every, "", {"text", "image"});
     CellConfig config;
     config.trace = folder / "t.trace.h5";
     config.train = {0, 1};
@@ -56,7 +60,7 @@ struct Recorded {
 // What a replay of the window holds coded: (tokens, head_dim) a head, keys after RoPE.
 struct Replayed {
   Replayed(const Recorded& in, std::shared_ptr<const CodecSet> set, int64_t block, bool exact_prompt = false)
-      : cache(std::move(set), in.rows->config().policy(), &memory) {
+      : cache(std::move(set), in.rows->policy(in.rows->windows().at(0)), &memory) {
     const CacheShape& shape = cache.shape();
     const EvalWindow& w = in.rows->windows().at(0);
     std::vector<Matrix<float>> k, v, q;  // q: where the trace has those of every token
@@ -259,6 +263,39 @@ TEST_CASE("a sweep measures the rows that a replay holds: exceptions, fitted par
                           true);
         }
     }
+}
+
+TEST_CASE("a sweep measures the rows that a replay holds: an image between texts", "[conformance][coder]") {
+  const Recorded in(2, 16, nullptr, 8, kImage);
+  const TraceRows& rows = *in.rows;
+  CHECK(rows.train_rows() == 2 * kImageTokens.tokens());  // of two documents
+  const auto check = [&](const Json& config) {
+    CAPTURE(config.dump());
+    const CodecPlan plan = plan_in_scope(resolve_codec(config, in.reader->info().shape), rows.scope());
+    REQUIRE(plan.skip.empty());
+    REQUIRE(cache_conflict(rows.config().policy(), plan).empty());
+    check_same_rows(in, train_codec_set(plan, rows.scope().shape, rows, {}), true);
+  };
+  for (const char* rope : {"post", "pre"})
+    for (const char* preset : {"default", "b4"})
+      check({{"name", "calibquant"}, {"preset", preset}, {"k", {{"rope", rope}}}});
+  check({{"name", "rvq"}, {"codebooks", 2}, {"bits", 4}, {"transform", {"center"}}});
+
+  // Ranges are those of the image's own tokens, whatever stands around it.
+  const auto set =
+      train_codec_set(resolve_codec({{"name", "calibquant"}, {"bits", 8}, {"value_clip", 1}}, rows.scope().shape),
+                      rows.scope().shape, rows, {});
+  const Replayed replayed(in, set, 19);
+  const Matrix<float> held = replayed.coded(rows, 0, 1, Role::kValue), exact = rows.values(0, 1, rows.windows().at(0));
+  for (int64_t c = 0; c < held.cols; ++c) {
+    float low = INFINITY, high = -INFINITY;
+    for (int64_t t = kImageTokens.begin; t < kImageTokens.end; ++t) {
+      low = std::min(low, exact(t, c));
+      high = std::max(high, exact(t, c));
+    }
+    for (int64_t t = 0; t < held.rows; ++t)
+      CHECK(held(t, c) == Approx(exact(kImageTokens.begin + t, c)).margin((high - low) * 0.6 / 255 + 1e-3));
+  }
 }
 
 TEST_CASE("a sweep codes nothing of a window that is too short to be fitted to, and needs every query of a longer one",

@@ -80,6 +80,27 @@ TEST_CASE("CalibQuant's bits: codes and two numbers a channel of the prompt, who
     }
 }
 
+TEST_CASE("CalibQuant's bits where an image stands between texts: whole values of all text", "[conformance][golden]") {
+  const CacheShape shape = make_shape(2, 4, 2, 64);
+  for (const int bits : {1, 4})
+    for (const int64_t before : {0, 41})
+      for (const int64_t behind : {0, 1, 150}) {
+        CAPTURE(bits, before, behind);
+        const int64_t image = 128, tokens = before + image + behind;
+        const CachePolicy own = policy({{"coded", "image"}}).of_text({before, before + image});
+        const Held h = held({{"name", "calibquant"}, {"bits", bits}}, own, shape, tokens);
+        const auto coded = static_cast<double>(image), rest = static_cast<double>(before + behind);
+        CHECK(h.bits == Approx((coded * (bits + 32 / coded) + 16 * rest) / (coded + rest)).epsilon(1e-12));
+        CHECK(h.ledger.sinks + h.ledger.window == 2 * 2 * 2 * 64 * 2 * (before + behind));
+      }
+  // Of a text without an image, or one too small to be fitted to, all is exact.
+  for (const TokenRun& images : {TokenRun{}, TokenRun{10, 25}}) {
+    const Held h = held({{"name", "calibquant"}}, policy({{"coded", "image"}}).of_text(images), shape, 200);
+    CHECK(h.bits == 16);
+    CHECK(h.ledger.codes == 0);
+  }
+}
+
 TEST_CASE("DecoQuant's bits: codes, a scale a token of the layer, a matrix a prompt", "[conformance][golden]") {
   for (const int d : {64, 128})
     for (const int bits : {2, 3, 4})

@@ -197,11 +197,11 @@ TEST_CASE("the bytes of a sweep are those of a replay: exact exceptions and what
     CompressedCache cache(set, in.config.policy(), &memory);
     in.replay(cache);
     const ByteLedger held = cache.bytes();
-    CHECK(cost_ledgers(*set, in.config, f.extras).at(std::to_string(tokens)) == held.to_json());
+    CHECK(cost_ledgers(*set, in.config, in.config.policy(), f.extras).at(std::to_string(tokens)) == held.to_json());
     CHECK(held.total_sequence() == memory.live());
     CHECK((fitted ? held.workspace : held.overlay) > 0);
     double bits = 0;
-    for (const Json& m : cost_measurements(*set, in.config, f.extras)) {
+    for (const Json& m : cost_measurements(*set, in.config, in.config.policy(), f.extras)) {
       if (m.at("tag") == "bytes" && !m.contains("sequences")) CHECK(m.at("value") == held.total_sequence());
       if (m.at("tag") == "bits_per_value.codes") bits = m.at("value").get<double>();
     }
@@ -466,7 +466,7 @@ TEST_CASE("a query of a sweep sees each token in the tier of its age", "[fidelit
   // Bits are those of the mix at the context: of 128 coded tokens 48 are in the newest tier.
   const auto set = trained(R"({"tiers": [
       {"tokens": 48, "name": "rvq", "preset": "embedded", "codebooks": 4, "bits": 4}, {"level": 1}]})");
-  const Json costs = cost_measurements(*set, in.config, mixed.extras);
+  const Json costs = cost_measurements(*set, in.config, in.config.policy(), mixed.extras);
   CHECK(costs[0]["tag"] == "bits_per_value.codes");
   CHECK(costs[0]["value"].get<double>() == Approx((48 * 16 + 80 * 4) / 128.0 / 16));
   CHECK(ledger_at(*set, in.config.policy(), 160, mixed.extras).codes ==

@@ -126,3 +126,68 @@ TEST_CASE("policies that ask every query are planned as skipped, and the reason 
   const Json cell = make_cell(config("cache: {policy: {name: h2o, heavy: 64}}"));
   CHECK_THAT(protocol_of_cell(cell.at("config")), Catch::Contains("h2o: heavy 64, recent 0.1, every 64"));
 }
+
+TEST_CASE("coded: image in a sweep: an image is coded, text never, and a trace that tells neither codes nothing",
+          "[policy]") {
+  const TestFolder dir;
+  const std::string typed = dir / "typed.trace.h5", untyped = dir / "untyped.trace.h5", apart = dir / "apart.trace.h5";
+  const auto write = [](const std::string& path, const std::function<void(TraceWindowData&)>& edit) {
+    write_sweep_trace(path, 5, 160, 2, 2, 16, 1, 0, nullptr, edit, 8, "", {"text", "image"});
+  };
+  write(typed, image_at(30, 94));
+  write_sweep_trace(untyped);
+  write(apart, [](TraceWindowData& w) {
+    image_at(30, 60)(w);
+    image_at(70, 90)(w);
+  });
+  const auto results_of = [&](const std::string& trace, const char* codec, const char* cache, const char* out) {
+    const Plan plan = make_plan(
+        parse_yaml(fmt::format("trace: {{path: {}, train: [0, 1], select: [2], report: [3, 4]}}\ncodec: {}\n{}"
+                               "contexts: [94, 160, 1024]\nsweep: {{streaming: false}}\n",
+                               trace, codec, cache),
+                   "s.yaml"));
+    RunOptions options;
+    options.folder = dir / out;
+    run_plan(plan, options);
+    return load_results(options.folder);
+  };
+  // The preset's own cache.
+  const ResultSet coded = results_of(typed, "{name: calibquant, preset: b4}", "", "a");
+  REQUIRE(coded.cells.size() == 1);
+  const CellResult& c = coded.cells[0];
+  REQUIRE(c.record.at("status") == "ok");
+  CHECK(c.record.at("flags").empty());
+  CHECK(protocol_of_cell(c.cell.at("config")) == "image tokens coded, text exact (preset calibquant default)");
+  CHECK(c.value("report", "attention.softmax_kl") > 0);
+  // Of 160 tokens of which 64 are coded, by its queries at every eighth position.
+  double seen = 0, all = 0;
+  for (int64_t p = 7; p < 160; p += 8) {
+    seen += p >= 93 ? 64 : 0;
+    all += static_cast<double>(p + 1);
+  }
+  CHECK(c.record.at("coverage").at("coded_share_k").get<double>() == Approx(seen / all));
+  // Text at its true bytes: two layers, two heads of 16 in two roles, f16.
+  const int64_t token = 2 * 2 * 16 * 2 * 2;
+  for (const auto& [context, image] : {std::pair{94, 64}, {160, 64}, {1024, 64}}) {
+    const Json& ledger = c.record.at("ledger").at(std::to_string(context));
+    CHECK(ledger.at("sinks").get<int64_t>() == 30 * token);
+    CHECK(ledger.at("window").get<int64_t>() == (context - 30 - image) * token);
+    CHECK(ledger.at("codes").get<int64_t>() == image * token / 4);
+    CHECK(ledger.at("side").get<int64_t>() == 2 * 2 * 16 * 2 * 4);
+  }
+  // What learns learns of images alone.
+  const ResultSet learned = results_of(typed, "{name: rvq, codebooks: 1, bits: 2}", "cache: {coded: image}\n", "b");
+  CHECK(learned.cells.at(0).record.at("train").at("tokens") == 2 * 64);
+  CHECK(learned.cells.at(0).record.at("flags").empty());
+
+  const ResultSet nothing = results_of(untyped, "{name: calibquant, preset: default}", "", "c");
+  CHECK(nothing.cells.at(0).flagged("nothing-coded"));
+  CHECK(nothing.cells.at(0).value("report", "attention.softmax_kl") == 0);
+  const ResultSet text = results_of(untyped, "{name: calibquant, preset: default}",
+                                    "cache: {sinks: 41, window: 0, flush: 1, prompt: 100, generated: exact}\n", "d");
+  CHECK(text.cells.at(0).flagged("off-label"));
+  const ResultSet split = results_of(apart, "{name: calibquant, preset: default}", "", "e");
+  CHECK(split.cells.at(0).record.at("status") == "failed");
+  CHECK_THAT(split.cells.at(0).record.at("reason").get<std::string>(),
+             Catch::Contains("image tokens 30 to 59") && Catch::Contains("another at 70"));
+}

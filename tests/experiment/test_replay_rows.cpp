@@ -148,6 +148,7 @@ TEST_CASE("a row in which no scored query meets a code says so", "[replay-rows]"
     // Nothing of the prompt but its window, and all that follows, stays exact.
     CHECK(flagged(rtn, {{"sinks", 4}, {"window", 64}, {"prompt", 64}, {"generated", "exact"}}, mode, 1000));
     CHECK_FALSE(flagged(rtn, {{"rule", "none"}}, mode, 100));  // nobody expects a code
+    CHECK(flagged(rtn, {{"coded", "image"}}, mode, 1000));     // a text has no image
     CHECK(flagged(rtn, {{"sinks", 4}, {"window", 64}, {"flush", 32}, {"policy", "streaming"}}, mode, 100));
     // One role is enough.
     CHECK_FALSE(flagged(rtn, {{"k", {{"window", 1000}}}, {"v", {{"window", 0}, {"flush", 1}}}}, mode, 100));
@@ -225,4 +226,18 @@ TEST_CASE("a head's numbers are their definitions, whatever the pieces", "[head-
   CHECK(s["worst_channel"] == 0);
   CHECK(s["worst_ratio"] == Approx(std::sqrt(68.0) / 1.0));  // the third of four sorted
   CHECK(s["kurtosis"] == Approx((16 + 1 + 0.0625) / 4 / std::pow(5.25 / 4, 2)));
+}
+
+TEST_CASE("a row whose codes are of text where its paper leaves text exact says so", "[replay-rows]") {
+  const auto flags = [](const char* method, const Json& cache) {
+    const ReplayRow row{.candidate = {.label = "c",
+                                      .codecs = codec_set({{"name", method}}, 0),
+                                      .policy = CachePolicy::from_json(cache)}};
+    return row.flags({}, 1000);
+  };
+  using Flags = std::vector<std::string>;
+  CHECK(flags("calibquant", {{"window", 8}}) == Flags{"off-label"});
+  CHECK(flags("calibquant", {{"coded", "image"}}) == Flags{"nothing-coded"});
+  CHECK(flags("calibquant", {{"rule", "none"}}).empty());
+  CHECK(flags("exact", {{"window", 8}}).empty());
 }

@@ -45,7 +45,7 @@ CELLS = {
     "exceptions": "codec: {name: kvquant, bits: 2, outliers: 0.05, q_norm: true, transform: [center, channel_scale]}",
     "thinner": "codec: {name: rtn, bits: 4, group: 0, heads: all, k: {transform: [center, think]}, v: {transform: [deco, "
                "channel_scale]}}",
-    "calibrated": "codec: {name: calibquant, preset: b4, transform: [{name: hadamard, block: 8}]}",
+    "calibrated": "codec: {name: calibquant, preset: b4, transform: [{name: hadamard, block: 8}]}\ncache: {window: 128}",
 }
 # Near ties between codewords may fall the other way, and the last bit of an axis.
 SEARCHED = {"pq", "rvq", "simvq", "kumar", "commvq", "deco"}
@@ -55,10 +55,11 @@ def presets(tools):
     """(name, cell) of every preset of every method."""
     for method in tools.run("vqkv-sweep", "ls", "codecs"):
         name = method["name"]
-        for preset in tools.run("vqkv-sweep", "explain", name)["presets"]:
+        for preset, published in tools.run("vqkv-sweep", "explain", name)["presets"].items():
             knobs = f"name: {name}, preset: {preset}"
             fitting = FITTING.get(f"{name}.{preset}", FITTING.get(name))
-            yield f"{name}.{preset}", f"codec: {{{knobs}{', ' + fitting if fitting else ''}}}\n"
+            cache = "cache: {window: 128}\n" if published.get("cache", {}).get("coded") == "image" else ""  # of a text
+            yield f"{name}.{preset}", f"codec: {{{knobs}{', ' + fitting if fitting else ''}}}\n{cache}"
 
 
 def rows_of(trace, unit, window, rope, dtype):

@@ -89,7 +89,9 @@ def main():
                 lambda: LayerCache(codecs, 0).append(np.zeros((1, 3, 32), "f4"), np.zeros((1, 3, 32), "f4")))
         refused(ValueError, "leaves f16", lambda: LayerCache(codecs, 0).append(*[np.full((1, 2, 32), 7e4, "f4")] * 2))
         assert LayerCache(codecs, 0, {"window": 8}).policy.rules["v"].window == 8
-        scores = tools.archive("scores", "codec: {name: calibquant, preset: default}\n")
+        images = tools.archive("images", "codec: {name: calibquant, preset: b4}\n")
+        refused(vqkv.UnknownKind, "cache.coded 'image'", lambda: LayerCache(vqkv.load(images), 0))
+        scores = tools.archive("scores", "codec: {name: calibquant, preset: default}\ncache: {window: 128}\n")
         refused(vqkv.UnknownKind, "maps the scores of coded keys", lambda: LayerCache(vqkv.load(scores), 0))
         think = tools.archive("think", "codec: {name: exact, preset: think}\n")
         refused(vqkv.UnknownKind, "fitted to the queries of a prompt", lambda: LayerCache(vqkv.load(think), 0))

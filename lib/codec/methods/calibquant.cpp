@@ -109,17 +109,30 @@ MethodInfo describe_calibquant() {
   info.family = "levels";
   info.bits = "bits";
   info.trained = false;
+  info.images_alone = true;
   info.caveat =
-      "two f16 numbers a channel are stored for each prompt: 32/T bits a value over T tokens. The paper codes the "
-      "tokens of images alone and keeps text and what is generated exact; traces don't tell images from text, so here "
-      "all tokens of a prompt are taken for them, off-label: `cache: {sinks: 41, window: 0, flush: 1, prompt: N, "
-      "generated: exact}` is the nearest. Ranges hold the sinks, too, and later values beyond them are clipped. On "
-      "text its values along channels fail where KIVI's do not. How the clips and shifts were tuned is unconfirmed";
+      "two f16 numbers a channel are stored for each prompt: 32/T bits a value over T coded tokens. The paper codes "
+      "the tokens of an image alone and keeps text and what is generated exact: `cache: {coded: image}`, as the "
+      "presets, on traces that tell them apart (`dump_hf.py --image`). Rows that code text are flagged off-label: "
+      "`cache: "
+      "{sinks: 41, window: 0, flush: 1, prompt: N, generated: exact}` takes all tokens of a prompt for those of an "
+      "image, and then ranges hold the sinks, too, and later values beyond them are clipped. On text its values along "
+      "channels fail where KIVI's do not";
+  info.assumed =
+      "how the clips and shifts were tuned is unconfirmed: they are the numbers of the authors' code, which has one "
+      "image a text, too";
+  const Json images = {{"coded", "image"}};
   info.presets = {
-      {"default", {{"codec", {{"high_shift", 3}}}, {"note", "1 bit, with calibrated scores: the authors' code"}}},
-      {"b2", {{"codec", {{"bits", 2}, {"key_clip", 1}, {"value_clip", 1}, {"high_shift", 3}}}}},
-      {"b4", {{"codec", {{"bits", 4}, {"key_clip", 1}, {"value_clip", 1}}}}},
-      {"b8", {{"codec", {{"bits", 8}, {"key_clip", 1}, {"value_clip", 1}}}}}};
+      {"default",
+       {{"codec", {{"high_shift", 3}}},
+        {"cache", images},
+        {"note", "1 bit, with calibrated scores: the authors' code"}}},
+      {"b2",
+       {{"codec", {{"bits", 2}, {"key_clip", 1}, {"value_clip", 1}, {"high_shift", 3}}},
+        {"cache", images},
+        {"note", "2 bits, with calibrated scores"}}},
+      {"b4", {{"codec", {{"bits", 4}, {"key_clip", 1}, {"value_clip", 1}}}, {"cache", images}, {"note", "4 bits"}}},
+      {"b8", {{"codec", {{"bits", 8}, {"key_clip", 1}, {"value_clip", 1}}}, {"cache", images}, {"note", "8 bits"}}}};
   return info;
 }
 
