@@ -9,6 +9,7 @@
 #include "config/config.h"
 #include "core/error.h"
 #include "experiment/plan.h"
+#include "experiment/protocol.h"
 #include "experiment/shape_ledger.h"
 #include "experiment/shapes.h"
 #include "verbs.h"
@@ -50,6 +51,10 @@ ShapedCodec read_codec(const std::string& path, const MemoryVerb& v, const Cache
     out.constants = constants_without_training(plan, shape);
   else
     out.not_counted.push_back(fmt::format("books and other constants of the model: {} learns them", learner));
+  if (out.ledger.policy().keep)
+    out.not_counted.emplace_back(
+        "the bytes of its pages and indices: which tokens a head gives up only a text tells, and `replay` measures; "
+        "held is what each head sees right behind a decision, sums included");
   if (out.ledger.keeps_exceptions() && v.exceptions == 0)
     out.not_counted.emplace_back(
         "exact exceptions, but for their pointers: how many there are only rows tell; --exceptions 0.01 counts as "
@@ -66,6 +71,10 @@ bool periodic(const CachePolicy& policy) {
 
 Json row_of(const ShapedCodec& codec, int64_t tokens) {
   const ShapeLedger& l = codec.ledger;
+  if (l.policy().keep)
+    return {{"codec", codec.label},        {"protocol", protocol_text(l.policy(), l.config())},
+            {"context", tokens},           {"bits_coded", l.bits({}, tokens)},
+            {"bits_held", l.held(tokens)}, {"not_counted", codec.not_counted}};
   ByteLedger bytes = l.at(tokens);
   bytes.codebooks = codec.constants.value_or(0);
   Json row = memory_row(codec.label, l.policy(), l.config(), bytes, l.shape(), tokens);

@@ -33,6 +33,8 @@ class KeepRule {
   virtual int64_t observed_from(int64_t length) const = 0;
   // Whether what the kept tokens received counts again at the next decision.
   virtual bool accumulates() const = 0;
+  // Tokens beside the sinks that a head sees right behind a decision at `length`, where there are so many.
+  virtual int64_t kept(int64_t length) const = 0;
   // What one head gives up at `length` tokens: ascending indices into `positions`, the tokens that it still sees,
   // ascending; `received` is as long. The first `sinks` positions stay.
   virtual std::vector<int64_t> give_up(std::span<const int32_t> positions, std::span<const double> received,

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "cache/keep_rule.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "core/rng.h"
@@ -102,10 +103,23 @@ bool ShapeLedger::keeps_exceptions() const {
 }
 
 double ShapeLedger::held(int64_t tokens) const {
+  if (policy_.keep) return held_where_decided(tokens);
   const ByteLedger b = at(tokens);
   const CacheShape& s = shape();
   const int64_t values = int64_t{2} * s.layers * s.kv_heads * s.head_dim * tokens;
   return 8 * static_cast<double>(b.codes + b.side + b.overlay + b.sinks + b.window) / static_cast<double>(values);
+}
+
+double ShapeLedger::held_where_decided(int64_t tokens) const {
+  const int64_t sinks = std::min(policy_.sinks, tokens), kept = std::min(tokens, sinks + policy_.keep->kept(tokens));
+  const double whole = 8 * static_cast<double>(dtype_size(policy_.exact_dtype));
+  double sum = 0;  // bits of a value of one token, over the kept ones of both roles
+  for (const Role role : {Role::kKey, Role::kValue}) {
+    const int64_t exact = std::min(kept, tokens - (policy_.coded_among(role, tokens) - sinks));
+    sum += whole * static_cast<double>(exact) + bits(role) * static_cast<double>(kept - exact);
+  }
+  if (policy_.keep->accumulates()) sum += 8 * sizeof(double) * static_cast<double>(kept) / shape().head_dim;
+  return sum / static_cast<double>(2 * tokens);
 }
 
 double ShapeLedger::held_in_the_mean(int64_t tokens) const {

@@ -26,6 +26,8 @@ class ShapeLedger {
   ByteLedger at(int64_t tokens) const { return ledger_at(*codecs_, policy_, tokens, extras_); }
   // Bits a value of what a sequence of `tokens` tokens holds: codes, side data and exceptions, sinks and window.
   // Padding and indices of the allocation apart, as in the formulas of papers; bits_per_value (cost.h) counts them.
+  // Under a policy that gives tokens up by attention: of what each head sees right behind a decision at that length,
+  // and the sums that it decides by where they go on.
   double held(int64_t tokens) const;
   // The same with the window at its mean over a period of flushes, of which `tokens` itself is one moment: (what is
   // held beyond bits(), in the mean of the lengths from `tokens` on, over `tokens`) + bits().
@@ -37,6 +39,7 @@ class ShapeLedger {
   const Json& config() const { return codecs_->config(); }  // canonical
 
  private:
+  double held_where_decided(int64_t tokens) const;
   std::shared_ptr<const CodecSet> codecs_;
   CachePolicy policy_;
   std::vector<UnitExtras> extras_;  // one a unit

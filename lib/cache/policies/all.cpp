@@ -8,7 +8,11 @@ namespace {
 class All final : public PolicyKind {
  public:
   PolicyInfo describe() const override {
-    return {.name = "all", .title = "every token stays, as codes once it leaves the window", .paper = "", .caveat = ""};
+    return {.name = "all",
+            .title = "every token stays, as codes once it leaves the window",
+            .paper = "",
+            .bits = "(16 (sinks + window) + codec (T - sinks - window)) / T",
+            .caveat = ""};
   }
   void apply(const Json&, CachePolicy&) const override {}
 };

@@ -39,6 +39,9 @@ class H2oRule final : public KeepRule {
   }
   int64_t observed_from(int64_t) const override { return 0; }
   bool accumulates() const override { return true; }
+  int64_t kept(int64_t length) const override {
+    return budget_tokens(knobs_.heavy, length) + budget_tokens(knobs_.recent, length);
+  }
   std::vector<int64_t> give_up(std::span<const int32_t> positions, std::span<const double> received, int64_t length,
                                int64_t sinks) const override {
     const int64_t recent = length - budget_tokens(knobs_.recent, length);
@@ -58,6 +61,7 @@ class H2o final : public RuledKind<H2oKnobs, H2oRule> {
     return {.name = "h2o",
             .title = "heavy hitters: each head keeps what received most attention so far, and the newest tokens",
             .paper = "Zhang et al., NeurIPS 2023, arXiv 2306.14048",
+            .bits = "(sinks + heavy + recent) / T of 16 or the codec's, and 64 / (2 head_dim) of sums for each of them",
             .caveat =
                 "sums favour early tokens, which more queries saw; needs what every query attends to, so it "
                 "replays and generates but is not swept: a trace holds some queries; a second pass over keys a "

@@ -13,8 +13,10 @@ namespace vqkv {
 struct PolicyInfo {
   std::string name, title;
   std::string paper;  // authors, venue, arXiv id
+  std::string bits;   // a value of keys and values that a cache of T tokens holds, in the knobs' names
   std::string caveat;
-  int version = 1;  // raised when other tokens stay; part of the identity of cells under it
+  std::string assumed = "";  // what the source leaves open, and what was taken; empty: nothing
+  int version = 1;           // raised when other tokens stay; part of the identity of cells under it
 };
 
 class PolicyKind {

@@ -51,6 +51,9 @@ class SnapKvRule final : public KeepRule {
   }
   int64_t observed_from(int64_t length) const override { return length - knobs_.observe; }
   bool accumulates() const override { return false; }
+  int64_t kept(int64_t length) const override {
+    return std::max<int64_t>(budget_tokens(knobs_.budget, length), knobs_.observe);
+  }
   std::vector<int64_t> give_up(std::span<const int32_t> positions, std::span<const double> received, int64_t length,
                                int64_t sinks) const override {
     // The tokens before the observing ones, sinks included: neighbours of others.
@@ -86,6 +89,7 @@ class SnapKv final : public RuledKind<SnapKvKnobs, SnapKvRule> {
     return {.name = "snapkv",
             .title = "each head keeps what the last queries of a prompt attend to, pooled over neighbours",
             .paper = "Li et al., NeurIPS 2024, arXiv 2404.14469",
+            .bits = "(sinks + budget) / T of 16 or the codec's at the end of the prompt, and what is generated",
             .caveat =
                 "what is generated is never given up; without an exact prompt (mode forced) it decides every "
                 "`interval` tokens instead; pools after the sum over the query heads of a group; a trace holds "

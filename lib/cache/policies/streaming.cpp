@@ -14,6 +14,7 @@ class Streaming final : public PolicyKind {
     return {.name = "streaming",
             .title = "sinks and the window alone: what leaves the window is gone",
             .paper = "Xiao et al., ICLR 2024, arXiv 2309.17453",
+            .bits = "16 (sinks + window) / T",
             .caveat = "keeps the positions of the text, where the paper numbers the kept tokens anew"};
   }
   void apply(const Json&, CachePolicy& policy) const override {
