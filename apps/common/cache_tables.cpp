@@ -31,7 +31,7 @@ Table left_table(std::initializer_list<const char*> names) {
 
 template <class Kind>
 Table kinds_table(const std::vector<const Kind*>& kinds) {
-  Table t = left_table({"name", "title", "knobs", "source"});
+  Table t = left_table({"name", "title", "knobs", "bits", "source"});
   for (const Kind* k : kinds) {
     const auto i = k->describe();
     std::vector<std::string> knobs;
@@ -39,7 +39,10 @@ Table kinds_table(const std::vector<const Kind*>& kinds) {
     t.rows.push_back({{"name", i.name},
                       {"title", i.title},
                       {"knobs", fmt::format("{}", fmt::join(knobs, "; "))},
-                      {"source", i.paper.empty() ? "common practice" : i.paper}});
+                      {"bits", i.bits},
+                      {"source", i.paper.empty() ? "common practice" : i.paper},
+                      {"caveat", i.caveat},
+                      {"assumed", i.assumed}});
   }
   return t;
 }

@@ -79,7 +79,7 @@ int run_ls(const std::string& what, const Common& common) {
     if (common.format == TableFormat::kMarkdown)
       left({"name", "title", "family", "bits", "rope"});
     else
-      left({"name", "title", "family", "bits", "rope", "paper", "caveat"});
+      left({"name", "title", "family", "bits", "rope", "paper", "caveat", "assumed"});
     for (const Method* m : all_methods()) {
       const MethodInfo i = m->describe();
       t.rows.push_back({{"name", i.name},
@@ -88,13 +88,14 @@ int run_ls(const std::string& what, const Common& common) {
                         {"bits", i.bits},
                         {"rope", join_list(i.rope)},
                         {"paper", i.paper},
-                        {"caveat", i.caveat}});
+                        {"caveat", i.caveat},
+                        {"assumed", i.assumed}});
     }
   } else if (what == "transforms") {
     if (common.format == TableFormat::kMarkdown)
       left({"name", "title", "side_bits", "width"});
     else
-      left({"name", "title", "side_bits", "width", "paper", "caveat"});
+      left({"name", "title", "side_bits", "width", "paper", "caveat", "assumed"});
     for (const TransformKind* k : all_transforms()) {
       const TransformInfo i = k->describe();
       t.rows.push_back({{"name", i.name},
@@ -102,7 +103,8 @@ int run_ls(const std::string& what, const Common& common) {
                         {"side_bits", i.side_bits},
                         {"width", i.width},
                         {"paper", i.paper},
-                        {"caveat", i.caveat}});
+                        {"caveat", i.caveat},
+                        {"assumed", i.assumed}});
     }
   } else if (what == "rules") {
     t = rules_table();
@@ -194,6 +196,7 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
                  {"paper", i.paper},
                  {"bibtex", i.bibtex},
                  {"caveat", i.caveat},
+                 {"assumed", i.assumed},
                  {"version", i.version},
                  {"presets", i.presets},
                  {"see also", twice ? Json("strategy." + i.name) : Json()}},
@@ -210,6 +213,7 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
                  {"learns from", join_list(k->needs(Json::object()).names())},
                  {"paper", i.paper},
                  {"caveat", i.caveat},
+                 {"assumed", i.assumed},
                  {"suits", i.suits},
                  {"version", i.version}},
                 k->knobs(), common);
@@ -236,9 +240,14 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
   for (const PolicyKind* k : all_policies()) {
     const PolicyInfo i = k->describe();
     if (!is("policy", i.name)) continue;
-    print_facts(
-        {{"policy", i.name}, {"title", i.title}, {"paper", i.paper}, {"caveat", i.caveat}, {"version", i.version}},
-        k->knobs(), common);
+    print_facts({{"policy", i.name},
+                 {"title", i.title},
+                 {"bits", i.bits},
+                 {"paper", i.paper},
+                 {"caveat", i.caveat},
+                 {"assumed", i.assumed},
+                 {"version", i.version}},
+                k->knobs(), common);
     return kExitOk;
   }
   for (const StrategyKind* k : all_strategies()) {
@@ -247,9 +256,11 @@ int run_explain(const std::string& full_name, const std::vector<std::string>& ov
     print_facts({{"strategy", i.name},
                  {"title", i.title},
                  {"target", i.target},
+                 {"bits", i.bits},
                  {"paper", i.paper},
                  {"bibtex", i.bibtex},
                  {"caveat", i.caveat},
+                 {"assumed", i.assumed},
                  {"version", i.version}},
                 k->knobs(), common);
     return kExitOk;

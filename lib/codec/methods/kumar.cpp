@@ -204,6 +204,7 @@ MethodInfo describe_kumar() {
   info.caveat =
       "published on keys before RoPE and without an exact window; share books over a layer's heads with share: heads "
       "or heads: all; at head_dim 64 the scale alone costs 0.25 bits a value";
+  info.assumed = "the paper's body was not available: all but its abstract is read from the authors' code";
   info.presets = {
       {"default", Json::object()},
       {"published",

@@ -281,11 +281,13 @@ MethodInfo describe_kvquant() {
       "exact outliers come on top: 32 bits each and 32 a token, in all outliers * 32 + 32 / channels bits a value, so "
       "pool all heads (heads: all, the default). The paper weighs k-means by squared gradients (weight: fisher, "
       "refused where a trace has none: vqkv-dump capture --gradients next-token) and runs it from a seed; ours is "
-      "exact. Whether its released tables counted "
-      "errors of the values or of normalized ones is unconfirmed: scale_aware. Its perplexities code every token, the "
+      "exact. Its perplexities code every token, the "
       "query's own "
       "included (a preset's cache rule); its kernels attend to prompts exactly and cap outliers in fixed slots of 64 "
       "bits";
+  info.assumed =
+      "whether its released datatypes counted errors of the values or of normalized ones is unconfirmed: of the "
+      "values, as its formula says (scale_aware: false takes the other reading)";
   const Json cache = {{"sinks", 1}, {"window", 0}, {"flush", 1}};
   const auto preset = [&](int bits) {
     return Json{{"codec", {{"rope", "pre"}, {"heads", "all"}, {"bits", bits}, {"q_norm", bits == 2}}},

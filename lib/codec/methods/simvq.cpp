@@ -149,6 +149,10 @@ MethodInfo describe_simvq() {
       "the published 82.8 % is 4.375 bits a key value and 1.125 a value value, before window and codebooks; k-means "
       "(rvq) is "
       "about 10 % better where training vectors are plenty, simvq where they are few";
+  info.assumed =
+      "who shares books (share: the presets share them over the heads of a layer), keys after RoPE (rope), how the "
+      "conference version splits key channels into two branches (one here), and of training all but learning rate and "
+      "batch: trainer sgd takes Adam on all stages at once and beta 0.25 for the stages' own errors";
   const auto shape = [](int key_books, int value_books) {
     return Json{{"share", "heads"},
                 {"k", {{"codebooks", key_books}, {"bits", 10}}},

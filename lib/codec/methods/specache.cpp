@@ -44,6 +44,9 @@ MethodInfo describe_specache() {
   info.caveat =
       "half of the method: the strategy specache fetches exact pairs beside it, from a far copy of 16 bits a value "
       "that these bits leave out";
+  info.assumed =
+      "no code of the authors was found: levels, window and group are those of the paper's summary and of a "
+      "re-implementation by others, less its overflow at the largest value";
   info.rope = {"post"};
   const Json cache = {{"sinks", 0}, {"rule", "window"}, {"window", 64}, {"flush", 64}};
   info.presets = {

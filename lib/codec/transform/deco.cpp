@@ -102,20 +102,25 @@ class Deco final : public Transform {
 };
 
 TransformInfo describe_deco() {
-  return {
-      "deco",
-      "divides a prompt's values by the square roots of their singular values, in runs of 16 channels",
+  TransformInfo info;
+  info.name = "deco";
+  info.title = "divides a prompt's values by the square roots of their singular values, in runs of 16 channels";
+  info.paper =
       "Liu et al., Unlocking Data-free Low-bit Quantization with Matrix Decomposition for KV Cache Compression "
-      "(DecoQuant), ACL 2024, arXiv 2405.12591",
+      "(DecoQuant), ACL 2024, arXiv 2405.12591";
+  info.caveat =
       "a run x run matrix in f16 is stored for each prompt and unit: 16 run^2 / (T channels) bits a value over T "
-      "tokens. The paper's matrix is that of a whole layer: `heads: all`, `rtn` `preset: decoquant`. How the paper "
-      "codes what follows the prompt is unconfirmed, and its code keeps that exact; here the prompt's matrix serves "
-      "it too, or `cache: {prompt: N, generated: exact}` keeps it. Noise comes back louder where values are. While a "
+      "tokens. The paper's matrix is that of a whole layer: `heads: all`, `rtn` `preset: decoquant`. Noise comes back "
+      "louder where values are. While a "
       "sequence lives its matrix is also held written out for every head, which bytes of short texts count as "
       "workspace. What learns behind it learns on the train tokens as on one prompt: let a codec that learns nothing "
-      "follow",
-      "0",
-      false};
+      "follow";
+  info.assumed =
+      "how the paper codes what follows the prompt is unconfirmed, and its code keeps that exact: here the prompt's "
+      "matrix serves it too, or `cache: {prompt: N, generated: exact}` keeps it";
+  info.side_bits = "0";
+  info.trained = false;
+  return info;
 }
 std::string check_deco(const DecoKnobs& k, const UnitShape& unit) {
   return unit.head_dim % k.run == 0

@@ -51,7 +51,8 @@ struct TransformInfo {
   int version = 1;        // raised when results change; part of a cell's identity
   // Knobs that the method behind it should have, as {grouping: variance}: its defaults where it has such knobs.
   Json suits = Json::object();
-  std::string width = "1";  // coded channels over the unit's: a formula like side_bits
+  std::string width = "1";   // coded channels over the unit's: a formula like side_bits
+  std::string assumed = "";  // what the source leaves open, and what was taken; empty: nothing
 };
 
 class TransformKind {

@@ -28,6 +28,7 @@ StrategyInfo describe_plain() {
   StrategyInfo info;
   info.name = "plain";
   info.title = "one token a pass, greedy or sampled";
+  info.bits = "all that the cache holds: the codec's bits of what is coded, 16 of what is exact";
   return info;
 }
 

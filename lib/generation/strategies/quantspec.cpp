@@ -101,11 +101,17 @@ StrategyInfo describe_quantspec_strategy() {
       "Tiwari et al., QuantSpec: Self-Speculative Decoding with Hierarchical Quantized KV Cache, ICML 2025, arXiv "
       "2502.10424";
   info.bibtex = "tiwari2025quantspec";
+  info.bits =
+      "(gamma first-level bits + whole bits) / accepted tokens of a round: with codec quantspec 4 + 32 / group a "
+      "draft, "
+      "8 + 32 / group a verification";
   info.caveat =
-      "for codes with levels, as codec quantspec; drafts are greedy, and with a temperature a draft stands where the "
-      "target draws the same token, which keeps the target's text (the paper's rule for sampling is unconfirmed); "
-      "4-bit weights are rounded to nearest, and how the paper chose theirs is unconfirmed; a round is cut where "
-      "tokens are coded next, and acceptance counts the drafts that were made; text ends where the target's does";
+      "for codes with levels, as codec quantspec; drafts are greedy; a round is cut where tokens are coded next, and "
+      "acceptance counts the drafts that were made; text ends where the target's does";
+  info.assumed =
+      "with a temperature a draft stands where the target draws the same token, which keeps the target's text: the "
+      "paper's rule for sampling is unconfirmed, as is how it chose its 4-bit weights, which are rounded to nearest "
+      "here, and the gamma of each of its rows";
   return info;
 }
 

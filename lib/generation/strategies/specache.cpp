@@ -173,11 +173,14 @@ StrategyInfo describe_specache_strategy() {
       "2503.16163";
   info.bibtex = "jie2025specache";
   info.target = "exact";
+  info.bits =
+      "near bits + 32 / group, and 16 pairs / T of exact pairs; what comes from the far copy of 16 is counted apart";
   info.caveat =
       "the paper's prompts attend exactly (--exact-prefill); acceptance is the share of guesses that came true, and no "
-      "guess saves a pass; scores are summed over the query heads of a KV head and the first pairs are those of the "
-      "first token's own query, both assumed, as no code of the authors was found; every fetch moves all its pairs; "
-      "far bytes are in no bits/value";
+      "guess saves a pass; every fetch moves all its pairs; far bytes are in no bits/value";
+  info.assumed =
+      "no code of the authors was found: scores are summed over the query heads of a KV head, and the first pairs are "
+      "those of the first token's own query";
   return info;
 }
 

@@ -22,8 +22,10 @@ struct StrategyInfo {
   // Whose text it reproduces, or comes near to: "codec", one token at a time through the same cache; "exact", through
   // the exact one.
   std::string target = "codec";
+  std::string bits;  // that a token reads of the cache, a value
   std::string caveat;
-  int version = 1;  // raised when other tokens or counts come out
+  std::string assumed;  // what the source leaves open, and what was taken; empty: nothing
+  int version = 1;      // raised when other tokens or counts come out
 };
 
 // Bytes that passes of a model had to read, each weight, code and exact row once a pass.
