@@ -95,11 +95,24 @@ TEST_CASE("kumar: strided keys, contiguous values, one set of books, unbiased sc
     CHECK(term.slots == 8);
     CHECK(term.books == 2);
     CHECK(term.book_of_slot == std::vector<int32_t>{0, 0, 0, 0, 1, 1, 1, 1});
-    CHECK(term.channel[1] == (role == Role::kKey ? 2 : 1));
+    CHECK(term.channel[8] == 8);    // in both: every second of x_0, y_0, x_1, ... are all y, which lie together here
     CHECK(term.channel[16] == 16);  // third group: the second head
     CHECK(plan.token_scale_side == 0);
     CHECK(codec->constant_bytes() == 2 * 16 * 8 * 2);
   }
+  // Four groups a head: the authors' models interleave RoPE's pairs, so a group has x or y of every second pair.
+  const auto channels = [&](const Json& grouping, Role role) {
+    Json four = knobs;
+    four["grouping"] = grouping;
+    return std::get<TableTerm>(trained("kumar", four, unit_of(32, 1, role), x)->plan().terms.at(0)).channel;
+  };
+  const auto published = channels("published", Role::kKey), strided = channels("strided", Role::kKey);
+  CHECK(std::vector(published.begin(), published.begin() + 32) ==
+        std::vector<int32_t>{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                             1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+  CHECK(std::vector(strided.begin(), strided.begin() + 8) == std::vector<int32_t>{0, 4, 8, 12, 16, 20, 24, 28});
+  CHECK(channels("published", Role::kValue) == channels("contiguous", Role::kKey));
+
   const auto codec = trained("kumar", knobs, unit_of(16, 2), x);
   Matrix<float> two(2, 32, 3.0f);  // a constant head has no deviation: scale 1
   for (int64_t c = 0; c < 16; ++c) two(1, c) = static_cast<float>(c);

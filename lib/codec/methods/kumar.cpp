@@ -29,7 +29,9 @@ struct KumarKnobs {
         .integer("group", &group, 1, 4096,
                  "channels of a group inside a head; all groups and heads of the unit share the books")
         .choice("grouping", &grouping, {"published", "strided", "contiguous"},
-                "published: strided for keys, contiguous for values")
+                "published: for keys strided over channels in the order x_0, y_0, x_1, y_1, ... of RoPE pairs, as the "
+                "authors' models lay them, so x and y of a pair part; contiguous for values. strided: over channels as "
+                "they lie here, x and y of a pair together")
         .choice("scale_type", &scale_type, {"f16", "bf16", "f32", "f8e5m2"},
                 "storage of the standard deviation of a token and head; codes are of values divided by the stored one")
         .choice("stored_as", &stored_as, {"f16", "bf16", "f32", "f8e5m2"}, "storage of codewords")
@@ -62,12 +64,19 @@ TrainMemory KumarKnobs::memory(const UnitShape& unit, int64_t rows) const {
   return table_memory(kumar_shape(*this, unit), rows, 1, false, points);
 }
 
-// Inside a head of d channels, strided group j holds channels j, j + d / group, ...
+// Inside a head of d channels, strided group j holds channels j, j + d / group, ...: of keys as published those of the
+// interleaved layout of the authors' models, where the members of a RoPE pair are neighbours.
 std::vector<int32_t> kumar_channels(const KumarKnobs& k, const UnitShape& unit) {
-  const bool strided = k.grouping == "strided" || (k.grouping == "published" && unit.role == Role::kKey);
+  const bool interleaved = k.grouping == "published" && unit.role == Role::kKey;
   UnitShape head = unit;
   head.heads = 1;
-  const auto order = group_channels(strided ? "strided" : "contiguous", head, unit.head_dim / k.group);
+  auto order =
+      group_channels(interleaved || k.grouping == "strided" ? "strided" : "contiguous", head, unit.head_dim / k.group);
+  if (interleaved && unit.head_dim % 2 == 0)
+    for (int32_t& c : order) {
+      const auto [x, y] = head.pair(c / 2);
+      c = c % 2 == 0 ? x : y;
+    }
   std::vector<int32_t> channel;
   for (int h = 0; h < unit.heads; ++h)
     for (const int32_t c : order) channel.push_back(h * unit.head_dim + c);
@@ -200,6 +209,7 @@ MethodInfo describe_kumar() {
   info.paper = "Kumar, Residual vector quantization for KV cache compression (ENLSP 2024, PMLR 262, arXiv 2410.15704)";
   info.bibtex = "kumar2024residual";
   info.family = "table";
+  info.version = 2;  // 2: strided keys in the authors' layout of RoPE pairs
   info.bits = "bits * codebooks / group + (scale_type == f32 ? 32 : scale_type == f8e5m2 ? 8 : 16) / head_dim";
   info.caveat =
       "published on keys before RoPE and without an exact window; share books over a layer's heads with share: heads "
