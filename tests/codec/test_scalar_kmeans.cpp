@@ -93,6 +93,42 @@ TEST_CASE("k-means of scalars gives the Lloyd-Max levels of a Gaussian", "[kmean
     }
     CHECK(cost(x, weight, levels) / all == Approx(error[static_cast<size_t>(bits - 1)]).epsilon(2e-3));
   }
+  CHECK(cost(x, weight, scalar_kmeans(x, weight, 32)) / all == Approx(.002505).epsilon(2e-3));
+}
+
+// baseline-methods 1.2 and vq-methods r.9: a coordinate of a random unit vector times sqrt(d), whose density is that of
+// (1 - u^2)^((d - 3) / 2), u its share of the sphere's radius.
+TEST_CASE("k-means of scalars gives the best levels of a coordinate of a unit vector", "[kmeans][golden]") {
+  struct Row {
+    int d;
+    std::vector<double> positive;
+    double error;
+  };
+  for (const Row& row :
+       {Row{32, {.4514, 1.4896}, .1116}, Row{32, {.2424, .7453, 1.3150, 2.0719}, .03226}, Row{64, {.8010}, .35839},
+        Row{64, {.4521, 1.5000}, .11453}, Row{64, {.2438, .7507, 1.3293, 2.1113}, .03339},
+        Row{64, {.1274, .3847, .6505, .9319, 1.2394, 1.5908, 2.0233, 2.6464}, .00913}, Row{96, {.4523, 1.5035}, .11551},
+        Row{96, {.2442, .7524, 1.3342, 2.1247}, .03377}, Row{128, {.7994}, .36089}, Row{128, {.4525, 1.5052}, .1160},
+        Row{128, {.2444, .7533, 1.3366, 2.1315}, .03397},
+        Row{128, {.1279, .3864, .6536, .9371, 1.2478, 1.6043, 2.0459, 2.6889}, .00931}}) {
+    std::vector<float> x;
+    std::vector<double> weight;
+    double all = 0;
+    for (int i = -1999; i <= 1999; ++i) {
+      x.push_back(static_cast<float>(i) * .0025f);
+      const double u = i * .0025 / std::sqrt(row.d);
+      weight.push_back(std::pow(std::max(0.0, 1 - u * u), .5 * (row.d - 3)));
+      all += weight.back();
+    }
+    const size_t half = row.positive.size();
+    const std::vector<float> levels = scalar_kmeans(x, weight, static_cast<int>(2 * half));
+    for (size_t i = 0; i < half; ++i) {
+      CAPTURE(row.d, half, i);
+      CHECK(levels[half + i] == Approx(row.positive[i]).margin(.003));
+      CHECK(levels[half - 1 - i] == Approx(-row.positive[i]).margin(.003));
+    }
+    CHECK(cost(x, weight, levels) / all == Approx(row.error).epsilon(2e-3));
+  }
 }
 
 TEST_CASE("pooled values give levels that no Lloyd iteration makes noticeably better", "[kmeans]") {
