@@ -124,7 +124,8 @@ TEST_CASE("without a cache section all codecs of a plan stand under one policy, 
   CHECK(plan.cells[3]["config"]["cache"]["k"]["rule"] == "kivi");
   CHECK(protocol_of_cell(plan.cells[1]["config"]) == "window 128, blocks of 64 + 4 sinks");
   CHECK(protocol_of_cell(plan.cells[3]["config"]) == "keys: blocks of 32; values: window 33 (preset kivi r32)");
-  // What the window of the shared policy does alone; the preset's sides leave by rules of their own and have no such row.
+  // What the window of the shared policy does alone; the preset's sides leave by rules of their own and have no such
+  // row.
   CHECK(plan.cells[4]["axes"]["cache.policy"] == "streaming");
   CHECK(plan.cells[4]["config"]["cache"]["window"] == common["window"]);
 }

@@ -213,7 +213,8 @@ MethodInfo describe_kumar() {
   info.bits = "bits * codebooks / group + (scale_type == f32 ? 32 : scale_type == f8e5m2 ? 8 : 16) / head_dim";
   info.caveat =
       "published on keys before RoPE and without an exact window; share books over a layer's heads with share: heads "
-      "or heads: all; at head_dim 64 the scale alone costs 0.25 bits a value, and the published groups of a key are all x "
+      "or heads: all; at head_dim 64 the scale alone costs 0.25 bits a value, and the published groups of a key are "
+      "all x "
       "and all y of its RoPE pairs";
   info.assumed = "the paper's body was not available: all but its abstract is read from the authors' code";
   info.presets = {
