@@ -285,6 +285,8 @@ ROWS = [
         google("bench_train", "residual/8/256/5"),
         lambda c: max(c.faiss("residual/8/256/beam5"), c.faiss("residual/8/256/beam5/table")),
         WHEEL + ", the faster of its two ways", 2.0, 1e-6),
+    Row("commvq-encode", "Encoding a stage of CommVQ's keys, 2×6 bits, d = 128, 1 thread", "M vec/s", google("bench_assign", "pairs"),
+        google("bench_assign", "pairs_exhaustive"), "ours, products with all 4,096 sums, as published", 16.0, 1e-6),
     Row("kmeans-8", "k-means, d = 8 (a PQ sub-vector), 256 codewords", "M vec·it/s", *kmeans(8, 256), DEBIAN,
         3.0, 1e-6),
     Row("kmeans-64", "k-means, d = 64, 256 codewords", "M vec·it/s", *kmeans(64, 256), DEBIAN, 3.0, 1e-6),
@@ -319,6 +321,8 @@ ROWS = [
         *coded_attention("pq_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-32", "The same, pq 32×256", "M tok/s", *coded_attention("pq32_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-rvq", "The same, rvq 8×256", "M tok/s", *coded_attention("rvq8_table"), EXACT, 3.0, 1e-6),
+    Row("coded-attention-commvq", "The same, CommVQ: keys of 11 stages of 2×6 bits before RoPE, values of a bit a channel", "M tok/s",
+        *coded_attention("commvq_table"), EXACT, 1.0, 1e-6),
     Row("coded-attention-signs", "The same, keys of 256 signs and a norm, values of 2 bits in groups of 32", "M tok/s",
         *coded_attention("signs_table"), EXACT, 4.0, 1e-6),
 ]

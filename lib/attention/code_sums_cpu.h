@@ -35,8 +35,9 @@ class CodeSums {
   // may lie inside a group of lanes when the lanes that reach into the next carry zeros.
   void add(int64_t row, const float* weights, int64_t count, const uint16_t* codes, int64_t stride);
   void scale(int64_t row, float f);
-  // y (rows, rounded up to whole groups of lanes(), y_stride) += sums * codewords.
-  void unfold(float* y, int64_t y_stride) const;
+  // y (rows, rounded up to whole groups of lanes(), y_stride) += sums * codewords; of signs, the sums of each bit times
+  // its row of the projection. Once: what was summed is gone.
+  void unfold(float* y, int64_t y_stride);
   int64_t held_bytes() const { return capacity_bytes(sums_); }
 
  private:

@@ -138,6 +138,62 @@ void SumByCode(const float* words, int64_t words_stride, int64_t lanes, const ui
     sum_lanes<16>(words, words_stride, codes, code_stride, slots, count, out);
 }
 
+// R rows against 4 tokens: 4 R chains, whose lanes are added up as a tree over neighbours at the end, whatever R is.
+template <int R>
+HWY_INLINE void score_pair_rows(const float* HWY_RESTRICT keys, const float* HWY_RESTRICT phases, int64_t phase_stride,
+                                int64_t half, const float* HWY_RESTRICT q, int64_t blocks, int64_t count, float* out,
+                                int64_t out_stride) {
+  constexpr int kTokens = 4, kRows = 4;
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), row = 32 * blocks;
+  for (int64_t t = 0; t < count; t += kTokens) {
+    V sum[kRows * kTokens];
+    for (V& v : sum) v = hn::Zero(d);
+    const float *k[kTokens], *phase[kTokens];
+    for (int64_t i = 0; i < kTokens; ++i) {
+      const int64_t token = t + i < count ? t + i : count - 1;
+      k[i] = keys + token * row;
+      phase[i] = phases + token * phase_stride;
+    }
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t l = 0; l < 16; l += lanes) {
+        V x[kTokens], y[kTokens];
+        for (int i = 0; i < kTokens; ++i) {
+          const V c = hn::LoadU(d, phase[i] + 16 * b + l), s = hn::LoadU(d, phase[i] + half + 16 * b + l);
+          const V a = hn::LoadU(d, k[i] + 32 * b + l), e = hn::LoadU(d, k[i] + 32 * b + 16 + l);
+          x[i] = hn::NegMulAdd(e, s, hn::Mul(a, c));
+          y[i] = hn::MulAdd(e, c, hn::Mul(a, s));
+        }
+        for (int r = 0; r < R; ++r) {
+          const V u = hn::LoadU(d, q + r * row + 32 * b + l), v = hn::LoadU(d, q + r * row + 32 * b + 16 + l);
+          for (int i = 0; i < kTokens; ++i)
+            sum[r * kTokens + i] = hn::MulAdd(u, x[i], hn::MulAdd(v, y[i], sum[r * kTokens + i]));
+        }
+      }
+    int n = kRows * kTokens;
+#if HWY_TARGET != HWY_SCALAR  // whose vectors have one lane
+    for (int64_t width = lanes; width > 1; width /= 2, n /= 2)
+      for (int i = 0; i < n / 2; ++i)
+        sum[i] = hn::Add(hn::ConcatEven(d, sum[2 * i + 1], sum[2 * i]), hn::ConcatOdd(d, sum[2 * i + 1], sum[2 * i]));
+#endif
+    HWY_ALIGN float all[kRows * kTokens];
+    for (int i = 0; i < n; ++i) hn::StoreU(sum[i], d, all + i * lanes);
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t i = 0; i < kTokens && t + i < count; ++i) out[r * out_stride + t + i] = all[r * kTokens + i];
+  }
+}
+
+void ScorePairs(const float* keys, const float* phases, int64_t phase_stride, int64_t half, const float* q,
+                int64_t blocks, int64_t rows, int64_t count, float* out, int64_t out_stride) {
+  for (int64_t r = 0; r < rows; r += 4) {
+    const auto run = rows - r >= 4   ? score_pair_rows<4>
+                     : rows - r == 3 ? score_pair_rows<3>
+                     : rows - r == 2 ? score_pair_rows<2>
+                                     : score_pair_rows<1>;
+    run(keys, phases, phase_stride, half, q + r * 32 * blocks, blocks, count, out + r * out_stride, out_stride);
+  }
+}
+
 float RowMax(const float* s, int64_t n) {
   const D d;
   V top = hn::Set(d, -std::numeric_limits<float>::infinity()), sum = hn::Zero(d);
@@ -248,6 +304,7 @@ namespace vqkv::kernels {
 HWY_EXPORT(MultiplyTransposed);
 HWY_EXPORT(AddByCode);
 HWY_EXPORT(SumByCode);
+HWY_EXPORT(ScorePairs);
 HWY_EXPORT(RowMax);
 HWY_EXPORT(ExpRow);
 HWY_EXPORT(RangeSum);
@@ -266,6 +323,10 @@ void add_by_code(const float* weights, int64_t lanes, const uint16_t* codes, int
 void sum_by_code(const float* words, int64_t words_stride, int64_t lanes, const uint16_t* codes, int64_t code_stride,
                  int64_t slots, int64_t count, float* out) {
   HWY_DYNAMIC_DISPATCH(SumByCode)(words, words_stride, lanes, codes, code_stride, slots, count, out);
+}
+void score_pairs(const float* keys, const float* phases, int64_t phase_stride, int64_t half, const float* q,
+                 int64_t blocks, int64_t rows, int64_t count, float* out, int64_t out_stride) {
+  HWY_DYNAMIC_DISPATCH(ScorePairs)(keys, phases, phase_stride, half, q, blocks, rows, count, out, out_stride);
 }
 float row_max(const float* s, int64_t n) { return HWY_DYNAMIC_DISPATCH(RowMax)(s, n); }
 float exp_row(float* s, int64_t n, float top) { return HWY_DYNAMIC_DISPATCH(ExpRow)(s, n, top); }

@@ -19,6 +19,13 @@ void add_by_code(const float* weights, int64_t lanes, const uint16_t* codes, int
 void sum_by_code(const float* words, int64_t words_stride, int64_t lanes, const uint16_t* codes, int64_t code_stride,
                  int64_t slots, int64_t count, float* out);
 
+// Logits of keys that are complex sums: out[r * out_stride + t] = the sum over pairs p of q . (k rotated), where k of
+// token t is keys + t * 32 * blocks and q of row r is q + r * 32 * blocks, 16 pairs a block as [x 16, y 16], and the
+// cos of pair p is phases[t * phase_stride + p], its sin `half` behind that. Floats behind the last pair may be read of
+// phases: any finite ones, where keys or q are 0.
+void score_pairs(const float* keys, const float* phases, int64_t phase_stride, int64_t half, const float* q,
+                 int64_t blocks, int64_t rows, int64_t count, float* out, int64_t out_stride);
+
 // Largest of s[0, n), n a multiple of kLane; NaN where one is NaN or +inf stands beside -inf.
 float row_max(const float* s, int64_t n);
 // s = exp(s - top) in place; -inf gives 0. Returns the sum.

@@ -18,6 +18,7 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   ensure_floats(s.table_scores, piece.rows() * span);
   const HeadQueries& q = call.heads[head];
   const TileDecoder& decoder = call.decoder(head, Role::kKey);
+  if (decoder.pairs()) return scan_pair_chunk(call, piece, origin, low, high, s);
   const CodedBody body = call.body(head, Role::kKey);
   const PageLayout& pages = decoder.pages();
   // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.
@@ -152,7 +153,12 @@ TileForms load_key_tile(const TiledCall& call, int head, KeyScan mode, int64_t b
     }
   }
   if (!call.cache.keys_post_rope(call.layer, head)) {
-    call.rotate(head, f.main, begin, 0, count);
+    if (f.table) {  // what tables score is not in the tile
+      call.rotate(head, f.main, begin, e.begin, e.coded_begin);
+      call.rotate(head, f.main, begin, e.all_coded_end, count);
+    } else {
+      call.rotate(head, f.main, begin, 0, count);
+    }
     if (f.other) call.rotate(head, f.other, begin, f.other_begin, f.other_end);
   }
   load_scale(call, head, f, begin, s);

@@ -15,7 +15,7 @@ constexpr int64_t kRowBatch = 24;   // rows scored at once: 12 KiB of scores sta
 // What a thread works in; grown, never shrunk.
 struct TileScratch {
   AlignedVector<float> keys, other_keys, values, other_values, scores, other_scores, scale, table_scores, run_scores,
-      run_scale, weights, wide_sums, wide_scores;
+      run_scale, weights, wide_sums, wide_scores, pair_sums, pair_queries, pair_phases;
   std::vector<uint8_t> codes;
   std::vector<uint16_t> wide_codes, value_codes;
   std::vector<float> loudest;
@@ -42,6 +42,10 @@ struct TileForms {
 
 // Logits of the coded tokens of tiles [tile_begin, tile_end), by rows of chunk length, into s.table_scores.
 void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begin, int64_t tile_end, TileScratch& s);
+// The same for keys that are complex sums, of coded tokens [low, high) in the chunk that begins with column `origin`
+// (tile_pairs_cpu.cpp).
+void scan_pair_chunk(const TiledCall& call, const Piece& piece, int64_t origin, int64_t low, int64_t high,
+                     TileScratch& s);
 // The K tile of one head, transposed (channels x kTile), and its token scale where codes stay in their own domain.
 TileForms load_key_tile(const TiledCall& call, int head, KeyScan mode, int64_t begin, int64_t count, TileScratch& s);
 // Logits of `batch` rows against a tile, each token in the form that the row's query sees; -inf where it sees

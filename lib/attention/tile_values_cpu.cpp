@@ -30,7 +30,7 @@ TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t
     call.decode(head, Role::kValue, origin + e.coded_begin, shared_end - e.coded_begin,
                 f.main + e.coded_begin * call.width, call.width);
   if (f.table) {
-    s.value_codes.resize(decoder.slots().size() * kTile);
+    s.value_codes.resize(decoder.code_slots().size() * kTile);
     call.codes(head, Role::kValue, origin + f.other_begin, f.other_end - f.other_begin,
                s.value_codes.data() + f.other_begin, kTile);
   } else if (f.other_end > f.other_begin) {

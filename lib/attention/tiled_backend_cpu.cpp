@@ -68,8 +68,12 @@ class TiledEngine {
           if (cache.unit_shape(u).role != Role::kKey) continue;
           if (const auto reason = table_scan_reason(cache.form(u).plan))
             fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) + ": " + *reason);
-          for (const TileDecoder& d : cache.form(u).decoders)
+          for (const TileDecoder& d : cache.form(u).decoders) {
+            if (cache.form(u).plan.rope == RopePlacement::kPre && !d.pairs())
+              fail_unavailable(path(scan, false) + " cannot run layer " + std::to_string(layer) +
+                               ": codewords of keys before RoPE hold other pairs than it turns");
             for (const TileDecoder::CodeSlot& s : d.code_slots()) entries += cache.shape().group() * s.entries;
+          }
         }
       if (!tap) step = std::clamp<int64_t>(kTableFloats / entries, 1, kQueryBlock);
     }
@@ -364,6 +368,10 @@ class AutoBackend final : public AttentionBackend {
       if (table_scan_reason(cache.form(u).plan)) return false;  // whether anything is in the tier yet or not
       if (coded <= 0) continue;
       for (const TileDecoder& decoder : cache.form(u).decoders) {
+        if (decoder.pairs()) {  // the same sums either way, but neither tables nor a tile of keys
+          reconstruct += coded;
+          continue;
+        }
         double build = 0, books = 0;
         reconstruct += coded * (0.1 * d + 0.0172 * group * d);
         // 16-bit lookups a row, or one load for the rows side by side.
@@ -401,8 +409,9 @@ class AutoBackend final : public AttentionBackend {
 int64_t TileScratch::held_bytes() const {
   int64_t n = capacity_bytes(codes) + capacity_bytes(wide_codes) + capacity_bytes(value_codes) +
               capacity_bytes(loudest) + sums.held_bytes();
-  for (const AlignedVector<float>* v : {&keys, &other_keys, &values, &other_values, &scores, &other_scores, &scale,
-                                        &table_scores, &run_scores, &run_scale, &weights, &wide_sums, &wide_scores})
+  for (const AlignedVector<float>* v :
+       {&keys, &other_keys, &values, &other_values, &scores, &other_scores, &scale, &table_scores, &run_scores,
+        &run_scale, &weights, &wide_sums, &wide_scores, &pair_sums, &pair_queries, &pair_phases})
     n += capacity_bytes(*v);
   return n;
 }
@@ -410,7 +419,8 @@ int64_t TileScratch::held_bytes() const {
 int64_t attention_scratch_bytes() { return PerThread<TileScratch>::held_bytes() + tile_decoder_scratch_bytes(); }
 
 std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
-  if (plan.rope == RopePlacement::kPre) return "keys coded before RoPE: one table cannot serve all positions";
+  if (const auto reason = plan.rope == RopePlacement::kPre ? pair_sum_reason(plan) : std::nullopt)
+    return "keys coded before RoPE: one table cannot serve all positions, and " + *reason;
   if (plan.terms.empty()) return "the plan has no terms";
   using Reason = std::optional<std::string>;
   const auto of_term =

@@ -17,24 +17,6 @@ constexpr int64_t kTileTokens = 128;
 
 using kernels::padded;
 
-// i * Z on pairs stored as [x..., y...].
-std::shared_ptr<const AlignedVector<float>> turned_books(const TableTerm& t, std::vector<TurnedBooks>& turned) {
-  for (const TurnedBooks& known : turned)
-    if (known.books == t.codewords && known.width == t.width) return known.words;
-  const auto out = std::make_shared<AlignedVector<float>>(*t.codewords);
-  const int half = t.width / 2;
-  for (int64_t w = 0; w < int64_t{t.books} * t.entries; ++w) {
-    const float* from = t.codewords->data() + w * t.width;
-    float* to = out->data() + w * t.width;
-    for (int i = 0; i < half; ++i) {
-      to[i] = -from[i + half];
-      to[i + half] = from[i];
-    }
-  }
-  turned.push_back({t.codewords, t.width, out});
-  return out;
-}
-
 // The signs of every byte.
 constexpr int kByteRows = 8;
 const std::array<std::array<float, kByteRows>, 256>& signs_of_bytes() {
@@ -49,9 +31,10 @@ const std::array<std::array<float, kByteRows>, 256>& signs_of_bytes() {
 
 struct Buffers {
   AlignedVector<float> rows, columns, mapped, signs, sums;
+  std::vector<uint16_t> codes;
   int64_t held_bytes() const {
-    return capacity_bytes(rows) + capacity_bytes(columns) + capacity_bytes(mapped) + capacity_bytes(signs) +
-           capacity_bytes(sums);
+    return capacity_bytes(codes) + capacity_bytes(rows) + capacity_bytes(columns) + capacity_bytes(mapped) +
+           capacity_bytes(signs) + capacity_bytes(sums);
   }
 };
 Buffers& buffers() { return PerThread<Buffers>::here(); }
@@ -88,6 +71,7 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   folded_ = map_.moves() && !overlay_ && !plan.adds_lower && scale_slots_ <= 1 &&
             (role == Role::kValue || plan.rope == RopePlacement::kPost);
 
+  if (role == Role::kKey && plan.rope == RopePlacement::kPre) pairs_ = PairBooks::of(plan, head, head_dim);
   bool mixed = false;
   {
     bool tables = false, others = false;
@@ -109,7 +93,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   };
   const auto add = Overloaded{
       [&](const TableTerm& t) {
-        books_.push_back(t.op == TableTerm::Op::kRotate90 ? turned_books(t, turned) : t.codewords);
+        const bool turns = t.op == TableTerm::Op::kRotate90 && !pairs_;  // whose books turn nothing
+        books_.push_back(turns ? turned_books(t, turned) : t.codewords);
         for (int s = 0; s < t.slots; ++s) {
           Slot slot;
           slot.field = t.field;
@@ -206,12 +191,14 @@ int64_t TileDecoder::bytes(std::set<const void*>& shared) const {
   for (const Levels& l : levels_) n += of(l.term.levels);
   for (const auto& b : books_)
     if (shared.insert(b.get()).second) n += of(*b);
+  if (pairs_ && shared.insert(pairs_.get()).second) n += pairs_->held_bytes();
   return n;
 }
 
 void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows,
                                 int64_t stride) const {
   uint16_t codes[kTileTokens];
+  if (pairs_) return decode_pairs(page, first, count, rows, stride);
   for (const Slot& s : slots_) {
     pages_->codes(page, s.field, s.slot, first, count, codes);
     if (s.contiguous) {
@@ -229,6 +216,23 @@ void TileDecoder::decode_tables(const std::byte* page, int64_t first, int64_t co
       }
     }
   }
+}
+
+void TileDecoder::decode_pairs(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const {
+  Buffers& b = buffers();
+  b.codes.resize(code_slots_.size() * at(kTileTokens));
+  for (size_t i = 0; i < code_slots_.size(); ++i)
+    pages_->codes(page, code_slots_[i].field, code_slots_[i].slot, first, count, b.codes.data() + i * at(kTileTokens));
+  const int64_t floats = pairs_->row_floats(), half = head_dim_ / 2;
+  float* sums = ensure(b.sums, kTileTokens * floats);
+  pairs_->sum(b.codes.data(), kTileTokens, count, sums);
+  for (int64_t t = 0; t < count; ++t)
+    for (int64_t p = 0; p < half; p += PairBooks::kPairs) {
+      const float* from = sums + t * floats + 2 * p;
+      const int64_t n = std::min<int64_t>(PairBooks::kPairs, half - p);
+      std::copy_n(from, n, rows + t * stride + p);
+      std::copy_n(from + PairBooks::kPairs, n, rows + t * stride + half + p);
+    }
 }
 
 void TileDecoder::find_reach(const Signs& signs, const std::byte* page, int64_t block, float* reach) const {

@@ -9,6 +9,7 @@
 
 #include "cache/head_map.h"
 #include "cache/layout.h"
+#include "cache/pair_books.h"
 #include "codec/codec.h"
 #include "core/view.h"
 
@@ -29,13 +30,6 @@ class CodedBody {
  private:
   const UnitMap* unit_;
   int64_t slot_end_;
-};
-
-// Books of complex pairs as a term that turns them by 90 degrees reads them.
-struct TurnedBooks {
-  std::shared_ptr<const AlignedVector<float>> books;
-  int width = 0;
-  std::shared_ptr<const AlignedVector<float>> words;
 };
 
 class TileDecoder {
@@ -95,6 +89,8 @@ class TileDecoder {
     int entries = 0;
   };
   const std::vector<CodeSlot>& code_slots() const { return code_slots_; }
+  // Keys before RoPE that are sums of complex codewords: how such sums read the books; else null.
+  const PairBooks* pairs() const { return pairs_.get(); }
   const PageLayout& pages() const { return *pages_; }
   // Memory behind this object; books in `shared` apart, others join it.
   int64_t bytes(std::set<const void*>& shared) const;
@@ -111,6 +107,7 @@ class TileDecoder {
   };
   void decode(const CodedBody& body, int64_t first, int64_t count, bool transposed, float* out, int64_t stride) const;
   void decode_tables(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
+  void decode_pairs(const std::byte* page, int64_t first, int64_t count, float* rows, int64_t stride) const;
   void decode_columns(const std::byte* page, int64_t first, int64_t count, float* columns, int64_t stride) const;
   void add_signs(const Signs& signs, const std::byte* page, int64_t first, int64_t count, float* rows,
                  int64_t stride) const;
@@ -130,6 +127,7 @@ class TileDecoder {
   std::vector<Dense> dense_;
   std::vector<Signs> signs_;
   std::vector<CodeSlot> code_slots_;
+  std::shared_ptr<const PairBooks> pairs_;
   std::vector<std::shared_ptr<const AlignedVector<float>>> books_;  // keeps `words` alive
   HeadMap map_;
   std::vector<float> inner_, outer_;

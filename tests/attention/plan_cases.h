@@ -174,6 +174,25 @@ inline std::vector<Case> cases() {
          add_dense(p, {2, 7});
        },
        8},
+      {"complex codewords before RoPE, with a token scale",
+       [](DecodePlan& p, Role r) {
+         if (r == Role::kValue) return add_signs(p, 48, p.channels, 0, false);
+         add_pairs(p, 64, 5, 64, 3);
+         add_token_scale(p, 1);
+       }},
+      {"complex codewords before RoPE of no common step, groups of half a head",
+       [](DecodePlan& p, Role r) {
+         if (r == Role::kValue)
+           add_table(p, 8, 4);
+         else
+           add_pairs(p, 64, 6, 32, 4, false);
+       }},
+      {"complex codewords before RoPE over all heads of a unit",
+       [](DecodePlan& p, Role r) {
+         if (r == Role::kValue) return add_table(p, 8, 4);
+         add_pairs(p, 64, 4, p.channels, 5);
+         add_token_scale(p, 1);
+       }},
       {"score map",
        [](DecodePlan& p, Role) {
          add_table(p, 8, 4);

@@ -114,6 +114,36 @@ inline void add_table(DecodePlan& plan, int bits, int width, int stages = 1, boo
   plan.terms.push_back(t);
 }
 
+// Adds keys before RoPE of complex codewords, Z_a + i Z_b a stage, over groups of `width` channels in whole pairs of
+// heads, as CommVQ has them.
+inline void add_pairs(DecodePlan& plan, int head_dim, int bits, int width, int stages, bool on_step = true,
+                      uint64_t key = 79) {
+  const int groups = plan.channels / width, slots = groups * stages;
+  plan.rope = RopePlacement::kPre;
+  TableTerm t;
+  t.slots = t.books = slots;
+  t.entries = 1 << bits;
+  t.width = width;
+  auto book = std::make_shared<AlignedVector<float>>(
+      *random_book(int64_t{slots} * t.entries * width, key, 1.0 / std::sqrt(2.0 * stages)));
+  if (on_step)  // of 1/256: sums of whole numbers
+    for (float& v : *book) v = std::nearbyint(256 * v) / 256;
+  t.codewords = book;
+  for (int s = 0; s < slots; ++s) {
+    t.book_of_slot.push_back(s);
+    for (int i = 0; i < width; ++i) {
+      const int pair = s % groups * (width / 2) + i % (width / 2), half = head_dim / 2;
+      t.channel.push_back(pair / half * head_dim + pair % half + (i < width / 2 ? 0 : half));
+    }
+  }
+  for (const TableTerm::Op op : {TableTerm::Op::kIdentity, TableTerm::Op::kRotate90}) {
+    t.field = static_cast<int>(plan.layout.fields.size());
+    t.op = op;
+    plan.layout.fields.push_back({"code" + std::to_string(t.field), bits, slots, true});
+    plan.terms.emplace_back(t);
+  }
+}
+
 inline void add_levels(DecodePlan& plan, int bits, int group_channels, int group_tokens, bool per_token,
                        bool table = false) {
   plan.layout.fields.push_back({"level", bits, plan.code_channels, true});

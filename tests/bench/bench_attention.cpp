@@ -19,14 +19,16 @@ using namespace vqkv;
 using namespace vqkv::test;
 
 // slots codewords of 256 (or `entries`) a token and head: product codes, or residual codes over the whole head; or that
-// many bytes of signs a key beside values of 2 bits in groups of 32, as QJL without outlier channels.
-enum class Kind { kProduct, kResidual, kSigns };
+// many bytes of signs a key beside values of 2 bits in groups of 32, as QJL without outlier channels; or that many
+// stages of complex codewords a key beside values of a bit a channel, as CommVQ.
+enum class Kind { kProduct, kResidual, kSigns, kPairs };
 struct Codes {
   int slots, entries;
   Kind kind;
   std::string label() const {
     return fmt::format("{} {}x{}",
-                       kind == Kind::kSigns      ? "signs"
+                       kind == Kind::kPairs      ? "pairs"
+                       : kind == Kind::kSigns    ? "signs"
                        : kind == Kind::kResidual ? "rvq"
                                                  : "pq",
                        slots, entries);
@@ -40,6 +42,13 @@ struct Codes {
         add_table(p, bits, channels / slots);
       } else if (kind == Kind::kResidual) {
         add_table(p, bits, channels, slots);
+      } else if (kind == Kind::kPairs) {
+        if (role == Role::kKey)
+          add_pairs(p, shape.head_dim, bits, channels, slots);
+        else
+          add_signs(p, channels, channels, 0, false);
+        if (role == Role::kValue) p.inner_bias = random_bias(channels, 7);
+        add_token_scale(p, 1);
       } else if (role == Role::kValue) {
         add_levels(p, 2, 32, 1, true);
       } else {
@@ -102,7 +111,7 @@ void shapes(benchmark::internal::Benchmark* b) {
 }
 
 constexpr Codes kPq16{16, 256, Kind::kProduct}, kPq32{32, 256, Kind::kProduct}, kRvq8{8, 256, Kind::kResidual},
-    kSigns256{32, 256, Kind::kSigns};
+    kSigns256{32, 256, Kind::kSigns}, kPairs11{11, 64, Kind::kPairs};
 BENCHMARK_CAPTURE(step, exact_f16, "cpu-reconstruct", false, DType::kF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, exact_bf16, "cpu-reconstruct", false, DType::kBF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, pq_reconstruct, "cpu-reconstruct", true, DType::kBF16, kPq16)->Apply(shapes);
@@ -111,6 +120,8 @@ BENCHMARK_CAPTURE(step, pq_table8, "cpu-table8", true, DType::kBF16, kPq16)->App
 BENCHMARK_CAPTURE(step, pq32_table, "cpu-table", true, DType::kBF16, kPq32)->Apply(shapes);
 BENCHMARK_CAPTURE(step, rvq8_table, "cpu-table", true, DType::kBF16, kRvq8)->Apply(shapes);
 BENCHMARK_CAPTURE(step, signs_reconstruct, "cpu-reconstruct", true, DType::kBF16, kSigns256)->Apply(shapes);
+BENCHMARK_CAPTURE(step, commvq_reconstruct, "cpu-reconstruct", true, DType::kBF16, kPairs11)->Apply(shapes);
+BENCHMARK_CAPTURE(step, commvq_table, "cpu-table", true, DType::kBF16, kPairs11)->Apply(shapes);
 BENCHMARK_CAPTURE(step, signs_table, "cpu-table", true, DType::kBF16, kSigns256)->Apply(shapes);
 
 double processor_seconds() {

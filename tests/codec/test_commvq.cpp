@@ -289,6 +289,23 @@ TEST_CASE("commvq: the first stages are the code of fewer stages", "[commvq][gol
   CHECK(round_trip_mse(*whole, test) == last);
 }
 
+TEST_CASE("commvq: key books are multiples of one power of two, whatever holds them but bf16", "[commvq]") {
+  const auto x = gaussian(600, 32, 10);
+  for (const char* type : {"f16", "f32", "bf16"}) {
+    const Json knobs = {{"codebooks", 3}, {"bits", 4}, {"steps", 3}, {"stored_as", type}};
+    const auto codec = trained("commvq", knobs, unit_of(32), x);
+    const DecodePlan plan = codec->plan();
+    const AlignedVector<float>& words = *std::get<TableTerm>(plan.terms[0]).codewords;
+    float most = 0;  // of the first book
+    for (size_t i = 0; i < 16 * 32; ++i) most = std::max(most, std::abs(words[i]));
+    const double step = std::exp2(std::ceil(std::log2(double{most})) - 10);
+    const bool whole =
+        std::all_of(words.begin(), words.end(), [&](float v) { return std::nearbyint(v / step) * step == v; });
+    CAPTURE(type, most, step);
+    CHECK(whole == (type != std::string("bf16")));
+  }
+}
+
 TEST_CASE("commvq: expectation and maximization find the sums that rows were made of", "[commvq]") {
   // 2^4 x 2^4 sums of one book, a little noise: two codes of 4 bits hold what one of 4 bits does not.
   const PairSearch truth(gaussian(16, 32, 12));
@@ -457,4 +474,38 @@ TEST_CASE("commvq: descent on values lowers their error, and a second bit a valu
   CHECK(one < 0.6);
   CHECK(start > 1.2 * one);
   CHECK(two < 0.7 * one);
+}
+
+TEST_CASE("commvq: the loss of outputs moves values' error to tokens that nobody looks at", "[commvq]") {
+  const UnitShape unit = unit_of(16, 1, Role::kValue);
+  const auto x = gaussian(2000, 16, 22);
+  std::vector<float> mass2(2000, 1e-4f);
+  for (size_t r = 0; r < 2000; r += 2) mass2[r] = 1.0f;
+  // Those that are looked at lie along one half of the channels, the others along the other.
+  Matrix<float> rows = x;
+  for (int64_t r = 0; r < 2000; ++r)
+    for (int64_t c = 0; c < 16; ++c) rows(r, c) *= (c < 8) == (r % 2 == 0) ? 1.0f : 0.1f;
+  const auto errors = [&](double output_loss) {
+    TrainSet set = train_set(rows, unit);
+    set.received_mass2 = mass2;
+    const auto codec =
+        make({{"value_steps", 400}, {"value_batch", 256}, {"learning_rate", 0.01}, {"output_loss", output_loss}}, unit);
+    codec->train(set, Rng(5));
+    CodeBlock block;
+    codec->encode(rows, block, nullptr);
+    Matrix<float> y(2000, 16);
+    codec->decode(block, y);
+    std::array<double, 2> error = {0, 0};
+    for (int64_t r = 0; r < 2000; ++r)
+      for (int64_t c = 0; c < 16; ++c) error[static_cast<size_t>(r % 2)] += std::pow(rows(r, c) - y(r, c), 2);
+    return error;
+  };
+  const auto alone = errors(0), beside = errors(20);
+  INFO("alone " << alone[0] << " " << alone[1] << ", beside " << beside[0] << " " << beside[1]);
+  CHECK(beside[0] < 0.95 * alone[0]);
+  CHECK(beside[1] > alone[1]);
+  CHECK(find_method("commvq").needs({{"output_loss", 2}}).mass);
+  CHECK_FALSE(find_method("commvq").needs(Json::object()).mass);
+  TrainSet without = train_set(rows, unit);
+  CHECK_THROWS_AS(make({{"output_loss", 1}}, unit)->train(without, Rng(5)), Error);
 }

@@ -25,12 +25,14 @@ struct CommvqKnobs {
   std::string stored_as = "f16";
   int steps = 12;
   int points = 8192;
-  int start_points = 1024;
+  int start_points = 128;
   int value_bits = 1;
   int hidden = 0;
   int value_steps = 300;
   int value_batch = 512;
   double learning_rate = 1e-3;
+  double output_loss = 0;
+  TrainNeeds needs() const { return {.mass = output_loss > 0}; }
   KnobTable table() {
     return KnobTable()
         .integer("codebooks", &codebooks, 1, 256, "residual stages of a key, of two codes each (the paper: 11 or 21)")
@@ -56,7 +58,10 @@ struct CommvqKnobs {
                  "steps of gradient descent on matrix and network (published: 100000 to 1000000)")
         .effort()
         .integer("value_batch", &value_batch, 1, 1 << 20, "values a step (published: 8192)")
-        .real("learning_rate", &learning_rate, 1e-6, 1.0, "of those steps");
+        .real("learning_rate", &learning_rate, 1e-6, 1.0, "of those steps")
+        .real("output_loss", &output_loss, 0, 1e6,
+              "weight of attention's output error beside the values' own, each over its mean square (published: 1 "
+              "beside 1/2, so 2); above 0 it needs the attention mass that each token received");
   }
   int hidden_width(const UnitShape& unit) const {
     return hidden == 0 ? std::min(4096, 2 * value_bits * unit.channels()) : hidden;
@@ -255,7 +260,7 @@ class CommvqValues final : public Codec {
     options.steps = knobs_.value_steps;
     options.batch = knobs_.value_batch;
     options.learning_rate = knobs_.learning_rate;
-    BinaryCode code = train_binary_code(set.x, set.weight, options, rng.split(0));
+    BinaryCode code = train_binary_code(set.x, loss_weights(set), options, rng.split(0));
     BinaryCode::visit(code, [&](const std::string& name, const std::vector<int64_t>& shape, float* values) {
       if (name == "channel_scale") return;  // what rows are divided by: it may be any size
       round_to(stored_as_, values, std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()));
@@ -323,6 +328,27 @@ class CommvqValues final : public Codec {
   }
 
  private:
+  // Of each token's squared error. The error of an output is the sum of p e over tokens; where their errors e are
+  // uncorrelated, its square is expected to be the sum of p^2 |e|^2, and p^2 summed over queries is what a trace has.
+  std::vector<float> loss_weights(const TrainSet& set) const {
+    std::vector<float> weight(set.weight.begin(), set.weight.end());
+    if (knobs_.output_loss <= 0) return weight;
+    if (static_cast<int64_t>(set.received_mass2.size()) != set.x.rows)
+      fail_data("output_loss needs the received attention mass of every token, which the trace does not hold");
+    double own = 0, outputs = 0;
+    for (int64_t r = 0; r < set.x.rows; ++r) {
+      double square = 0;
+      for (int c = 0; c < channels_; ++c) square += double{set.x(r, c)} * set.x(r, c);
+      own += square;
+      outputs += set.received_mass2[static_cast<size_t>(r)] * square;
+    }
+    if (!(outputs > 0) || !std::isfinite(outputs)) fail_data("output_loss found no attention mass");
+    weight.resize(static_cast<size_t>(set.x.rows), 1.0f);
+    for (size_t r = 0; r < weight.size(); ++r)
+      weight[r] *= static_cast<float>(1 + knobs_.output_loss * own / outputs * set.received_mass2[r]);
+    return weight;
+  }
+
   int64_t symbols() const { return int64_t{knobs_.value_bits} * channels_ / 2; }
 
   void install(BinaryCode code) {
@@ -380,7 +406,8 @@ MethodInfo describe_commvq() {
       "Li et al., CommVQ: Commutative Vector Quantization for KV Cache Compression, ICML 2025, arXiv 2506.18879";
   info.bibtex = "li2025commvq";
   info.family = "table";
-  info.version = 2;  // 2: sums of the matrix are divided by channel scales in double
+  // 2: sums of the matrix are divided by channel scales in double; 3: key books are multiples of one step
+  info.version = 3;
   info.bits =
       "(role == v ? value_bits : 2 * bits * codebooks / (group == 0 ? min(128, channels) : group)) + (scale_type == "
       "f32 ? 32 : 16) / channels";
@@ -391,7 +418,10 @@ MethodInfo describe_commvq() {
       "leaves out of its account, as the paper does the values' network, which counts here. Their search of that table "
       "and ours of 2 * 2^bits inner products find the same codes. Training is theirs with fewer steps and tokens "
       "(preset published: all of them); their no improvement within 1e-5 is here 1e-5 of the error. Values learn from "
-      "their own error alone: the authors add that of attention's outputs. Their code draws symbols at random when it "
+      "their own error alone unless output_loss is set: the authors add that of attention's outputs, from the model "
+      "that runs beside; here it is its expectation where the errors of tokens are uncorrelated and each query looks "
+      "as it did at exact keys, each token's error by the squared probabilities that it received. Their code draws "
+      "symbols at random when it "
       "encodes, too; here the largest is taken. It codes prompts after they were attended exactly, replay mode "
       "prefill-exact, keeps no sinks, and 0 to 127 exact tokens, which come with `preset: default`";
   const Json cache = {{"sinks", 0}, {"window", 1}, {"flush", 128}};

@@ -215,6 +215,95 @@ class NetworkDescent {
   double mean_square_ = 1;
 };
 
+struct Spread {
+  double mean = 0, deviation = 0;
+};
+
+// Of each channel, over rows as code.rows stands for them (over the channel scales and their length), and as the
+// network sees them.
+struct Spreads {
+  std::vector<Spread> row, input;
+};
+Spreads spreads_of(ConstMatrix x, const std::vector<float>& channel_scale) {
+  const int64_t step = std::max<int64_t>(1, x.rows / 8192);
+  std::vector<double> sum(at(4 * x.cols), 0.0);
+  std::vector<float> input(at(x.cols));
+  double n = 0;
+  for (int64_t r = 0; r < x.rows; r += step, ++n) {
+    const double length = normalize(x.row(r), channel_scale, input.data());
+    for (int64_t c = 0; c < x.cols; ++c) {
+      const double y = length > 0 ? double{x(r, c)} / channel_scale[at(c)] / length : 0, z = input[at(c)];
+      double* own = sum.data() + 4 * c;
+      own[0] += y;
+      own[1] += y * y;
+      own[2] += z;
+      own[3] += z * z;
+    }
+  }
+  Spreads out;
+  const auto of = [&](double first, double second) {
+    return Spread{first / n, std::sqrt(std::max(second / n - first / n * first / n, 1e-12))};
+  };
+  for (int64_t c = 0; c < x.cols; ++c) {
+    const double* own = sum.data() + 4 * c;
+    out.row.push_back(of(own[0], own[1]));
+    out.input.push_back(of(own[2], own[3]));
+  }
+  return out;
+}
+
+// The network and matrix of the best scalar quantizer of a Gaussian in each channel, of one or two bits: what descent
+// begins with. Pairs of hidden units give a channel as it is, GELU(x) - GELU(-x) = x, and the nearest of levels l is
+// the largest of l x - l^2 / 2. A sum of rows has no constant of its own, so the last bit of the last channel is one
+// that is always set. Layers and matrix hold random numbers; what is beyond two bits keeps them.
+void start_scalar(ConstMatrix x, BinaryCode& code) {
+  constexpr double kSharp = 20;                   // of logits: 10 apart in the middle of a cell
+  constexpr double kOne = 0.7979, kTwo = 0.4979;  // half the distance of levels, in deviations
+  const int64_t width = code.width(), symbols = code.symbols();
+  if (code.hidden() < 2 * width || 2 * symbols < width) return;
+  const bool two = symbols >= width;
+  const Spreads spreads = spreads_of(x, code.channel_scale);
+  for (int64_t i = 0; i < 2 * width; ++i) {
+    std::fill_n(code.first.row(i), width, 0.0f);
+    code.first(i, i / 2) = i % 2 == 0 ? 1.0f : -1.0f;
+    code.first_bias[at(i)] = 0;
+  }
+  const int64_t used = two ? width : width / 2, constant = 2 * used - 1;  // symbols, bit
+  const double rest = static_cast<double>(2 * (symbols - used));
+  for (int64_t b = 2 * used; b < code.rows.rows; ++b)  // small beside what two bits leave
+    for (int64_t c = 0; c < width; ++c)
+      code.rows(b, c) *=
+          static_cast<float>(0.6 * spreads.row[at(c)].deviation * std::sqrt(2.0 * double(symbols) / rest));
+  for (int64_t b = 0; b < 2 * used; ++b) std::fill_n(code.rows.row(b), width, 0.0f);
+  for (int64_t s = 0; s < used; ++s)
+    for (int k = 0; k < kChoices; ++k) {
+      float* to = code.second.row(kChoices * s + k);
+      std::fill_n(to, 2 * width, 0.0f);
+      code.second_bias[at(kChoices * s + k)] =
+          2 * s + 1 == constant && !sets_high(k) ? static_cast<float>(-5 * kSharp) : 0.0f;
+    }
+  for (int64_t c = 0; c < width; ++c) {
+    const int64_t s = two ? c : c / 2;
+    const bool low = two || c % 2 == 0, high = (two || c % 2 == 1) && 2 * s + 1 != constant;
+    const double half = low && high ? kTwo : low || high ? kOne : 0;
+    // The level of a choice in deviations: low counts two halves, high of two bits four.
+    const double base = -half * ((low ? 1 : 0) + (high ? (two ? 2 : 1) : 0));
+    const Spread &row = spreads.row[at(c)], &input = spreads.input[at(c)];
+    if (low) code.rows(2 * s, c) = static_cast<float>(2 * half * row.deviation);
+    if (high) code.rows(2 * s + 1, c) = static_cast<float>((two ? 4 : 2) * half * row.deviation);
+    code.rows(constant, c) = static_cast<float>(row.mean + base * row.deviation);
+    for (int k = 0; k < kChoices; ++k) {
+      const double in = base + 2 * half * ((low && sets_low(k) ? 1 : 0) + (high && sets_high(k) ? (two ? 2 : 1) : 0));
+      // The score of level m + d in is that of m, which all choices share, and d in (x - m) - (d in)^2 / 2.
+      const double slope = kSharp * in / std::max(input.deviation, 0.1);
+      float* to = code.second.row(kChoices * s + k);
+      to[2 * c] += static_cast<float>(slope);
+      to[2 * c + 1] -= static_cast<float>(slope);
+      code.second_bias[at(kChoices * s + k)] -= static_cast<float>(slope * input.mean + kSharp * in * in / 2);
+    }
+  }
+}
+
 }  // namespace
 
 BinaryCode empty_binary_code(int64_t width, int64_t symbols, int64_t hidden) {
@@ -273,7 +362,8 @@ BinaryCode train_binary_code(ConstMatrix x, std::span<const float> weight, const
     for (int64_t r = 0; r < x.rows; ++r) sum += std::abs(x(r, c));
     code.channel_scale[at(c)] = static_cast<float>(sum / static_cast<double>(x.rows) + kScaleEpsilon);
   }
-  // Layers start as uniform numbers within 1 / sqrt(inputs), and so does the matrix.
+  // As the authors', layers start as uniform numbers within 1 / sqrt(inputs), and so does the matrix, but for what
+  // start_scalar sets.
   Rng start = rng.split(0);
   const auto fill = [&](auto& values, int64_t inputs) {
     const double bound = 1 / std::sqrt(static_cast<double>(inputs));
@@ -284,6 +374,7 @@ BinaryCode train_binary_code(ConstMatrix x, std::span<const float> weight, const
   fill(code.second.storage, options.hidden);
   fill(code.second_bias, options.hidden);
   fill(code.rows.storage, 2 * options.symbols);
+  start_scalar(x, code);
   NetworkDescent descent(x, weight, options, code);
   const Rng steps = rng.split(1);
   for (int i = 0; i < options.steps; ++i) descent.step(i, steps.split(static_cast<uint64_t>(i)));

@@ -176,6 +176,18 @@ double variance_of(const Rows& rows) {
   return std::max(square, 1e-30 * std::max(total, 1e-30));
 }
 
+// Rounds a book to multiples of `step`.
+void round_to_step(double step, Matrix<float>& book) {
+  for (float& v : book.storage) v = static_cast<float>(std::nearbyint(double{v} / step) * step);
+}
+
+// The step of all stages of a code, from its first book: a power of two, 512 to 1,024 to the largest number there.
+double common_step(const Matrix<float>& book) {
+  float most = 0x1p-14f;  // steps of 2^-24, the smallest number of f16
+  for (const float v : book.storage) most = std::max(most, std::abs(v));
+  return std::exp2(std::ceil(std::log2(double{most})) - 10);
+}
+
 // One stage on what is left; its books are not rounded.
 Matrix<float> train_stage(const Rows& rest, int stage, const CommVqOptions& options, const Rng& rng,
                           int64_t& iterations) {
@@ -275,8 +287,11 @@ CommVqTraining train_commvq(ConstMatrix x, std::span<const float> weight, std::s
   result.vectors = rest.x.rows;
   const double variance = variance_of(rest);
   std::vector<Matrix<float>> books;
+  double step = 0;
   for (int i = 0; i < options.stages; ++i) {
     Matrix<float> book = train_stage(rest, i, options, rng.split(1 + static_cast<uint64_t>(i)), result.iterations);
+    if (i == 0) step = common_step(book);
+    if (options.stored_as != DType::kBF16) round_to_step(step, book);  // of 8 bits, which no common step serves
     round_codewords(options.stored_as, book);
     const PairSearch search(book);
     const RowRuns runs(rest.x.rows);

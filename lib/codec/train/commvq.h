@@ -36,7 +36,7 @@ struct CommVqOptions {
   int64_t entries = 64;
   DType stored_as = DType::kF16;  // books are rounded to it before the next stage sees their residual
   int64_t points = 8192;          // rows trained on, at most
-  int64_t start_points = 1024;    // of those, for the soft assignment that a stage starts from
+  int64_t start_points = 128;     // of those, for the soft assignment that a stage starts from
   int steps = 12;                 // of expectation and maximization a stage, at most
 };
 
@@ -52,8 +52,9 @@ struct CommVqTraining {
 // compared (that of the undivided row). As the authors' code: a start from entries^2 random rows, softly assigned at
 // temperature 1; then responsibilities softmax(-|x - Z_a - i Z_b| / T) with T falling from 1e-3 to 1e-5 of
 // 10^-ceil(stage / 4) over the steps; the best iterate by hard error is kept, and a stage ends with a step that neither
-// improves nor loses more than 1e-5 (here of the best error). Training of stage i does not depend on how many follow.
-// The same bits at any thread count.
+// improves nor loses more than 1e-5 (here of the best error). Books are rounded to multiples of a power of two, 1/512
+// to 1/1024 of the largest number of the first, so that sums over stages are of whole numbers (bf16: they are left as
+// they are). Training of stage i does not depend on how many follow. The same bits at any thread count.
 CommVqTraining train_commvq(ConstMatrix x, std::span<const float> weight, std::span<const float> scale,
                             const CommVqOptions& options, const Rng& rng);
 
