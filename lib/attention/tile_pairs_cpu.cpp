@@ -18,11 +18,12 @@ namespace {
 // Queries by blocks of 16 pairs, turned back by `phase`, (half) cos and (half) sin times `factor`; or as they are.
 void lay_out(const float* x, int64_t d, int64_t rows, const float* phase, float factor, int64_t floats, float* out) {
   const int64_t half = d / 2;
+  const float inverse = 1 / factor;
   std::fill_n(out, rows * floats, 0.0f);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t p = 0; p < half; ++p) {
       const float a = x[r * d + p], b = x[r * d + half + p];
-      const float c = phase ? phase[p] / factor : 1.0f, s = phase ? phase[half + p] / factor : 0.0f;
+      const float c = phase ? phase[p] * inverse : 1.0f, s = phase ? phase[half + p] * inverse : 0.0f;
       float* to = out + r * floats + p / PairBooks::kPairs * PairBooks::kFloats + p % PairBooks::kPairs;
       to[0] = a * c + b * s;
       to[PairBooks::kPairs] = b * c - a * s;

@@ -134,33 +134,44 @@ std::shared_ptr<const PairBooks> PairBooks::of(const DecodePlan& plan, int head,
 }
 
 void PairBooks::sum(const uint16_t* codes, int64_t code_stride, int64_t count, float* out) const {
-  constexpr int64_t kRun = 64;
+  if (!multiples.empty()) return sum_multiples(codes, code_stride, count, out);
   std::vector<const uint16_t*> a, b;
-  std::vector<uint32_t> offsets;
   for (const Block& block : blocks) {
-    const auto stages = static_cast<int64_t>(block.stages.size());
-    if (multiples.empty()) {
-      a.clear();
-      b.clear();
-      for (const Stage& s : block.stages) {
-        a.push_back(codes + s.a * code_stride);
-        b.push_back(codes + s.b * code_stride);
-      }
-      kernels::sum_pairs(words.data() + block.words, entries, a.data(), b.data(), stages, count, out, row_floats());
-    } else {
-      offsets.resize(at(2 * stages * kRun));
-      for (int64_t first = 0; first < count; first += kRun) {
-        const int64_t n = std::min(kRun, count - first);
-        for (int64_t s = 0; s < 2 * stages; ++s) {
-          const Stage& stage = block.stages[at(s % stages)];
-          const uint16_t* from = codes + (s < stages ? stage.a : stage.b) * code_stride + first;
-          const auto base = static_cast<uint32_t>(s % stages * entries * kFloats);
-          for (int64_t t = 0; t < n; ++t) offsets[at(s * kRun + t)] = base + uint32_t{kFloats} * from[t];
-        }
-        kernels::sum_pair_multiples(multiples.data() + block.words, offsets.data(), stages, n, step,
-                                    out + first * row_floats(), row_floats());
-      }
+    a.clear();
+    b.clear();
+    for (const Stage& s : block.stages) {
+      a.push_back(codes + s.a * code_stride);
+      b.push_back(codes + s.b * code_stride);
     }
+    kernels::sum_pairs(words.data() + block.words, entries, a.data(), b.data(), static_cast<int64_t>(a.size()), count,
+                       out, row_floats());
+    out += kFloats;
+  }
+}
+
+void PairBooks::sum_multiples(const uint16_t* codes, int64_t code_stride, int64_t count, float* out) const {
+  constexpr int64_t kRun = 64;
+  std::vector<uint32_t> offsets;  // (runs, 2 * stages, kRun)
+  const std::vector<Stage>* known = nullptr;
+  for (const Block& block : blocks) {
+    const auto stages = static_cast<int64_t>(block.stages.size()), run = 2 * stages * kRun;
+    if (!known || *known != block.stages) {  // most often those of the block before
+      offsets.resize(at((count + kRun - 1) / kRun * run));
+      for (int64_t s = 0; s < 2 * stages; ++s) {
+        const Stage& stage = block.stages[at(s % stages)];
+        const uint16_t* from = codes + (s < stages ? stage.a : stage.b) * code_stride;
+        const auto base = static_cast<uint32_t>(s % stages * entries * kFloats);
+        for (int64_t first = 0; first < count; first += kRun) {
+          uint32_t* to = offsets.data() + first / kRun * run + s * kRun;
+          const int64_t n = std::min(kRun, count - first);
+          for (int64_t t = 0; t < n; ++t) to[t] = base + uint32_t{kFloats} * from[first + t];
+        }
+      }
+      known = &block.stages;
+    }
+    for (int64_t first = 0; first < count; first += kRun)
+      kernels::sum_pair_multiples(multiples.data() + block.words, offsets.data() + first / kRun * run, stages,
+                                  std::min(kRun, count - first), step, out + first * row_floats(), row_floats());
     out += kFloats;
   }
 }

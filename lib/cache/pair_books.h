@@ -1,4 +1,5 @@
-// Books of complex pairs (CommVQ): turned by 90 degrees as codewords, and as a sum over stages of Z_a + i Z_b reads them.
+// Books of complex pairs (CommVQ): turned by 90 degrees as codewords, and as a sum over stages of Z_a + i Z_b reads
+// them.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -20,8 +21,8 @@ struct TurnedBooks {
 // i * Z of its codewords, from `turned` or as the newest there.
 std::shared_ptr<const AlignedVector<float>> turned_books(const TableTerm& term, std::vector<TurnedBooks>& turned);
 
-// Why rows of this plan are not sums of complex codewords alone, each taken once as it is and once turned by 90 degrees;
-// or nothing.
+// Why rows of this plan are not sums of complex codewords alone, each taken once as it is and once turned by 90
+// degrees; or nothing.
 std::optional<std::string> pair_sum_reason(const DecodePlan& plan);
 
 // Books of keys that are such sums: the pairs of one head, 16 at a time, x and y each a vector.
@@ -32,6 +33,7 @@ struct PairBooks {
   // A stage of a block: which of the head's code slots are its codes a and b (TileDecoder::code_slots).
   struct Stage {
     int a = 0, b = 0;
+    bool operator==(const Stage&) const = default;
   };
   // Pairs (p, p + head_dim / 2) of the head, p from 16 times its index on.
   struct Block {
@@ -55,6 +57,9 @@ struct PairBooks {
   AlignedVector<float> words;
   AlignedVector<int16_t> multiples;
   float step = 0;  // of `multiples`
+
+ private:
+  void sum_multiples(const uint16_t* codes, int64_t code_stride, int64_t count, float* out) const;
 };
 
 }  // namespace vqkv

@@ -29,7 +29,7 @@ struct CommvqKnobs {
   int value_bits = 1;
   int hidden = 0;
   int value_steps = 300;
-  int value_batch = 512;
+  int value_batch = 256;
   double learning_rate = 1e-3;
   double output_loss = 0;
   TrainNeeds needs() const { return {.mass = output_loss > 0}; }
@@ -417,13 +417,14 @@ MethodInfo describe_commvq() {
       "codeword as a matrix of 2 x 2, and 1/64 of the table of all sums that the authors' code keeps beside them and "
       "leaves out of its account, as the paper does the values' network, which counts here. Their search of that table "
       "and ours of 2 * 2^bits inner products find the same codes. Training is theirs with fewer steps and tokens "
-      "(preset published: all of them); their no improvement within 1e-5 is here 1e-5 of the error. Values learn from "
-      "their own error alone unless output_loss is set: the authors add that of attention's outputs, from the model "
-      "that runs beside; here it is its expectation where the errors of tokens are uncorrelated and each query looks "
-      "as it did at exact keys, each token's error by the squared probabilities that it received. Their code draws "
-      "symbols at random when it "
-      "encodes, too; here the largest is taken. It codes prompts after they were attended exactly, replay mode "
-      "prefill-exact, keeps no sinks, and 0 to 127 exact tokens, which come with `preset: default`";
+      "(preset published: all of them); their no improvement within 1e-5 is here 1e-5 of the error. Values start "
+      "as a scalar quantizer of each channel: from a random start, as published, hundreds of steps end far above it. "
+      "They learn from their own error alone unless output_loss is set: the authors add that of attention's outputs, "
+      "from the model that runs beside; here it is its expectation where the errors of tokens are uncorrelated and "
+      "each query looks as it did at exact keys: each token's error by the squared probabilities that it received. "
+      "Their code draws symbols at random when it encodes, too; here the largest is taken. It codes prompts after they "
+      "were attended exactly, replay mode prefill-exact, keeps no sinks, and 0 to 127 exact tokens, which come with "
+      "`preset: default`";
   const Json cache = {{"sinks", 0}, {"window", 1}, {"flush", 128}};
   const auto preset = [&](Json codec, const char* note) {
     codec.update({{"heads", "all"}, {"k", {{"rope", "pre"}}}});

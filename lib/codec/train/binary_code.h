@@ -64,7 +64,7 @@ struct BinaryCodeOptions {
   int64_t symbols = 0;  // width / 2 a bit a channel
   int64_t hidden = 0;
   int steps = 300;
-  int64_t batch = 512;
+  int64_t batch = 256;
   double learning_rate = 1e-3;
 };
 // By gradient descent on the squared error of rows x (n, width), over their mean square: symbols are drawn (hard
