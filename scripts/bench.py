@@ -323,6 +323,8 @@ ROWS = [
     Row("coded-attention-rvq", "The same, rvq 8×256", "M tok/s", *coded_attention("rvq8_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-commvq", "The same, CommVQ: keys of 11 stages of 2×6 bits before RoPE, values of a bit a channel", "M tok/s",
         *coded_attention("commvq_table"), EXACT, 1.0, 1e-6),
+    Row("coded-attention-affine", "The same, 2-bit levels, keys in groups of 32 tokens, values of 32 channels", "M tok/s",
+        *coded_attention("affine_table"), EXACT, 3.0, 1e-6),
     Row("coded-attention-signs", "The same, keys of 256 signs and a norm, values of 2 bits in groups of 32", "M tok/s",
         *coded_attention("signs_table"), EXACT, 4.0, 1e-6),
 ]

@@ -4,12 +4,15 @@
 #include <bit>
 
 #include "attention/kernels_cpu.h"
+#include "attention/level_tiles_cpu.h"
 #include "attention/tiled_cpu.h"
 
 namespace vqkv {
 namespace {
 
-constexpr int64_t kSums = int64_t{1} << 17;  // floats a thread: 512 KiB, half of a second-level cache of today
+constexpr int64_t kSums = int64_t{1} << 17;      // floats a thread: 512 KiB, half of a second-level cache of today
+constexpr int64_t kLevelSegment = 4 * kTile;     // few enough partial states for the second-level cache at 32k tokens
+constexpr int64_t kMostRows = int64_t{1} << 30;  // levels keep no sums
 constexpr int64_t kShortest = 1024, kLongest = 16384;  // tokens of a segment
 
 int64_t longest_book(const TileDecoder& decoder) {
@@ -40,8 +43,8 @@ std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
   using Reason = std::optional<std::string>;
   const auto of_term =
       Overloaded{[](const TableTerm&) -> Reason { return {}; },
-                 [](const LevelsTerm&) -> Reason { return "the plan has terms that are neither tables nor signs"; },
-                 [](const DenseTerm&) -> Reason { return "the plan has terms that are neither tables nor signs"; },
+                 [&](const LevelsTerm&) { return packed_levels_reason(plan); },
+                 [](const DenseTerm&) -> Reason { return "the plan has exact channels"; },
                  [](const SignTerm& t) -> Reason {
                    if (t.outlier_field >= 0) return "blocks set channels apart";
                    if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
@@ -57,6 +60,8 @@ std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
 }
 
 ValueRule value_rule(const DecodePlan& plan, const TileDecoder& decoder, int64_t group, ValueSums when) {
+  if (when != ValueSums::kNever && decoder.only_levels())
+    return value_sum_reason(plan) ? ValueRule{} : ValueRule{kLevelSegment, 1};
   const auto slots = static_cast<int64_t>(decoder.code_slots().size());
   if (when == ValueSums::kNever || value_sum_reason(plan) || slots * longest_book(decoder) > kSums) return {};
   if (when == ValueSums::kAlways) return {4 * kTile, 1};
@@ -89,6 +94,7 @@ ValueRule value_rule(const DecodePlan& plan, const TileDecoder& decoder, int64_t
 }
 
 int64_t summed_rows(const TileDecoder& decoder) {
+  if (decoder.only_levels()) return kMostRows;
   const int64_t one = static_cast<int64_t>(decoder.code_slots().size()) * longest_book(decoder);
   return std::max<int64_t>(16, kSums / one / 16 * 16);
 }

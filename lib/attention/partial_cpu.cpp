@@ -22,12 +22,13 @@ void Partial::reset(const TiledCall& call, const Piece& own, CodeSums* code_sums
   own_domain = false;
   if (call.coded_unit(piece.head, Role::kValue) < 0) return;
   const TileDecoder& decoder = call.decoder(piece.head, Role::kValue);
-  own_domain = decoder.folded() || sums;
+  own_domain = decoder.folded() || piece.by_code;
   if (!own_domain) return;
   token_scale = decoder.has_token_scale();
   y_width = decoder.code_width();
   y_stride = padded(y_width);
-  y.assign((rows + 15) / 16 * 16 * static_cast<size_t>(y_stride), 0.0f);
+  // Sums by code unfold whole groups of rows.
+  y.assign((sums ? (rows + 15) / 16 * 16 : rows) * static_cast<size_t>(y_stride), 0.0f);
   mass.assign(rows, 0.0f);
   scaled.assign(rows, 0.0f);
   if (sums) sums->reset(decoder, piece.rows());

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "attention/kernels_cpu.h"
+#include "attention/level_tiles_cpu.h"
 #include "attention/scan_cpu.h"
 #include "attention/tile_parts_cpu.h"
 #include "core/small_matrix.h"
@@ -19,6 +20,7 @@ void scan_key_chunk(const TiledCall& call, const Piece& piece, int64_t tile_begi
   const HeadQueries& q = call.heads[head];
   const TileDecoder& decoder = call.decoder(head, Role::kKey);
   if (decoder.pairs()) return scan_pair_chunk(call, piece, origin, low, high, s);
+  if (decoder.only_levels()) return score_level_chunk(call, piece, origin, low, high, s);
   const CodedBody body = call.body(head, Role::kKey);
   const PageLayout& pages = decoder.pages();
   // 8-bit codes of consecutive slots in pages of 64 tokens are one matrix already.

@@ -55,7 +55,8 @@ void score_tile(const TiledCall& call, int head, const TileForms& k, int64_t beg
 
 // ---- Values (tile_values_cpu.cpp) ----------------------------------------------------------------------------------
 
-// The V tile of one head. by_code: the codes of what is coded, to be summed.
+// The V tile of one head. by_code: the codes of what is coded, to be summed; levels
+// are summed where they lie (level_tiles_cpu.h).
 TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t begin, int64_t count, TileScratch& s);
 // out += p * v, in token order whatever the forms, but for sums by code.
 void sum_tile(const TiledCall& call, const TileForms& v, Partial& p, int64_t begin, int64_t count, int64_t row,

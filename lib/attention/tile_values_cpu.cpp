@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "attention/level_tiles_cpu.h"
 #include "attention/tile_parts_cpu.h"
 #include "core/small_matrix.h"
 
@@ -29,11 +30,11 @@ TileForms load_value_tile(const TiledCall& call, int head, bool by_code, int64_t
   if (shared_end > e.coded_begin)
     call.decode(head, Role::kValue, origin + e.coded_begin, shared_end - e.coded_begin,
                 f.main + e.coded_begin * call.width, call.width);
-  if (f.table) {
+  if (f.table && !decoder.only_levels()) {
     s.value_codes.resize(decoder.code_slots().size() * kTile);
     call.codes(head, Role::kValue, origin + f.other_begin, f.other_end - f.other_begin,
                s.value_codes.data() + f.other_begin, kTile);
-  } else if (f.other_end > f.other_begin) {
+  } else if (!f.table && f.other_end > f.other_begin) {
     const int64_t wide = padded(decoder.width());
     f.other = ensure_floats(s.other_values, kTile * wide);
     call.decode(head, Role::kValue, origin + f.other_begin, f.other_end - f.other_begin, f.other + f.other_begin * wide,
@@ -79,7 +80,10 @@ void sum_tile(const TiledCall& call, const TileForms& v, Partial& p, int64_t beg
           p.weigh(row + i, s.scores.data() + i * kTile, first,
                   std::max(first, std::min(end, call.seen(p.piece.head, row + i, begin, end))), s.scale.data() + kTile);
         }
-      if (v.folded && !v.table) {
+      if (v.table && !p.sums) {
+        sum_level_tile(call, p.piece.head, begin, v.other_begin, end, s.scores.data() + r * kTile, n, p.y_row(row + r),
+                       p.y_stride);
+      } else if (v.folded && !v.table) {
         kernels::multiply(s.scores.data() + r * kTile + v.other_begin, kTile, v.other + v.other_begin * p.y_stride,
                           p.y_stride, p.y_row(row + r), p.y_stride, n, end - v.other_begin, p.y_stride, true);
       } else if (!v.table) {
@@ -90,7 +94,7 @@ void sum_tile(const TiledCall& call, const TileForms& v, Partial& p, int64_t beg
     add_main(r, n, end, other_end);
     r += n;
   }
-  if (v.table) {
+  if (v.table && p.sums) {
     const int64_t lanes = p.sums->lanes(), last = boundary(batch - 1), n = last - v.other_begin;
     if (n > 0) {
       for (int64_t r = batch; r < lanes; ++r) std::fill_n(s.scores.data() + r * kTile + v.other_begin, n, 0.0f);

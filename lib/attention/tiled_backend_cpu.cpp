@@ -7,9 +7,10 @@
 // out), whatever form the tokens have, and every sum runs in token order (core/small_matrix.h). So an identity codec
 // gives the bits of the exact cache, a block of queries those of single steps, and the thread count changes nothing.
 //
-// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan_cpu.h) and no key is
-// decoded. Values are summed by code (code_sums_cpu.h) in the segments where that is cheaper, and decoded elsewhere;
-// what summed any by code calls itself cpu-table-sums.
+// cpu-table: the same tiles and sums, but logits of coded keys are sums of table entries (scan_cpu.h) or of levels that
+// are unpacked in registers (level_tiles_cpu.h), and no key is decoded, but levels of heads that have lost tokens.
+// Values are summed by code in the segments where that is cheaper: tables by code_sums_cpu.h, levels where they lie;
+// elsewhere they are decoded. What summed any by code calls itself cpu-table-sums.
 //
 // cpu-table8: cpu-table with 8-bit tables for the rows whose error bound stays below scan::kByteScanLimit; the others
 // are scanned as cpu-table scans them. Never chosen by auto.
@@ -21,6 +22,7 @@
 #include "attention/backends_cpu.h"
 #include "attention/code_sums_cpu.h"
 #include "attention/kernels_cpu.h"
+#include "attention/level_tiles_cpu.h"
 #include "attention/scan_cpu.h"
 #include "attention/tile_parts_cpu.h"
 #include "core/error.h"
@@ -206,7 +208,9 @@ class TiledEngine {
     int64_t rows_at_once = call.rows;
     if (const int unit = call.coded_unit(head, Role::kValue); unit >= 0 && call.cache.policy().codes) {
       const TileDecoder& decoder = call.decoder(head, Role::kValue);
-      rule = value_rule(call.cache.form(static_cast<size_t>(unit)).plan, decoder, call.group, when_);
+      // Levels are summed where they lie, in the order of the tokens.
+      if (columns.whole || !decoder.only_levels())
+        rule = value_rule(call.cache.form(static_cast<size_t>(unit)).plan, decoder, call.group, when_);
       if (rule.segment > 0) rows_at_once = summed_rows(decoder);
     }
     const int64_t span = rule.segment > 0 ? rule.segment / kTile : std::max<int64_t>(kChunkTiles, tiles);
@@ -233,10 +237,10 @@ class TiledEngine {
     const int head = piece.head;
     const HeadQueries& q = call.heads[head];
     TileScratch& s = scratch();
-    p.reset(call, piece, piece.by_code ? &s.sums : nullptr);
+    p.reset(call, piece, piece.by_code && !call.decoder(head, Role::kValue).only_levels() ? &s.sums : nullptr);
     ensure_floats(s.scores, kRowBatch * kTile);
     // Rows that share the reading of a code go together.
-    const int64_t together = piece.by_code ? s.sums.lanes() : kRowBatch;
+    const int64_t together = p.sums ? s.sums.lanes() : kRowBatch;
     for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
       if (scan_ != KeyScan::kNone && call.cache.policy().keeps_codes() && tile % kChunkTiles == 0)
         scan_key_chunk(call, piece, tile, std::min(piece.tile_end, tile + kChunkTiles), s);
@@ -394,6 +398,11 @@ class AutoBackend final : public AttentionBackend {
           table += coded * s.term.slots() * per_code(1 << 8);
           build += 0.25 * each + group * (0.0172 * each + s.term.slots() * 256 * 0.55);
         }
+        if (decoder.only_levels()) {
+          const auto width = static_cast<double>(decoder.code_width());
+          reconstruct += coded * 0.4 * width;
+          table += coded * width * (0.02 + 0.018 * group);
+        }
         table += books > 0x1p20 ? 2.5 * build : build;  // books beyond the second-level cache
       }
     }
@@ -416,22 +425,24 @@ int64_t TileScratch::held_bytes() const {
   return n;
 }
 
-int64_t attention_scratch_bytes() { return PerThread<TileScratch>::held_bytes() + tile_decoder_scratch_bytes(); }
+int64_t attention_scratch_bytes() {
+  return PerThread<TileScratch>::held_bytes() + level_scratch_bytes() + tile_decoder_scratch_bytes();
+}
 
 std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   if (const auto reason = plan.rope == RopePlacement::kPre ? pair_sum_reason(plan) : std::nullopt)
     return "keys coded before RoPE: one table cannot serve all positions, and " + *reason;
   if (plan.terms.empty()) return "the plan has no terms";
   using Reason = std::optional<std::string>;
-  const auto of_term =
-      Overloaded{[](const TableTerm&) -> Reason { return {}; },
-                 [](const LevelsTerm&) -> Reason { return "the plan has terms that are neither tables nor signs"; },
-                 [](const DenseTerm&) -> Reason { return "the plan has terms that are neither tables nor signs"; },
-                 [](const SignTerm& t) -> Reason {
-                   if (t.outlier_field >= 0) return "blocks set channels apart: one table cannot serve all of them";
-                   if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
-                   return {};
-                 }};
+  const auto of_term = Overloaded{[](const TableTerm&) -> Reason { return {}; },
+                                  [&](const LevelsTerm&) { return packed_levels_reason(plan); },
+                                  [](const DenseTerm&) -> Reason { return "the plan has exact channels"; },
+                                  [](const SignTerm& t) -> Reason {
+                                    if (t.outlier_field >= 0)
+                                      return "blocks set channels apart: one table cannot serve all of them";
+                                    if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
+                                    return {};
+                                  }};
   for (const PlanTerm& term : plan.terms)
     if (Reason reason = std::visit(of_term, term)) return reason;
   if (plan.layout.overlay) return "exact exceptions change single channels of decoded keys";

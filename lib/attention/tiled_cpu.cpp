@@ -327,7 +327,7 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   };
   project(decoder.inner_bias(), inner);
   project(decoder.outer_bias(), outer);
-  if (kind != KeyScan::kNone && !decoder.pairs()) build_tables(call, decoder, kind);
+  if (kind != KeyScan::kNone && !decoder.pairs() && !decoder.only_levels()) build_tables(call, decoder, kind);
 }
 
 void HeadQueries::build_tables(const TiledCall& call, const TileDecoder& decoder, KeyScan kind) {

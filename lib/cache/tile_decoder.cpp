@@ -177,6 +177,7 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   for (const Signs& s : signs_)
     for (int i = 0; i < s.term.slots(); ++i)
       code_slots_.push_back({s.term.field, s.run * s.term.slots() + i, 1 << kByteRows});
+  only_levels_ = plan.terms.size() == 1 && !levels_.empty();
   const bool all = !mixed && std::all_of(written.begin(), written.end(), [](bool w) { return w; });
   const bool others = !levels_.empty() || !dense_.empty();
   zero_rows_ = !all && (!slots_.empty() || !signs_.empty() || !others);

@@ -91,6 +91,10 @@ class TileDecoder {
   const std::vector<CodeSlot>& code_slots() const { return code_slots_; }
   // Keys before RoPE that are sums of complex codewords: how such sums read the books; else null.
   const PairBooks* pairs() const { return pairs_.get(); }
+  // Of a plan whose only term is one of levels: that term, or null. Code channel c of this head is slot level_slot() +
+  // c of its field.
+  const LevelsTerm* only_levels() const { return only_levels_ ? &levels_[0].term : nullptr; }
+  int level_slot() const { return levels_[0].slot; }
   const PageLayout& pages() const { return *pages_; }
   // Memory behind this object; books in `shared` apart, others join it.
   int64_t bytes(std::set<const void*>& shared) const;
@@ -120,7 +124,7 @@ class TileDecoder {
   int head_dim_ = 0;
   int64_t low_ = 0;  // first channel of this head in the unit
   int64_t code_width_ = 0;
-  bool folded_ = false, overlay_ = false;
+  bool folded_ = false, overlay_ = false, only_levels_ = false;
   bool zero_rows_ = false, zero_columns_ = false;  // some channels are written by nobody
   std::vector<Slot> slots_;
   std::vector<Levels> levels_;

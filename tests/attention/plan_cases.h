@@ -198,6 +198,30 @@ inline std::vector<Case> cases() {
          add_table(p, 8, 4);
          p.score = {ScoreMap::Kind::kRange, 0.3f, 0.2f};
        }},
+      // Levels that are attended where their codes lie.
+      {"2-bit levels, channel groups of each token", [](DecodePlan& p, Role) { add_levels(p, 2, 32, 1, true); }},
+      {"2-bit levels, token groups of each channel", [](DecodePlan& p, Role) { add_levels(p, 2, 1, 32, false); }, 32},
+      {"1-bit levels, groups of 8 channels, through a map with a token scale",
+       [](DecodePlan& p, Role) {
+         add_levels(p, 1, 8, 1, true);
+         add_map(p, 18);
+         p.inner_bias = random_bias(p.channels, 6);
+         p.outer_bias = random_bias(p.channels, 7);
+         add_token_scale(p, 1);
+       }},
+      {"4-bit levels whose zeros are codes",
+       [](DecodePlan& p, Role) {
+         add_levels(p, 4, 16, 1, true);
+         std::get<LevelsTerm>(p.terms[0]).zero_of_codes = true;
+       }},
+      {"1-bit non-uniform levels, token groups over 4 channels",
+       [](DecodePlan& p, Role) { add_levels(p, 1, 4, 32, false, true); }, 32},
+      {"2-bit levels without scales",
+       [](DecodePlan& p, Role) {
+         add_levels(p, 2, 32, 1, true);
+         std::get<LevelsTerm>(p.terms[0]).scale_side = -1;
+         std::get<LevelsTerm>(p.terms[0]).zero_side = -1;
+       }},
   };
 }
 

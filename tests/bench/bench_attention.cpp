@@ -20,8 +20,9 @@ using namespace vqkv::test;
 
 // slots codewords of 256 (or `entries`) a token and head: product codes, or residual codes over the whole head; or that
 // many bytes of signs a key beside values of 2 bits in groups of 32, as QJL without outlier channels; or that many
-// stages of complex codewords a key beside values of a bit a channel, as CommVQ.
-enum class Kind { kProduct, kResidual, kSigns, kPairs };
+// stages of complex codewords a key beside values of a bit a channel, as CommVQ; or 2-bit levels with a scale and a zero
+// for 32 tokens of a channel of keys and 32 channels of a token of values, as KIVI.
+enum class Kind { kProduct, kResidual, kSigns, kPairs, kAffine };
 struct Codes {
   int slots, entries;
   Kind kind;
@@ -29,13 +30,14 @@ struct Codes {
     return fmt::format("{} {}x{}",
                        kind == Kind::kPairs      ? "pairs"
                        : kind == Kind::kSigns    ? "signs"
+                       : kind == Kind::kAffine   ? "affine"
                        : kind == Kind::kResidual ? "rvq"
                                                  : "pq",
                        slots, entries);
   }
   std::shared_ptr<const CodecSet> make(const CacheShape& shape) const {
     return make_set(shape, 1, [&](Role role, int channels) {
-      DecodePlan p = empty_plan(channels);
+      DecodePlan p = empty_plan(channels, kind == Kind::kAffine && role == Role::kKey ? 32 : 1);
       int bits = 0;
       while (1 << bits < entries) ++bits;
       if (kind == Kind::kProduct) {
@@ -49,6 +51,8 @@ struct Codes {
           add_signs(p, channels, channels, 0, false);
         if (role == Role::kValue) p.inner_bias = random_bias(channels, 7);
         add_token_scale(p, 1);
+      } else if (kind == Kind::kAffine && role == Role::kKey) {
+        add_levels(p, bits, 1, 32, false);
       } else if (role == Role::kValue) {
         add_levels(p, 2, 32, 1, true);
       } else {
@@ -111,7 +115,7 @@ void shapes(benchmark::internal::Benchmark* b) {
 }
 
 constexpr Codes kPq16{16, 256, Kind::kProduct}, kPq32{32, 256, Kind::kProduct}, kRvq8{8, 256, Kind::kResidual},
-    kSigns256{32, 256, Kind::kSigns}, kPairs11{11, 64, Kind::kPairs};
+    kSigns256{32, 256, Kind::kSigns}, kPairs11{11, 64, Kind::kPairs}, kAffine2{128, 4, Kind::kAffine};
 BENCHMARK_CAPTURE(step, exact_f16, "cpu-reconstruct", false, DType::kF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, exact_bf16, "cpu-reconstruct", false, DType::kBF16, kPq16)->Apply(shapes);
 BENCHMARK_CAPTURE(step, pq_reconstruct, "cpu-reconstruct", true, DType::kBF16, kPq16)->Apply(shapes);
@@ -123,6 +127,8 @@ BENCHMARK_CAPTURE(step, signs_reconstruct, "cpu-reconstruct", true, DType::kBF16
 BENCHMARK_CAPTURE(step, commvq_reconstruct, "cpu-reconstruct", true, DType::kBF16, kPairs11)->Apply(shapes);
 BENCHMARK_CAPTURE(step, commvq_table, "cpu-table", true, DType::kBF16, kPairs11)->Apply(shapes);
 BENCHMARK_CAPTURE(step, signs_table, "cpu-table", true, DType::kBF16, kSigns256)->Apply(shapes);
+BENCHMARK_CAPTURE(step, affine_reconstruct, "cpu-reconstruct", true, DType::kBF16, kAffine2)->Apply(shapes);
+BENCHMARK_CAPTURE(step, affine_table, "cpu-table", true, DType::kBF16, kAffine2)->Apply(shapes);
 
 double processor_seconds() {
   timespec t;
@@ -159,7 +165,7 @@ void regret() {
     for (const Codes& codes :
          {Codes{16, 256, Kind::kProduct}, Codes{32, 256, Kind::kProduct}, Codes{32, 16, Kind::kProduct},
           Codes{16, 64, Kind::kProduct}, Codes{8, 256, Kind::kResidual}, Codes{16, 1024, Kind::kResidual},
-          Codes{16, 256, Kind::kSigns}, Codes{32, 256, Kind::kSigns}})
+          Codes{16, 256, Kind::kSigns}, Codes{32, 256, Kind::kSigns}, Codes{128, 4, Kind::kAffine}})
       for (const int d : {64, 128})
         for (const int group : {1, 3, 4, 8})
           for (const int64_t context : {512, 2048, 8192, 32768}) {
