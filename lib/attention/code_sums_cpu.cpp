@@ -41,15 +41,14 @@ void fold_bytes(float* sums, int64_t lanes, float* bits) {
 std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
   if (plan.terms.empty()) return "the plan has no terms";
   using Reason = std::optional<std::string>;
-  const auto of_term =
-      Overloaded{[](const TableTerm&) -> Reason { return {}; },
-                 [&](const LevelsTerm&) { return packed_levels_reason(plan); },
-                 [](const DenseTerm&) -> Reason { return "the plan has exact channels"; },
-                 [](const SignTerm& t) -> Reason {
-                   if (t.outlier_field >= 0) return "blocks set channels apart";
-                   if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
-                   return {};
-                 }};
+  const auto of_term = Overloaded{[](const TableTerm&) -> Reason { return {}; },
+                                  [&](const LevelsTerm&) { return packed_levels_reason(plan); },
+                                  [](const DenseTerm&) -> Reason { return "the plan has exact channels"; },
+                                  [](const SignTerm& t) -> Reason {
+                                    if (t.outlier_field >= 0) return "blocks set channels apart";
+                                    if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
+                                    return {};
+                                  }};
   for (const PlanTerm& term : plan.terms)
     if (Reason reason = std::visit(of_term, term)) return reason;
   if (plan.layout.overlay) return "exact exceptions change single channels of decoded values";

@@ -46,15 +46,14 @@ class Levels {
     for (int k = 0; k < 4 / packed_.bits; ++k)
       for (int i = 0; i < 16; ++i) {
         const int code = i >> (k * packed_.bits) & (codes - 1);
-        packed_.level[k][i] = packed_.even                                ? static_cast<float>(code) - term_.offset
+        packed_.level[k][i] = packed_.even                                   ? static_cast<float>(code) - term_.offset
                               : code < static_cast<int>(term_.levels.size()) ? term_.levels[at(code)]
-                                                                          : 0.0f;
+                                                                             : 0.0f;
       }
     const int side = term_.scale_side >= 0 ? term_.scale_side : term_.zero_side;
     by_token_ = side >= 0 && layout.sides[at(side)].per_token;
     group_tokens_ = side >= 0 ? term_.group_tokens : pages_.tokens();
-    if (side >= 0 && !by_token_)
-      groups_ = layout.sides[at(side)].slots / (layout.block_tokens / term_.group_tokens);
+    if (side >= 0 && !by_token_) groups_ = layout.sides[at(side)].slots / (layout.block_tokens / term_.group_tokens);
   }
 
   bool by_token() const { return by_token_; }
@@ -174,23 +173,23 @@ int64_t level_scratch_bytes() { return PerThread<Scratch>::held_bytes(); }
 std::optional<std::string> packed_levels_reason(const DecodePlan& plan) {
   using Reason = std::optional<std::string>;
   if (plan.terms.size() != 1) return "the plan has levels or exact channels beside other terms";
-  const auto of_term =
-      Overloaded{[&](const LevelsTerm& t) -> Reason {
-                   const int bits = plan.layout.fields[at(t.field)].bits;
-                   if (bits != 1 && bits != 2 && bits != 4) return "levels of " + std::to_string(bits) + " bits";
-                   if (t.group_of) return "groups of levels that are no runs of tokens or channels";
-                   const auto by_token = [&](int side) { return plan.layout.sides[at(side)].per_token; };
-                   const int side = t.scale_side >= 0 ? t.scale_side : t.zero_side;
-                   if (side < 0) return {};
-                   if (t.scale_side >= 0 && t.zero_side >= 0 && by_token(t.scale_side) != by_token(t.zero_side))
-                     return "scales and zeros of different groups";
-                   if (by_token(side) && t.group_channels < 8) return "groups of fewer than 8 channels";
-                   if (!by_token(side) && t.group_tokens % kLevelRun != 0)
-                     return "groups of tokens that are no multiples of " + std::to_string(kLevelRun);
-                   return {};
-                 },
-                 [](const TableTerm&) -> Reason { return "tables"; }, [](const DenseTerm&) -> Reason { return "exact channels"; },
-                 [](const SignTerm&) -> Reason { return "signs"; }};
+  const auto of_term = Overloaded{
+      [&](const LevelsTerm& t) -> Reason {
+        const int bits = plan.layout.fields[at(t.field)].bits;
+        if (bits != 1 && bits != 2 && bits != 4) return "levels of " + std::to_string(bits) + " bits";
+        if (t.group_of) return "groups of levels that are no runs of tokens or channels";
+        const auto by_token = [&](int side) { return plan.layout.sides[at(side)].per_token; };
+        const int side = t.scale_side >= 0 ? t.scale_side : t.zero_side;
+        if (side < 0) return {};
+        if (t.scale_side >= 0 && t.zero_side >= 0 && by_token(t.scale_side) != by_token(t.zero_side))
+          return "scales and zeros of different groups";
+        if (by_token(side) && t.group_channels < 8) return "groups of fewer than 8 channels";
+        if (!by_token(side) && t.group_tokens % kLevelRun != 0)
+          return "groups of tokens that are no multiples of " + std::to_string(kLevelRun);
+        return {};
+      },
+      [](const TableTerm&) -> Reason { return "tables"; }, [](const DenseTerm&) -> Reason { return "exact channels"; },
+      [](const SignTerm&) -> Reason { return "signs"; }};
   return std::visit(of_term, plan.terms[0]);
 }
 

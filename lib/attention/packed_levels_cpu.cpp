@@ -182,7 +182,8 @@ HWY_INLINE void sum_block(const PackedLevels& p, const uint32_t* HWY_RESTRICT wo
     const int64_t at = t / kWord, stop = std::min(end, (at + 1) * kWord);
     VU left[N];
     for (int j = 0; j < N; ++j)
-      left[j] = hn::ShiftRightSame(hn::LoadU(du, words + at * stride + j * kLanes), static_cast<int>(t % kWord * kBits));
+      left[j] =
+          hn::ShiftRightSame(hn::LoadU(du, words + at * stride + j * kLanes), static_cast<int>(t % kWord * kBits));
     for (; t < stop; t += kCodes) {
       for (int r = 0; r < R; ++r) {
         const V table = nibble.sums(w + r * w_stride + t);
@@ -258,7 +259,8 @@ HWY_INLINE void sum_block(const PackedLevels& p, const uint32_t* HWY_RESTRICT wo
     const int64_t at = t / kWord, stop = std::min(end, (at + 1) * kWord);
     VU left[N];
     for (int j = 0; j < N; ++j)
-      left[j] = hn::ShiftRightSame(hn::LoadU(du, words + at * stride + j * kLanes), static_cast<int>(t % kWord * kBits));
+      left[j] =
+          hn::ShiftRightSame(hn::LoadU(du, words + at * stride + j * kLanes), static_cast<int>(t % kWord * kBits));
     for (; t < stop; ++t) {
       V value[N];
       for (int j = 0; j < N; ++j) {
@@ -321,8 +323,7 @@ void TurnWords(const PackedLevels& p, int64_t channels, int64_t count, uint32_t*
       for (int i = 0; i < 4; ++i) hn::StoreU(w[i], du, words + i * stride + c);
     }
   for (; c < stride; ++c)
-    for (int64_t i = 0; i < count; ++i)
-      words[i * stride + c] = c < channels ? word(p.codes + c * p.stride + 4 * i) : 0;
+    for (int64_t i = 0; i < count; ++i) words[i * stride + c] = c < channels ? word(p.codes + c * p.stride + 4 * i) : 0;
 }
 
 void SumLevels(const PackedLevels& p, const uint32_t* words, int64_t stride, const float* w, int64_t w_stride,

@@ -54,7 +54,8 @@ TEST_CASE("Sums over packed levels equal double, for any rows, channels and ends
           std::vector<uint32_t> words(static_cast<size_t>(2 * bits * wide));
           kernels::turn_words(p, channels, 2 * bits, words.data(), wide);
           for (const auto& [first, end] : {std::pair{0, 64}, {5, 59}, {17, 18}, {33, 64}}) {
-            Matrix<float> w = random_matrix(rows, kTokens + kernels::kNibbleCodes, 13), y = random_matrix(rows, wide, 14);
+            Matrix<float> w = random_matrix(rows, kTokens + kernels::kNibbleCodes, 13),
+                          y = random_matrix(rows, wide, 14);
             for (int64_t r = 0; r < rows; ++r) {
               std::fill(w.row(r), w.row(r) + first, 0.0f);
               std::fill(w.row(r) + end, w.row(r) + w.cols, 0.0f);

@@ -20,8 +20,8 @@ using namespace vqkv::test;
 
 // slots codewords of 256 (or `entries`) a token and head: product codes, or residual codes over the whole head; or that
 // many bytes of signs a key beside values of 2 bits in groups of 32, as QJL without outlier channels; or that many
-// stages of complex codewords a key beside values of a bit a channel, as CommVQ; or 2-bit levels with a scale and a zero
-// for 32 tokens of a channel of keys and 32 channels of a token of values, as KIVI.
+// stages of complex codewords a key beside values of a bit a channel, as CommVQ; or 2-bit levels with a scale and a
+// zero for 32 tokens of a channel of keys and 32 channels of a token of values, as KIVI.
 enum class Kind { kProduct, kResidual, kSigns, kPairs, kAffine };
 struct Codes {
   int slots, entries;
