@@ -436,7 +436,8 @@ MethodInfo describe_commvq() {
                                         {"points", 1048576},
                                         {"start_points", 1048576},
                                         {"value_steps", 100000},
-                                        {"value_batch", 8192}},
+                                        {"value_batch", 8192},
+                                        {"output_loss", 2}},
                                        "the training effort of CommVQ-1: hours a layer on a CPU, and days")}};
   return info;
 }
