@@ -430,15 +430,16 @@ MethodInfo describe_commvq() {
     codec.update({{"heads", "all"}, {"k", {{"rope", "pre"}}}});
     return Json{{"codec", codec}, {"cache", cache}, {"note", note}};
   };
-  info.presets = {{"default", preset(Json::object(), "CommVQ-1: 1.03 bits a key value, 1 a value")},
-                  {"commvq2", preset({{"codebooks", 21}, {"value_bits", 2}}, "CommVQ-2: 1.97 and 2 bits")},
-                  {"published", preset({{"steps", 100},
-                                        {"points", 1048576},
-                                        {"start_points", 1048576},
-                                        {"value_steps", 100000},
-                                        {"value_batch", 8192},
-                                        {"output_loss", 2}},
-                                       "the training effort of CommVQ-1: hours a layer on a CPU, and days")}};
+  info.presets = {
+      {"default", preset({{"output_loss", 2}}, "CommVQ-1: 1.03 bits a key value, 1 a value")},
+      {"commvq2", preset({{"codebooks", 21}, {"value_bits", 2}, {"output_loss", 2}}, "CommVQ-2: 1.97 and 2 bits")},
+      {"published", preset({{"steps", 100},
+                            {"points", 1048576},
+                            {"start_points", 1048576},
+                            {"value_steps", 100000},
+                            {"value_batch", 8192},
+                            {"output_loss", 2}},
+                           "the training effort of CommVQ-1: hours a layer on a CPU, and days")}};
   return info;
 }
 
