@@ -20,6 +20,7 @@ constexpr int64_t kRowsAtOnce = 24;
 struct Scratch {
   AlignedVector<float> scale, zero, scales, zeros, folded, part, scores, weights, sums;
   std::vector<uint32_t> words;
+  const void* turned = nullptr;  // codes that `words` are of, and `scales` and `zeros` the groups
   int64_t held_bytes() const {
     int64_t n = capacity_bytes(words);
     for (const AlignedVector<float>* v : {&scale, &zero, &scales, &zeros, &folded, &part, &scores, &weights, &sums})
@@ -112,6 +113,7 @@ class Levels {
  private:
   std::pair<const float*, const float*> read(const std::byte* page, int64_t slot, int64_t count) const {
     Scratch& s = scratch();
+    s.turned = nullptr;
     float* scale = ensure_floats(s.scales, count);
     float* zero = ensure_floats(s.zeros, count);
     // The runs of slots lie beside each other.
@@ -167,6 +169,8 @@ void score_by_token(const Levels& levels, const std::byte* page, int64_t within,
 }
 
 }  // namespace
+
+void forget_levels() { scratch().turned = nullptr; }
 
 int64_t level_scratch_bytes() { return PerThread<Scratch>::held_bytes(); }
 
@@ -291,11 +295,16 @@ void sum_level_tile(const TiledCall& call, int head, int64_t begin, int64_t from
       n = std::min(kSegment - low, first + end - slot);
       const std::byte* page = body.page(slot / levels.page_tokens());
       PackedLevels codes = levels.codes(page, 0, within - low);
-      kernels::turn_words(codes, width, 2 * codes.bits, s.words.data(), stride);
+      // Tiles and rows may share a segment.
+      if (s.turned != codes.codes) {
+        kernels::turn_words(codes, width, 2 * codes.bits, s.words.data(), stride);
+        levels.of_tokens(page);
+        s.turned = codes.codes;
+      }
       if (n < kSegment) std::fill_n(weights, rows * kWide, 0.0f);
       if (const int64_t next = slot / levels.page_tokens() + 1; next * levels.page_tokens() < coded)
         levels.prefetch(body.page(next));
-      auto [scale, zero] = levels.of_tokens(page);
+      const float *scale = s.scales.data(), *zero = s.zeros.data();
       float* sum = sums;
       for (int64_t c = 0, next = 0; c < width; c = next, sum += kRowsAtOnce) {
         next = levels.group_end(c);
@@ -329,6 +338,7 @@ void sum_level_tile(const TiledCall& call, int head, int64_t begin, int64_t from
     n = std::min({kSegment - low, levels.group_tokens() - slot % levels.group_tokens(), first + end - slot});
     const std::byte* page = body.page(slot / levels.page_tokens());
     const PackedLevels codes = levels.codes(page, 0, within - low);
+    s.turned = nullptr;
     kernels::turn_words(codes, width, 2 * codes.bits, s.words.data(), stride);
     const auto [scales, zeros] = levels.of_blocks(page, within);
     levels.spread(scales, within, scale);

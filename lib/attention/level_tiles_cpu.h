@@ -23,6 +23,9 @@ void score_level_chunk(const TiledCall& call, const Piece& piece, int64_t origin
 void sum_level_tile(const TiledCall& call, int head, int64_t begin, int64_t from, int64_t end, const float* p,
                     int64_t rows, float* y, int64_t y_stride);
 
+// Before the first sum_level_tile of a piece: the cache may have changed since this thread last read it.
+void forget_levels();
+
 int64_t level_scratch_bytes();  // that threads keep; while none works
 
 }  // namespace vqkv

@@ -368,6 +368,18 @@ void FoldLine(const float* x, int64_t x_stride, int64_t rows, const float* scale
         sum[r] = hn::MulAdd(v, z, sum[r]);
       }
     }
+#if HWY_TARGET <= HWY_AVX2
+    if (i < n) {
+      const auto some = hn::FirstN(d, static_cast<size_t>(n - i));
+      const V f = hn::MaskedLoad(some, d, scale + i), z = hn::MaskedLoad(some, d, zero + i);
+      for (int r = 0; r < R; ++r) {
+        const V v = hn::MaskedLoad(some, d, from + r * x_stride + i);
+        hn::StoreU(hn::Mul(v, f), d, to + r * out_stride + i);
+        sum[r] = hn::MulAdd(v, z, sum[r]);
+      }
+      i = n;
+    }
+#endif
     for (int r = 0; r < R; ++r) {
       sums[row + r] += hn::GetLane(hn::SumOfLanes(d, sum[r]));
       if (i < n)

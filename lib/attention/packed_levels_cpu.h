@@ -38,7 +38,8 @@ void turn_words(const PackedLevels& p, int64_t channels, int64_t count, uint32_t
 void sum_levels(const PackedLevels& p, const uint32_t* words, int64_t stride, const float* w, int64_t w_stride,
                 int64_t rows, int64_t first, int64_t end, int64_t channels, float* y, int64_t y_stride);
 
-// out[r * out_stride + i] = x[r * x_stride + i] * scale[i]; sums[r] += x[r] . zero. i < n.
+// out[r * out_stride + i] = x[r * x_stride + i] * scale[i]; sums[r] += x[r] . zero. i < n; up to 15 zeros may
+// be written behind.
 void fold_line(const float* x, int64_t x_stride, int64_t rows, const float* scale, const float* zero, int64_t n,
                float* out, int64_t out_stride, float* sums);
 

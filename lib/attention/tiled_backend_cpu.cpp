@@ -239,6 +239,7 @@ class TiledEngine {
     TileScratch& s = scratch();
     p.reset(call, piece, piece.by_code && !call.decoder(head, Role::kValue).only_levels() ? &s.sums : nullptr);
     ensure_floats(s.scores, kRowBatch * kTile);
+    forget_levels();
     // Rows that share the reading of a code go together.
     const int64_t together = p.sums ? s.sums.lanes() : kRowBatch;
     for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
