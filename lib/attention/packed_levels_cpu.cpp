@@ -342,12 +342,16 @@ void SumLevels(const PackedLevels& p, const uint32_t* words, int64_t stride, con
   });
 }
 
-// By itself: inlined, it takes registers from what is in front of it.
-HWY_NOINLINE void fold_rest(const float* x, const float* scale, const float* zero, int64_t n, float* out, float* sum) {
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = x[i] * scale[i];
-    *sum += x[i] * zero[i];
-  }
+// The first n < kLanes numbers, then zeros: what a sum has in its lanes does not depend on where its row ends.
+HWY_INLINE V load_some(const float* from, int64_t n) {
+  const D d;
+#if HWY_TARGET <= HWY_AVX2
+  return hn::MaskedLoad(hn::FirstN(d, static_cast<size_t>(n)), d, from);
+#else
+  float some[kLanes] = {};
+  std::copy_n(from, n, some);
+  return hn::LoadU(d, some);
+#endif
 }
 
 void FoldLine(const float* x, int64_t x_stride, int64_t rows, const float* scale, const float* zero, int64_t n,
@@ -368,23 +372,15 @@ void FoldLine(const float* x, int64_t x_stride, int64_t rows, const float* scale
         sum[r] = hn::MulAdd(v, z, sum[r]);
       }
     }
-#if HWY_TARGET <= HWY_AVX2
     if (i < n) {
-      const auto some = hn::FirstN(d, static_cast<size_t>(n - i));
-      const V f = hn::MaskedLoad(some, d, scale + i), z = hn::MaskedLoad(some, d, zero + i);
+      const V f = load_some(scale + i, n - i), z = load_some(zero + i, n - i);
       for (int r = 0; r < R; ++r) {
-        const V v = hn::MaskedLoad(some, d, from + r * x_stride + i);
+        const V v = load_some(from + r * x_stride + i, n - i);
         hn::StoreU(hn::Mul(v, f), d, to + r * out_stride + i);
         sum[r] = hn::MulAdd(v, z, sum[r]);
       }
-      i = n;
     }
-#endif
-    for (int r = 0; r < R; ++r) {
-      sums[row + r] += hn::GetLane(hn::SumOfLanes(d, sum[r]));
-      if (i < n)
-        fold_rest(from + r * x_stride + i, scale + i, zero + i, n - i, to + r * out_stride + i, sums + row + r);
-    }
+    for (int r = 0; r < R; ++r) sums[row + r] += hn::GetLane(hn::SumOfLanes(d, sum[r]));
   });
 }
 
