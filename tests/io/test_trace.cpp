@@ -176,7 +176,7 @@ TEST_CASE("a trace without W_O says so", "[trace]") {
   REQUIRE(out.verify().empty());
 }
 
-TEST_CASE("types of tokens in a trace read back and are part of the hash; without them every token is text",
+TEST_CASE("types of tokens in a trace read back and are part of the hash, without them every token is text",
           "[trace]") {
   const TempDir dir("trace-token-types");
   TraceInfo info = trace_info(DType::kF32, 0);
