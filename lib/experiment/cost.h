@@ -9,7 +9,7 @@
 namespace vqkv {
 
 // Rises when the same codec and policy count other bytes: part of a cell's identity.
-inline constexpr int kLedgerVersion = 6;
+inline constexpr int kLedgerVersion = 7;
 
 // Bits a cached value at `tokens` tokens of context: all that `ledger` holds of one sequence, and the constants shared
 // by `sequences` sequences (0: without them): arithmetic, of sequences that hold what this one does; that they hold it

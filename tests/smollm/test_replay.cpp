@@ -71,7 +71,7 @@ struct Bench {
   Matrix<float> logits(const ReplayCandidate& c, int64_t tokens, int64_t block,
                        Visibility visibility = Visibility::kReplay) const {
     CompressedCache cache(c.codecs, c.policy);
-    const auto backend = make_attention_backend("auto");
+    const auto backend = make_attention_backend("cpu-reconstruct");  // auto may go another way in steps than in blocks
     KvSessionCpu session(cache, *backend);
     Matrix<float> out(tokens, facts.vocab);
     for (int64_t at = 0; at < tokens; at += block) {
