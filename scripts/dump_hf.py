@@ -17,8 +17,8 @@ tests/scripts/compare_traces.py), W_O by nothing. The tokens are those of the tr
 
 With --image a document is one prompt, of an image and a text, as the model's processor makes it: one window, in which the
 trace tells image tokens from text (/token_type), as `cache: {coded: image}` asks. The image stands where the text has the
-model's placeholder (`<image>` of LLaVA), or before it. With --gradients the datasets of `vqkv-dump capture --gradients` are
-filled, by autograd: squares of the gradients of keys and values, and sums of g g^T; labels are text, never a placeholder of
+model's image token (`<image>` of LLaVA), or before it. With --gradients the datasets of `vqkv-dump capture --gradients` are
+filled, by autograd: squares of the gradients of keys and values, and sums of g g^T; labels are text, never a token of
 an image. tests/scripts/check_dump_hf.py holds both against the tools, with the versions that it ran with.
 
 The keys of every window are held against those in the model's own cache, after RoPE, so that a model whose RoPE isn't what

@@ -18,7 +18,8 @@ std::unique_ptr<AttentionBackend> make_auto_backend();
 
 // Why keys of this plan can't be scored by table scans, or nothing.
 std::optional<std::string> table_scan_reason(const DecodePlan& plan);
-// Why values of this plan can't be summed by code, or nothing.
-std::optional<std::string> value_sum_reason(const DecodePlan& plan);
+// Why rows of this plan can't be attended in the code domain, or nothing: all that keeps values from being summed by
+// code.
+std::optional<std::string> code_domain_reason(const DecodePlan& plan);
 
 }  // namespace vqkv

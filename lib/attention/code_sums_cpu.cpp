@@ -38,20 +38,21 @@ void fold_bytes(float* sums, int64_t lanes, float* bits) {
 
 }  // namespace
 
-std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
+std::optional<std::string> code_domain_reason(const DecodePlan& plan) {
   if (plan.terms.empty()) return "the plan has no terms";
   using Reason = std::optional<std::string>;
   const auto of_term = Overloaded{[](const TableTerm&) -> Reason { return {}; },
-                                  [&](const LevelsTerm&) { return packed_levels_reason(plan); },
+                                  [&](const LevelsTerm& t) { return packed_levels_reason(plan, t); },
                                   [](const DenseTerm&) -> Reason { return "the plan has exact channels"; },
                                   [](const SignTerm& t) -> Reason {
-                                    if (t.outlier_field >= 0) return "blocks set channels apart";
+                                    if (t.outlier_field >= 0)
+                                      return "blocks set channels apart: one table cannot serve all of them";
                                     if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
                                     return {};
                                   }};
   for (const PlanTerm& term : plan.terms)
     if (Reason reason = std::visit(of_term, term)) return reason;
-  if (plan.layout.overlay) return "exact exceptions change single channels of decoded values";
+  if (plan.layout.overlay) return "exact exceptions change single channels of decoded rows";
   if (plan.adds_lower) return "rows of the layer below are added to decoded ones";
   if (plan.token_scale_side >= 0 && plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots > 1)
     return "more than one token scale a unit";
@@ -60,9 +61,9 @@ std::optional<std::string> value_sum_reason(const DecodePlan& plan) {
 
 ValueRule value_rule(const DecodePlan& plan, const TileDecoder& decoder, int64_t group, ValueSums when) {
   if (when != ValueSums::kNever && decoder.only_levels())
-    return value_sum_reason(plan) ? ValueRule{} : ValueRule{kLevelSegment, 1};
+    return code_domain_reason(plan) ? ValueRule{} : ValueRule{kLevelSegment, 1};
   const auto slots = static_cast<int64_t>(decoder.code_slots().size());
-  if (when == ValueSums::kNever || value_sum_reason(plan) || slots * longest_book(decoder) > kSums) return {};
+  if (when == ValueSums::kNever || code_domain_reason(plan) || slots * longest_book(decoder) > kSums) return {};
   if (when == ValueSums::kAlways) return {4 * kTile, 1};
   // Nanoseconds of an EPYC of family 25 at its 3.7 GHz, by `bench_attention --regret` (columns keys+decode and
   // keys+sums at 512 to 32,768 tokens, G 1 to 8, d 64 and 128) and `bench_scan` (sums_by_code). Only their ratios

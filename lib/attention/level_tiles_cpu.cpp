@@ -174,27 +174,20 @@ void forget_levels() { scratch().turned = nullptr; }
 
 int64_t level_scratch_bytes() { return PerThread<Scratch>::held_bytes(); }
 
-std::optional<std::string> packed_levels_reason(const DecodePlan& plan) {
-  using Reason = std::optional<std::string>;
-  if (plan.terms.size() != 1) return "the plan has levels or exact channels beside other terms";
-  const auto of_term = Overloaded{
-      [&](const LevelsTerm& t) -> Reason {
-        const int bits = plan.layout.fields[at(t.field)].bits;
-        if (bits != 1 && bits != 2 && bits != 4) return "levels of " + std::to_string(bits) + " bits";
-        if (t.group_of) return "groups of levels that are no runs of tokens or channels";
-        const auto by_token = [&](int side) { return plan.layout.sides[at(side)].per_token; };
-        const int side = t.scale_side >= 0 ? t.scale_side : t.zero_side;
-        if (side < 0) return {};
-        if (t.scale_side >= 0 && t.zero_side >= 0 && by_token(t.scale_side) != by_token(t.zero_side))
-          return "scales and zeros of different groups";
-        if (by_token(side) && t.group_channels < 8) return "groups of fewer than 8 channels";
-        if (!by_token(side) && t.group_tokens % kLevelRun != 0)
-          return "groups of tokens that are no multiples of " + std::to_string(kLevelRun);
-        return {};
-      },
-      [](const TableTerm&) -> Reason { return "tables"; }, [](const DenseTerm&) -> Reason { return "exact channels"; },
-      [](const SignTerm&) -> Reason { return "signs"; }};
-  return std::visit(of_term, plan.terms[0]);
+std::optional<std::string> packed_levels_reason(const DecodePlan& plan, const LevelsTerm& t) {
+  if (plan.terms.size() != 1) return "the plan has levels beside other terms";
+  const int bits = plan.layout.fields[at(t.field)].bits;
+  if (bits != 1 && bits != 2 && bits != 4) return "levels of " + std::to_string(bits) + " bits";
+  if (t.group_of) return "groups of levels that are no runs of tokens or channels";
+  const auto by_token = [&](int side) { return plan.layout.sides[at(side)].per_token; };
+  const int side = t.scale_side >= 0 ? t.scale_side : t.zero_side;
+  if (side < 0) return {};
+  if (t.scale_side >= 0 && t.zero_side >= 0 && by_token(t.scale_side) != by_token(t.zero_side))
+    return "scales and zeros of different groups";
+  if (by_token(side) && t.group_channels < 8) return "groups of fewer than 8 channels";
+  if (!by_token(side) && t.group_tokens % kLevelRun != 0)
+    return "groups of tokens that are no multiples of " + std::to_string(kLevelRun);
+  return {};
 }
 
 void score_level_chunk(const TiledCall& call, const Piece& piece, int64_t origin, int64_t low, int64_t high,

@@ -10,8 +10,8 @@
 
 namespace vqkv {
 
-// Why codes of this plan can't be attended so, as far as its terms tell, or nothing.
-std::optional<std::string> packed_levels_reason(const DecodePlan& plan);
+// Why codes of this plan, of which `term` is one, can't be attended so, as far as its terms tell; or nothing.
+std::optional<std::string> packed_levels_reason(const DecodePlan& plan, const LevelsTerm& term);
 
 // Logits of the rows of a piece against the slots [low, high) of coded keys, into s.table_scores; column 0 of those is
 // column `origin` of the head. Where the head has lost tokens, keys are decoded for it: their groups lie apart.

@@ -433,25 +433,8 @@ int64_t attention_scratch_bytes() {
 std::optional<std::string> table_scan_reason(const DecodePlan& plan) {
   if (const auto reason = plan.rope == RopePlacement::kPre ? pair_sum_reason(plan) : std::nullopt)
     return "keys coded before RoPE: one table cannot serve all positions, and " + *reason;
-  if (plan.terms.empty()) return "the plan has no terms";
-  using Reason = std::optional<std::string>;
-  const auto of_term = Overloaded{[](const TableTerm&) -> Reason { return {}; },
-                                  [&](const LevelsTerm&) { return packed_levels_reason(plan); },
-                                  [](const DenseTerm&) -> Reason { return "the plan has exact channels"; },
-                                  [](const SignTerm& t) -> Reason {
-                                    if (t.outlier_field >= 0)
-                                      return "blocks set channels apart: one table cannot serve all of them";
-                                    if (t.scale_side >= 0) return "signs have a scale of their own beside the token's";
-                                    return {};
-                                  }};
-  for (const PlanTerm& term : plan.terms)
-    if (Reason reason = std::visit(of_term, term)) return reason;
-  if (plan.layout.overlay) return "exact exceptions change single channels of decoded keys";
-  if (plan.adds_lower) return "rows of the layer below are added to decoded ones";
   if (plan.score.kind != ScoreMap::Kind::kNone) return "a score map needs two passes over the coded segment";
-  if (plan.token_scale_side >= 0 && plan.layout.sides[static_cast<size_t>(plan.token_scale_side)].slots > 1)
-    return "more than one token scale a unit";
-  return std::nullopt;
+  return code_domain_reason(plan);
 }
 
 std::unique_ptr<AttentionBackend> make_tiled_backend(KeyScan scan, ValueSums sums) {

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "core/rows.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "generation/logits.cpp"
@@ -21,17 +22,6 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int64_t kChunk = 1024;  // float sums over a chunk, double over chunks: 1e-7 relative at any vocabulary
-
-float MaxOf(const float* x, int64_t n) {
-  const hn::ScalableTag<float> d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto best = hn::Set(d, x[0]);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) best = hn::Max(best, hn::LoadU(d, x + i));
-  float m = hn::GetLane(hn::MaxOfLanes(d, best));
-  for (; i < n; ++i) m = std::max(m, x[i]);
-  return m;
-}
 
 double SumExp(const float* x, int64_t n, float shift) {
   const hn::ScalableTag<float> d;
@@ -77,7 +67,6 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace vqkv {
-HWY_EXPORT(MaxOf);
 HWY_EXPORT(SumExp);
 HWY_EXPORT(KlSum);
 
@@ -86,7 +75,7 @@ LogitFacts logit_facts(const float* logits, int64_t vocab, int32_t truth) {
   if (const int64_t bad = first_not_finite(logits, vocab); bad >= 0)
     fail_data(fmt::format("the logit of token {} is {}; logits must be finite", bad, logits[bad]));
   LogitFacts f;
-  const float best = HWY_DYNAMIC_DISPATCH(MaxOf)(logits, vocab);
+  const float best = largest(logits, vocab);
   f.top = static_cast<int32_t>(std::find(logits, logits + vocab, best) - logits);
   f.log_sum = static_cast<double>(best) + std::log(HWY_DYNAMIC_DISPATCH(SumExp)(logits, vocab, best));
   f.nll = f.log_sum - static_cast<double>(logits[truth]);

@@ -12,8 +12,8 @@
 #include "core/finite.h"
 #include "core/gemm.h"
 #include "core/names.h"
+#include "core/rows.h"
 #include "core/thread_pool.h"
-#include "metric/rows_cpu.h"
 
 namespace vqkv {
 

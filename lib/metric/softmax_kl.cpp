@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/rows.h"
 #include "metric/by_head.h"
-#include "metric/rows_cpu.h"
 
 namespace vqkv {
 namespace {

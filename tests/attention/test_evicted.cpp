@@ -92,7 +92,7 @@ TEST_CASE("Attention to what eviction left: every form of codes, every path, ali
         const DecodePlan& keys = set->units()[0].codec->plan();
         const DecodePlan& values = set->units().back().codec->plan();
         if (way.scan != KeyScan::kNone && table_scan_reason(keys)) continue;
-        if (way.sums == ValueSums::kAlways && value_sum_reason(values)) continue;
+        if (way.sums == ValueSums::kAlways && code_domain_reason(values)) continue;
         const auto run = [&](int64_t block, std::vector<double>& received) {
           const auto backend =
               way.name == "reference" ? make_attention_backend("reference") : make_tiled_backend(way.scan, way.sums);

@@ -108,7 +108,7 @@ TEST_CASE("Levels that can't be attended where they lie say why", "[table]") {
     DecodePlan p = empty_plan(64, 96);
     add_levels(p, bits, group_channels, group_tokens, per_token);
     if (beside) add_table(p, 8, 4);
-    CHECK((value_sum_reason(p).has_value() == table->can(p, Role::kKey).has_value()));
+    CHECK((code_domain_reason(p).has_value() == table->can(p, Role::kKey).has_value()));
     return table->can(p, Role::kKey).value_or("");
   };
   CHECK(reason(2, 32, 1, true) == "");

@@ -300,7 +300,7 @@ TEST_CASE("Values summed by code equal decoded values and the reference, whereve
       const int64_t f = c.block_tokens;
       const CachePolicy kivi = policy_of(4, {1, std::max<int64_t>(32, f)}, {f == 1 ? 33 : 32, f});
       const auto& units = set->units();
-      const bool can = !value_sum_reason(units[units.size() - 1].codec->plan());
+      const bool can = !code_domain_reason(units[units.size() - 1].codec->plan());
       ran += can;
       const Replay want = replay(set, kivi, *decoded, x, 137);
       const auto fresh = make_tiled_backend(KeyScan::kNone, ValueSums::kAlways);
@@ -324,7 +324,7 @@ TEST_CASE("Sums by code: block replay gives the bits of step replay", "[sums][bl
       CAPTURE(c.name, static_cast<int>(scan));
       const auto set = set_of(c, shape, 1);
       const DecodePlan plan = set->units()[1].codec->plan();
-      if (value_sum_reason(plan) || summed->can(set->units()[0].codec->plan(), Role::kKey)) continue;
+      if (code_domain_reason(plan) || summed->can(set->units()[0].codec->plan(), Role::kKey)) continue;
       const int64_t f = c.block_tokens;
       for (const CachePolicy& policy : {policy_of(0, {1, 32}, {f == 1 ? 33 : 32, f}), policy_of(5, {64, 32}, {0, f})}) {
         const Replay steps = replay(set, policy, *summed, x, 1);

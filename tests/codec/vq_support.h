@@ -19,6 +19,12 @@ inline TrainSet train_set(ConstMatrix x, const UnitShape& unit) {
   return set;
 }
 
+// Untrained, of knobs that the method takes for the unit.
+inline std::unique_ptr<Codec> checked(const std::string& method, const Json& knobs, const UnitShape& unit) {
+  if (const std::string why = find_method(method).check(knobs, unit); !why.empty()) fail_usage(why);
+  return find_method(method).make(knobs, unit);
+}
+
 inline std::unique_ptr<Codec> trained(const std::string& method, const Json& knobs, const UnitShape& unit,
                                       ConstMatrix x, uint64_t key = 1) {
   auto codec = find_method(method).make(knobs, unit);

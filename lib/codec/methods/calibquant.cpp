@@ -114,9 +114,8 @@ MethodInfo describe_calibquant() {
       "two f16 numbers a channel are stored for each prompt: 32/T bits a value over T coded tokens. The paper codes "
       "the tokens of an image alone and keeps text and what is generated exact: `cache: {coded: image}`, as the "
       "presets, on traces that tell them apart (`dump_hf.py --image`). Rows that code text are flagged off-label: "
-      "`cache: "
-      "{sinks: 41, window: 0, flush: 1, prompt: N, generated: exact}` takes all tokens of a prompt for those of an "
-      "image, and then ranges hold the sinks, too, and later values beyond them are clipped. On text its values along "
+      "`cache: {sinks: 41, window: 0, flush: 1, prompt: N, generated: exact}` takes a prompt's tokens for an image's, "
+      "and then ranges hold the sinks, too, and later values beyond them are clipped. On text its values along "
       "channels fail where KIVI's do not";
   info.assumed =
       "how the clips and shifts were tuned is unconfirmed: they are the numbers of the authors' code, which has one "

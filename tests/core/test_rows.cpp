@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/rng.h"
-#include "metric/rows_cpu.h"
+#include "core/rows.h"
 #include "support/catch.h"
 
 using namespace vqkv;

@@ -1,10 +1,10 @@
-#include "metric/rows_cpu.h"
+#include "core/rows.h"
 
 #include <algorithm>
 #include <cmath>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "metric/rows_cpu.cpp"
+#define HWY_TARGET_INCLUDE "core/rows.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 

@@ -1,4 +1,4 @@
-// Rows of attention, by vectors of the processor: what a sweep does for every query of every cell.
+// Rows of numbers, by vectors of the processor: attention's, for every query of every cell of a sweep, and logits.
 #pragma once
 #include <cstdint>
 
