@@ -90,7 +90,16 @@ CellConfig read_cell_config(const Config& config, bool measured) {
   c.seed = top.integer("seed", 0, 0, INT64_MAX);
   top.finish();
   ConfigReader train(config, "train");
-  c.curve = train.boolean("curve", false);
+  if (const Json& curve = train.raw("curve"); curve.is_null() || curve.is_boolean()) {
+    c.curve = train.boolean("curve", false);
+  } else {
+    c.curve = true;
+    c.curve_layers = train.integers("curve", 0, 100'000, false);
+    std::sort(c.curve_layers.begin(), c.curve_layers.end());
+    for (const int64_t l : c.curve_layers)
+      if (!c.layers.empty() && !std::binary_search(c.layers.begin(), c.layers.end(), l))
+        train.fail("curve", fmt::format("layer {} is none of the cell's (layers)", l));
+  }
   if (c.curve && c.select.empty())
     train.fail("curve", "a training curve is measured on select documents; name some in trace.select");
   train.finish();
@@ -113,7 +122,7 @@ Json CellConfig::canonical() const {
           {"contexts", contexts},
           {"sequences", sequences},
           {"seed", seed},
-          {"train", {{"curve", curve}}}};
+          {"train", {{"curve", curve_layers.empty() ? Json(curve) : Json(curve_layers)}}}};
 }
 
 }  // namespace vqkv

@@ -20,7 +20,8 @@ struct CellConfig {
   std::vector<std::string> metrics;
   std::vector<int64_t> contexts, sequences;  // of the byte columns
   int64_t seed = 0;
-  bool curve = false;  // also train with half and twice the iterations
+  bool curve = false;                 // also train with half and twice the iterations
+  std::vector<int64_t> curve_layers;  // of these alone; empty: all of the cell's
 
   Json canonical() const;  // what plan.jsonl holds
   CachePolicy policy() const { return CachePolicy::from_json(cache); }

@@ -162,8 +162,11 @@ PlanEstimate estimate_plan(const Plan& plan, const std::function<bool()>& stop) 
     Training& training = kinds[cell.at("versions").dump()][what_takes_time(config, cell)];
     if (!training.cell) training.cell = &cell;
     const double layers = config.layers.empty() ? shape.layers : static_cast<double>(config.layers.size());
-    // A training curve trains twice more, with 2.5 times the iterations in all.
-    training.layers += layers * (config.curve ? 3.5 : 1.0);
+    // A training curve trains twice more, with 2.5 times the iterations in all; where layers are named, three times.
+    training.layers += layers;
+    if (config.curve)
+      training.layers +=
+          config.curve_layers.empty() ? 2.5 * layers : 3.5 * static_cast<double>(config.curve_layers.size());
     ++training.cells;
   }
   e.bytes_memory = resident + working + codecs_in_memory(trainings);

@@ -34,9 +34,14 @@
 namespace vqkv {
 namespace {
 
-constexpr const char* kCurveLoss = "softmax_kl";           // metric that a training curve is measured by
-constexpr const char* kCurveTag = "attention.softmax_kl";  // and its number
-constexpr double kUndertrained = 0.05;                     // the last doubling still gains more than this
+// What a training curve is measured by: a metric and its number. Keys' share is the first; values show in outputs
+// alone.
+struct CurveLoss {
+  const char *metric, *tag;
+};
+constexpr CurveLoss kCurveLosses[] = {{"softmax_kl", "attention.softmax_kl"},
+                                      {"attention_output", "output.relative_error"}};
+constexpr double kUndertrained = 0.05;  // the last doubling still gains more than this
 
 std::string trace_path(const Json& cell) { return cell.at("config").at("trace").at("path").get<std::string>(); }
 
@@ -137,31 +142,50 @@ bool scale_effort(CodecPlan& plan, double factor) {
   return any;
 }
 
-double loss_of(const std::vector<Measurement>& measurements) {
-  for (const auto& m : measurements)
-    if (m.tag == kCurveTag && std::isfinite(m.value)) return m.value;
-  fail_data(fmt::format("train.curve: the select documents give no {}; do they hold recorded queries?", kCurveTag));
-}
-
-// Loss on the select documents after half, full and twice the iterations.
-Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecPlan& plan, const CodecSet& full,
-                    const Json& cell, const std::function<void()>& check) {
+// Losses on the select documents after half, full and twice the iterations; `full` is what the cell trained, used where
+// the curve is of all its layers.
+Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecSet& full, const Json& cell,
+                    const std::function<void()>& check) {
   CellConfig measured = config;
   measured.report = config.select;  // measured as one role of documents; report documents are not looked at
   measured.select = {};
-  measured.metrics = {kCurveLoss};
+  measured.metrics = {};
+  for (const CurveLoss& loss : kCurveLosses) measured.metrics.push_back(loss.metric);
+  if (!config.curve_layers.empty()) measured.layers = config.curve_layers;
   const TraceRows rows(reader, measured);
-  Json out = {{"tag", kCurveTag}, {"role", "select"}};
-  const auto measure = [&](const CodecSet& set) {
-    return loss_of(measure_fidelity(rows, set, [&](int) { check(); }).report);
-  };
+  const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader.info().shape), rows.scope());
+  if (!plan.skip.empty()) fail_usage(fmt::format("train.{}", plan.skip));
   CodecPlan half = plan, twice = plan;
   if (!scale_effort(half, 0.5) || !scale_effort(twice, 2.0))
     return {{"reason", "nothing here is trained in iterations"}};
-  out["half"] = measure(*train(rows, half, cell, check));
-  out["full"] = measure(full);
-  out["twice"] = measure(*train(rows, twice, cell, check));
-  return out;
+  Json losses = Json::array();
+  for (const CurveLoss& loss : kCurveLosses) losses.push_back({{"tag", loss.tag}});
+  const auto measure = [&](const char* effort, const CodecSet& set) {
+    const std::vector<Measurement> of_set = measure_fidelity(rows, set, [&](int) { check(); }).report;
+    for (Json& loss : losses) {
+      const auto m = std::ranges::find_if(
+          of_set, [&](const Measurement& x) { return x.tag == loss["tag"] && std::isfinite(x.value); });
+      if (m == of_set.end())
+        fail_data(fmt::format("train.curve: the select documents give no {}; do they hold recorded queries?",
+                              loss["tag"].get<std::string>()));
+      loss[effort] = m->value;
+    }
+  };
+  measure("half", *train(rows, half, cell, check));
+  if (config.curve_layers.empty())
+    measure("full", full);
+  else
+    measure("full", *train(rows, plan, cell, check));
+  measure("twice", *train(rows, twice, cell, check));
+  return {{"role", "select"}, {"layers", rows.scope().layers}, {"losses", losses}};
+}
+
+// Whether some loss of a curve still gains by the last doubling.
+bool undertrained(const Json& curve) {
+  return std::ranges::any_of(curve.value("losses", Json::array()), [](const Json& loss) {
+    const double full = loss.at("full"), twice = loss.at("twice");
+    return full - twice > kUndertrained * full;
+  });
 }
 
 Json role_rows(const std::vector<Measurement>& measurements, const char* role) {
@@ -262,11 +286,9 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   if (rows.scope().subsampled) flags.push_back("subsampled");
   if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {
-    const Json curve = training_curve(reader, config, plan, *codecs, cell, check);
+    const Json curve = training_curve(reader, config, *codecs, cell, check);
     r["train"]["curve"] = curve;
-    if (curve.contains("twice") &&
-        curve["full"].get<double>() - curve["twice"].get<double>() > kUndertrained * curve["full"].get<double>())
-      flags.push_back("undertrained");
+    if (undertrained(curve)) flags.push_back("undertrained");
   }
   r["flags"] = std::move(flags);
   return r;

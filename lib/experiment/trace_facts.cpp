@@ -55,10 +55,14 @@ void check_against_trace(const Config& config, const CellConfig& c, const TraceF
   check_documents("train", c.train);
   check_documents("select", c.select);
   check_documents("report", c.report);
-  for (const int64_t l : c.layers)
-    if (l >= f.shape.layers)
-      fail_usage(fmt::format("{}: layers: {} is not in {}, which has layers 0 to {}", config.where("layers"), l,
-                             c.trace, f.shape.layers - 1));
+  const auto check_layers = [&](const std::string& key, const std::vector<int64_t>& layers) {
+    for (const int64_t l : layers)
+      if (l >= f.shape.layers)
+        fail_usage(fmt::format("{}: {}: {} is not in {}, which has layers 0 to {}", config.where(key), key, l, c.trace,
+                               f.shape.layers - 1));
+  };
+  check_layers("layers", c.layers);
+  check_layers("train.curve", c.curve_layers);
   for (const int64_t h : c.heads)
     if (h >= f.shape.kv_heads)
       fail_usage(fmt::format("{}: heads: {} is not in {}, which has KV heads 0 to {}", config.where("heads"), h,

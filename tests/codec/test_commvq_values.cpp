@@ -155,8 +155,9 @@ TEST_CASE("commvq: the loss of outputs moves values' error to tokens that nobody
   const auto errors = [&](double output_loss) {
     TrainSet set = train_set(rows, unit);
     set.received_mass2 = mass2;
-    const auto codec =
-        checked("commvq", {{"value_steps", 400}, {"value_batch", 256}, {"learning_rate", 0.01}, {"output_loss", output_loss}}, unit);
+    const auto codec = checked(
+        "commvq", {{"value_steps", 400}, {"value_batch", 256}, {"learning_rate", 0.01}, {"output_loss", output_loss}},
+        unit);
     codec->train(set, Rng(5));
     CodeBlock block;
     codec->encode(rows, block, nullptr);

@@ -143,6 +143,20 @@ TEST_CASE("a training curve without select documents is refused", "[plan]") {
                                     "s.yaml"));
              }),
              "s.yaml:4:3: train.curve: a training curve is measured on select documents");
+  check_says(error_of([&] {
+               make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], select: [1], report: [3]}}\n"
+                                                "codec: {{name: rvq}}\nlayers: [0, 1]\ntrain:\n  curve: [1, 2]\n",
+                                                trace),
+                                    "s.yaml"));
+             }),
+             "s.yaml:5:3: train.curve: layer 2 is none of the cell's (layers)");
+  check_says(error_of([&] {
+               make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], select: [1], report: [3]}}\n"
+                                                "codec: {{name: rvq}}\ntrain:\n  curve: [40]\n",
+                                                trace),
+                                    "s.yaml"));
+             }),
+             "s.yaml:4:3: train.curve: 40 is not in");
 }
 
 TEST_CASE("repeats are one group", "[plan]") {

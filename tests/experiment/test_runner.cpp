@@ -311,11 +311,26 @@ TEST_CASE("extrapolation, subsamples and curves are named in the row", "[runner]
   REQUIRE(r.cells[0].status() == "ok");
   CHECK(r.cells[0].flagged("subsampled"));
   CHECK(r.cells[0].record["coverage"]["layers"] == Json::parse("[2]"));
-  const Json& curve = r.cells[0].record["train"]["curve"];
-  CHECK(curve["full"] == r.cells[0].find("select", "attention.softmax_kl")->at("value"));
-  CHECK(curve["half"].get<double>() > 0);
-  CHECK(r.cells[0].flagged("undertrained") ==
-        (curve["full"].get<double>() - curve["twice"].get<double>() > 0.05 * curve["full"].get<double>()));
+  const Json& losses = r.cells[0].record["train"]["curve"]["losses"];
+  REQUIRE(losses.size() == 2);
+  bool gains = false;
+  for (const Json& loss : losses) {
+    CHECK(loss["full"] == r.cells[0].find("select", loss["tag"])->at("value"));
+    CHECK(loss["half"].get<double>() > 0);
+    gains |= loss["full"].get<double>() - loss["twice"].get<double>() > 0.05 * loss["full"].get<double>();
+  }
+  CHECK(r.cells[0].flagged("undertrained") == gains);
+
+  // Of a layer that is named, the curve is that of a cell of this layer alone.
+  options.folder = dir / "named";
+  run_plan(small_plan(trace, "layers: [0, 2]\nheads: [1]\ntrain: {curve: [2]}\n", codec), options);
+  const ResultSet named = load_results(options.folder);
+  REQUIRE(named.cells[0].status() == "ok");
+  const Json& of_layer = named.cells[0].record["train"]["curve"];
+  CHECK(of_layer["layers"] == Json::parse("[2]"));
+  CHECK(of_layer["losses"].size() == 2);
+  CHECK(of_layer["losses"][0]["tag"] == losses[0]["tag"]);
+  CHECK(named.cells[0].find("select", "attention.softmax_kl")->at("value") != of_layer["losses"][0]["full"]);
 
   // Document 0 ends at position 79, the tested ones at 159; with document 1 the positions are covered.
   const std::string split = dir / "split.trace.h5";
