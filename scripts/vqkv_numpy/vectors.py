@@ -2,6 +2,7 @@
 the bits of C++. Where a codeword is searched near ties may fall the other way than there, since products are rounded in
 another order."""
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -79,6 +80,37 @@ class Rvq(TableMethod):
 class SimVq(TableMethod):
     def shape(self):
         return 1, self.knobs["codebooks"], self.knobs["beam"] if self.knobs["encoding"] == "beam" else 1
+
+
+class SimVqBranches(Method):
+    """Two sets of channels, each with a code of its own (lib/codec/methods/branches.h)."""
+
+    def set_up(self, params):
+        k, self.branches = self.knobs, []
+        for name, stages in (("low", k["low_codebooks"]), ("high", k["codebooks"] - k["low_codebooks"])):
+            part = params.under(name)
+            channel = np.array(part.facts("branch"))
+            unit = replace(self.unit, heads=1, head_dim=len(channel), rotary_dim=0)
+            self.branches.append((channel, SimVq({**k, "codebooks": stages}, unit, part)))
+        self.stages = max(m.stages for _, m in self.branches)
+        self.layout = self.level_layout(self.stages)
+
+    def level_layout(self, stages):
+        return Layout([f for _, m in self.branches for f in m.level_layout(min(stages, m.stages)).fields])
+
+    def plan(self, prompt=None, stages=None):
+        terms = []
+        for field, (channel, m) in enumerate(self.branches):
+            (table,) = m.plan(stages=min(stages or m.stages, m.stages)).terms
+            terms.append(replace(table, channel=channel[table.channel], field=field))
+        return self.make_plan(terms)
+
+    def encode(self, x, prompt=None):
+        return Codes(len(x), [f for channel, m in self.branches for f in m.encode(x[:, channel]).fields], [])
+
+
+def make_simvq(knobs, unit, params):
+    return (SimVqBranches if knobs.get("low_codebooks") else SimVq)(knobs, unit, params)  # older files have no such knob
 
 
 class Kumar(TableMethod):

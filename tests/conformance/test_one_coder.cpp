@@ -162,23 +162,24 @@ TEST_CASE("a sweep measures the rows that a replay holds: every method", "[confo
   for (const Method* method : all_methods()) {
     const std::string name = method->describe().name;
     std::map<std::string, int> ran;
-    for (const char* rope : {"post", "pre"})
-      for (const int heads : {1, 2})
-        for (const bool transforms : {false, true}) {
-          Json config = test_config(name);
-          set_rope(config, rope);
-          config["heads"] = heads;
-          if (transforms) config["transform"] = chain_of(name);
-          const CodecPlan plan =
-              plan_in_scope(resolve_codec(config, windows.reader->info().shape), windows.rows->scope());
-          if (!plan.skip.empty()) continue;
-          CAPTURE(name, rope, heads, transforms);
-          const std::shared_ptr<const CodecSet> set =
-              train_codec_set(plan, windows.rows->scope().shape, *windows.rows, {});
-          check_same_rows(windows, set);
-          check_same_rows(prompt, set);
-          ++ran[std::string(rope) + (transforms ? ", transforms" : ", plain")];
-        }
+    for (const std::string& group : test_groups(name))
+      for (const char* rope : {"post", "pre"})
+        for (const int heads : {1, 2})
+          for (const bool transforms : {false, true}) {
+            Json config = test_config(name, group);
+            set_rope(config, rope);
+            config["heads"] = heads;
+            if (transforms) config["transform"] = chain_of(name);
+            const CodecPlan plan =
+                plan_in_scope(resolve_codec(config, windows.reader->info().shape), windows.rows->scope());
+            if (!plan.skip.empty()) continue;
+            CAPTURE(name, group, rope, heads, transforms);
+            const std::shared_ptr<const CodecSet> set =
+                train_codec_set(plan, windows.rows->scope().shape, *windows.rows, {});
+            check_same_rows(windows, set);
+            check_same_rows(prompt, set);
+            ++ran[std::string(rope) + (transforms ? ", transforms" : ", plain")];
+          }
     for (const std::string& rope : method->describe().rope)
       for (const char* with : {", transforms", ", plain"}) {
         CAPTURE(name, rope, with);

@@ -85,7 +85,8 @@ TEST_CASE("every method replays a tiny model through every attention path, in bl
   for (const Method* method : all_methods()) {
     const std::string name = method->describe().name;
     std::map<std::string, int> ran;
-    std::vector<Json> written = {test_config(name)};
+    std::vector<Json> written;
+    for (const std::string& group : test_groups(name)) written.push_back(test_config(name, group));
     if (method->describe().family == "sign") {  // scored from tables where no channel stands apart
       written.push_back(written.front());
       written.back()["preset"] = "no_outliers";

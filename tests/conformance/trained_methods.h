@@ -1,4 +1,5 @@
-// Every method of the registry, as its configs/codecs/NAME.yaml with the group `test` builds it, trained once.
+// Every method of the registry, as the groups `test` and `test_...` of its configs/codecs/NAME.yaml build it, trained
+// once.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -64,28 +65,31 @@ inline std::shared_ptr<Codec> train(const UnitSpec& spec, const TrainData& data)
   return fitted(std::move(codec), spec, data);
 }
 
-// method x role x RoPE placement x heads of a unit, trained once; what does not fit has a reason and is left out.
+// method x group x role x RoPE placement x heads of a unit, trained once; what does not fit has a reason and is left
+// out.
 inline const std::vector<Case>& cases() {
   static const std::vector<Case> all = [] {
     std::vector<Case> made;
     for (const Method* method : all_methods()) {
       const std::string name = method->describe().name;
       std::map<Role, int> accepted;
-      for (const char* rope : {"post", "pre"})
-        for (const int heads : {1, 2}) {
-          Json config = test_config(name);
-          set_rope(config, rope);
-          config["heads"] = heads;
-          for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 2, 64)).units) {
-            if (spec.unit.first_head != 0 || (spec.unit.role == Role::kValue && std::string(rope) == "pre")) continue;
-            if (!spec.check().empty()) continue;
-            ++accepted[spec.unit.role];
-            Case c{name + " " + role_name(spec.unit.role) + " " + rope + " heads " + std::to_string(heads), spec,
-                   nullptr, data_of(spec.unit, 512)};
-            c.codec = train(spec, c.data);
-            made.push_back(std::move(c));
+      for (const std::string& group : test_groups(name))
+        for (const char* rope : {"post", "pre"})
+          for (const int heads : {1, 2}) {
+            Json config = test_config(name, group);
+            set_rope(config, rope);
+            config["heads"] = heads;
+            for (const UnitSpec& spec : resolve_codec(config, make_shape(1, 3, 2, 64)).units) {
+              if (spec.unit.first_head != 0 || (spec.unit.role == Role::kValue && std::string(rope) == "pre")) continue;
+              if (!spec.check().empty()) continue;
+              ++accepted[spec.unit.role];
+              std::string label = name + " " + role_name(spec.unit.role) + " " + rope + " heads ";
+              label += std::to_string(heads) + (group == "test" ? "" : " " + group);
+              Case c{std::move(label), spec, nullptr, data_of(spec.unit, 512)};
+              c.codec = train(spec, c.data);
+              made.push_back(std::move(c));
+            }
           }
-        }
       INFO(name);
       REQUIRE(accepted[Role::kKey] > 0);
       REQUIRE(accepted[Role::kValue] > 0);

@@ -1,6 +1,7 @@
 // Small configurations of the registered methods.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "codec/codec_set.h"
 #include "codec/transform/transform.h"
@@ -10,13 +11,22 @@
 
 namespace vqkv::test {
 
-// `codec:` of configs/codecs/METHOD.yaml with its group `test`.
-inline Json test_config(const std::string& method) {
+// `codec:` of configs/codecs/METHOD.yaml with its group `test`, or another.
+inline Json test_config(const std::string& method, const std::string& group = "test") {
   Config config = load_config(std::string(VQKV_SOURCE_DIR) + "/configs/codecs/" + method + ".yaml");
-  config.tree["group"] = "test";
+  config.tree["group"] = group;
   apply_group(config);
   REQUIRE(config.tree["codec"]["name"] == method);
   return config.tree["codec"];
+}
+
+// The groups of configs/codecs/METHOD.yaml whose names begin with "test": forms of its codes.
+inline std::vector<std::string> test_groups(const std::string& method) {
+  const Config config = load_config(std::string(VQKV_SOURCE_DIR) + "/configs/codecs/" + method + ".yaml");
+  std::vector<std::string> out;
+  for (const auto& [name, values] : config.tree["groups"].items())
+    if (name.starts_with("test")) out.push_back(name);
+  return out;
 }
 
 // A chain that the method stands behind in both roles: exact exceptions are refused behind what mixes channels.
