@@ -92,6 +92,8 @@ class SimVqBranches(Method):
             channel = np.array(part.facts("branch"))
             unit = replace(self.unit, heads=1, head_dim=len(channel), rotary_dim=0)
             self.branches.append((channel, SimVq({**k, "codebooks": stages}, unit, part)))
+            (field,) = self.branches[-1][1].layout.fields
+            field.name = f"{name}_{field.name}"
         self.stages = max(m.stages for _, m in self.branches)
         self.layout = self.level_layout(self.stages)
 

@@ -42,6 +42,8 @@ CELLS = {
               "ratio: 0.25}, hadamard]}, v: {transform: [{name: prune_channels, ratio: 0.5}, identity]}}",
     "chained": "codec: {name: kumar, codebooks: 2, bits: 3, group: 16, scale_type: f8e5m2, stored_as: f8e5m2, heads: all, "
                "k: {transform: [channel_scale]}, v: {transform: [center]}}",
+    "branches": "codec: {name: simvq, codebooks: 6, bits: 4, rounds: 2, encoding: beam, heads: all, k: {rope: pre, "
+                "low_codebooks: 2, low_period: 300, transform: [center, hadamard]}}",
     "exceptions": "codec: {name: kvquant, bits: 2, outliers: 0.05, q_norm: true, transform: [center, channel_scale]}",
     "thinner": "codec: {name: rtn, bits: 4, group: 0, heads: all, k: {transform: [center, think]}, v: {transform: [deco, "
                "channel_scale]}}",

@@ -103,6 +103,18 @@ def main():
         codes = whole.encode(np.random.default_rng(1).normal(size=(8, 32)))
         first = whole.method.codewords[0][codes.fields[0][:, 0]]
         assert np.array_equal(level.decode(codes.head(level.layout)), first)
+        # Of two branches as many stages each, or all of one that has no more.
+        branches = tools.archive("branches", "codec: {tiers: [{tokens: 64, name: simvq, codebooks: 4, bits: 3, rounds: 2, k: "
+                                             "{low_codebooks: 1, low_period: 300}}, {level: 2}]}\n")
+        whole, level = (vqkv.load(branches).unit("k", 1, 0, tier) for tier in (0, 1))
+        assert [f.slots for f in whole.layout.fields] == [1, 3] and [f.slots for f in level.layout.fields] == [1, 2]
+        codes = whole.encode(np.random.default_rng(2).normal(size=(8, 32)))
+        rows = level.decode(codes.head(level.layout))
+        (low, of_low), (high, of_high) = whole.method.branches
+        assert sorted([*low, *high]) == list(range(32)) and set(low) == {(p + 16) % 32 for p in low}  # pairs stay together
+        assert np.array_equal(rows[:, low], of_low.codewords[0][codes.fields[0][:, 0]])
+        high_sum = sum(of_high.codewords[s][codes.fields[1][:, s]].astype(np.float64) for s in (0, 1))
+        assert np.array_equal(rows[:, high], high_sum.astype(np.float32))
     print("ok")
 
 
