@@ -117,12 +117,12 @@ class BranchCodec final : public Codec {
       DecodePlan inner = b.codec->plan({query.level < 0 ? -1 : level_of(b, query.level), nullptr});
       VQKV_CHECK(is_identity(inner.map) && inner.inner_bias.empty() && inner.outer_bias.empty());
       const auto other = [] { fail_internal("a branch is coded by tables alone"); };
-      const auto move = Overloaded{[&](TableTerm& t) {
-                                     t.field += field;
-                                     for (int32_t& c : t.channel) c = b.channel[static_cast<size_t>(c)];
-                                   },
-                                   [&](LevelsTerm&) { other(); }, [&](DenseTerm&) { other(); },
-                                   [&](SignTerm&) { other(); }};
+      const auto move =
+          Overloaded{[&](TableTerm& t) {
+                       t.field += field;
+                       for (int32_t& c : t.channel) c = b.channel[static_cast<size_t>(c)];
+                     },
+                     [&](LevelsTerm&) { other(); }, [&](DenseTerm&) { other(); }, [&](SignTerm&) { other(); }};
       for (PlanTerm& term : inner.terms) {
         std::visit(move, term);
         out.terms.push_back(std::move(term));

@@ -15,8 +15,8 @@ struct Branch {
   std::unique_ptr<Codec> codec;
 };
 
-// The branches' fields one behind the other, and their terms over the unit's channels. They are trained one by one, each
-// with a random stream of its own. A level holds as many stages of each branch, or all of one that has no more.
+// The branches' fields one behind the other, and their terms over the unit's channels. They are trained one by one,
+// each with a random stream of its own. A level holds as many stages of each branch, or all of one that has no more.
 // The branches' channels together are all of the unit's, each once (kInternal).
 std::unique_ptr<Codec> make_branches(std::vector<Branch> branches, RopePlacement rope);
 
