@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
@@ -16,7 +15,6 @@
 
 #include "codec/build.h"
 #include "codec/codec_archive.h"
-#include "codec/transform/transform.h"
 #include "core/clock.h"
 #include "core/cpu.h"
 #include "core/error.h"
@@ -28,20 +26,12 @@
 #include "experiment/protocol.h"
 #include "experiment/result_set.h"
 #include "experiment/store_folder.h"
+#include "experiment/training_curve.h"
 #include "io/record_index.h"
 #include "io/trace_check.h"
 
 namespace vqkv {
 namespace {
-
-// What a training curve is measured by: a metric and its number. Keys' share is the first; values show in outputs
-// alone.
-struct CurveLoss {
-  const char *metric, *tag;
-};
-constexpr CurveLoss kCurveLosses[] = {{"softmax_kl", "attention.softmax_kl"},
-                                      {"attention_output", "output.relative_error"}};
-constexpr double kUndertrained = 0.05;  // the last doubling still gains more than this
 
 std::string trace_path(const Json& cell) { return cell.at("config").at("trace").at("path").get<std::string>(); }
 
@@ -121,71 +111,6 @@ std::shared_ptr<const CodecSet> train(const TraceRows& rows, const CodecPlan& pl
   options.model_hash = cell.at("model").get<std::string>();
   options.progress = [&](int64_t, int64_t) { check(); };
   return train_codec_set(plan, rows.scope().shape, rows, options);
-}
-
-// The plan with `factor` times the training of every unit, methods and transforms; false when nothing is trained in
-// steps.
-bool scale_effort(CodecPlan& plan, double factor) {
-  bool any = false;
-  const auto scale = [&](const std::vector<Knob>& knobs, Json& values) {
-    for (const Knob& k : knobs) {
-      const auto it = values.find(k.name);
-      if (!k.effort || it == values.end() || *it == 0) continue;  // 0: a part of the training that is switched off
-      *it = std::max<int64_t>(1, std::llround(it->get<double>() * factor));
-      any = true;
-    }
-  };
-  for (UnitSpec& u : plan.units) {
-    scale(find_method(u.method).knobs(), u.knobs);
-    for (Json& t : u.transforms) scale(find_transform(t.at("name").get<std::string>()).knobs(), t);
-  }
-  return any;
-}
-
-// Losses on the select documents after half, full and twice the iterations; `full` is what the cell trained, used where
-// the curve is of all its layers.
-Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecSet& full, const Json& cell,
-                    const std::function<void()>& check) {
-  CellConfig measured = config;
-  measured.report = config.select;  // measured as one role of documents; report documents are not looked at
-  measured.select = {};
-  measured.metrics = {};
-  for (const CurveLoss& loss : kCurveLosses) measured.metrics.push_back(loss.metric);
-  if (!config.curve_layers.empty()) measured.layers = config.curve_layers;
-  const TraceRows rows(reader, measured);
-  const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader.info().shape), rows.scope());
-  if (!plan.skip.empty()) fail_usage(fmt::format("train.{}", plan.skip));
-  CodecPlan half = plan, twice = plan;
-  if (!scale_effort(half, 0.5) || !scale_effort(twice, 2.0))
-    return {{"reason", "nothing here is trained in iterations"}};
-  Json losses = Json::array();
-  for (const CurveLoss& loss : kCurveLosses) losses.push_back({{"tag", loss.tag}});
-  const auto measure = [&](const char* effort, const CodecSet& set) {
-    const std::vector<Measurement> of_set = measure_fidelity(rows, set, [&](int) { check(); }).report;
-    for (Json& loss : losses) {
-      const auto m = std::ranges::find_if(
-          of_set, [&](const Measurement& x) { return x.tag == loss["tag"] && std::isfinite(x.value); });
-      if (m == of_set.end())
-        fail_data(fmt::format("train.curve: the select documents give no {}; do they hold recorded queries?",
-                              loss["tag"].get<std::string>()));
-      loss[effort] = m->value;
-    }
-  };
-  measure("half", *train(rows, half, cell, check));
-  if (config.curve_layers.empty())
-    measure("full", full);
-  else
-    measure("full", *train(rows, plan, cell, check));
-  measure("twice", *train(rows, twice, cell, check));
-  return {{"role", "select"}, {"layers", rows.scope().layers}, {"losses", losses}};
-}
-
-// Whether some loss of a curve still gains by the last doubling.
-bool undertrained(const Json& curve) {
-  return std::ranges::any_of(curve.value("losses", Json::array()), [](const Json& loss) {
-    const double full = loss.at("full"), twice = loss.at("twice");
-    return full - twice > kUndertrained * full;
-  });
 }
 
 Json role_rows(const std::vector<Measurement>& measurements, const char* role) {
@@ -286,7 +211,10 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   if (rows.scope().subsampled) flags.push_back("subsampled");
   if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {
-    const Json curve = training_curve(reader, config, *codecs, cell, check);
+    const auto trained_on = [&](const TraceRows& of, const CodecPlan& efforts) {
+      return train(of, efforts, cell, check);
+    };
+    const Json curve = training_curve(reader, config, *codecs, trained_on, check);
     r["train"]["curve"] = curve;
     if (undertrained(curve)) flags.push_back("undertrained");
   }
