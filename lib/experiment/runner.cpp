@@ -147,11 +147,15 @@ std::string kept_codec_path(const std::string& folder, const std::string& train_
 std::shared_ptr<const CodecSet> load_kept(const std::string& folder, const std::string& train_id) {
   const std::string path = kept_codec_path(folder, train_id);
   if (folder.empty() || !std::filesystem::exists(path)) return nullptr;
-  Json facts;
-  auto set = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
-  if (facts.value("train_id", std::string()) != train_id)
-    fail_data(fmt::format("{}: holds codecs of another configuration", path));
-  return set;
+  try {
+    Json facts;
+    auto set = std::make_shared<const CodecSet>(load_codec_set(path, &facts));
+    if (facts.value("train_id", std::string()) != train_id)
+      fail_data(fmt::format("{}: holds codecs of another configuration", path));
+    return set;
+  } catch (const Error& e) {
+    throw Error(e.kind(), fmt::format("{}; without this file they are trained anew", e.what()));
+  }
 }
 
 // Measures one cell. `check` throws Stopped.

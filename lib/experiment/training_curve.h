@@ -9,9 +9,9 @@ namespace vqkv {
 
 using TrainOn = std::function<std::shared_ptr<const CodecSet>(const TraceRows&, const CodecPlan&)>;
 
-// {role, layers, losses: [{tag, half, full, twice}]} on the select documents, in the layers that `config` names or all of
-// the cell's; {reason} where nothing is trained in steps. `full` is what the cell trained, used where the curve is of
-// all its layers. kUsage: the named layers can't be trained alone; kBadData: nothing to measure losses by.
+// {role, layers, losses: [{tag, half, full, twice}]} on the select documents, in the layers that `config` names or all
+// of the cell's; {reason} where nothing is trained in steps. `full` is what the cell trained, used where the curve is
+// of all its layers. kUsage: the named layers can't be trained alone; kBadData: nothing to measure losses by.
 Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecSet& full, const TrainOn& train,
                     const std::function<void()>& check);
 

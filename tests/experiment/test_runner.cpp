@@ -490,4 +490,10 @@ TEST_CASE("cells that differ only in the tokens or levels of tiers share one tra
     }
     CHECK(seconds.size() == 1);
   }
+  // A kept file that is cut is named, and what to do about it.
+  for (const auto& file : std::filesystem::directory_iterator(dir / "kept/codecs"))
+    if (file.path().extension() == ".h5") std::filesystem::resize_file(file, file.file_size() / 2);
+  const Json cell = load_results(dir / "kept").cells[0].cell;
+  CHECK_THAT(error_of([&] { codecs_of_cell(cell, nullptr, dir / "kept"); }, ErrorKind::kBadData),
+             Catch::Contains("are trained anew"));
 }
