@@ -107,7 +107,7 @@ TEST_CASE("shares of pairs are exponentials of their distances, in order, withou
   const Matrix<float> words = gaussian(20, 12, 1), x = gaussian(5, 12, 2);
   const PairSearch search(words);
   const Scores scores(search, x);
-  std::vector<PairSearch::Share> shares;
+  PairSearch::Shares shares;
   for (int64_t r = 0; r < x.rows; ++r)
     for (const double temperature : {1.0, 0.05, 1e-6}) {
       double norm = 0;
@@ -117,20 +117,45 @@ TEST_CASE("shares of pairs are exponentials of their distances, in order, withou
       search.shares(scores.u.row(r), scores.v.row(r), static_cast<float>(norm), least, static_cast<float>(temperature),
                     shares);
       CAPTURE(r, temperature);
-      size_t at = 0;
+      Matrix<double> p(20, 20);
+      for (size_t i = 0; i < shares.blocks.size(); ++i) {
+        const auto [a, b0] = shares.blocks[i];
+        if (i > 0)
+          REQUIRE((shares.blocks[i - 1].a < a || (shares.blocks[i - 1].a == a && shares.blocks[i - 1].b < b0)));
+        for (int32_t j = 0; j < PairSearch::Shares::kBlock; ++j) {
+          const float own = shares.p[i * PairSearch::Shares::kBlock + static_cast<size_t>(j)];
+          if (b0 + j >= 20)
+            REQUIRE(own == 0);
+          else
+            p(a, b0 + j) = double{own};
+        }
+      }
+      double total = 0;
       for (int32_t a = 0; a < 20; ++a)
         for (int32_t b = 0; b < 20; ++b) {
           const double below = (std::sqrt(distance_to(words, a, b, x.row(r))) - double{least}) / temperature;
-          const bool listed = at < shares.size() && shares[at].a == a && shares[at].b == b;
-          if (below < 19) REQUIRE((listed || temperature < 1e-3));  // there the rounding of distances decides
-          if (below > 21) REQUIRE((!listed || temperature < 1e-3));
-          if (!listed) continue;
-          if (temperature > 1e-3) REQUIRE(double{shares[at].p} == Approx(std::exp(-below)).epsilon(2e-3).margin(1e-8));
-          if (a == nearest.a && b == nearest.b) REQUIRE(shares[at].p == 1.0f);
-          ++at;
+          total += p(a, b);
+          if (below < 19) REQUIRE((p(a, b) > 0 || temperature < 1e-3));  // there the rounding of distances decides
+          if (below > 21) REQUIRE((p(a, b) == 0 || temperature < 1e-3));
+          if (temperature > 1e-3) REQUIRE(p(a, b) == Approx(std::exp(-below)).epsilon(2e-3).margin(1e-8));
         }
-      REQUIRE(at == shares.size());
-      REQUIRE(at >= 1);
+      REQUIRE(p(nearest.a, nearest.b) == 1);
+
+      constexpr double kWeight = 2.5;
+      Matrix<double> count = Matrix<double>(20, 20);
+      std::fill(count.storage.begin(), count.storage.end(), 1.0);
+      std::vector<double> rho(20, 7.0), kappa(20, 7.0);
+      search.add(shares, kWeight, count.data(), count.cols, rho.data(), kappa.data());
+      for (int64_t a = 0; a < 20; ++a) {
+        double by_a = 0, by_b = 0;
+        for (int64_t b = 0; b < 20; ++b) {
+          by_a += p(a, b) * kWeight / total;
+          by_b += p(b, a) * kWeight / total;
+          REQUIRE(count(a, b) == Approx(1 + p(a, b) * kWeight / total).epsilon(1e-14));
+        }
+        REQUIRE(rho[static_cast<size_t>(a)] == Approx(by_a).epsilon(1e-12).margin(1e-300));
+        REQUIRE(kappa[static_cast<size_t>(a)] == Approx(by_b).epsilon(1e-12).margin(1e-300));
+      }
     }
 }
 

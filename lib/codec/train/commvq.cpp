@@ -73,7 +73,7 @@ Expectation expect(const Rows& rows, const PairSearch& book, double temperature)
   parallel_for(runs.count, [&](int64_t run) {
     Expectation& own = part[at(run)];
     Tile tile(book);
-    std::vector<PairSearch::Share> near;
+    PairSearch::Shares near;
     std::vector<double> rho(at(entries)), kappa(at(entries));
     const int64_t end = std::min(rows.x.rows, (run + 1) * runs.length);
     for (int64_t first = run * runs.length; first < end; first += kTileRows) {
@@ -86,18 +86,8 @@ Expectation expect(const Rows& rows, const PairSearch& book, double temperature)
         own.error += rows.importance[at(first + r)] * double{square};
         if (temperature <= 0) continue;
         book.shares(u, v, norm, std::sqrt(square), static_cast<float>(temperature), near);
-        double total = 0;
-        for (const PairSearch::Share& s : near) total += s.p;
-        std::fill(rho.begin(), rho.end(), 0.0);
-        std::fill(kappa.begin(), kappa.end(), 0.0);
-        const double weight = rows.weight_of(first + r);
-        for (const PairSearch::Share& s : near) {
-          const double share = s.p / total;
-          own.sums.count(s.a, s.b) += weight * share;
-          rho[at(s.a)] += share;
-          kappa[at(s.b)] += share;
-        }
-        add_row(rho, kappa, weight, x.row(r), tile.turned.row(r), own.sums);
+        book.add(near, rows.weight_of(first + r), own.sums.count.data(), own.sums.count.cols, rho.data(), kappa.data());
+        add_row(rho, kappa, 1, x.row(r), tile.turned.row(r), own.sums);
       }
     }
   });

@@ -61,25 +61,79 @@ PairSearch::Pair nearest_pair(const PairJob& job) {
   return best;
 }
 
-void pair_shares(const PairJob& job, float norm, float least, float temperature, std::vector<PairSearch::Share>& out) {
+void pair_shares(const PairJob& job, float norm, float least, float temperature, PairSearch::Shares& out) {
   constexpr float kNegligible = 20;
   const hn::CappedTag<float, kLanes> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto nearest = hn::Set(d, least), most = hn::Set(d, least + kNegligible * temperature);
+  const float most = least + kNegligible * temperature;
+  const auto nearest = hn::Set(d, least), square_of_most = hn::Set(d, most * most);
   const auto length = hn::Set(d, norm), cooled = hn::Set(d, 1 / temperature);
-  alignas(64) float share[kLanes];
-  for (int64_t a = 0; a < job.entries; ++a)
-    for (int64_t b0 = 0; b0 < job.entries; b0 += lanes) {
-      const auto score =
-          hn::Add(hn::Add(hn::Set(d, job.u[a]), hn::Load(d, job.cross + a * job.stride + b0)), hn::Load(d, job.v + b0));
-      const auto distance = hn::Sqrt(hn::Max(hn::Zero(d), hn::Add(length, score)));
-      const auto near = hn::Le(distance, most);
-      if (hn::AllFalse(d, near)) continue;
-      const auto p = hn::Exp(d, hn::Mul(hn::Sub(nearest, distance), cooled));
-      hn::Store(hn::IfThenElseZero(near, p), d, share);
-      for (int64_t i = 0; i < lanes; ++i)
-        if (share[i] > 0) out.push_back({static_cast<int32_t>(a), static_cast<int32_t>(b0 + i), share[i]});
+  float* to = out.p.data();
+  for (int64_t a = 0; a < job.entries; ++a) {
+    const auto u = hn::Set(d, job.u[a]);
+    for (int64_t b0 = 0; b0 < job.stride; b0 += kLanes) {
+      bool any = false;
+      for (int64_t b = b0; b < b0 + kLanes; b += lanes) {
+        const auto score = hn::Add(hn::Add(u, hn::Load(d, job.cross + a * job.stride + b)), hn::Load(d, job.v + b));
+        const auto square = hn::Max(hn::Zero(d), hn::Add(length, score));
+        const auto near = hn::Le(square, square_of_most);
+        auto p = hn::Zero(d);
+        if (!hn::AllFalse(d, near)) {
+          p = hn::IfThenElseZero(near, hn::Exp(d, hn::Mul(hn::Sub(nearest, hn::Sqrt(square)), cooled)));
+          any = true;
+        }
+        hn::Store(p, d, to + b - b0);
+      }
+      if (!any) continue;
+      out.blocks.push_back({static_cast<int32_t>(a), static_cast<int32_t>(b0)});
+      to += kLanes;
     }
+  }
+}
+
+void add_shares(const PairSearch::Shares& shares, int64_t entries, double weight, double* HWY_RESTRICT count,
+                int64_t count_stride, double* HWY_RESTRICT rho, double* HWY_RESTRICT kappa) {
+  const hn::CappedTag<double, kLanes / 2> d;
+  const hn::Rebind<float, decltype(d)> of_shares;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  std::fill_n(rho, entries, 0.0);
+  std::fill_n(kappa, entries, 0.0);
+  const float* p = shares.p.data();
+  for (const auto& block : shares.blocks) {
+    const int64_t n = std::min(kLanes, entries - block.b);
+    auto sum = hn::Zero(d);
+    double rest = 0;
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      const auto part = hn::PromoteTo(d, hn::Load(of_shares, p + i));
+      sum = hn::Add(sum, part);
+      hn::StoreU(hn::Add(part, hn::LoadU(d, kappa + block.b + i)), d, kappa + block.b + i);
+    }
+    for (; i < n; ++i) {
+      rest += double{p[i]};
+      kappa[block.b + i] += double{p[i]};
+    }
+    rho[block.a] += hn::GetLane(hn::SumOfLanes(d, sum)) + rest;
+    p += kLanes;
+  }
+  double total = 0;
+  for (int64_t a = 0; a < entries; ++a) total += rho[a];
+  const double factor = weight / total;
+  for (int64_t a = 0; a < entries; ++a) {
+    rho[a] *= factor;
+    kappa[a] *= factor;
+  }
+  p = shares.p.data();
+  const auto f = hn::Set(d, factor);
+  for (const auto& block : shares.blocks) {
+    const int64_t n = std::min(kLanes, entries - block.b);
+    double* to = count + block.a * count_stride + block.b;
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+      hn::StoreU(hn::MulAdd(f, hn::PromoteTo(d, hn::Load(of_shares, p + i)), hn::LoadU(d, to + i)), d, to + i);
+    for (; i < n; ++i) to[i] += factor * double{p[i]};
+    p += kLanes;
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -90,6 +144,7 @@ HWY_AFTER_NAMESPACE();
 namespace vqkv {
 HWY_EXPORT(nearest_pair);
 HWY_EXPORT(pair_shares);
+HWY_EXPORT(add_shares);
 
 PairSearch::PairSearch(Matrix<float> words) : words_(std::move(words)), stride_(round_up(words_.rows, kLanes)) {
   VQKV_CHECK(words_.rows >= 1 && words_.cols >= 2 && words_.cols % 2 == 0);
@@ -131,10 +186,17 @@ PairSearch::Pair PairSearch::nearest(const float* u, const float* v) const {
   return HWY_DYNAMIC_DISPATCH(nearest_pair)({u, v, cross_.data(), entries(), stride_});
 }
 
-void PairSearch::shares(const float* u, const float* v, float norm, float least, float temperature,
-                        std::vector<Share>& out) const {
-  out.clear();
+void PairSearch::shares(const float* u, const float* v, float norm, float least, float temperature, Shares& out) const {
+  static_assert(Shares::kBlock == kLanes);
+  out.blocks.clear();
+  // Blocks that are not kept are written behind the last that is.
+  out.p.resize(std::max(out.p.size(), static_cast<size_t>(entries() * stride_ + kLanes)));
   HWY_DYNAMIC_DISPATCH(pair_shares)({u, v, cross_.data(), entries(), stride_}, norm, least, temperature, out);
+}
+
+void PairSearch::add(const Shares& shares, double weight, double* count, int64_t count_stride, double* rho,
+                     double* kappa) const {
+  HWY_DYNAMIC_DISPATCH(add_shares)(shares, entries(), weight, count, count_stride, rho, kappa);
 }
 
 void PairSearch::subtract(const Pair& pair, float* x) const {

@@ -35,14 +35,22 @@ class PairSearch {
   // Of one row's u and v (stride()).
   Pair nearest(const float* u, const float* v) const;
 
-  struct Share {
-    int32_t a = 0, b = 0;
-    float p = 0;
+  // Blocks of pairs of one a and neighbouring b, in the order of a, then b.
+  struct Shares {
+    static constexpr int64_t kBlock = 16;
+    struct Block {
+      int32_t a = 0, b = 0;  // b: the first of kBlock, a multiple of it
+    };
+    std::vector<Block> blocks;
+    AlignedVector<float> p;  // (blocks, kBlock) of what was used so far; 0: no share
   };
   // exp((least - |x - Z_a - i Z_b|) / temperature), for a row of squared length `norm` whose nearest pair is at
-  // distance `least`: all that are e^-20 and more, in the order of a, then b. `out` is emptied first.
-  void shares(const float* u, const float* v, float norm, float least, float temperature,
-              std::vector<Share>& out) const;
+  // distance `least`: all that are e^-20 and more. `out` is emptied first.
+  void shares(const float* u, const float* v, float norm, float least, float temperature, Shares& out) const;
+
+  // Of shares scaled to a total of `weight`: count (entries, count_stride) += each; rho (entries) and kappa (entries) =
+  // their sums by a and by b.
+  void add(const Shares& shares, double weight, double* count, int64_t count_stride, double* rho, double* kappa) const;
 
   // x (width) -= Z_a + i Z_b.
   void subtract(const Pair& pair, float* x) const;
