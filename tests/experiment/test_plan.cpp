@@ -132,31 +132,22 @@ TEST_CASE("without a cache section all codecs of a plan stand under one policy, 
   CHECK(alone == common);
 }
 
-TEST_CASE("a training curve without select documents is refused", "[plan]") {
+TEST_CASE("a training curve without select documents, or of layers that are not there, is refused", "[plan]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
   write_sweep_trace(trace);
-  check_says(error_of([&] {
-               make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], report: [3]}}\ncodec: {{name: rvq}}\n"
-                                                "train:\n  curve: true\n",
-                                                trace),
-                                    "s.yaml"));
-             }),
+  const auto refused = [&](const std::string& documents, const std::string& rest) {
+    return error_of([&] {
+      make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0]{}, report: [3]}}\ncodec: {{name: rvq}}\n{}",
+                                       trace, documents, rest),
+                           "s.yaml"));
+    });
+  };
+  check_says(refused("", "train:\n  curve: true\n"),
              "s.yaml:4:3: train.curve: a training curve is measured on select documents");
-  check_says(error_of([&] {
-               make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], select: [1], report: [3]}}\n"
-                                                "codec: {{name: rvq}}\nlayers: [0, 1]\ntrain:\n  curve: [1, 2]\n",
-                                                trace),
-                                    "s.yaml"));
-             }),
+  check_says(refused(", select: [1]", "layers: [0, 1]\ntrain:\n  curve: [1, 2]\n"),
              "s.yaml:5:3: train.curve: layer 2 is none of the cell's (layers)");
-  check_says(error_of([&] {
-               make_plan(parse_yaml(fmt::format("trace: {{path: {}, train: [0], select: [1], report: [3]}}\n"
-                                                "codec: {{name: rvq}}\ntrain:\n  curve: [40]\n",
-                                                trace),
-                                    "s.yaml"));
-             }),
-             "s.yaml:4:3: train.curve: 40 is not in");
+  check_says(refused(", select: [1]", "train:\n  curve: [40]\n"), "s.yaml:4:3: train.curve: 40 is not in");
 }
 
 TEST_CASE("repeats are one group", "[plan]") {
