@@ -166,6 +166,9 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   Json r = {{"status", "ok"}};
   const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader.info().shape), rows.scope());
   if (!plan.skip.empty()) return {{"status", "skipped"}, {"reason", plan.skip}};
+  if (config.curve)
+    if (const CodecPlan curve = curve_plan(config, reader.info().shape); !curve.skip.empty())
+      return {{"status", "skipped"}, {"reason", curve.skip}};
   if (rows.tokens(true) == 0) return {{"status", "failed"}, {"reason", "the report documents hold no token"}};
 
   const std::string train_id = cell.at("train_id").get<std::string>();

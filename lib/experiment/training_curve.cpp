@@ -41,19 +41,30 @@ bool scale_effort(CodecPlan& plan, double factor) {
   return any;
 }
 
+CellConfig of_curve(const CellConfig& config) {
+  CellConfig out = config;
+  if (!config.curve_layers.empty()) out.layers = config.curve_layers;
+  return out;
+}
+
 }  // namespace
+
+CodecPlan curve_plan(const CellConfig& config, const CacheShape& shape) {
+  CodecPlan plan = plan_in_scope(resolve_codec(config.codec, shape), scope_of(of_curve(config), shape));
+  if (!plan.skip.empty()) plan.skip = "train.curve: " + plan.skip;
+  return plan;
+}
 
 Json training_curve(const TraceReader& reader, const CellConfig& config, const CodecSet& full, const TrainOn& train,
                     const std::function<void()>& check) {
-  CellConfig measured = config;
+  CellConfig measured = of_curve(config);
   measured.report = config.select;  // measured as one role of documents; report documents are not looked at
   measured.select = {};
   measured.metrics = {};
   for (const CurveLoss& loss : kCurveLosses) measured.metrics.push_back(loss.metric);
-  if (!config.curve_layers.empty()) measured.layers = config.curve_layers;
   const TraceRows rows(reader, measured);
-  const CodecPlan plan = plan_in_scope(resolve_codec(config.codec, reader.info().shape), rows.scope());
-  if (!plan.skip.empty()) fail_usage(fmt::format("train.{}", plan.skip));
+  const CodecPlan plan = curve_plan(config, reader.info().shape);
+  VQKV_CHECK(plan.skip.empty());
   CodecPlan half = plan, twice = plan;
   if (!scale_effort(half, 0.5) || !scale_effort(twice, 2.0))
     return {{"reason", "nothing here is trained in iterations"}};

@@ -159,6 +159,29 @@ TEST_CASE("shares of pairs are exponentials of their distances, in order, withou
     }
 }
 
+TEST_CASE("the nearest pair has its share at any temperature", "[commvq][assign]") {
+  // Late stages are cooled below the rounding of a distance.
+  const Matrix<float> words = gaussian(20, 12, 1), x = gaussian(200, 12, 2);
+  const PairSearch search(words);
+  const Scores scores(search, x);
+  PairSearch::Shares shares;
+  Matrix<double> count(20, 20);
+  std::vector<double> rho(20), kappa(20);
+  for (int64_t r = 0; r < x.rows; ++r)
+    for (const float temperature : {1e-6f, 1e-9f, 1e-12f}) {
+      const float *u = scores.u.row(r), *v = scores.v.row(r);
+      double norm = 0;
+      for (int64_t c = 0; c < x.cols; ++c) norm += double{x(r, c)} * x(r, c);
+      const PairSearch::Pair nearest = search.nearest(u, v);
+      const float least = std::sqrt(std::max(0.0f, static_cast<float>(norm) + nearest.score));
+      search.shares(u, v, static_cast<float>(norm), least, temperature, shares);
+      std::fill(count.storage.begin(), count.storage.end(), 0.0);
+      search.add(shares, 1, count.data(), count.cols, rho.data(), kappa.data());
+      CAPTURE(r, temperature);
+      REQUIRE(count(nearest.a, nearest.b) > 0.3);  // alone, or beside one or two at the same distance
+    }
+}
+
 // vq-methods r.9.5: the system of complex numbers against the gradient of the least squares that it solves.
 TEST_CASE("the book of a maximization is the least squares of its responsibilities", "[commvq][golden]") {
   constexpr int64_t kEntries = 6, kWidth = 10, kRows = 400;

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "experiment/cost.h"
+#include "experiment/training_curve.h"
 #include "support/cache_shape.h"
 #include "support/catch.h"
 #include "support/dummy_codecs.h"
@@ -406,7 +407,14 @@ TEST_CASE("a codec that sees the layer below is skipped where that layer is not 
   };
   CHECK(chosen({0}).skip.empty());
   CHECK(chosen({0, 1}).skip.empty());
-  CHECK_THAT(chosen({1}).skip, Catch::Contains("layer 1 sees the rows of layer 0, which is not chosen"));
+  const char* const missing = "layer 1 sees the rows of layer 0, which is not chosen";
+  CHECK_THAT(chosen({1}).skip, Catch::Contains(missing));
+  CellConfig config = in.config;
+  config.codec = {{"name", "above"}};
+  config.curve_layers = {1};
+  CHECK_THAT(curve_plan(config, full).skip, Catch::StartsWith("train.curve: ") && Catch::Contains(missing));
+  config.curve_layers = {0};
+  CHECK(curve_plan(config, full).units.size() == chosen({0}).units.size());
 }
 
 TEST_CASE("a sweep of some layers codes each as a sweep of all layers does", "[fidelity]") {

@@ -45,11 +45,11 @@ void add_scaled(double factor, const float* x, int64_t n, double* sum) {
 }
 
 // Adds one row with its marginals.
-void add_row(const std::vector<double>& rho, const std::vector<double>& kappa, double weight, const float* x,
-             const float* turned, PairSums& sums) {
+void add_row(const std::vector<double>& rho, const std::vector<double>& kappa, const float* x, const float* turned,
+             PairSums& sums) {
   for (int64_t a = 0; a < sums.sum.rows; ++a) {
-    if (rho[at(a)] > 0) add_scaled(weight * rho[at(a)], x, sums.sum.cols, sums.sum.row(a));
-    if (kappa[at(a)] > 0) add_scaled(weight * kappa[at(a)], turned, sums.sum.cols, sums.sum.row(a));
+    if (rho[at(a)] > 0) add_scaled(rho[at(a)], x, sums.sum.cols, sums.sum.row(a));
+    if (kappa[at(a)] > 0) add_scaled(kappa[at(a)], turned, sums.sum.cols, sums.sum.row(a));
   }
 }
 
@@ -87,7 +87,7 @@ Expectation expect(const Rows& rows, const PairSearch& book, double temperature)
         if (temperature <= 0) continue;
         book.shares(u, v, norm, std::sqrt(square), static_cast<float>(temperature), near);
         book.add(near, rows.weight_of(first + r), own.sums.count.data(), own.sums.count.cols, rho.data(), kappa.data());
-        add_row(rho, kappa, 1, x.row(r), tile.turned.row(r), own.sums);
+        add_row(rho, kappa, x.row(r), tile.turned.row(r), own.sums);
       }
     }
   });
@@ -137,8 +137,8 @@ Matrix<float> start_of(const Rows& rows, const CommVqOptions& options, Rng rng) 
       const double weight = rows.weight_of(picked[first + at(r)]);
       for (int64_t a = 0; a < options.entries; ++a)
         for (int64_t b = 0; b < options.entries; ++b) {
-          const double share = p[at(a * options.entries + b)] / total;
-          sums.count(a, b) += weight * share;
+          const double share = weight * (p[at(a * options.entries + b)] / total);
+          sums.count(a, b) += share;
           rho[at(a)] += share;
           kappa[at(b)] += share;
         }
@@ -146,7 +146,7 @@ Matrix<float> start_of(const Rows& rows, const CommVqOptions& options, Rng rng) 
         turned(0, i) = x(r, width / 2 + i);
         turned(0, width / 2 + i) = -x(r, i);
       }
-      add_row(rho, kappa, weight, x.row(r), turned.row(0), sums);
+      add_row(rho, kappa, x.row(r), turned.row(0), sums);
     }
   }
   return narrowed(solve_pairs(sums));

@@ -65,8 +65,10 @@ void pair_shares(const PairJob& job, float norm, float least, float temperature,
   constexpr float kNegligible = 20;
   const hn::CappedTag<float, kLanes> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const float most = least + kNegligible * temperature;
-  const auto nearest = hn::Set(d, least), square_of_most = hn::Set(d, most * most);
+  // Most blocks end at the squares, which are let through with the rounding of roots and squares.
+  const float farthest = least + kNegligible * temperature;
+  const auto nearest = hn::Set(d, least), most = hn::Set(d, farthest);
+  const auto screen = hn::Set(d, farthest * farthest * (1 + 0x1p-20f));
   const auto length = hn::Set(d, norm), cooled = hn::Set(d, 1 / temperature);
   float* to = out.p.data();
   for (int64_t a = 0; a < job.entries; ++a) {
@@ -76,10 +78,10 @@ void pair_shares(const PairJob& job, float norm, float least, float temperature,
       for (int64_t b = b0; b < b0 + kLanes; b += lanes) {
         const auto score = hn::Add(hn::Add(u, hn::Load(d, job.cross + a * job.stride + b)), hn::Load(d, job.v + b));
         const auto square = hn::Max(hn::Zero(d), hn::Add(length, score));
-        const auto near = hn::Le(square, square_of_most);
         auto p = hn::Zero(d);
-        if (!hn::AllFalse(d, near)) {
-          p = hn::IfThenElseZero(near, hn::Exp(d, hn::Mul(hn::Sub(nearest, hn::Sqrt(square)), cooled)));
+        if (!hn::AllFalse(d, hn::Le(square, screen))) {
+          const auto distance = hn::Sqrt(square);
+          p = hn::IfThenElseZero(hn::Le(distance, most), hn::Exp(d, hn::Mul(hn::Sub(nearest, distance), cooled)));
           any = true;
         }
         hn::Store(p, d, to + b - b0);
