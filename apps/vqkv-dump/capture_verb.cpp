@@ -26,9 +26,10 @@ double gemm_rate() {
   return 8 * 256.0 * 1024.0 * 1024.0 / watch.seconds();
 }
 
-// Each token passes each weight but the output head once. Attention, the sums that a trace keeps and the writing take
-// about as long again on the small model (30 layers, context 2048); large models are weights first.
-double estimated_seconds(const ModelFacts& facts, const CapturePlan& plan, const CaptureOptions& options) {
+// Multiply-adds of a capture. Each token passes each weight but the output head once. Attention, the sums that a trace
+// keeps and the writing take about as long again on the small model (30 layers, context 2048); large models are weights
+// first.
+double multiply_adds(const ModelFacts& facts, const CapturePlan& plan, const CaptureOptions& options) {
   const double d = facts.head_dim, heads = facts.q_heads, layers = facts.layers;
   const double head = static_cast<double>(facts.vocab) * facts.hidden;
   const double weights = std::max(0.0, static_cast<double>(facts.parameters) - (facts.tied_head ? 1.0 : 2.0) * head);
@@ -38,7 +39,7 @@ double estimated_seconds(const ModelFacts& facts, const CapturePlan& plan, const
   const double once = weights + attention * 2 + moments;
   // A forward and a backward pass, about three times the work of one forward, with the head's products twice.
   const double gradients = options.gradients.empty() ? 0 : 3 * (weights + attention) + 2 * head + 3 * moments;
-  return static_cast<double>(plan.tokens) * (once + gradients) / gemm_rate();
+  return static_cast<double>(plan.tokens) * (once + gradients);
 }
 
 }  // namespace
@@ -87,7 +88,10 @@ int run_capture(const CaptureVerb& v) {
     table.columns.push_back({"gradients", "gradients of", "", false});
   }
   if (v.dry_run) {
-    row["seconds"] = estimated_seconds(facts, plan, options);
+    const double work = multiply_adds(facts, plan, options);
+    row["multiply_adds"] = work;
+    row["seconds"] = work / gemm_rate();
+    table.columns.push_back({"multiply_adds", "multiply-adds, about", "{:.3g}"});
     table.columns.push_back({"seconds", "seconds, about", "{:.1f}"});
     table.rows.push_back(row);
     print(table, v.format);

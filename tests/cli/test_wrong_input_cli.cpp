@@ -205,7 +205,8 @@ TEST_CASE("vqkv-eval: an interrupt is one line on stderr in every verb", "[cli][
     std::vector<std::string> arguments = verb;
     arguments.insert(arguments.end(), {"--model", kModel, "-q"});
     const pid_t tool = start_tool("vqkv-eval", eval.dir.path.string(), arguments);
-    std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    wait_for_handlers(tool);
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
     kill(tool, SIGTERM);
     const ToolRun r = finish_tool(eval.dir.path.string(), tool);
     CHECK(r.code == 143);
@@ -231,7 +232,7 @@ TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][e
   const pid_t early = start_tool(
       "vqkv-eval", eval.dir.path.string(),
       {"replay", "--model", kModel, "--codec", "exact", "--text", kText, "--context", "2048", "--mode", "stepwise"});
-  std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+  wait_for_handlers(early);
   kill(early, SIGTERM);
   const ToolRun nothing = finish_tool(eval.dir.path.string(), early);
   CHECK(nothing.code == 143);

@@ -1,14 +1,18 @@
 // Runs a tool of this build as a user does, and gives what it printed and how it ended.
 #pragma once
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace vqkv {
@@ -37,6 +41,23 @@ inline pid_t start_tool(const std::string& tool, const std::string& folder, cons
   argv.push_back(nullptr);
   execv(path.c_str(), argv.data());
   _exit(127);
+}
+
+// Waits until a tool that was started answers signals itself: before that they end it without a word.
+inline void wait_for_handlers(pid_t child) {
+  const std::string process = "/proc/" + std::to_string(child);
+  const auto answers = [&] {
+    std::error_code gone;
+    // Until it is another program, it has the handlers of the tests.
+    if (std::filesystem::read_symlink(process + "/exe", gone) == std::filesystem::read_symlink("/proc/self/exe"))
+      return false;
+    const std::string status = text_of(process + "/status"), name = "SigCgt:";
+    const size_t at = status.find(name);
+    return at != std::string::npos && std::stoull(status.substr(at + name.size()), nullptr, 16) >> (SIGTERM - 1) & 1;
+  };
+  siginfo_t end{};
+  while (!answers() && waitid(P_PID, child, &end, WEXITED | WNOHANG | WNOWAIT) == 0 && end.si_pid == 0)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 inline ToolRun finish_tool(const std::string& folder, pid_t child) {
