@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "attention/backends_cpu.h"
+#include "codec/query_form.h"
 #include "codec/score_map.h"
 #include "core/error.h"
 
@@ -135,15 +136,22 @@ class ReferenceBackend final : public AttentionBackend {
     std::vector<double> s(static_cast<size_t>(position + 1), -std::numeric_limits<double>::infinity());
     const bool any_evicted = cache.any_evicted(layer, head);
     const Choice key(cache, Role::kKey, position, forms.exact_k, forms.coded_k);
+    const int unit = end > sinks ? cache.unit_of(layer, head, Role::kKey) : -1;
+    std::vector<float> coded_q(q, q + d);
+    if (unit >= 0) {
+      const int in_unit = head - cache.unit_shape(static_cast<size_t>(unit)).first_head;
+      const CodedQueries queries(cache.plan(layer, head, Role::kKey), in_unit, static_cast<int>(d));
+      if (!queries.exact()) queries.in_keys(q, coded_q.data());
+    }
     for (int64_t t = 0; t <= position; ++t) {
       if ((any_evicted && cache.evicted(layer, head, t)) || (cache.policy().drops && t >= sinks && t < end)) continue;
       const Matrix<float>& k = key.of(t);
+      const float* x = t >= sinks && t < end ? coded_q.data() : q;
       double sum = 0;
-      for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(q[c]) * k(t, c);
+      for (int64_t c = 0; c < d; ++c) sum += static_cast<double>(x[c]) * k(t, c);
       s[static_cast<size_t>(t)] = sum * cache.shape().score_scale;
     }
-    if (end > sinks && cache.unit_of(layer, head, Role::kKey) >= 0)
-      map_scores(cache.plan(layer, head, Role::kKey).score, s.data() + sinks, end - sinks);
+    if (unit >= 0) map_scores(cache.plan(layer, head, Role::kKey).score, s.data() + sinks, end - sinks);
     const double top = *std::max_element(s.begin(), s.end());
     double sum = 0;
     for (double& v : s) sum += v = std::exp(v - top);  // exp(-inf) of what is not seen is 0; a NaN stays one

@@ -197,6 +197,11 @@ const ScoreMap& TiledCall::score_map(int head) const {
   return coded_unit(head, Role::kKey) < 0 ? none : cache.plan(layer, head, Role::kKey, key_tier).score;
 }
 
+CodedQueries TiledCall::coded_queries(int head) const {
+  const auto unit = static_cast<size_t>(coded_unit(head, Role::kKey));
+  return {cache.form(unit).plan, head - cache.unit_shape(unit).first_head, static_cast<int>(d)};
+}
+
 template <class Body>
 void TiledCall::for_runs(int head, Role role, int64_t first_column, int64_t count, Body&& body) const {
   const HeadColumns& c = columns(head);
@@ -318,7 +323,16 @@ void HeadQueries::prepare(const TiledCall& call, int head, ConstMatrix q, KeySca
   y_stride = padded(y_width);
   token_scale = decoder.has_token_scale();
   y.resize(at(call.rows * y_stride));
-  decoder.map().fold(x.data(), call.d, y.data(), y_stride, call.rows);
+  const CodedQueries coded = call.coded_queries(head);
+  if (coded.exact())
+    decoder.map().fold(x.data(), call.d, y.data(), y_stride, call.rows);
+  else
+    for (int64_t r = 0; r < call.rows; ++r) {
+      float* to = y.data() + r * y_stride;
+      coded.in_codes(q.row(r / call.group) + head * span + r % call.group * call.d, to);
+      for (int64_t c = 0; c < y_width; ++c) to[c] *= scale;  // rounded before, as a query comes
+      std::fill(to + y_width, to + y_stride, 0.0f);
+    }
   const auto project = [&](const std::vector<float>& bias, std::vector<float>& out) {
     out.assign(at(call.rows), 0.0f);
     if (bias.empty()) return;

@@ -8,6 +8,7 @@
 #include "attention/attention.h"
 #include "attention/backends_cpu.h"
 #include "attention/scan_cpu.h"
+#include "codec/query_form.h"
 #include "core/per_thread.h"
 #include "core/small_matrix.h"
 
@@ -101,6 +102,7 @@ struct TiledCall {
   // Unit of a head whose codes are attended to, or -1.
   int coded_unit(int head, Role role) const { return drops() ? -1 : cache.unit_of(layer, head, role, tier(role)); }
   const ScoreMap& score_map(int head) const;
+  CodedQueries coded_queries(int head) const;  // of a head whose codes are attended to
   // Columns of a tile, as the view and the decoder give tokens: exact rows; codes of the columns from `first` on,
   // counted after the sinks.
   void load_exact(int head, Role role, int64_t first, int64_t count, float* out, int64_t stride) const;

@@ -88,8 +88,8 @@ class CompressedCache {
   CacheReads reads(int64_t n, bool draft = false) const;
 
   // Pairs that the queries of the blocks to come see in place of the codes of their tokens; null: none. The caller
-  // keeps them while they serve. Only where keys are coded after RoPE, no map of a codec is folded into queries, and
-  // nothing is given up (kInternal otherwise).
+  // keeps them while they serve. Only where keys are coded after RoPE, no map of a codec is folded into queries, none
+  // rounds them, and nothing is given up (kInternal otherwise).
   void recall(const RecalledPairs* pairs);
 
   // Takes positions out of one head's sight, between blocks. Twice the same is fine. Codes that no head of their unit

@@ -70,6 +70,8 @@ TileDecoder::TileDecoder(const DecodePlan& plan, std::shared_ptr<const PageLayou
   }
   folded_ = map_.moves() && !overlay_ && !plan.adds_lower && scale_slots_ <= 1 &&
             (role == Role::kValue || plan.rope == RopePlacement::kPost);
+  // Rounded queries are other than those that exact keys meet: they are a product of their own, map or not.
+  if (role == Role::kKey && plan.query != QueryForm::kExact) folded_ = true;
 
   if (role == Role::kKey && plan.rope == RopePlacement::kPre) pairs_ = PairBooks::of(plan, head, head_dim);
   bool mixed = false;

@@ -42,6 +42,7 @@ class TileDecoder {
   // Folded: decode gives y of the code domain, and the caller applies x = outer + s * (inner + y * map) to queries or
   // sums. Otherwise decode gives x itself. Folded when the map moves channels and nothing has to be done to x by token
   // (no RoPE, no overlay, one scale a head, nothing of the layer below): one product a query instead of one a token.
+  // Keys whose queries are rounded (DecodePlan::query) are folded, map or not.
   bool folded() const { return folded_; }
   int64_t width() const { return folded_ ? code_width_ : head_dim_; }  // channels that decode gives
   int64_t code_width() const { return code_width_; }

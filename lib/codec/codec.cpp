@@ -66,6 +66,7 @@ DecodePlan Codec::empty_plan() const {
   plan.channels = plan.code_channels = channels();
   plan.layout = layout();
   plan.rope = rope();
+  plan.query = query_form();
   return plan;
 }
 

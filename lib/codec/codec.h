@@ -140,6 +140,8 @@ class Codec {
   virtual bool sees_lower() const { return false; }
 
   virtual DecodePlan plan(const PlanQuery& query = {}) const = 0;
+  // Of keys: DecodePlan::query, whatever a prompt fits.
+  virtual QueryForm query_form() const { return QueryForm::kExact; }
   virtual int levels() const { return 1; }  // how many values PlanQuery::level may take
   // layout() with the slots that plan({level}) reads: the first ones of each field. What is coded once can be cut to it
   // (codec/level.h). kUsage for a codec that has no levels.

@@ -87,6 +87,8 @@ CodecSet::CodecSet(CacheShape shape, Json config, std::vector<TrainedUnit> units
     if (codec.sees_lower()) refuse("it sees the rows of the layer below, which change as tokens age");
     if (codec.plan().score.kind != ScoreMap::Kind::kNone)
       refuse("it maps the scores of the whole coded segment, which is one tier's here");
+    if (codec.query_form() != QueryForm::kExact)
+      refuse("its queries are rounded for the whole coded segment, which is one tier's here");
     if (codec.rope() !=
         units_[static_cast<size_t>(unit_index(u.spec.unit.layer, u.spec.unit.first_head, u.spec.unit.role))]
             .codec->rope())

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <utility>
 
 #include "core/error.h"
@@ -251,6 +252,15 @@ void check_plan(const DecodePlan& plan) {
   for (const SideSpec& s : plan.layout.sides) VQKV_CHECK(s.slots >= 1);
   for (const PlanTerm& term : plan.terms) std::visit([&](const auto& t) { check_term(plan, t); }, term);
   check_map(plan.map, plan.code_channels, plan.channels);
+  if (plan.query != QueryForm::kExact) {
+    const auto* hadamard = std::get_if<HadamardMap>(&plan.map);
+    VQKV_CHECK(hadamard || is_identity(plan.map));
+    if (hadamard)
+      for (const std::vector<float>* signs : {&hadamard->before, &hadamard->after})
+        for (const float s : *signs) VQKV_CHECK(std::abs(s) == 1.0f);
+    VQKV_CHECK(plan.rope == RopePlacement::kPost && plan.code_channels == plan.channels && !plan.layout.overlay &&
+               !plan.adds_lower && plan.token_scale_side < 0 && plan.inner_bias.empty() && plan.outer_bias.empty());
+  }
   VQKV_CHECK(plan.inner_bias.empty() || plan.inner_bias.size() == channels);
   VQKV_CHECK(plan.outer_bias.empty() || plan.outer_bias.size() == channels);
   if (plan.token_scale_side >= 0) {

@@ -95,6 +95,11 @@ struct ScoreMap {
   float high_shift = 0;
 };
 
+// How queries are held where they meet coded keys. kQ8: rounded to blocks of 32 channels of a head with a float16
+// scale, in the code domain (CodedQueries in codec/query_form.h), as llama.cpp's CPU path does. Exact keys meet exact
+// queries.
+enum class QueryForm { kExact, kQ8 };
+
 // Books and projections that were counted, kept alive: an address names no other meanwhile.
 using CountedBooks = std::set<std::shared_ptr<const void>>;
 
@@ -110,6 +115,9 @@ struct DecodePlan {
   int token_scale_side = -1;
   RopePlacement rope = RopePlacement::kPost;
   ScoreMap score;
+  // Not kExact only of keys after RoPE behind nothing but one Hadamard map with signs: there is no other rotation in
+  // llama.cpp, and behind an orthonormal map what a query is in the domain of keys has one answer.
+  QueryForm query = QueryForm::kExact;
   // How a deployment keeps levels, map and biases, whose values are exact in it: what the ledger counts.
   DType constants_as = DType::kF32;
   // Codes are what the row of the same token, heads and role one layer below (CodecSet::lower_unit), as decoded there,

@@ -130,12 +130,14 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
   }
   Matrix<float> decoded(coded, u.channels());
   ScoreMap score;
+  std::vector<CodedQueries> queries(static_cast<size_t>(u.heads));
   if (coded > 0) {
     const WindowRows exact(rows, codecs, u.layer, w, heads, lower);
     Stopwatch watch;
     auto state = fit_unit(codec, u, codecs.shape().group(), exact, fit_tokens(policy, n), policy.fitted_from);
     const DecodePlan plan = codec.plan({-1, state.get()});
     score = plan.score;
+    for (int h = 0; key && h < u.heads; ++h) queries[static_cast<size_t>(h)] = {plan, h, u.head_dim};
     if (state) {
       if (codecs.tiers() > 1) refuse_fitted_tier(unit.spec.method);
       t.state_bytes = state->bytes();
@@ -157,7 +159,10 @@ CodingTotals code_unit(const TraceRows& rows, const CodecSet& codecs, const Trai
     Matrix<float>& hat = key ? to.k_hat : to.v_hat;
     hat = key ? to.k : to.v;
     put_decoded(rows, unit, w, decoded, h, sinks, hat);
-    if (key) to.score = score;
+    if (key) {
+      to.score = score;
+      to.query = queries[static_cast<size_t>(h)];
+    }
     (key ? to.coded_k : to.coded_v) = sinks + coded;
     if (h == 0 && coded > 0) (key ? to.key_block : to.value_block) = &block;
   }

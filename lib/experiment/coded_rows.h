@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "codec/codec_set.h"
+#include "codec/query_form.h"
 #include "experiment/trace_rows.h"
 
 namespace vqkv {
@@ -17,6 +18,7 @@ struct HeadRows {
   const CodeBlock* value_block = nullptr;
   int64_t coded_k = 0, coded_v = 0;
   ScoreMap score;                               // of coded keys
+  CodedQueries query;                           // that meet them
   std::vector<Matrix<float>> older_k, older_v;  // (tiers - 1): what k_hat and v_hat become with age, as far as they do
 };
 // The RoPE domain in which a cache holds the exact keys of a head.

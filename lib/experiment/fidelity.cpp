@@ -125,6 +125,7 @@ FidelitySample sample_of(const TraceRows& rows, const CodecSet* codecs, int l, i
   s.sinks = sinks;
   s.dropped = policy.drops;
   s.score = r.score;
+  s.query = r.query;
   for (const int64_t p : s.query_position) {
     s.coded_end_k.push_back(std::min({policy.coded_end(Role::kKey, p), p + 1, r.coded_k}));
     s.coded_end_v.push_back(std::min({policy.coded_end(Role::kValue, p), p + 1, r.coded_v}));

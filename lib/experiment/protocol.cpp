@@ -104,6 +104,12 @@ bool off_label(const CodecSet& codecs, const CachePolicy& policy) {
          });
 }
 
+bool quantizes_queries(const CodecSet& codecs, const CachePolicy& policy) {
+  return policy.keeps_codes() && std::ranges::any_of(codecs.units(), [](const TrainedUnit& u) {
+           return u.codec->query_form() != QueryForm::kExact;
+         });
+}
+
 std::string protocol_text(const CachePolicy& policy, const Json& codec_config) {
   std::string out = protocol_text(policy);
   if (!policy.keeps_codes() || !codec_config.is_object() || !codec_config.contains("tiers")) return out;

@@ -27,6 +27,9 @@ std::string codes_nothing(const CachePolicy& policy, int64_t tokens);
 // Some codec's paper leaves tokens exact that the policy codes (MethodInfo::images_alone).
 bool off_label(const CodecSet& codecs, const CachePolicy& policy);
 
+// Some codec rounds the queries that meet its keys (DecodePlan::query), and the policy keeps codes.
+bool quantizes_queries(const CodecSet& codecs, const CachePolicy& policy);
+
 // The preset of a method of this canonical codec whose own cache rule the canonical `cache` is, as "kivi r32"; "" for a
 // rule that no method of it published.
 std::string published_policy(const Json& codec_config, const Json& cache_config);

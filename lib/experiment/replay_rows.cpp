@@ -134,6 +134,7 @@ std::vector<std::string> ReplayRow::flags(const ReplayTrack& track, int64_t cont
   std::vector<std::string> out = learned.flags(context);
   if (codes_nothing(context)) out.push_back("nothing-coded");
   if (candidate.codecs && off_label(*candidate.codecs, candidate.policy)) out.push_back("off-label");
+  if (candidate.codecs && quantizes_queries(*candidate.codecs, candidate.policy)) out.push_back("quantized-query");
   if (candidate.policy.keep && !track.gave_up) out.push_back("policy gave nothing up");
   return out;
 }

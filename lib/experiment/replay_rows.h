@@ -61,8 +61,8 @@ struct ReplayRow {
 
   // No query that is scored in a window of `context` tokens meets a code: the numbers are the exact cache's.
   bool codes_nothing(int64_t context) const;
-  // What a reader must know of the row: Learned::flags, "nothing-coded", "off-label", and a policy that took
-  // nothing out.
+  // What a reader must know of the row: Learned::flags, "nothing-coded", "off-label", "quantized-query", and a policy
+  // that took nothing out.
   std::vector<std::string> flags(const ReplayTrack& track, int64_t context) const;
 };
 

@@ -215,6 +215,7 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   if (units > 0 && rows.extrapolated()) flags.push_back("extrapolated");
   if (!rows.codes_nothing(codecs.get()).empty()) flags.push_back("nothing-coded");
   if (off_label(*codecs, config.policy())) flags.push_back("off-label");
+  if (quantizes_queries(*codecs, config.policy())) flags.push_back("quantized-query");
   if (rows.scope().subsampled) flags.push_back("subsampled");
   if (options.trust_trace) flags.push_back("trusted-trace");
   if (config.curve) {

@@ -49,7 +49,12 @@ void fill_rows(const FidelitySample& x, AttentionRows& r) {
   r.coded_begin.resize(r.tokens.size());
   r.coded_end.resize(r.tokens.size());
   gemm(x.q, x.k, true, r.s);
-  gemm(x.q, x.k_hat, true, r.s_hat);
+  Matrix<float> coded_q;
+  if (!x.query.exact()) {
+    coded_q = Matrix<float>(rows, x.q.cols);
+    for (int64_t i = 0; i < rows; ++i) x.query.in_keys(x.q.row(i), coded_q.row(i));
+  }
+  gemm(x.query.exact() ? x.q : ConstMatrix(coded_q), x.k_hat, true, r.s_hat);
   parallel_for(rows, [&](int64_t i) {
     const size_t query = static_cast<size_t>(i / x.group);
     const int64_t length = x.query_position[query] + 1;

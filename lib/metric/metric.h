@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "codec/plan.h"
+#include "codec/query_form.h"
 #include "core/view.h"
 #include "metric/measurement.h"
 
@@ -34,6 +35,7 @@ struct FidelitySample {
   std::vector<int64_t> coded_end_k, coded_end_v;
   bool dropped = false;  // "coded" tokens are gone: no weight falls on them
   ScoreMap score;        // of what the coded keys give
+  CodedQueries query;    // what q is where it meets coded keys
   float score_scale = 0;
   ConstMatrix w_o;  // (hidden, group * head_dim) slice for this KV head's query heads, or empty
   // Codes of the whole unit for entropy metrics: set on the first head of a unit alone, so that each is counted once.

@@ -222,6 +222,24 @@ inline std::vector<Case> cases() {
          std::get<LevelsTerm>(p.terms[0]).scale_side = -1;
          std::get<LevelsTerm>(p.terms[0]).zero_side = -1;
        }},
+      {"4-bit levels met by rounded queries",
+       [](DecodePlan& p, Role r) {
+         add_levels(p, 4, 32, 1, true);
+         if (r == Role::kKey) p.query = QueryForm::kQ8;
+       }},
+      {"8-bit levels behind Hadamard with signs, met by rounded queries",
+       [](DecodePlan& p, Role r) {
+         add_levels(p, 8, 32, 1, true);
+         std::vector<float> signs = random_bias(p.channels, 25);
+         for (float& s : signs) s = s < 0 ? -1.0f : 1.0f;
+         p.map = HadamardMap{p.channels, 64, {}, signs};
+         if (r == Role::kKey) p.query = QueryForm::kQ8;
+       }},
+      {"product code met by rounded queries",
+       [](DecodePlan& p, Role r) {
+         add_table(p, 8, 4);
+         if (r == Role::kKey) p.query = QueryForm::kQ8;
+       }},
   };
 }
 

@@ -28,6 +28,7 @@ class PlanCodec final : public Codec {
   int channels() const override { return plan_.channels; }
   const CodeLayout& layout() const override { return plan_.layout; }
   RopePlacement rope() const override { return plan_.rope; }
+  QueryForm query_form() const override { return plan_.query; }
   TrainReport train(const TrainSet&, const Rng&) override { return {}; }
   DecodePlan plan(const PlanQuery&) const override { return plan_; }
   void save(ParameterWriter&) const override {}

@@ -123,16 +123,24 @@ const Format& format_of(const std::string& name) {
 
 struct GgmlKnobs {
   std::string type = "q4_0";
+  std::string query = "exact";
   KnobTable table() {
     std::vector<std::string> names;
     for (const Format& f : kFormats) names.emplace_back(f.name);
-    return KnobTable().choice("type", &type, names, "block format, as llama.cpp's -ctk and -ctv name it");
+    return KnobTable()
+        .choice("type", &type, names, "block format, as llama.cpp's -ctk and -ctv name it")
+        .choice("query", &query, {"exact", "q8"},
+                "for k alone: queries as they are where they meet coded keys, or rounded to q8_0 as on llama.cpp's CPU "
+                "path");
   }
 };
 
 class GgmlCodec final : public Codec {
  public:
-  GgmlCodec(const GgmlKnobs& knobs, const UnitShape& unit) : format_(format_of(knobs.type)), rope_(unit.rope) {
+  GgmlCodec(const GgmlKnobs& knobs, const UnitShape& unit)
+      : format_(format_of(knobs.type)),
+        query_(knobs.query == "q8" ? QueryForm::kQ8 : QueryForm::kExact),
+        rope_(unit.rope) {
     layout_.fields = {{"code", format_.bits, unit.channels(), true}};
     layout_.sides = {{"scale", DType::kF16, unit.channels() / kBlock, true}};
     if (format_.minimum) layout_.sides.push_back({"minimum", DType::kF16, unit.channels() / kBlock, true});
@@ -141,6 +149,7 @@ class GgmlCodec final : public Codec {
   int channels() const override { return layout_.fields[0].slots; }
   const CodeLayout& layout() const override { return layout_; }
   RopePlacement rope() const override { return rope_; }
+  QueryForm query_form() const override { return query_; }
   TrainReport train(const TrainSet&, const Rng&) override { return {}; }
 
   void encode(ConstMatrix x, CodeBlock& out, const SequenceState*) const override {
@@ -180,6 +189,7 @@ class GgmlCodec final : public Codec {
 
  private:
   Format format_;
+  QueryForm query_;
   RopePlacement rope_;
   CodeLayout layout_;
 };
@@ -196,7 +206,9 @@ MethodInfo describe_ggml() {
   info.trained = false;
   info.caveat =
       "newer llama.cpp rotates where head_dim is a multiple of 64: q4_0 of an old build is q4_0 here, of a new one "
-      "rot-q4_0. Its CPU path also rounds queries to q8_0, which is not done here. q8_0 follows the reference; vector "
+      "rot-q4_0. Its CPU path also rounds queries to q8_0 (q8_1 for q4_1 and q5_1), behind the rotation: with "
+      "`k: {query: q8}` alone, and such rows are flagged quantized-query; exact keys (sinks, window) meet exact "
+      "queries, and the sum of a q8_1 block is not rounded to float16 by itself. q8_0 follows the reference; vector "
       "units of ggml round ties to even. Two values as loud as each other with opposite signs make q4_0, q5_0 and "
       "iq4_nl jump. Scales beyond float16 saturate, where ggml's become infinite";
   info.presets = {{"default", {{"note", "q4_0 as it is, not rotated"}}}};
@@ -210,9 +222,14 @@ MethodInfo describe_ggml() {
   return info;
 }
 
-std::string check_ggml(const GgmlKnobs&, const UnitShape& unit) {
-  if (unit.head_dim % kBlock == 0) return "";
-  return fmt::format("blocks of {} channels don't divide a head of {}", kBlock, unit.head_dim);
+std::string check_ggml(const GgmlKnobs& k, const UnitShape& unit) {
+  if (unit.head_dim % kBlock != 0)
+    return fmt::format("blocks of {} channels don't divide a head of {}", kBlock, unit.head_dim);
+  if (k.query == "exact") return "";
+  if (unit.role == Role::kValue) return "query: no query meets values; give it for k alone";
+  if (unit.rope == RopePlacement::kPre)
+    return "query: before RoPE a query is another for every key, and llama.cpp rounds one; keys after RoPE alone";
+  return "";
 }
 
 }  // namespace

@@ -167,6 +167,7 @@ class ChainCodec final : public Codec {
   int channels() const override { return units_[0].channels(); }
   const CodeLayout& layout() const override { return layout_; }
   RopePlacement rope() const override { return inner_->rope(); }
+  QueryForm query_form() const override { return inner_->query_form(); }
   int levels() const override { return inner_->levels(); }
   CodeLayout level_layout(int level) const override {
     CodeLayout out = layout_;
@@ -405,6 +406,9 @@ std::string check_inner(const ChainShape& behind, const UnitShape& unit, const C
   if (inner.layout().overlay && (behind.mixed > 1 || behind.scaled || narrow))
     return "exact exceptions of this codec can't stand behind a transform that mixes or drops channels or scales "
            "tokens";
+  if (inner.query_form() != QueryForm::kExact && !behind.rotated)
+    return "queries are rounded as llama.cpp does (query), which rotates by one Hadamard matrix and transforms nothing "
+           "else; drop the other transforms or the rounding";
   for (const SideSpec& s : inner.layout().sides) {
     if (s.name != "token_scale") continue;
     if (behind.scaled) return "this codec scales tokens itself; drop the token_scale transform";

@@ -46,6 +46,7 @@ class Hadamard final : public Transform {
   }
   void inverse(LinearMap& map, std::vector<float>&) const override { map = HadamardMap{channels_, block_, {}, sign_}; }
   int mixed_channels() const override { return block_; }
+  bool only_signs() const override { return true; }
   bool commutes_with_rope() const override { return false; }
   void save(ParameterWriter&, const std::string&) const override {}
   void load(const ParameterReader&, const std::string&) override {}

@@ -17,6 +17,7 @@ class Identity final : public Transform {
     for (int64_t r = 0; r < x.rows; ++r) std::copy_n(x.row(r), x.cols, y.row(r));
   }
   void inverse(LinearMap&, std::vector<float>&) const override {}
+  bool only_signs() const override { return true; }
   bool commutes_with_rope() const override { return true; }
   void save(ParameterWriter&, const std::string&) const override {}
   void load(const ParameterReader&, const std::string&) override {}

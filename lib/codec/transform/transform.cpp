@@ -36,9 +36,11 @@ const TransformKind& find_transform(const std::string& name, const std::string& 
 
 void ChainShape::follow(const Transform& t) {
   const UnitShape next = t.coded(unit);
+  const bool turned = mixed > 1;
   // What fewer channels are made of is mixed as a whole.
   mixed = next.channels() == unit.channels() ? std::max(mixed, t.mixed_channels()) : t.mixed_channels();
   scaled = scaled || t.is_token_scale();
+  rotated = rotated && t.only_signs() && !(turned && t.mixed_channels() > 1);
   unit = next;
 }
 

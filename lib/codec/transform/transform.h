@@ -38,6 +38,7 @@ class Transform {
   // Runs of this many coded channels are mixed by the map; 1: none (diagonal). A token scale behind it must cover whole
   // runs.
   virtual int mixed_channels() const { return 1; }
+  virtual bool only_signs() const { return false; }    // its map is IdentityMap, or a HadamardMap of signs alone
   virtual int64_t encoder_bytes() const { return 0; }  // constants that only encoding needs
   virtual bool commutes_with_rope() const = 0;
   virtual void save(ParameterWriter& out, const std::string& prefix) const = 0;
@@ -76,6 +77,7 @@ struct ChainShape {
   UnitShape unit;
   int mixed = 1;        // runs of this many of its channels are mixed
   bool scaled = false;  // by a token scale
+  bool rotated = true;  // by one Hadamard matrix at most, and nothing else
   void follow(const Transform& t);
 };
 

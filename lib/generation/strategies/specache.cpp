@@ -97,8 +97,8 @@ class SpeCache final : public Strategy {
       if (!u.decodes_rows())
         fail_usage(
             fmt::format("strategy specache puts exact rows in place of decoded ones, and what the codec of layer {}, "
-                        "role {} decodes are no such rows: keys before RoPE, the layer below's rest, or a map that is "
-                        "folded into queries",
+                        "role {} decodes are no such rows: keys before RoPE, the layer below's rest, a map that is "
+                        "folded into queries, or keys that rounded queries meet",
                         u.shape.layer, role_name(u.shape.role)));
     return model;
   }
