@@ -227,9 +227,9 @@ inline std::vector<Case> cases() {
          add_levels(p, 4, 32, 1, true);
          if (r == Role::kKey) p.query = QueryForm::kQ8;
        }},
-      {"8-bit levels behind Hadamard with signs, met by rounded queries",
+      {"3-bit levels behind Hadamard with signs, met by rounded queries",
        [](DecodePlan& p, Role r) {
-         add_levels(p, 8, 32, 1, true);
+         add_levels(p, 3, 32, 1, true);
          std::vector<float> signs = random_bias(p.channels, 25);
          for (float& s : signs) s = s < 0 ? -1.0f : 1.0f;
          p.map = HadamardMap{p.channels, 64, {}, signs};

@@ -113,6 +113,45 @@ TEST_CASE("softmax KL, total variation and coded mass equal their definitions") 
   CHECK(got.at("attention.coded_mass") == Approx(mass / rows).epsilon(1e-4));
 }
 
+TEST_CASE("rounded queries meet coded keys alone: logits by hand") {
+  // Four tokens of 32 channels, the second and third coded. Scales of powers of two: every number here is exact.
+  Matrix<float> k(4, 32), q(1, 32);
+  q(0, 0) = 63.5f;  // the scale is 0.5
+  q(0, 1) = 0.25f;  // half a step, away from zero: 0.5
+  q(0, 2) = -3.3f;  // -6.6 steps: -3.5
+  for (int64_t t = 0; t < 4; ++t) {
+    k(t, 0) = static_cast<float>(t);
+    k(t, 1) = -8;
+    k(t, 2) = 4;
+  }
+  Matrix<float> k_hat = k;
+  k_hat(1, 0) = 1.5f;
+  DecodePlan plan;
+  plan.channels = plan.code_channels = 32;
+  plan.query = QueryForm::kQ8;
+  FidelitySample s;
+  s.k = k;
+  s.k_hat = k_hat;
+  s.v = k;
+  s.v_hat = k;
+  s.q = q;
+  s.query_position = {3};
+  s.sinks = 1;
+  s.coded_end_k = s.coded_end_v = {3};
+  s.score_scale = 0.125f;
+  const float exact = 0.25f * -8 - 3.3f * 4, rounded = 0.5f * -8 - 3.5f * 4;
+  s.build_rows();
+  CHECK(s.rows().s_hat(0, 1) == Approx(0.125f * (1.5f * 63.5f + exact)));
+  s.query = CodedQueries(plan, 0, 32);
+  s.build_rows();
+  const AttentionRows& r = s.rows();
+  for (int64_t t = 0; t < 4; ++t) CHECK(r.s(0, t) == Approx(0.125f * (static_cast<float>(t) * 63.5f + exact)));
+  CHECK(r.s_hat(0, 0) == r.s(0, 0));
+  CHECK(r.s_hat(0, 1) == 0.125f * (1.5f * 63.5f + rounded));
+  CHECK(r.s_hat(0, 2) == 0.125f * (2 * 63.5f + rounded));
+  CHECK(r.s_hat(0, 3) == r.s(0, 3));
+}
+
 TEST_CASE("softmax KL is finite and right where exact and coded logits are thousands apart") {
   for (const bool below : {true, false}) {
     CAPTURE(below);
