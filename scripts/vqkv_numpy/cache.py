@@ -150,6 +150,8 @@ class CachedUnit:
                              f"{unit} codes together")
         if policy.codes and unit.method.asks_queries:
             raise UnknownKind(f"{unit}: fitted to the queries of a prompt, which a cache of keys and values has not")
+        if policy.codes and unit.plan.rounds_queries:
+            raise UnknownKind(f"{unit}: rounds the queries that meet coded keys (query: q8), which keys alone cannot do")
         if policy.codes and unit.plan.maps_scores:
             raise UnknownKind(f"{unit}: maps the scores of coded keys (low_shift, high_shift), which keys alone cannot do")
 

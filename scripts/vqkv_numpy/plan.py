@@ -153,6 +153,7 @@ class Plan:
     token_scale_side: int = -1
     rope: str = "post"
     maps_scores: bool = False  # attention adjusts the scores of coded keys, which rows alone cannot do
+    rounds_queries: bool = False  # attention rounds the queries that meet coded keys, which rows alone cannot do
 
 
 def decode(plan, codes):

@@ -195,12 +195,15 @@ class Ggml(Method):
     # type: bits, has a minimum, offset
     formats = {"q8_0": (8, False, 128), "q5_1": (5, True, 0), "q5_0": (5, False, 16), "q4_1": (4, True, 0),
                "q4_0": (4, False, 8), "iq4_nl": (4, False, 0)}
+    defaults = {"query": "exact"}
     uneven = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
     def set_up(self, params):
         self.type = self.knobs["type"]
         if self.type not in self.formats:
             raise UnknownKind(f"ggml type '{self.type}'")
+        if self.knobs["query"] not in ("exact", "q8"):
+            raise UnknownKind(f"ggml query '{self.knobs['query']}'")
         self.bits, self.minimum, self.offset = self.formats[self.type]
         blocks = self.unit.channels // 32
         sides = [Side("scale", "f16", blocks), Side("minimum", "f16", blocks)]
@@ -208,7 +211,8 @@ class Ggml(Method):
 
     def plan(self, prompt=None):
         return self.make_plan([Levels(self.uneven if self.type == "iq4_nl" else None, self.offset, 0,
-                                      1 if self.minimum else -1, group_channels=32)])
+                                      1 if self.minimum else -1, group_channels=32)],
+                              rounds_queries=self.knobs["query"] == "q8")
 
     def encode(self, x, prompt=None):
         blocks = np.ascontiguousarray(x, np.float32).reshape(len(x), -1, 32)

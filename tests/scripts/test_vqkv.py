@@ -47,6 +47,7 @@ CELLS = {
     "exceptions": "codec: {name: kvquant, bits: 2, outliers: 0.05, q_norm: true, transform: [center, channel_scale]}",
     "thinner": "codec: {name: rtn, bits: 4, group: 0, heads: all, k: {transform: [center, think]}, v: {transform: [deco, "
                "channel_scale]}}",
+    "rounded": "codec: {name: ggml, type: q5_1, k: {query: q8, transform: [hadamard]}}",
     "calibrated": "codec: {name: calibquant, preset: b4, transform: [{name: hadamard, block: 8}]}\ncache: {window: 128}",
 }
 # Near ties between codewords may fall the other way, and the last bit of an axis.

@@ -93,6 +93,8 @@ def main():
         refused(vqkv.UnknownKind, "cache.coded 'image'", lambda: LayerCache(vqkv.load(images), 0))
         scores = tools.archive("scores", "codec: {name: calibquant, preset: default}\ncache: {window: 128}\n")
         refused(vqkv.UnknownKind, "maps the scores of coded keys", lambda: LayerCache(vqkv.load(scores), 0))
+        rounded = tools.archive("rounded", "codec: {name: ggml, k: {query: q8}}\n")
+        refused(vqkv.UnknownKind, "rounds the queries that meet coded keys", lambda: LayerCache(vqkv.load(rounded), 0))
         think = tools.archive("think", "codec: {name: exact, preset: think}\n")
         refused(vqkv.UnknownKind, "fitted to the queries of a prompt", lambda: LayerCache(vqkv.load(think), 0))
         tiers = tools.archive("tiers", "codec: {tiers: [{tokens: 64, name: rvq, codebooks: 3, bits: 3, iterations: 3}, "
