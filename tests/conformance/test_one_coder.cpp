@@ -143,7 +143,9 @@ void check_same_rows(const Recorded& in, std::shared_ptr<const CodecSet> set, bo
         const Matrix<float> held = replayed.coded(rows, layer, h, role);
         const HeadRows& from = heads[static_cast<size_t>(i)];
         const Matrix<float>& measured = role == Role::kKey ? from.k_hat : from.v_hat;
-        const ScoreMap& map = CacheView(replayed.cache).plan(layer, h, Role::kKey).score;
+        const DecodePlan& keys = CacheView(replayed.cache).plan(layer, h, Role::kKey);
+        const ScoreMap& map = keys.score;
+        CHECK(from.query.exact() == (keys.query == QueryForm::kExact));
         CHECK(from.score.kind == map.kind);
         CHECK(from.score.high_shift == map.high_shift);
         REQUIRE(held.rows == (role == Role::kKey ? in.policy.keys : in.policy.values));

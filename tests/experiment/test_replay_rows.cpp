@@ -16,15 +16,15 @@ using namespace vqkv::test;
 namespace {
 
 // As if it had learned from `vectors` rows.
-std::shared_ptr<const CodecSet> codec_set(const Json& config, int64_t vectors) {
-  const CodecPlan plan = resolve_codec(config, make_shape(1, 1, 2, 16));
+std::shared_ptr<const CodecSet> codec_set(const Json& config, int64_t vectors, int head_dim = 16) {
+  const CodecPlan plan = resolve_codec(config, make_shape(1, 1, 2, head_dim));
   std::vector<TrainedUnit> units;
   for (const UnitSpec& spec : plan.units) {
     TrainReport report;
     report.vectors = vectors;
     units.push_back({spec, make_codec(spec), report});
   }
-  return std::make_shared<CodecSet>(make_shape(1, 1, 2, 16), plan.config, std::move(units), "");
+  return std::make_shared<CodecSet>(make_shape(1, 1, 2, head_dim), plan.config, std::move(units), "");
 }
 
 }  // namespace
@@ -226,6 +226,19 @@ TEST_CASE("a head's numbers are their definitions, whatever the pieces", "[head-
   CHECK(s["worst_channel"] == 0);
   CHECK(s["worst_ratio"] == Approx(std::sqrt(68.0) / 1.0));  // the third of four sorted
   CHECK(s["kurtosis"] == Approx((16 + 1 + 0.0625) / 4 / std::pow(5.25 / 4, 2)));
+}
+
+TEST_CASE("a row whose queries are rounded says so", "[replay-rows]") {
+  const auto flags = [](const Json& codec, const Json& cache) {
+    const ReplayRow row{
+        .candidate = {.label = "c", .codecs = codec_set(codec, 0, 32), .policy = CachePolicy::from_json(cache)}};
+    return row.flags({}, 1000);
+  };
+  using Flags = std::vector<std::string>;
+  const Json rounded = {{"name", "ggml"}, {"k", {{"query", "q8"}}}};
+  CHECK(flags(rounded, {{"window", 8}}) == Flags{"quantized-query"});
+  CHECK(flags(rounded, {{"rule", "none"}}).empty());
+  CHECK(flags({{"name", "ggml"}}, {{"window", 8}}).empty());
 }
 
 TEST_CASE("a row whose codes are of text where its paper leaves text exact says so", "[replay-rows]") {

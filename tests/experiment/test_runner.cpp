@@ -61,6 +61,40 @@ struct Threads {
 
 }  // namespace
 
+TEST_CASE("a sweep with rounded queries: another number at the same bytes, and the row says so", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "t.trace.h5";
+  write_sweep_trace(trace, 5, 160, 2, 2, 32);
+  const Plan plan =
+      small_plan(trace,
+                 "cache: {sinks: 4, window: 16, flush: 16}\ncontexts: [128]\n"
+                 "sweep:\n  grid:\n    codec:\n      - {name: ggml}\n      - {name: ggml, k: {query: q8}}\n"
+                 "      - {name: ggml, query: q8}\n      - {name: ggml, k: {query: q8, rope: pre}}\n"
+                 "      - {name: ggml, k: {query: q8, transform: [center]}}\n");
+  RunOptions options;
+  options.folder = dir / "out";
+  run_plan(plan, options);
+  const ResultSet results = load_results(options.folder);
+  REQUIRE(results.cells.size() == 5);
+  const CellResult &exact = results.cells[0], &rounded = results.cells[1];
+  CHECK(exact.record.at("flags").empty());
+  CHECK(rounded.record.at("flags") == Json::array({"quantized-query"}));
+  CHECK(exact.record.at("ledger") == rounded.record.at("ledger"));
+  for (const char* tag : {"attention.softmax_kl", "logit.centred_rms", "output.relative_error"}) {
+    CAPTURE(tag);
+    const double from = exact.value("report", tag), to = rounded.value("report", tag);
+    CHECK(from != to);
+    CHECK(to == Approx(from).epsilon(0.1));  // 8 bits beside the keys' 4
+  }
+  CHECK(exact.value("report", "key.nmse") == rounded.value("report", "key.nmse"));
+  for (const auto& [cell, reason] :
+       {std::pair{2, "give it for k alone"}, {3, "keys after RoPE alone"}, {4, "drop the other transforms"}}) {
+    const Json& record = results.cells[static_cast<size_t>(cell)].record;
+    CHECK(record.at("status") == "skipped");
+    CHECK_THAT(record.at("reason").get<std::string>(), Catch::Contains(reason));
+  }
+}
+
 TEST_CASE("a run is the same at any thread count, in shards and in lanes", "[runner]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";
