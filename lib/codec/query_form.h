@@ -24,7 +24,7 @@ class CodedQueries {
  private:
   QueryForm form_ = QueryForm::kExact;
   int head_dim_ = 0;
-  int block_ = 1;                     // of the Hadamard matrix; 1: none
+  int block_ = 1;                      // of the Hadamard matrix; 1: none
   std::vector<float> before_, after_;  // its signs, (head_dim) or empty
 };
 

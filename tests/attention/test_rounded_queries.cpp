@@ -1,4 +1,5 @@
-// ggml's caches with queries rounded where they meet coded keys: every path rounds alike, exact keys meet exact queries.
+// ggml's caches with queries rounded where they meet coded keys: every path rounds alike, exact keys meet exact
+// queries.
 #include "attention/plan_cases.h"
 #include "attention/scan_cpu.h"
 #include "core/error.h"
