@@ -75,14 +75,15 @@ def coded_roles(codec):
 
 
 def method_of(role):
-    """Method with what its bits leave open: ggml-q4_0, fp8-e5m2, think+kivi, had+rtn, pq+qm."""
+    """Method with what its bits leave open: ggml-q4_0, fp8-e5m2, think+kivi, had+rtn, pq+qm, ggml-q4_0+query-q8."""
     k, before = knobs(role), transforms_of(role)
     name = k["name"] + "".join(f"-{k[key]}" for key in ("type", "format") if key in k)
     fitted = [t for t in before if t in ("think", "deco")]
     if name == "exact" and fitted:
         name = fitted.pop()
     rotated = ["had"] if "hadamard" in before else []
-    return "+".join([*fitted, *rotated, name, *(["qm"] if "query_metric" in before else [])])
+    query = [f"query-{k['query']}"] if k.get("query", "exact") != "exact" else []
+    return "+".join([*fitted, *rotated, name, *(["qm"] if "query_metric" in before else []), *query])
 
 
 def label_at_bits(cell, record):
@@ -94,7 +95,7 @@ def label_at_bits(cell, record):
     if len(roles) == 1:
         only = roles.lower()
         return f"{names[only]}@{2 * bits - 16:.2f} {roles}"
-    if names["k"] in (names["v"], f"{names['v']}+qm") or names["k"] == f"think+{names['v']}":
+    if names["k"] in (names["v"], f"{names['v']}+qm", f"{names['v']}+query-q8", f"think+{names['v']}"):
         return f"{names['k']}@{bits:.2f}"
     return f"{names['k']}/{names['v']}@{bits:.2f}"
 

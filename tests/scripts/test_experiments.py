@@ -10,7 +10,7 @@ import tempfile
 
 root = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(root / "scripts"))
-from vqkv_experiment import figures, results, statistics, tables
+from vqkv_experiment import figures, results, statistics, store, tables
 
 
 def close(a, b, tolerance=1e-12):
@@ -53,6 +53,20 @@ def check_tables(folder):
     assert tables.markdown([["a", "1"]], ["codec", "n"]) == "| codec | n |\n|-------|--:|\n| a     | 1 |"
     text = figures.chart("t < u", "x", "y", {"one": [(1, 2, ""), (2, 0, ""), (3, 20, "")], "absent": [(1, 0, "")]}, log_y=True, lines=True)
     assert text.count("<circle") == 3 and "t &lt; u" in text and "absent" not in text  # what a logarithm can't show is left out
+
+
+def check_labels():
+    def label(k, v):
+        codec = {"k": k, "v": v}
+        return store.label_at_bits({"config": {"codec": codec}}, {"measurements": [
+            {"role": "cost", "tag": "bits_per_value.codes", "value": 4.5}]})
+    plain = {"name": "ggml", "knobs": {"type": "q4_0", "query": "exact"}}
+    rounded = {"name": "ggml", "knobs": {"type": "q4_0", "query": "q8"}}
+    assert label(plain, plain) == "ggml-q4_0@4.50"
+    assert label(rounded, plain) == "ggml-q4_0+query-q8@4.50"
+    assert label({**rounded, "transform": ["hadamard"]}, {**plain, "transform": ["hadamard"]}) == "had+ggml-q4_0+query-q8@4.50"
+    other = {"name": "ggml", "knobs": {"type": "q8_0", "query": "exact"}}
+    assert label(rounded, other) == "ggml-q4_0+query-q8/ggml-q8_0@4.50"
 
 
 def run(script, *arguments):
@@ -114,6 +128,7 @@ def main():
         folder = pathlib.Path(folder)
         check_statistics()
         check_tables(folder)
+        check_labels()
         scripts = sorted((root / "experiments").glob("*/run"))
         assert len(scripts) >= 10
         for script in scripts:
