@@ -98,7 +98,7 @@ struct ScoreMap {
 // How queries are held where they meet coded keys. kQ8: rounded to blocks of 32 channels of a head with a float16
 // scale, in the code domain (CodedQueries in codec/query_form.h), as llama.cpp's CPU path does. Exact keys meet exact
 // queries.
-enum class QueryForm { kExact, kQ8 };
+enum class QueryForm : uint8_t { kExact, kQ8 };
 
 // Books and projections that were counted, kept alive: an address names no other meanwhile.
 using CountedBooks = std::set<std::shared_ptr<const void>>;
