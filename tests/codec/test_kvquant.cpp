@@ -121,6 +121,25 @@ TEST_CASE("KVQuant without outliers is its data type alone", "[kvquant][golden]"
   }
 }
 
+// vq-methods r.9 no. 10, numbers of e.3: a query gives keys that became means of what they stand for less mass than it
+// gave them, by Jensen's inequality; what the nearest even level does adds noise, and mass.
+TEST_CASE("Coded keys lose mass where levels are means, and gain it where they are a grid", "[kvquant][golden]") {
+  const Matrix<float> x = gaussian(200000, 1, 13);
+  const Matrix<float> means = round_trip(*trained("kvquant", {{"bits", 2}, {"outliers", 0}}, unit_of(1), x), x);
+  Matrix<float> grid = x;  // a level at every integer
+  for (float& v : grid.storage) v = std::round(v);
+  const auto mass = [](const Matrix<float>& keys, double size) {
+    double sum = 0;
+    for (const float k : keys.storage) sum += std::exp(size * k);
+    return std::log(sum / static_cast<double>(keys.rows));
+  };
+  for (const auto& [size, lost] : {std::pair{0.3, 0.0055}, {0.6, 0.024}, {1.0, 0.082}, {1.5, 0.237}}) {
+    CAPTURE(size);
+    CHECK(mass(x, size) - mass(means, size) == Approx(lost).epsilon(0.06));
+    CHECK(mass(grid, size) > mass(x, size));
+  }
+}
+
 TEST_CASE("KVQuant's levels and outliers are worth something on heavy tails", "[kvquant]") {
   Matrix<float> x = gaussian(4000, 64, 12);
   for (float& v : x.storage) v = v * v * v + 5;  // and a mean that no symmetric code would like
