@@ -5,6 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "codec/packing_vbmi.h"
+#include "core/cpu.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -91,10 +93,14 @@ void pack64(const uint8_t* codes, int bits, uint8_t* out) {
 }
 void unpack64(const uint8_t* in, int bits, uint16_t* codes) {
   check_bits(bits, 16);
+  if constexpr (kX86Units)
+    if (cpu_features().avx512_vbmi) return unpack64_vbmi(in, bits, codes);
   kUnpack16[static_cast<size_t>(bits - 1)](in, codes);
 }
 void unpack64(const uint8_t* in, int bits, uint8_t* codes) {
   check_bits(bits, 8);
+  if constexpr (kX86Units)
+    if (cpu_features().avx512_vbmi) return unpack64_vbmi(in, bits, codes);
   kUnpack8[static_cast<size_t>(bits - 1)](in, codes);
 }
 
