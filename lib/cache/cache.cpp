@@ -157,7 +157,7 @@ void CompressedCache::commit(int64_t n) {
 
 void CompressedCache::recall(const RecalledPairs* pairs) {
   const SequenceMap& map = parts_->map;
-  VQKV_CHECK(!map.open && !(pairs && map.policy.keep));
+  VQKV_CHECK(!pairs || (!map.open && !map.policy.keep));
   for (const CacheModel::Unit& u : parts_->model->units()) VQKV_CHECK(!pairs || u.decodes_rows());
   parts_->map.recalled = pairs;
 }

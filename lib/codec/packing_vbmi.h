@@ -1,5 +1,5 @@
-// unpack64 with AVX512-VBMI: a permute brings the bytes that 64 bits of codes need into their lane, a shift for each byte
-// takes the codes apart. Callers ask core/cpu.h first, and have checked the width.
+// unpack64 with AVX512-VBMI: a permute brings the bytes that 64 bits of codes need into their lane, a shift for each
+// byte takes the codes apart. Callers ask core/cpu.h first, and have checked the width.
 #pragma once
 #include <cstdint>
 

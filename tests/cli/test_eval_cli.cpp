@@ -292,7 +292,13 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
   CHECK(rows[1]["decode"] > 0);
   CHECK(rows[1]["encode_s"] > 0);
   CHECK(rows[1]["batch"] == 1);
-  const Json batch = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "16",
+  CHECK(rows[0]["coded"] == 0);
+  CHECK(rows[1]["coded"] > 0);
+  const ToolRun wide = eval({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "16", "--new-tokens",
+                             "1", "--repeats", "1", "cache.window=64"});
+  CHECK(wide.code == 0);
+  CHECK(wide.err.find("none of 17 tokens is coded") != std::string::npos);
+  const Json batch = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "48",
                                 "--new-tokens", "4", "--repeats", "1", "--batch", "3"});
   REQUIRE(batch.size() == 2);
   for (const Json& row : batch) {
@@ -301,7 +307,7 @@ TEST_CASE("vqkv-eval speed: the exact cache in the same run", "[cli][eval]") {
   }
   CHECK(batch[0]["decode_ratio"] == 1);
   // Without decode steps there is no decode speed, not one of 0.
-  const Json prefill = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "16",
+  const Json prefill = eval.json({"speed", "--model", kModel, "--codec", eval.codec, "--prompt-tokens", "48",
                                   "--new-tokens", "0", "--repeats", "1"});
   for (const Json& row : prefill) {
     CHECK(row["prefill"] > 0);

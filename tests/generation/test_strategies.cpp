@@ -120,6 +120,14 @@ TEST_CASE("a draft that reads what its target reads is always right", "[strategy
   CHECK(guessed.text.tokens == exact.text.tokens);
   CHECK(guessed.counts.accepted == guessed.counts.drafted);
   CHECK(guessed.counts.target.passes == 8);  // five tokens each
+  // A token that ends the text was drafted right, too, and what was drafted behind it was never judged.
+  for (const size_t at : {2u, 8u, 21u, 33u}) {
+    GenerateOptions stops = options;
+    stops.stop = {exact.text.tokens[at]};
+    const Run ended = run(*model, "quantspec", {{"gamma", 4}, {"draft_weights", "same"}}, codecs, wide, prompt, stops);
+    CHECK(ended.text.stop_token == exact.text.tokens[at]);
+    CHECK(ended.counts.accepted == ended.counts.drafted);
+  }
   // Drafts in 4 bits read fewer bytes of weights, and are wrong now and then.
   const Run rounded = run(*model, "quantspec", {{"gamma", 4}, {"draft_weights", "layers"}, {"weight_group", 16}},
                           codecs, wide, prompt, options);

@@ -75,7 +75,6 @@ class QuantSpec final : public Strategy {
       kv.truncate(held);
       const auto rows = static_cast<int64_t>(block.size());
       counts.target.add(model.weight_bytes(), cache.reads(rows));
-      counts.drafted += drafts;
       model.forward(block, kv, LogitRows::kAll, logits.view().slice_rows(0, rows));
       text.count_step();
       // Accepted drafts: what was drawn is what was drafted, so the next row stands too.
@@ -83,7 +82,10 @@ class QuantSpec final : public Strategy {
       while ((more = text.draw(logits.row(accepted))) && accepted < drafts &&
              text.last() == block[static_cast<size_t>(accepted + 1)])
         ++accepted;
-      counts.accepted += accepted;
+      // Where the text ends, its last draw judges a draft, too, and none behind that one was judged.
+      const bool ended = !more && accepted < drafts;
+      counts.drafted += ended ? accepted + 1 : drafts;
+      counts.accepted += accepted + (ended && text.last_drawn() == block[static_cast<size_t>(accepted + 1)] ? 1 : 0);
       kv.commit(held + 1 + accepted);
     }
     return text.finish();

@@ -83,6 +83,18 @@ class Attended final : public AttentionTap {
   std::vector<std::vector<float>> mass_;  // (layers * kv_heads), (tokens)
 };
 
+// What a session borrows for one block, given back even where the block fails.
+struct Tapped {
+  KvSession& kv;
+  Tapped(KvSession& session, AttentionTap* tap) : kv(session) { kv.set_tap(tap); }
+  ~Tapped() { kv.set_tap(nullptr); }
+};
+struct Recalled {
+  KvSession& kv;
+  Recalled(KvSession& session, const RecalledPairs* pairs) : kv(session) { kv.recall(pairs); }
+  ~Recalled() { kv.recall(nullptr); }
+};
+
 class SpeCache final : public Strategy {
  public:
   explicit SpeCache(const SpeCacheKnobs& knobs) : knobs_(knobs) {}
@@ -119,9 +131,10 @@ class SpeCache final : public Strategy {
       const int64_t held = cache.length();
       kv.speculate();
       counts.draft.add(0, cache.reads(1));
-      kv.set_tap(&attended);
-      model.forward(std::span(&token, 1), kv, LogitRows::kLast, guess);
-      kv.set_tap(nullptr);
+      {
+        const Tapped tapped(kv, &attended);
+        model.forward(std::span(&token, 1), kv, LogitRows::kLast, guess);
+      }
       kv.commit(held);
       const int64_t end = std::max(cache.coded_end(Role::kKey, held), cache.coded_end(Role::kValue, held));
       near.heads.clear();
@@ -147,9 +160,10 @@ class SpeCache final : public Strategy {
       CacheReads reads = cache.reads(1);
       reads.exact += counts.fetched;
       counts.target.add(model.weight_bytes(), reads);
-      kv.recall(&near);
-      model.forward(std::span(&token, 1), kv, LogitRows::kLast, logits, Visibility::kReplay, &far);
-      kv.recall(nullptr);
+      {
+        const Recalled recalled(kv, &near);
+        model.forward(std::span(&token, 1), kv, LogitRows::kLast, logits, Visibility::kReplay, &far);
+      }
       text.count_step();
       more = text.draw(logits.row(0));
       ++counts.drafted;
