@@ -74,6 +74,11 @@ void read_everything(const TraceReader& r) {
       }
       r.received_mass(l, h, 0, r.tokens());
       r.received_mass2(l, h, 0, r.tokens());
+      if (!r.has_gradients()) continue;
+      for (const GradientOf of : kGradientsOf) {
+        r.squared_gradient(of, l, h, 0, r.tokens(), x);
+        for (const TraceDocument& d : r.documents()) r.gradient_moment(of, l, h, d.id);
+      }
     }
     for (int h = 0; h < s.q_heads; ++h) {
       Matrix<float> x(r.queries(), s.head_dim);
@@ -95,7 +100,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }();
   (void)once;
   fuzzing::Decisions decisions(data, size);
-  RawTrace trace;
+  const uint8_t kind = decisions.byte();
+  RawTrace trace(kind & 1 ? "sampled" : "", kind & 2);
   for (int i = 0; i < 6 && decisions.more(); ++i) break_once(trace, decisions);
   for (RawDataset& d : trace.datasets) {
     // What would be written must stay small; what only claims a size may claim any.
