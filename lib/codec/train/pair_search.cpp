@@ -35,29 +35,46 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // A lane is a code b and keeps its best a; v_b joins at the end, since it orders no two of them. The sums are those of
-// pair_shares, in the same order, so that no distance there is below that of the nearest.
-PairSearch::Pair nearest_pair(const PairJob& job) {
+// pair_shares, in the same order, so that no distance there is below that of the nearest. N vectors at once: a vector
+// waits for its own comparisons.
+template <int N>
+HWY_INLINE void nearest_of_vectors(const PairJob& job, int64_t b0, PairSearch::Pair& best) {
   const hn::CappedTag<float, kLanes> d;
   const hn::RebindToSigned<decltype(d)> di;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  alignas(64) float score[kLanes];
-  alignas(64) int32_t index[kLanes];
-  PairSearch::Pair best{0, 0, std::numeric_limits<float>::infinity()};
-  for (int64_t b0 = 0; b0 < job.entries; b0 += lanes) {
-    auto low = hn::Set(d, std::numeric_limits<float>::infinity());
-    auto low_index = hn::Zero(di);
-    const float* cross = job.cross + b0;
-    for (int64_t a = 0; a < job.entries; ++a, cross += job.stride) {
-      const auto sum = hn::Add(hn::Set(d, job.u[a]), hn::Load(d, cross));
-      const auto nearer = hn::Lt(sum, low);
-      low = hn::IfThenElse(nearer, sum, low);
-      low_index = hn::IfThenElse(hn::RebindMask(di, nearer), hn::Set(di, static_cast<int32_t>(a)), low_index);
-    }
-    hn::Store(hn::Add(low, hn::Load(d, job.v + b0)), d, score);
-    hn::Store(low_index, di, index);
-    for (int64_t i = 0; i < lanes; ++i)
-      if (score[i] < best.score) best = {index[i], static_cast<int32_t>(b0 + i), score[i]};
+  hn::Vec<decltype(d)> low[N];
+  hn::Vec<decltype(di)> low_index[N];
+  for (int j = 0; j < N; ++j) {
+    low[j] = hn::Set(d, std::numeric_limits<float>::infinity());
+    low_index[j] = hn::Zero(di);
   }
+  const float* cross = job.cross + b0;
+  for (int64_t a = 0; a < job.entries; ++a, cross += job.stride) {
+    const auto u = hn::Set(d, job.u[a]);
+    const auto index = hn::Set(di, static_cast<int32_t>(a));
+    for (int j = 0; j < N; ++j) {
+      const auto sum = hn::Add(u, hn::Load(d, cross + j * lanes));
+      const auto nearer = hn::Lt(sum, low[j]);
+      low[j] = hn::IfThenElse(nearer, sum, low[j]);
+      low_index[j] = hn::IfThenElse(hn::RebindMask(di, nearer), index, low_index[j]);
+    }
+  }
+  alignas(64) float score[kLanes];
+  alignas(64) int32_t found[kLanes];
+  for (int j = 0; j < N; ++j, b0 += lanes) {
+    hn::Store(hn::Add(low[j], hn::Load(d, job.v + b0)), d, score);
+    hn::Store(low_index[j], di, found);
+    for (int64_t i = 0; i < lanes; ++i)
+      if (score[i] < best.score) best = {found[i], static_cast<int32_t>(b0 + i), score[i]};
+  }
+}
+
+PairSearch::Pair nearest_pair(const PairJob& job) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(hn::CappedTag<float, kLanes>()));
+  PairSearch::Pair best{0, 0, std::numeric_limits<float>::infinity()};
+  int64_t b0 = 0;
+  for (; b0 + 4 * lanes <= job.stride; b0 += 4 * lanes) nearest_of_vectors<4>(job, b0, best);
+  for (; b0 < job.entries; b0 += lanes) nearest_of_vectors<1>(job, b0, best);
   return best;
 }
 
