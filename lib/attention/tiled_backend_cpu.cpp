@@ -336,8 +336,8 @@ class TiledBackend final : public AttentionBackend {
 
 // Single-query steps: keys by tables where every head of the layer can and that is cheaper, values summed by code where
 // that is. Blocks of queries: everything decoded once for all of them. There tables and sums are built for every query:
-// over 72 cells of `bench_attention --regret` with 128 queries and up to 8k tokens decoding is 5 % from the best on
-// average, and loses most (1.5 times) at 8k tokens of a product code of 16 x 64 with d = 128.
+// over 108 cells of `bench_attention --regret` with 128 queries and up to 8k tokens decoding is 5 % from the best on
+// average, and loses most (1.55 times) at 8k tokens of a product code of 16 x 64 with d = 128.
 class AutoBackend final : public AttentionBackend {
  public:
   std::string name() const override { return "auto"; }
