@@ -96,13 +96,22 @@ Continued continue_prompt(const GenerateVerb& v) {
     return out;
   }
   // The exact rows of all caches have one type, so that only the codes differ.
-  if (runs.size() > 1) runs[0].codec.policy = CachePolicy::exact(runs[1].codec.policy.exact_dtype);
+  if (runs.size() > 1) {
+    runs[0].codec.policy = CachePolicy::exact(runs[1].codec.policy.exact_dtype);
+    std::vector<LoadedCodec> coded;
+    for (size_t r = 1; r < runs.size(); ++r)
+      if (!runs[r].guesses()) coded.push_back(runs[r].codec);
+    warn_of_exact_rows(coded);
+  }
 
   std::vector<std::shared_ptr<const CacheModel>> models;
+  const int64_t tokens = static_cast<int64_t>(out.prompt.size()) + v.new_tokens;
   for (const Continuation& run : runs) {
-    require_cache_memory(std::vector<HeldCaches>{{run.codec.label, *run.codec.codecs, run.codec.policy}},
-                         static_cast<int64_t>(out.prompt.size()) + v.new_tokens);
-    models.push_back((run.guesses() ? *guessing : *plain).cache_model(run.codec.codecs, run.codec.policy));
+    const Strategy& strategy = run.guesses() ? *guessing : *plain;
+    const int64_t beside = strategy.bytes_beside(facts.cache_shape(), run.codec.policy, tokens);
+    require_cache_memory(std::vector<HeldCaches>{{run.label(), *run.codec.codecs, run.codec.policy, 1, beside}},
+                         tokens);
+    models.push_back(strategy.cache_model(run.codec.codecs, run.codec.policy));
   }
 
   Progress progress(v.strategy == "plain" ? "generate: token" : "strategy: token",

@@ -113,11 +113,7 @@ Json comparisons_of(const ReplayResult& r, std::span<const ReplayRow> candidates
 
 // What a reader of the table should know before it is there.
 void warn(std::span<const LoadedCodec> codecs, std::span<const ReplayRow> rows, ReplayMode mode, int64_t context) {
-  const DType exact_dtype = codecs[0].policy.exact_dtype;
-  for (const LoadedCodec& codec : codecs)
-    if (codec.policy.exact_dtype != exact_dtype)
-      log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
-                              dtype_name(codec.policy.exact_dtype), dtype_name(exact_dtype)));
+  warn_of_exact_rows(codecs);
   std::set<std::string> alone;  // once a protocol
   for (const LoadedCodec& codec : codecs)
     if (const std::string why = no_streaming_beside(codec.policy);

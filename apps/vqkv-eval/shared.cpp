@@ -241,13 +241,21 @@ void refuse_exec(const CommonOptions& common, const std::string& reason) {
     if (spec.starts_with(kExec)) fail_usage(fmt::format("--codec {}: {}", spec, reason));
 }
 
+void warn_of_exact_rows(std::span<const LoadedCodec> codecs) {
+  const DType of_exact = codecs[0].policy.exact_dtype;
+  for (const LoadedCodec& codec : codecs)
+    if (codec.policy.exact_dtype != of_exact)
+      log_warning(fmt::format("{} keeps its exact rows as {}, the exact cache as {}", codec.label,
+                              dtype_name(codec.policy.exact_dtype), dtype_name(of_exact)));
+}
+
 void require_cache_memory(std::span<const HeldCaches> caches, int64_t tokens) {
   int64_t all = 0, most = -1;
   const HeldCaches* largest = nullptr;
   for (const HeldCaches& c : caches) {
     CachePolicy policy = c.policy;
     policy.keep = nullptr;
-    const int64_t bytes = c.sequences * ledger_at(c.codecs, policy, tokens).total_sequence();
+    const int64_t bytes = c.sequences * ledger_at(c.codecs, policy, tokens).total_sequence() + c.beside;
     all += bytes;
     if (bytes > most) largest = &c;
     most = std::max(most, bytes);

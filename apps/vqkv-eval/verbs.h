@@ -104,12 +104,15 @@ std::string file_label(const std::filesystem::path& path, const std::string& lab
 // kUsage for the cell of a file that is of some layers or heads only, or whose cache rules have no use for an override.
 void check_cell_file(const CellConfig& cell, const std::string& path, const CommonOptions& common);
 std::vector<ReplayText> read_texts(const TextSources& text, const ModelRuntime& model);
+// Warns of codecs whose exact rows have another type than those of the exact cache beside them, which has the first's.
+void warn_of_exact_rows(std::span<const LoadedCodec> codecs);
 // Caches that are held at once.
 struct HeldCaches {
   std::string label;
   const CodecSet& codecs;
   CachePolicy policy;
   int64_t sequences = 1;
+  int64_t beside = 0;  // bytes of another tier, which the ledger of these codecs doesn't count
 };
 // Refuses (kUsage) caches that don't fit this machine's memory together, before any of it is taken: sinks are allocated
 // whole with the first token. What a policy gives up counts as kept, since that depends on the text.

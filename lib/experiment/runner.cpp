@@ -1,6 +1,7 @@
 #include "experiment/runner.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -185,6 +186,11 @@ Json measure_cell(const Json& cell, const TraceReader& reader, Trained& trained,
   });
   const std::shared_ptr<const CodecSet> codecs = fit_to_plan(shared, plan);
   const FidelityResult f = measure_fidelity(rows, *codecs, [&](int) { check(); });
+
+  if (f.report.empty())
+    return {{"status", "skipped"},
+            {"reason",
+             fmt::format("of its metrics ({}) none says anything of this codec", fmt::join(config.metrics, ", "))}};
 
   Json measurements = Json::array();
   append(measurements, role_rows(f.report, "report"));

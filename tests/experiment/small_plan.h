@@ -5,8 +5,8 @@
 #include <string>
 
 #include "config/sweep.h"
-#include "experiment/plan.h"
 #include "core/thread_pool.h"
+#include "experiment/plan.h"
 #include "support/sweep_trace.h"
 
 namespace vqkv {

@@ -145,6 +145,24 @@ TEST_CASE("records hold what tables need", "[runner]") {
   CHECK_FALSE(r.cells[5].flagged("extrapolated"));
 }
 
+TEST_CASE("a cell whose metrics say nothing of its codec is skipped with the reason", "[runner]") {
+  const TestFolder dir;
+  const std::string trace = dir / "a.trace.h5";
+  write_sweep_trace(trace);
+  const Plan plan =
+      small_plan(trace, "codec: {name: exact}\nsweep: {grid: {metrics: [[code_usage], [code_usage, key_nmse]]}}\n");
+  RunOptions options;
+  options.folder = dir / "r";
+  const RunSummary s = run_plan(plan, options);
+  CHECK(s.ok == 1);
+  CHECK(s.skipped == 1);
+  for (const auto& c : load_results(options.folder).cells) {
+    const bool silent = c.cell.at("config").at("metrics") == Json{"code_usage"};
+    CHECK(c.status() == (silent ? "skipped" : "ok"));
+    if (silent) CHECK(c.reason() == "of its metrics (code_usage) none says anything of this codec");
+  }
+}
+
 TEST_CASE("an unfinished record runs again, another plan is refused", "[runner]") {
   const TestFolder dir;
   const std::string trace = dir / "a.trace.h5";

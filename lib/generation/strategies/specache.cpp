@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cache/ledger.h"
 #include "cache/model.h"
 #include "cache/recalled.h"
 #include "core/error.h"
@@ -28,7 +29,7 @@ struct SpeCacheKnobs {
 
 class FarTier final : public ModelTap {
  public:
-  FarTier(const CacheShape& shape, DType dtype) : cache_(shape, CachePolicy::exact(dtype)) {}
+  FarTier(const CacheShape& shape, DType dtype) : cache_(exact_codec_set(shape), CachePolicy::exact(dtype)) {}
   void on_qkv(int layer, int64_t, ConstMatrix, ConstMatrix k, ConstMatrix v) override {
     if (layer == 0) cache_.begin_block(k.rows);
     cache_.append(layer, k, v);
@@ -113,6 +114,10 @@ class SpeCache final : public Strategy {
                         "folded into queries, or keys that rounded queries meet",
                         u.shape.layer, role_name(u.shape.role)));
     return model;
+  }
+
+  int64_t bytes_beside(const CacheShape& shape, const CachePolicy& policy, int64_t tokens) const override {
+    return ledger_at(*exact_codec_set(shape), CachePolicy::exact(policy.exact_dtype), tokens).total_sequence();
   }
 
   Generated generate(ModelRuntime& model, Sequence& sequence, std::span<const int32_t> prompt,

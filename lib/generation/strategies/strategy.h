@@ -54,6 +54,11 @@ class Strategy {
   // The model of the caches that it decodes over. kUsage, with the reason, where codecs or policy don't serve it.
   virtual std::shared_ptr<const CacheModel> cache_model(std::shared_ptr<const CodecSet> codecs,
                                                         const CachePolicy& policy) const = 0;
+  // Bytes that it holds beside a cache of `tokens` under the policy, in tiers of its own.
+  virtual int64_t bytes_beside(const CacheShape& shape, const CachePolicy& policy, int64_t tokens) const {
+    (void)shape, (void)policy, (void)tokens;
+    return 0;
+  }
   // As vqkv::generate, over an empty sequence of such a model; one call at a time. Adds to `counts`.
   virtual Generated generate(ModelRuntime& model, Sequence& sequence, std::span<const int32_t> prompt,
                              const GenerateOptions& options, const std::function<bool(int32_t)>& on_token,
