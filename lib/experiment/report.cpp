@@ -7,8 +7,10 @@
 #include <map>
 #include <set>
 
+#include "config/config.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "experiment/cell_label.h"
 #include "experiment/protocol.h"
 #include "experiment/svg.h"
 #include "io/atomic_file.h"
@@ -48,69 +50,6 @@ struct Point {
   std::string numbered(const std::string& text) const { return fmt::format("{}: {}", number, text); }
 };
 
-std::string short_value(const Json& v) {
-  if (v.is_string()) return v.get<std::string>();
-  if (!v.is_array()) return v.dump();
-  std::string out;
-  for (const Json& item : v) out += (out.empty() ? "" : ", ") + short_value(item);
-  return "[" + out + "]";
-}
-
-const Json* at_path(const Json& config, const std::string& path) {
-  const Json* here = &config;
-  for (size_t begin = 0; begin <= path.size();) {
-    const size_t dot = std::min(path.find('.', begin), path.size());
-    const std::string key = path.substr(begin, dot - begin);
-    if (!here->is_object() || !here->contains(key)) return nullptr;
-    here = &(*here)[key];
-    begin = dot + 1;
-  }
-  return here;
-}
-
-// "rvq" when both roles agree, else "rvq + kivi".
-std::string method_of(const Json& config) {
-  const Json codec = config.value("codec", Json::object());
-  const auto name = [&](const char* role) {
-    const Json* n = at_path(codec, std::string(role) + ".name");
-    if (!n) n = at_path(codec, "name");
-    return n ? short_value(*n) : std::string("?");
-  };
-  if (codec.contains("tiers")) {  // "rvq, older pq"
-    std::string out;
-    for (const Json& tier : codec["tiers"])
-      out += (out.empty() ? "" : ", older ") +
-             (tier.dump().find("\"name\"") == std::string::npos ? std::string("level") : method_of({{"codec", tier}}));
-    return out;
-  }
-  const std::string k = name("k"), v = name("v");
-  return k == v ? k : k + " + " + v;
-}
-
-// The scalars of a map as written: "codebooks=4 bits=8 k(rope=pre)".
-std::string knobs_text(const Json& map) {
-  std::string out;
-  for (const auto& [key, value] : map.items()) {
-    if (key == "name") continue;
-    out += (out.empty() ? "" : " ") +
-           (value.is_object() ? key + "(" + knobs_text(value) + ")" : key + "=" + short_value(value));
-  }
-  return out;
-}
-
-std::string label_of(const Json& cell) {
-  std::string label = method_of(cell.at("config"));
-  if (cell.contains("axes") && cell["axes"].is_object())
-    for (const auto& [path, value] : cell["axes"].items()) {
-      if (path.ends_with(".name") || (value.is_object() && knobs_text(value).empty())) continue;
-      if (value.is_object())
-        label += " " + knobs_text(value);
-      else
-        label += fmt::format(" {}={}", path.substr(path.find_last_of('.') + 1), short_value(value));
-    }
-  return label;
-}
-
 // The front of least KL at bits no greater: ascending bits, strictly falling KL.
 void mark_front(std::vector<Point>& points) {
   std::vector<Point*> order;
@@ -144,7 +83,7 @@ std::string arithmetic_of(const CellResult& c) {
   std::string out;
   const Json path = c.record.value("path", Json::object());
   for (const auto& [step, name] : path.items())
-    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", step, short_value(name));
+    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", step, written(name));
   return out;
 }
 
@@ -324,7 +263,7 @@ std::string table_of(const std::vector<Point>& points, const std::vector<int64_t
   for (const auto& p : points) {
     std::string flags;
     if (p.cell->record.contains("flags"))
-      for (const auto& f : p.cell->record["flags"]) flags += (flags.empty() ? "" : ", ") + short_value(f);
+      for (const auto& f : p.cell->record["flags"]) flags += (flags.empty() ? "" : ", ") + written(f);
     out += fmt::format("<tr class=\"{}\"><td>{}</td><td class=\"codec\">{}</td>",
                        p.front         ? "front"
                        : flags.empty() ? ""
@@ -371,7 +310,7 @@ std::string trace_text(const Json& t, const std::vector<CellResult>& cells) {
        {std::pair{"train", "trained on"}, {"select", "chosen on"}, {kReport, "reported on"}}) {
     std::set<std::string> lists;
     for (const CellResult& c : cells)
-      if (const Json* ids = at_path(c.cell.at("config"), std::string("trace.") + role))
+      if (const Json* ids = find_path(c.cell.at("config"), std::string("trace.") + role))
         lists.insert(names_of(documents, *ids));
     if (lists.empty() || *lists.rbegin() == "") continue;
     roles += fmt::format("{}{} {}", roles.empty() ? " Documents: " : "; ", words,
@@ -392,10 +331,10 @@ void write_report(const ResultSet& results, const std::string& out_html) {
     for (const auto& v : config.value("sequences", Json::array())) sequence_set.insert(v.get<int64_t>());
     Point p;
     p.cell = &c;
-    p.method = method_of(config);
-    p.label = label_of(c.cell);
+    p.method = codec_names(config);
+    p.label = cell_label(c.cell);
     p.protocol = protocol_of_cell(config);
-    p.alone = at_path(config, "cache.policy.name") && *at_path(config, "cache.policy.name") == "streaming";
+    p.alone = find_path(config, "cache.policy.name") && *find_path(config, "cache.policy.name") == "streaming";
     points.push_back(std::move(p));
   }
   const std::vector<int64_t> contexts(context_set.begin(), context_set.end()),
@@ -483,7 +422,7 @@ void write_report(const ResultSet& results, const std::string& out_html) {
   for (const auto& c : results.cells)
     if (c.status() == "failed" || c.status() == "skipped")
       others += fmt::format("<tr><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>\n",
-                            escape_html(label_of(c.cell)), c.status(), escape_html(c.reason()));
+                            escape_html(cell_label(c.cell)), c.status(), escape_html(c.reason()));
   if (!others.empty())
     html +=
         "<h2>Cells that gave no number</h2><div "

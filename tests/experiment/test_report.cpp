@@ -1,4 +1,5 @@
 #include "codec/codec_set.h"
+#include "experiment/cell_label.h"
 #include "experiment/protocol.h"
 #include "experiment/report.h"
 
@@ -82,6 +83,22 @@ TEST_CASE("the report is one file that needs no network and names its cells, fro
   CHECK(html.find(">2</text>") != std::string::npos);
   CHECK(html.find("2: rvq bits=2") != std::string::npos);
   CHECK(count(html, "plan abcdef012345") == count(html, "<svg"));
+}
+
+TEST_CASE("a cell's label names its methods and what its sweep sets") {
+  const auto names = [](const char* codec) { return codec_names({{"codec", Json::parse(codec)}}); };
+  CHECK(names(R"({"name": "rvq", "bits": 4})") == "rvq");
+  CHECK(names(R"({"name": "rvq", "k": {"rope": "pre"}})") == "rvq");
+  CHECK(names(R"({"name": "rvq", "v": {"name": "kivi"}})") == "rvq + kivi");
+  CHECK(names(R"({"k": {"name": "qjl"}, "v": {"name": "kivi"}})") == "qjl + kivi");
+  CHECK(names(R"({"tiers": [{"tokens": 64, "name": "rvq"}, {"level": 2}]})") == "rvq, older level");
+  CHECK(names(R"({"tiers": [{"tokens": 64, "name": "rvq"}, {"k": {"level": 2}, "v": {"name": "rtn"}}]})") ==
+        "rvq, older level + rtn");
+  CHECK(codec_names(Json::object()) == "?");
+  const Json axes = Json::parse(R"({"codec.bits": 4, "codec.k": {"name": "rvq", "rope": "pre"}, "codec.name": "rvq",
+                                    "codec.overrides": [1, 2]})");
+  CHECK(cell_label({{"config", {{"codec", {{"name", "rvq"}}}}}, {"axes", axes}}) ==
+        "rvq bits=4 rope=pre overrides=[1, 2]");
 }
 
 TEST_CASE("every row of the report names its protocol and its arithmetic, unequal ground is said") {
