@@ -23,7 +23,8 @@ std::string names_of(const Json& codec) {
   const auto name = [&](const char* role) {
     for (const Json* from : {find_path(codec, role), &codec})
       for (const char* key : {"name", "level"})
-        if (from && from->is_object() && from->contains(key)) return *key == 'n' ? written(from->at(key)) : std::string(key);
+        if (from && from->is_object() && from->contains(key))
+          return *key == 'n' ? written(from->at(key)) : std::string(key);
     return std::string("?");
   };
   const std::string k = name("k"), v = name("v");

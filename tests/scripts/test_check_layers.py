@@ -6,6 +6,9 @@ import tempfile
 
 FILES = {
     "lib/attention/inside.cpp": '#include "cache/map.h"\n#include "cache/view.h"\n',
+    "lib/attention/kernel.cu": '#include "device/device.h"\n#include "device/memory.h"\n#include <cuda_fp16.h>\n'
+                               'asm("x");  // asm\n__shared__ int a;\nk<<<1, 2>>>();  // asm\n// __activemask\n',
+    "lib/device/cuda.h": "#include <cuda_fp16.h>\n__shared__ int a;\n",
     "lib/attention/x86.cpp": "#include <immintrin.h>\nconst __m256 x = _mm256_setzero_ps();\n",
     "lib/attention/x86_avx2.cpp": "#include <immintrin.h>\n",
     "lib/cache/own.cpp": '#include "cache/map.h"\n',
@@ -23,6 +26,12 @@ FILES = {
 }
 WANTED = [
     "lib/attention/inside.cpp:1: cache/map.h is the inside of cache",
+    "lib/attention/kernel.cu:2: device/memory.h is the inside of device",
+    "lib/attention/kernel.cu:3: kernel files run emulated, too: device/device.h alone",
+    "lib/attention/kernel.cu:3: cuda_fp16.h belongs in lib/device/cuda.h",
+    "lib/attention/kernel.cu:4: kernel files run emulated, too: PTX is wrapped",
+    "lib/attention/kernel.cu:5: kernel files run emulated, too: device::Shared",
+    "lib/attention/kernel.cu:6: kernel files run emulated, too: device::launch",
     "lib/attention/x86.cpp:1: of x86-64 alone",
     "lib/attention/x86.cpp:2: of x86-64 alone",
     "lib/cache/upwards.cpp:1: cache may not include model/runtime.h",

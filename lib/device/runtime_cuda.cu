@@ -1,0 +1,49 @@
+#include <cuda_runtime.h>
+
+#include "core/error.h"
+#include "device/runtime.h"
+
+namespace vqkv::device {
+
+void require(int error, const char* what) {
+  const auto e = static_cast<cudaError_t>(error);
+  if (e == cudaSuccess) return;
+  const std::string message = std::string("CUDA, ") + what + ": " + cudaGetErrorString(e);
+  if (e == cudaErrorNoDevice || e == cudaErrorInsufficientDriver)
+    fail_unavailable(message + "; --device cpu needs neither");
+  if (e == cudaErrorMemoryAllocation) fail_usage(message);
+  fail_internal(message);
+}
+
+std::string require_device() {
+  int devices = 0, device = 0;
+  require(cudaGetDeviceCount(&devices), "looking for a device");
+  if (devices == 0) require(cudaErrorNoDevice, "looking for a device");
+  require(cudaGetDevice(&device), "the current device");
+  cudaDeviceProp facts{};
+  require(cudaGetDeviceProperties(&facts, device), "the current device");
+  return facts.name;
+}
+
+void* allocate(size_t bytes, const std::string& name) {
+  void* p = nullptr;
+  require(cudaMalloc(&p, bytes), (name + ", memory of the device").c_str());
+  return p;
+}
+void release(void* p) noexcept { cudaFree(p); }
+void copy_in(void* to, const void* from, size_t bytes) {
+  require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream())),
+          "copying to the device");
+}
+void copy_out(void* to, const void* from, size_t bytes) {
+  require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream())),
+          "copying from the device");
+  synchronize();
+}
+void fill_zero(void* p, size_t bytes) {
+  require(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream())), "filling memory of the device");
+}
+void synchronize() { require(cudaStreamSynchronize(static_cast<cudaStream_t>(stream())), "what was launched"); }
+void* stream() { return cudaStreamPerThread; }
+
+}  // namespace vqkv::device

@@ -1,0 +1,33 @@
+#include <cstring>
+
+#include "core/error.h"
+#include "device/emulator.h"
+#include "device/runtime.h"
+
+namespace vqkv::device {
+
+std::string require_device() { return "emulated"; }
+void* allocate(size_t bytes, const std::string& name) { return emulated::memory().allocate(bytes, name); }
+void release(void* p) noexcept { emulated::memory().release(p); }
+void copy_in(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  emulated::memory().set_known(to, bytes);
+  std::memcpy(to, from, bytes);
+}
+void copy_out(void* to, const void* from, size_t bytes) {
+  synchronize();
+  if (bytes == 0) return;
+  if (!emulated::memory().known(from, bytes))
+    fail_internal("the emulated device: bytes are copied to the host that no kernel wrote");
+  std::memcpy(to, from, bytes);
+}
+void fill_zero(void* p, size_t bytes) {
+  if (bytes == 0) return;
+  emulated::memory().set_known(p, bytes);
+  std::memset(p, 0, bytes);
+}
+void synchronize() { emulated::require_faultless("what was launched"); }
+void* stream() { return nullptr; }
+void require(int, const char*) {}
+
+}  // namespace vqkv::device
