@@ -1,3 +1,17 @@
+# vqkv_kernels(LAYER files.cu...): kernel files for devices, the library vqkv_LAYER_cuda where there is a CUDA compiler. Local
+#   memory and spilled registers are errors.
+function(vqkv_kernels layer)
+  if(NOT VQKV_HAS_CUDA)
+    return()
+  endif()
+  add_library(vqkv_${layer}_cuda STATIC ${ARGN})
+  target_link_libraries(vqkv_${layer}_cuda PUBLIC vqkv_options PRIVATE vqkv_core)
+  target_include_directories(vqkv_${layer}_cuda PUBLIC ${PROJECT_SOURCE_DIR}/lib ${PROJECT_BINARY_DIR}/generated)
+  target_compile_options(vqkv_${layer}_cuda PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-O3;-lineinfo;-Xptxas=-warn-lmem-usage,-warn-spills,-Werror>)
+  set_target_properties(vqkv_${layer}_cuda PROPERTIES UNITY_BUILD OFF)
+endfunction()
+
 # vqkv_emulated_kernels(NAME files.cu...): an object library of kernel files for the emulated device (lib/device/emulator.h).
 #   They alone are instrumented, and lib/device/hooks.cpp takes the calls; with VQKV_SANITIZE=address the sanitizers take
 #   them. With VQKV_SANITIZE=thread there is none: two owners of one symbol.

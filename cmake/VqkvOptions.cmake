@@ -30,10 +30,10 @@ target_compile_options(vqkv_options INTERFACE
   $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;$<$<CXX_COMPILER_ID:GNU>:-Wshadow=local>;-Wnon-virtual-dtor;$<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>;-ffp-contract=off>>)
 if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # Fires on types of unnamed namespaces that are members in files which are included by what compiles them together.
-  target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:-Wno-subobject-linkage>)
+  target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wno-subobject-linkage>>)
 endif()
 if(VQKV_WERROR)
-  target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:-Werror>)
+  target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:C,CXX>:-Werror>>)
 endif()
 if(VQKV_SANITIZE STREQUAL "address")
   target_compile_options(vqkv_options INTERFACE $<BUILD_INTERFACE:-fsanitize=address,undefined;-fno-sanitize-recover=undefined;-fno-omit-frame-pointer>)

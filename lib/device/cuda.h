@@ -39,10 +39,11 @@ __device__ __forceinline__ void store(T* p, T value) {
   *p = value;
 }
 
-__device__ __forceinline__ void copy_async16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from)
-               : "memory");
+__device__ __forceinline__ void copy_async16(void* to, const void* from, bool held = true) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(held ? 16 : 0)
+      : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>

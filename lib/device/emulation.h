@@ -170,9 +170,10 @@ VQKV_UNWATCHED void store(T* p, T value, Site site = Site::current()) {
   __builtin_memcpy(p, &value, sizeof value);
 }
 
-// 16 bytes from global to shared memory, which hold nothing until a wait leaves at most N younger groups.
-inline void copy_async16(void* to, const void* from, Site site = Site::current()) {
-  emulated::copy_async(to, from, 16, site);
+// 16 bytes from global to shared memory, which hold nothing until a wait leaves at most N younger groups. Where nothing
+// is `held` there, zeros, and `from` is not read.
+inline void copy_async16(void* to, const void* from, bool held = true, Site site = Site::current()) {
+  emulated::copy_async(to, held ? from : nullptr, 16, site);
 }
 inline void commit_copies() { emulated::commit_copies(); }
 template <int N>

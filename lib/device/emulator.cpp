@@ -340,7 +340,7 @@ void* Machine::take_shared(size_t& pieces, size_t& used, size_t bytes, Site site
 
 void Machine::copy_async(void* to, const void* from, size_t bytes, Site site) {
   const Place place(site);
-  access(from, bytes, Access::kRead, place);
+  if (from) access(from, bytes, Access::kRead, place);
   access(to, bytes, Access::kWrite, place);
   Region* region = memory.find(to);
   if (!region || !region->shared || region->offset(to) + bytes > region->bytes) {
@@ -360,7 +360,10 @@ void Machine::wait_copies(int keep) {
     if (c.group >= t.group - keep) return false;
     Region* region = memory.find(c.to);
     for (size_t i = 0; i < c.bytes; ++i) region->cells[region->offset(c.to) + i].in_flight = false;
-    std::memcpy(c.to, c.from, c.bytes);
+    if (c.from)
+      std::memcpy(c.to, c.from, c.bytes);
+    else
+      std::memset(c.to, 0, c.bytes);
     memory.touch(*region, region->offset(c.to), c.bytes, Access::kWrite, current_, order_,
                  [&](const std::string& kind, const std::string& text) { fault(kind, text, "the wait for a copy"); });
     return true;

@@ -79,7 +79,7 @@ void leave();
 unsigned source_lane(Meeting kind, int argument, int width, unsigned present, Site site);
 
 void* take_shared(size_t& pieces, size_t& used, size_t bytes, Site site);
-void copy_async(void* to, const void* from, size_t bytes, Site site);
+void copy_async(void* to, const void* from, size_t bytes, Site site);  // from null: zeros
 void commit_copies();
 void wait_copies(int keep);
 void multiply_bf16(float* c, const uint32_t* a, const uint32_t* b, Site site);

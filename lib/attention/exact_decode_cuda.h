@@ -1,0 +1,36 @@
+// Attention of one query a sequence and head over exact bf16 rows in pages, on a device: the yardstick of what codes
+// save.
+#pragma once
+#include <cstdint>
+
+#include "device/runtime.h"
+
+namespace vqkv {
+
+inline constexpr int kDevicePageTokens = 64;
+
+struct ExactDecode {
+  const float* queries = nullptr;  // (sequences, kv_heads, group, head_dim), times log2(e) / sqrt(head_dim)
+  const uint16_t* keys = nullptr;  // bf16: (pages, kv_heads, kDevicePageTokens, head_dim)
+  const uint16_t* values = nullptr;
+  const int32_t* page_table = nullptr;  // (sequences, most_pages): pages in the order of their tokens
+  const int32_t* lengths = nullptr;     // (sequences): tokens, 1 or more
+  float* out = nullptr;                 // (sequences, kv_heads, group, head_dim)
+  int sequences = 0, kv_heads = 0, group = 0, head_dim = 0, most_pages = 0;
+};
+
+// Room for the states of splits, kept from launch to launch.
+class ExactDecoder {
+ public:
+  // Contexts are cut into `splits` parts, one a block. kUsage for a head_dim that no kernel is compiled for. A group of
+  // more than four query heads reads its rows once for each four of them.
+  ExactDecoder(int sequences, int kv_heads, int group, int head_dim, int splits);
+  void operator()(const ExactDecode& call);
+
+ private:
+  int splits_;
+  device::Buffer<float> out_, state_;
+  device::Buffer<unsigned> arrived_;
+};
+
+}  // namespace vqkv

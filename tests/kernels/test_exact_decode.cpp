@@ -1,0 +1,152 @@
+// Decode attention over exact rows on a device. Lattice data make every intermediate exact, so that any order
+// of summing gives the same bits and any mistake another number; random data stay within the rounding of fp32.
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "attention/exact_decode_cuda.h"
+#include "core/dtype.h"
+#include "core/rng.h"
+#include "support/catch.h"
+#include "support/device.h"
+#include "support/error_of.h"
+
+using namespace vqkv;
+using device::Buffer;
+
+namespace {
+
+struct Shape {
+  int sequences, kv_heads, group, head_dim;
+  std::vector<int32_t> lengths;
+};
+
+// Rows of all sequences in pages that lie in no order; what no token fills is never written.
+struct Case {
+  Shape shape;
+  std::vector<float> queries, keys, values;  // keys and values: (sequences, kv_heads, tokens of the longest, head_dim)
+  int longest = 0;
+
+  Case(const Shape& s, bool lattice) : shape(s), longest(*std::max_element(s.lengths.begin(), s.lengths.end())) {
+    Rng rng(7);
+    const auto fill = [&](std::vector<float>& v, size_t n, auto draw) {
+      v.resize(n);
+      for (float& x : v) x = to_float(to_bf16(draw()));
+    };
+    const auto below = [&](uint64_t n) { return static_cast<int>(rng.below(n)); };
+    const size_t heads = static_cast<size_t>(s.sequences) * static_cast<size_t>(s.kv_heads);
+    const size_t q = heads * static_cast<size_t>(s.group) * static_cast<size_t>(s.head_dim);
+    const size_t rows = heads * static_cast<size_t>(longest) * static_cast<size_t>(s.head_dim);
+    if (lattice) {  // few terms a score, so that powers of two stay within 24 bits
+      fill(queries, q, [&] { return static_cast<float>(below(3) - 1); });
+      fill(keys, rows, [&] { return below(16) ? 0.0f : static_cast<float>(below(3) - 1); });
+      fill(values, rows, [&] { return static_cast<float>(below(17) - 8); });
+    } else {
+      const float scale = 1.4427f / std::sqrt(static_cast<float>(s.head_dim));
+      fill(queries, q, [&] { return scale * static_cast<float>(rng.normal()); });
+      fill(keys, rows, [&] { return static_cast<float>(rng.normal()); });
+      fill(values, rows, [&] { return static_cast<float>(rng.normal()); });
+    }
+  }
+
+  size_t head_row(int sequence, int head, int token) const {
+    return ((static_cast<size_t>(sequence) * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(head)) *
+                static_cast<size_t>(longest) +
+            static_cast<size_t>(token)) *
+           static_cast<size_t>(shape.head_dim);
+  }
+
+  // Numerators and denominators in double, divided in fp32 as the kernel does.
+  std::vector<float> expected() const {
+    std::vector<float> out(queries.size());
+    const int d = shape.head_dim;
+    for (int s = 0; s < shape.sequences; ++s)
+      for (int h = 0; h < shape.kv_heads; ++h)
+        for (int g = 0; g < shape.group; ++g) {
+          const size_t q = static_cast<size_t>(((s * shape.kv_heads + h) * shape.group + g) * d);
+          const int n = shape.lengths[static_cast<size_t>(s)];
+          std::vector<double> score(static_cast<size_t>(n));
+          for (int t = 0; t < n; ++t)
+            for (int c = 0; c < d; ++c)
+              score[static_cast<size_t>(t)] += double{queries[q + static_cast<size_t>(c)]} *
+                                               double{keys[head_row(s, h, t) + static_cast<size_t>(c)]};
+          const double most = *std::max_element(score.begin(), score.end());
+          double sum = 0;
+          std::vector<double> top(static_cast<size_t>(d));
+          for (int t = 0; t < n; ++t) {
+            const double w = std::exp2(score[static_cast<size_t>(t)] - most);
+            sum += w;
+            for (int c = 0; c < d; ++c)
+              top[static_cast<size_t>(c)] += w * double{values[head_row(s, h, t) + static_cast<size_t>(c)]};
+          }
+          for (int c = 0; c < d; ++c)
+            out[q + static_cast<size_t>(c)] = static_cast<float>(top[static_cast<size_t>(c)]) / static_cast<float>(sum);
+        }
+    return out;
+  }
+
+  std::vector<float> run(int splits) const {
+    const Shape& s = shape;
+    const int most_pages = (longest + kDevicePageTokens - 1) / kDevicePageTokens, pages = s.sequences * most_pages;
+    const size_t page = static_cast<size_t>(s.kv_heads) * kDevicePageTokens * static_cast<size_t>(s.head_dim);
+    Buffer<uint16_t> k(static_cast<size_t>(pages) * page, "keys"), v(static_cast<size_t>(pages) * page, "values");
+    std::vector<int32_t> table(static_cast<size_t>(pages));
+    for (int i = 0; i < pages; ++i) table[static_cast<size_t>(i)] = (i * 7 + 3) % pages;
+    if (pages % 7 == 0)
+      for (int i = 0; i < pages; ++i) table[static_cast<size_t>(i)] = pages - 1 - i;
+    for (int q = 0; q < s.sequences; ++q)
+      for (int h = 0; h < s.kv_heads; ++h)
+        for (int t = 0; t < s.lengths[static_cast<size_t>(q)]; ++t) {
+          const int at = table[static_cast<size_t>(q * most_pages + t / kDevicePageTokens)];
+          const size_t to = static_cast<size_t>((at * s.kv_heads + h) * kDevicePageTokens + t % kDevicePageTokens) *
+                            static_cast<size_t>(s.head_dim);
+          for (const auto& [rows, buffer] : {std::pair{&keys, &k}, std::pair{&values, &v}}) {
+            std::vector<uint16_t> bits(static_cast<size_t>(s.head_dim));
+            for (size_t c = 0; c < bits.size(); ++c) bits[c] = to_bf16((*rows)[head_row(q, h, t) + c]).bits;
+            device::copy_in(buffer->data() + to, bits.data(), bits.size() * sizeof(uint16_t));
+          }
+        }
+    const Buffer<float> query(std::span<const float>(queries), "queries");
+    const Buffer<int32_t> page_table(std::span<const int32_t>(table), "page table");
+    const Buffer<int32_t> lengths(std::span<const int32_t>(s.lengths), "lengths");
+    Buffer<float> out(queries.size(), "out");
+    ExactDecoder decode(s.sequences, s.kv_heads, s.group, s.head_dim, splits);
+    const ExactDecode call{query.data(), k.data(),   v.data(), page_table.data(), lengths.data(), out.data(),
+                           s.sequences,  s.kv_heads, s.group,  s.head_dim,        most_pages};
+    decode(call);
+    decode(call);  // arrivals are as they were
+    return out.values();
+  }
+};
+
+}  // namespace
+
+TEST_CASE("decode over exact rows is exact on lattice data, in every order and split", "[kernel][exact]") {
+  for (const auto& [shape, splits] : std::initializer_list<std::pair<Shape, int>>{{{2, 1, 4, 128, {250, 33}}, 3},
+                                                                                  {{1, 2, 4, 128, {15}}, 1},
+                                                                                  {{3, 1, 1, 128, {1, 16, 17}}, 2},
+                                                                                  {{1, 1, 3, 64, {130}}, 2},
+                                                                                  {{1, 1, 2, 64, {64}}, 5},
+                                                                                  {{1, 1, 8, 64, {65}}, 2},
+                                                                                  {{1, 1, 7, 80, {49}}, 2},
+                                                                                  {{1, 1, 5, 96, {97}}, 2},
+                                                                                  {{1, 1, 6, 128, {31}}, 1}}) {
+    CAPTURE(shape.group, shape.head_dim, shape.lengths, splits);
+    const Case data(shape, true);
+    const std::vector<float> expected = data.expected();
+    in_every_order([&, n = splits] { CHECK(data.run(n) == expected); });
+  }
+}
+
+TEST_CASE("decode over exact rows is within fp32's rounding on random data", "[kernel][exact]") {
+  const Case data({2, 2, 4, 128, {200, 131}}, false);
+  const std::vector<float> expected = data.expected(), found = data.run(3);
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i)
+    worst = std::max(worst, std::abs(double{found[i]} - double{expected[i]}));
+  CHECK(worst < 2e-6);
+}
+
+TEST_CASE("a head_dim without a kernel is refused with those that have one", "[kernel][exact]") {
+  check_says(error_of([] { ExactDecoder(1, 1, 4, 72, 1); }), {"head_dim 72", "64, 80, 96 and 128"});
+}
