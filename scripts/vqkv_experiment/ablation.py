@@ -26,13 +26,14 @@ def caption(facts, judged, family):
             f"pairs; {verdict}.\n")
 
 
-def run(file, about, parts, context=384, label=store.label_with_axes, windowless=True, family="all of them", pair=lambda a, b: True,
+def run(file, about, parts, context=384, label=None, windowless=True, family="all of them", pair=lambda a, b: True,
         more=None, arguments=None):
     """Exit code of the experiment at `file`: groups `parts` swept and replayed, OUT/NAME/summary.csv, verdicts.csv and table.md.
+    `label(line, record)` names a cell; without one its bits do and what the sweep varies.
     Pairs of summary rows that `pair` accepts are compared by the KLD of the last quarter, without a window where there is such
     a row. `more(x, summary, cells, rows)` may add columns and files."""
     x = Experiment(file, about, arguments)
-    cells = [c for part in x.parts(*parts) for c in x.sweep(part, label)]
+    cells = [c for part in x.parts(*parts) for c in x.sweep(part, label or store.label_with_axes(x.out / f"{part}.jsonl"))]
     x.require_names(cells)
     rows = x.replay("held", cells, x.held(), 160 if x.test else context, windowless=windowless)
     summary, documents = [], {}

@@ -100,9 +100,34 @@ def label_at_bits(cell, record):
     return f"{names['k']}/{names['v']}@{bits:.2f}"
 
 
-def label_with_axes(cell, record):
-    """The same with the axes of the sweep that its name leaves open: pq@2.00 k.rope=pre."""
-    axes = {**cell["axes"], **cell["repeat"]}
-    words = [f"{path.removeprefix('codec.')}={v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}"
-             for path, v in axes.items() if path != "codec"]
-    return " ".join([label_at_bits(cell, record), *words])
+def knobs_of_axes(cell):
+    """What the sweep set, by path: "k.rope". An axis of whole codecs counts by its knobs."""
+    found = {}
+
+    def add(path, value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if key != "name":
+                    add(f"{path}.{key}" if path else key, inner)
+        else:
+            found[path] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+    for path, value in {**cell["axes"], **cell["repeat"]}.items():
+        add("" if path == "codec" else path.removeprefix("codec."), value)
+    return found
+
+
+def label_with_axes(plan):
+    """A label(cell, record) for the cells of a plan.jsonl: METHOD@BITS and the knobs that its sweep varies: pq@2.00 k.rope=pre."""
+    varied = []
+
+    def label(cell, record):
+        if not varied:
+            with open(plan) as f:
+                planned = [knobs_of_axes(c) for c in map(json.loads, f) if "id" in c and "skip" not in c]
+            paths = dict.fromkeys(path for knobs in planned for path in knobs)
+            varied.extend(path for path in paths if len(planned) == 1 or len({knobs.get(path) for knobs in planned}) > 1)
+        own = knobs_of_axes(cell)
+        return " ".join([label_at_bits(cell, record), *(f"{path}={own[path]}" for path in varied if path in own)])
+
+    return label

@@ -68,6 +68,20 @@ def check_labels():
     other = {"name": "ggml", "knobs": {"type": "q8_0", "query": "exact"}}
     assert label(rounded, other) == "ggml-q4_0+query-q8/ggml-q8_0@4.50"
 
+    # Cells of equal bits are told apart by what their sweep varies, in an axis of whole codecs, too.
+    with tempfile.TemporaryDirectory() as folder:
+        def labels(*axes):
+            plan = pathlib.Path(folder, "plan.jsonl")
+            role = {"name": "pq"}
+            cells = [{"id": str(i), "axes": a, "repeat": {}, "config": {"codec": {"k": role, "v": role}}} for i, a in enumerate(axes)]
+            plan.write_text("\n".join(map(json.dumps, [{"axes": ["codec"]}, *cells])) + "\n")
+            of = store.label_with_axes(plan)
+            return [of(c, {"measurements": [{"role": "cost", "tag": "bits_per_value.codes", "value": 2.0}]}) for c in cells]
+        assert labels({"codec": {"name": "pq", "k": {"rope": "pre", "bits": 4}}}, {"codec": {"name": "pq", "k": {"bits": 4}, "heads": 1}}) == [
+            "pq@2.00 k.rope=pre", "pq@2.00 heads=1"]
+        assert labels({"codec.k.bits": 4, "codec.group": [1, 2]}, {"codec.k.bits": 2, "codec.group": [1, 2]}) == [
+            "pq@2.00 k.bits=4", "pq@2.00 k.bits=2"]
+
 
 def run(script, *arguments):
     return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
