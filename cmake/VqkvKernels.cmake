@@ -8,7 +8,7 @@ function(vqkv_kernels layer)
   target_link_libraries(vqkv_${layer}_cuda PUBLIC vqkv_options PRIVATE vqkv_core)
   target_include_directories(vqkv_${layer}_cuda PUBLIC ${PROJECT_SOURCE_DIR}/lib ${PROJECT_BINARY_DIR}/generated)
   target_compile_options(vqkv_${layer}_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-O3;-lineinfo;-Xptxas=-warn-lmem-usage,-warn-spills,-Werror>)
+    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-O3;-lineinfo;--expt-relaxed-constexpr;-Xptxas=-warn-lmem-usage,-warn-spills,-Werror>)
   set_target_properties(vqkv_${layer}_cuda PROPERTIES UNITY_BUILD OFF)
 endfunction()
 

@@ -181,8 +181,8 @@ __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p
   }
   __syncthreads();
   float* result = p.out + (row * p.group + first_query) * kDim;
-  merge_warps<kWarps, kGroup, kDim>(out_of, state_of, states, row, split, splits, result);
-  if (splits > 1) merge_splits<kWarps * 32, kGroup, kDim>(states, row, splits, last, result);
+  merge_warps<kWarps, kGroup, kDim>(out_of, state_of, states, row, split, splits, kGroup, result);
+  if (splits > 1) merge_splits<kWarps * 32, kGroup, kDim>(states, row, splits, last, kGroup, result);
 }
 
 // Of the query heads [first, first + kGroup) of every group.

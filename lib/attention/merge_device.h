@@ -20,10 +20,11 @@ __device__ __forceinline__ float part_weight(float m, float most) {
 }
 
 // The states of a block's warps, in shared memory, as one: out_of (warps, kGroup, kDim), state_of (warps, kGroup, 2).
-// Writes the split's state, or where there is one split alone the result, (group, head_dim) at `result`.
+// Writes the split's state, or where there is one split alone the result, (group, head_dim) at `result`, of `heads`
+// heads.
 template <int kWarps, int kGroup, int kDim>
 __device__ void merge_warps(const float* out_of, const float* state_of, const SplitStates& to, int row, int split,
-                            int splits, float* result) {
+                            int splits, int heads, float* result) {
   for (int i = static_cast<int>(threadIdx.x); i < kGroup * kDim; i += kWarps * 32) {
     const int g = i / kDim;
     float most = -INFINITY, sum = 0, out = 0;
@@ -34,7 +35,7 @@ __device__ void merge_warps(const float* out_of, const float* state_of, const Sp
       out = fmaf(weight, out_of[w * kGroup * kDim + i], out);
     }
     if (splits == 1) {
-      result[i] = out / sum;
+      if (g < heads) result[i] = out / sum;
       continue;
     }
     const int at = row * splits + split;
@@ -48,7 +49,7 @@ __device__ void merge_warps(const float* out_of, const float* state_of, const Sp
 
 // The block that arrives last of a row's merges its splits. `last`: room of the block. All threads call it.
 template <int kThreads, int kGroup, int kDim>
-__device__ void merge_splits(const SplitStates& of, int row, int splits, unsigned* last, float* result) {
+__device__ void merge_splits(const SplitStates& of, int row, int splits, unsigned* last, int heads, float* result) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
@@ -57,7 +58,7 @@ __device__ void merge_splits(const SplitStates& of, int row, int splits, unsigne
   __syncthreads();
   if (!*last) return;
   __threadfence();
-  for (int i = static_cast<int>(threadIdx.x); i < kGroup * kDim; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < heads * kDim; i += kThreads) {
     const int g = i / kDim;
     float most = -INFINITY, sum = 0, out = 0;
     for (int s = 0; s < splits; ++s) most = fmaxf(most, of.state[((row * splits + s) * kGroup + g) * 2]);

@@ -70,6 +70,22 @@ inline float2 __bfloat1622float2(__nv_bfloat162 b) { return {__bfloat162float(b.
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
+inline __half2 __low2half2(__half2 h) { return {h.x, h.x}; }
+inline __half2 __high2half2(__half2 h) { return {h.y, h.y}; }
+inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+  const auto one = [](__half x, __half y, __half z) {
+    return __half{
+        vqkv::device::emulated::f16_of(double{__half2float(x)} * double{__half2float(y)} + double{__half2float(z)})};
+  };
+  return {one(a.x, b.x, c.x), one(a.y, b.y, c.y)};
+}
+// Four bytes chosen from the eight of x and y, lowest first.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t both = uint64_t{y} << 32 | x;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; ++i) out |= static_cast<unsigned>(both >> (selector >> 4 * i & 7u) * 8 & 0xffu) << 8 * i;
+  return out;
+}
 inline float __int_as_float(int v) { return std::bit_cast<float>(v); }
 inline float __uint_as_float(unsigned v) { return std::bit_cast<float>(v); }
 inline unsigned __float_as_uint(float v) { return std::bit_cast<unsigned>(v); }
@@ -156,6 +172,12 @@ class Shared {
   size_t pieces_ = 0, used_ = 0;
 };
 
+// The bits of a value as another of its size.
+template <class To, class From>
+To bits_as(const From& from) {
+  return std::bit_cast<To>(from);
+}
+
 // One access of all of T, up to 16 bytes; plain assignments of vectors may be split.
 template <class T>
 VQKV_UNWATCHED T load(const T* p, Site site = Site::current()) {
@@ -181,10 +203,16 @@ void wait_copies() {
   emulated::wait_copies(N);
 }
 
-// C += A B of a warp, shapes (16, 16) and (16, 8) in bf16; C in fp32.
+// C += A B of a warp, shapes (16, 16) and (16, 8) in 16 bits; C in fp32 (device/warp_products.cpp says which lane holds
+// what).
 inline void multiply_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::current()) {
-  emulated::multiply_bf16(c, a, b, site);
+  emulated::multiply(emulated::Meeting::kProductBf16, c, a, b, site);
 }
+inline void multiply_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::current()) {
+  emulated::multiply(emulated::Meeting::kProductF16, c, a, b, site);
+}
+// The transpose of an (8, 8) matrix of 16-bit numbers over the lanes of a warp.
+inline uint32_t transpose8(uint32_t pair, Site site = Site::current()) { return emulated::transpose8(pair, site); }
 
 // 2^x; approximate on a device (2 units in the last place).
 inline float exp2_fast(float x) { return std::exp2(x); }

@@ -462,27 +462,4 @@ void on_undefined(const std::string& what, const std::string& line) {
   if (machine().running()) machine().fault("undefined", machine().who() + " " + what, line);
 }
 
-// D = A B + C of one warp: A (16, 16) by rows and B (16, 8) by columns in bf16, C (16, 8) in fp32, summed in double and
-// rounded once. Lane l holds rows l / 4 and l / 4 + 8 of A and C, columns 2 (l % 4) and the next, and again 8 further.
-void multiply_bf16(float* c, const uint32_t* a, const uint32_t* b, Site site) {
-  const uint32_t brought[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  unsigned present = 0;
-  const Deposits& all = meet(Meeting::kMatrix, ~0u, brought, sizeof brought, site, present);
-  const auto element = [&](unsigned from, unsigned which, unsigned half) {
-    uint32_t pair = 0;
-    std::memcpy(&pair, all[from].data() + which * sizeof pair, sizeof pair);
-    return double{std::bit_cast<float>(half ? pair & 0xffff0000u : pair << 16)};
-  };
-  const unsigned l = lane();
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
-    double sum = c[i];
-    for (unsigned k = 0; k < 16; ++k)
-      sum += element(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k % 2) *
-             element(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
-    c[i] = static_cast<float>(sum);
-  }
-  leave();
-}
-
 }  // namespace vqkv::device::emulated

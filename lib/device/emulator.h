@@ -61,6 +61,9 @@ struct Launch {
 };
 void run(const Launch& launch);
 
+// The bits of the half nearest to v, rounded once.
+uint16_t f16_of(double v);
+
 // ---- for emulation.h and hooks.cpp: of the thread that runs ----
 
 unsigned lane();
@@ -68,7 +71,17 @@ void barrier(Site site);
 void fence();
 
 // An operation that the lanes of a mask do together.
-enum class Meeting : uint8_t { kSync, kShuffleXor, kShuffleIndex, kShuffleDown, kShuffleUp, kVote, kMatrix };
+enum class Meeting : uint8_t {
+  kSync,
+  kShuffleXor,
+  kShuffleIndex,
+  kShuffleDown,
+  kShuffleUp,
+  kVote,
+  kProductBf16,
+  kProductF16,
+  kTranspose
+};
 inline constexpr size_t kDeposit = 32;  // bytes that a lane brings, at most
 using Deposits = std::array<std::array<unsigned char, kDeposit>, kLanes>;
 // Brings `bytes`, waits for the lanes of `mask`, and gives what all brought; `present`: lanes that came. leave() when
@@ -82,7 +95,9 @@ void* take_shared(size_t& pieces, size_t& used, size_t bytes, Site site);
 void copy_async(void* to, const void* from, size_t bytes, Site site);  // from null: zeros
 void commit_copies();
 void wait_copies(int keep);
-void multiply_bf16(float* c, const uint32_t* a, const uint32_t* b, Site site);
+// kProductBf16 or kProductF16.
+void multiply(Meeting kind, float* c, const uint32_t* a, const uint32_t* b, Site site);
+uint32_t transpose8(uint32_t pair, Site site);
 
 void on_access(const void* p, size_t bytes, Access access, const Place& place);
 // What the compiler's own checks found, at "file.cu:12".

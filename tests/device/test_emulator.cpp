@@ -1,6 +1,7 @@
 // The checker checked: every planted fault is told, or seen in the numbers, and none where nothing is planted.
 #include <algorithm>
 
+#include "core/dtype.h"
 #include "device/emulator.h"
 #include "device/mutants.h"
 #include "device/traffic.h"
@@ -92,3 +93,16 @@ TEST_CASE("the emulated device counts wavefronts of banks and sectors of each li
   }
 }
 #endif
+
+TEST_CASE("halves are rounded once", "[emulator]") {
+  // Halfway between 1 and the next half, and a little beyond in ways that fp32 can't hold.
+  CHECK(emulated::f16_of(1 + 0x1p-11) == to_f16(1.0f).bits);
+  CHECK(emulated::f16_of(1 + 0x1p-11 + 0x1p-40) == to_f16(1.0f + 0x1p-10f).bits);
+  CHECK(emulated::f16_of(1 + 3 * 0x1p-11 - 0x1p-40) == to_f16(1.0f + 0x1p-10f).bits);
+  CHECK(emulated::f16_of(-(1 + 0x1p-11 + 0x1p-40)) == to_f16(-1.0f - 0x1p-10f).bits);
+  CHECK(emulated::f16_of(0x1p-25 * (1 + 0x1p-30)) == 1);  // the least half
+  CHECK(emulated::f16_of(0x1p-25) == 0);
+  CHECK(emulated::f16_of(65520.0) == 0x7c00);
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits)
+    REQUIRE(emulated::f16_of(double{to_float(f16{static_cast<uint16_t>(bits)})}) == bits);
+}
