@@ -16,8 +16,8 @@ __device__ __forceinline__ uint32_t halves(float low, float high) {
   return device::bits_as<uint32_t>(__floats2half2_rn(low, high));
 }
 
-// Scores of every codeword with four heads' parts of the query, (slot, head) in half, by tensor cores: A holds 4 heads x 4
-// books, a block a book over their 16 channels; B 8 codewords of those books.
+// Scores of every codeword with four heads' parts of the query, (slot, head) in half, by tensor cores: A holds 4 heads
+// x 4 books, a block a book over their 16 channels; B 8 codewords of those books.
 __device__ void fill_table(const PqDecode& p, int row, int head, uint32_t* table, int warp, int lane) {
   const int m = lane / 4, pair = lane % 4 * 2;  // A's row: head m / 4 of 2 or m / 4 + 2, book m % 4
   const uint16_t* books = p.key_books + static_cast<size_t>(head) * kPqBooks * kPqEntries * kPqWidth;
@@ -31,7 +31,7 @@ __device__ void fill_table(const PqDecode& p, int row, int head, uint32_t* table
     a[i] = 0;
     if (k / 4 == r % 4 && g < p.group) {
       const float2 q = device::load(reinterpret_cast<const float2*>(p.queries + (row * p.group + g) * kPqDim +
-                                                                   (first + r % 4) * kPqWidth + k % 4));
+                                                                    (first + r % 4) * kPqWidth + k % 4));
       a[i] = halves(q.x, q.y);
     }
   }
@@ -40,8 +40,8 @@ __device__ void fill_table(const PqDecode& p, int row, int head, uint32_t* table
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int k = pair + i * 8;
-      b[i] = device::load(reinterpret_cast<const uint32_t*>(
-          books + (((first + k / 4) * kPqEntries + s + m) * kPqWidth + k % 4)));
+      b[i] = device::load(
+          reinterpret_cast<const uint32_t*>(books + (((first + k / 4) * kPqEntries + s + m) * kPqWidth + k % 4)));
     }
     float c[4] = {0, 0, 0, 0};
     device::multiply_f16(c, a, b);
@@ -60,9 +60,9 @@ __device__ __forceinline__ unsigned code_of(const uint4& codes, int t) {
 }
 
 // A lane is a book: it looks up what its book adds to the scores of 32 tokens and four heads. Tensor cores sum over the
-// lanes: four neighbours, with heads of four tokens side by side in C; then, of C turned, the eight fours. An entry's two
-// pairs of heads lie in A's upper and lower rows, as the load left them in registers.
-// scores: lane l holds, for heads l / 4 % 2 (0, 1) and 2 more (2, 3), tokens 8 (l % 4) + l / 8 (0, 2) and 4 further (1, 3).
+// lanes: four neighbours, with heads of four tokens side by side in C; then, of C turned, the eight fours. An entry's
+// two pairs of heads lie in A's upper and lower rows, as the load left them in registers. scores: lane l holds, for
+// heads l / 4 % 2 (0, 1) and 2 more (2, 3), tokens 8 (l % 4) + l / 8 (0, 2) and 4 further (1, 3).
 __device__ __forceinline__ void score_tile(const uint2* mine, const uint4 (&codes)[2], const uint32_t (&pick)[2][2],
                                            const uint32_t (&gather)[4][2], float (&scores)[4]) {
 #pragma unroll
@@ -75,8 +75,7 @@ __device__ __forceinline__ void score_tile(const uint2* mine, const uint4 (&code
       const int first = (two * 2 + j) * 4;  // four tokens
       uint2 entry[4];
 #pragma unroll
-      for (int t = 0; t < 4; ++t)
-        entry[t] = device::load(mine + code_of(codes[first / 16], first % 16 + t) * 16);
+      for (int t = 0; t < 4; ++t) entry[t] = device::load(mine + code_of(codes[first / 16], first % 16 + t) * 16);
       float c[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
@@ -92,9 +91,9 @@ __device__ __forceinline__ void score_tile(const uint2* mine, const uint4 (&code
 
 __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitStates states) {
   device::Shared shared;
-  uint32_t* table = shared.take<uint32_t>(kPqBooks * kPqEntries * 2);  // (slot): four heads in half
+  uint32_t* table = shared.take<uint32_t>(kPqBooks * kPqEntries * 2);   // (slot): four heads in half
   uint32_t* values = shared.take<uint32_t>(kPqBooks * kPqEntries * 2);  // (slot): four channels in half
-  auto* weights = shared.take<uint2>(kWarps * kPqTile);                // (warp, token): four heads in half
+  auto* weights = shared.take<uint2>(kWarps * kPqTile);                 // (warp, token): four heads in half
   float* fades = shared.take<float>(kWarps * kHeads);
   float* out_of = shared.take<float>(kWarps * kHeads * kPqDim);
   float* state_of = shared.take<float>(kWarps * kHeads * 2);
@@ -142,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitSt
   float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};  // of my_head and my_head + 2
   float out[kHeads][kPqWidth] = {};
 
-  const auto codes_of = [&](const uint8_t* all, int tile, uint4 (&codes)[2]) {
+  const auto codes_of = [&](const uint8_t* all, int tile, uint4(&codes)[2]) {
     if (tile >= end) return;
     const size_t at = static_cast<size_t>(p.tile_table[sequence * p.most_tiles + tile]) * p.kv_heads + head;
     const auto* from = reinterpret_cast<const uint4*>(all + at * kTileBytes) + lane;

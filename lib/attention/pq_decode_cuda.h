@@ -1,4 +1,5 @@
-// Attention of one query a sequence and head over product codes of keys and values, on a device, on the codes themselves.
+// Attention of one query a sequence and head over product codes of keys and values, on a device, on the codes
+// themselves.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +9,7 @@ namespace vqkv {
 
 // 32 codebooks of 256 codewords of 4 channels for keys and for values each: head_dim 128 at 2 bits.
 struct PqDecode {
-  const float* queries = nullptr;      // (sequences, kv_heads, group, 128), times log2(e) / sqrt(head_dim)
+  const float* queries = nullptr;       // (sequences, kv_heads, group, 128), times log2(e) / sqrt(head_dim)
   const uint16_t* key_books = nullptr;  // f16: (kv_heads, 32 books, 256, 4)
   // f16: (kv_heads, 2, 256, 16, 4): codeword s of book b at (b / 16, s, b % 16), as lookups want them (pq_slots).
   const uint16_t* value_books = nullptr;
@@ -23,8 +24,8 @@ struct PqDecode {
 
 inline constexpr int kPqBooks = 32, kPqEntries = 256, kPqWidth = 4, kPqDim = kPqBooks * kPqWidth, kPqTile = 32;
 
-// Where codeword s of book b stands among those of a head. 16 books of one codeword make 128 bytes, so that lanes, a book
-// each, read each bank once.
+// Where codeword s of book b stands among those of a head. 16 books of one codeword make 128 bytes, so that lanes, a
+// book each, read each bank once.
 inline constexpr int pq_slot(int book, int entry) { return (book / 16 * kPqEntries + entry) * 16 + book % 16; }
 
 // Room for the states of splits, kept from launch to launch.

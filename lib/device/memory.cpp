@@ -126,11 +126,10 @@ Region* Memory::find(const void* address) {
     const auto it = std::find_if(pieces_.rbegin(), pieces_.rend(), [&](const auto& r) { return r->base <= p; });
     return last_ = it == pieces_.rend() ? pieces_.front().get() : it->get();
   }
-  for (auto it = buffers_.upper_bound(p + kGuard); it != buffers_.begin();) {
-    Region* r = std::prev(it)->second.get();
-    return near(*r, kGuard) ? last_ = r : nullptr;
-  }
-  return nullptr;
+  const auto above = buffers_.upper_bound(p + kGuard);
+  if (above == buffers_.begin()) return nullptr;
+  Region* below = std::prev(above)->second.get();
+  return near(*below, kGuard) ? last_ = below : nullptr;
 }
 
 void Memory::touch(Region& region, size_t offset, size_t bytes, Access access, unsigned thread,

@@ -2,6 +2,7 @@
 // one (runtime_emulated.cpp); a program links one of them.
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -19,7 +20,10 @@ void release(void* p) noexcept;
 void copy_in(void* to, const void* from, size_t bytes);
 void copy_out(void* to, const void* from, size_t bytes);
 void fill_zero(void* p, size_t bytes);
+void copy_within(void* to, const void* from, size_t bytes);
 void synchronize();
+// Between events before and behind what `work` launches; of an emulated device the host's, which says nothing.
+double seconds_of(const std::function<void()>& work);
 
 // The stream of this thread's launches: a cudaStream_t.
 void* stream();

@@ -43,6 +43,24 @@ void copy_out(void* to, const void* from, size_t bytes) {
 void fill_zero(void* p, size_t bytes) {
   require(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream())), "filling memory of the device");
 }
+void copy_within(void* to, const void* from, size_t bytes) {
+  require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream())),
+          "copying on the device");
+}
+double seconds_of(const std::function<void()>& work) {
+  cudaEvent_t begin = nullptr, end = nullptr;
+  require(cudaEventCreate(&begin), "an event");
+  require(cudaEventCreate(&end), "an event");
+  require(cudaEventRecord(begin, static_cast<cudaStream_t>(stream())), "an event");
+  work();
+  require(cudaEventRecord(end, static_cast<cudaStream_t>(stream())), "an event");
+  require(cudaEventSynchronize(end), "what was timed");
+  float milliseconds = 0;
+  require(cudaEventElapsedTime(&milliseconds, begin, end), "an event");
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return 1e-3 * double{milliseconds};
+}
 void synchronize() { require(cudaStreamSynchronize(static_cast<cudaStream_t>(stream())), "what was launched"); }
 void* stream() { return cudaStreamPerThread; }
 

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "device/emulator.h"
 #include "device/runtime.h"
@@ -25,6 +26,19 @@ void fill_zero(void* p, size_t bytes) {
   if (bytes == 0) return;
   emulated::memory().set_known(p, bytes);
   std::memset(p, 0, bytes);
+}
+void copy_within(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  synchronize();
+  if (!emulated::memory().known(from, bytes))
+    fail_internal("the emulated device: bytes are copied that no kernel wrote");
+  emulated::memory().set_known(to, bytes);
+  std::memmove(to, from, bytes);
+}
+double seconds_of(const std::function<void()>& work) {
+  const Stopwatch watch;
+  work();
+  return watch.seconds();
 }
 void synchronize() { emulated::require_faultless("what was launched"); }
 void* stream() { return nullptr; }

@@ -29,7 +29,8 @@ uint16_t f16_of(double v) {
 }
 
 // C += A B of one warp: A (16, 16) by rows and B (16, 8) by columns in 16 bits, C (16, 8) in fp32, summed in double and
-// rounded once. Lane l holds rows l / 4 and l / 4 + 8 of A and C, columns 2 (l % 4) and the next, and of A those 8 further.
+// rounded once. Lane l holds rows l / 4 and l / 4 + 8 of A and C, columns 2 (l % 4) and the next, and of A those 8
+// further.
 void multiply(Meeting kind, float* c, const uint32_t* a, const uint32_t* b, Site site) {
   const uint32_t brought[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   unsigned present = 0;

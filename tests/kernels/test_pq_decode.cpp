@@ -1,5 +1,5 @@
-// Decode attention on product codes on a device. Lattice data make every intermediate exact in the half precision that the
-// kernel keeps tables, weights and a tile's sums in.
+// Decode attention on product codes on a device. Lattice data make every intermediate exact in the half precision that
+// the kernel keeps tables, weights and a tile's sums in.
 #include <algorithm>
 #include <cmath>
 #include <span>
@@ -124,9 +124,9 @@ struct Case {
     const Buffer<int32_t> tokens(std::span<const int32_t>(lengths), "lengths");
     Buffer<float> out(queries.size(), "out");
     PqDecoder decode(sequences, kv_heads, group, splits);
-    const PqDecode call{query.data(),      k_books.data(), v_books.data(), k_codes.data(), v_codes.data(),
-                        tile_table.data(), tokens.data(),  out.data(),     sequences,      kv_heads,
-                        group,             most_tiles};
+    const PqDecode call{query.data(),   k_books.data(),    v_books.data(), k_codes.data(),
+                        v_codes.data(), tile_table.data(), tokens.data(),  out.data(),
+                        sequences,      kv_heads,          group,          most_tiles};
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();
@@ -136,10 +136,9 @@ struct Case {
 }  // namespace
 
 TEST_CASE("decode on product codes is exact on lattice data, in every order and split", "[kernel][pq]") {
-  for (const auto& [data, splits] : {std::pair{Case(2, 1, 4, {270, 33}, true, 1), 3},
-                                     std::pair{Case(1, 2, 3, {31}, true, 2), 1},
-                                     std::pair{Case(1, 1, 1, {64}, true, 3), 5},
-                                     std::pair{Case(3, 1, 2, {1, 32, 65}, true, 4), 2}}) {
+  for (const auto& [data, splits] :
+       {std::pair{Case(2, 1, 4, {270, 33}, true, 1), 3}, std::pair{Case(1, 2, 3, {31}, true, 2), 1},
+        std::pair{Case(1, 1, 1, {64}, true, 3), 5}, std::pair{Case(3, 1, 2, {1, 32, 65}, true, 4), 2}}) {
     CAPTURE(data.group, data.lengths, splits);
     double spread = 0;
     const std::vector<float> expected = data.expected(&spread);
