@@ -364,14 +364,15 @@ void Machine::wait_copies(int keep) {
       std::memcpy(c.to, c.from, c.bytes);
     else
       std::memset(c.to, 0, c.bytes);
-    memory.touch(*region, region->offset(c.to), c.bytes, Access::kWrite, current_, order_,
-                 [&](const std::string& kind, const std::string& text) { fault(kind, text, "the wait for a copy"); });
+    if (options.watched)
+      memory.touch(*region, region->offset(c.to), c.bytes, Access::kWrite, current_, order_,
+                   [&](const std::string& kind, const std::string& text) { fault(kind, text, "the wait for a copy"); });
     return true;
   });
 }
 
 void Machine::access(const void* address, size_t bytes, Access access, const Place& place) {
-  if (!running_) return;
+  if (!running_ || !options.watched) return;
   ++counts.accesses;
   const auto* p = static_cast<const unsigned char*>(address);
   if (access == Access::kAtomic) order_.atomic(current_, address);
@@ -413,6 +414,7 @@ void Machine::access(const void* address, size_t bytes, Access access, const Pla
 }  // namespace
 
 void configure(const Options& options) { machine().options = options; }
+const Options& options() { return machine().options; }
 std::vector<std::string> take_faults() { return machine().take_faults(); }
 Counts take_counts() { return std::exchange(machine().counts, {}); }
 std::vector<Traffic> take_traffic() { return machine().profile.take(); }

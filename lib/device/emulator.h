@@ -28,10 +28,17 @@ using Site = std::source_location;
 // In what order threads that could all go on do, and blocks.
 enum class Order : uint8_t { kForward, kReverse, kRandom };
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kInstrumented = false;  // a sanitizer takes what kernel files' accesses call
+#else
+inline constexpr bool kInstrumented = true;
+#endif
+
 struct Options {
   Order order = Order::kForward;
-  uint64_t seed = 1;     // of a random order
-  bool profile = false;  // count traffic by line
+  uint64_t seed = 1;             // of a random order
+  bool profile = false;          // count traffic by line
+  bool watched = kInstrumented;  // judge accesses to memory: of kernels that are instrumented
 };
 
 struct Counts {
@@ -40,6 +47,7 @@ struct Counts {
 
 // One machine for the process; one launch at a time.
 void configure(const Options& options);
+const Options& options();
 // What launches did wrong since the last call, each kind once a line of source. Empty: nothing.
 std::vector<std::string> take_faults();
 Counts take_counts();

@@ -22,12 +22,12 @@ struct Shape {
 };
 
 // Rows of all sequences in pages that lie in no order; what no token fills is never written.
-struct Case {
+struct ExactCase {
   Shape shape;
   std::vector<float> queries, keys, values;  // keys and values: (sequences, kv_heads, tokens of the longest, head_dim)
   int longest = 0;
 
-  Case(const Shape& s, bool lattice) : shape(s), longest(*std::max_element(s.lengths.begin(), s.lengths.end())) {
+  ExactCase(const Shape& s, bool lattice) : shape(s), longest(*std::max_element(s.lengths.begin(), s.lengths.end())) {
     Rng rng(7);
     const auto fill = [&](std::vector<float>& v, size_t n, auto draw) {
       v.resize(n);
@@ -132,14 +132,14 @@ TEST_CASE("decode over exact rows is exact on lattice data, in every order and s
                                                                                   {{1, 1, 5, 96, {97}}, 2},
                                                                                   {{1, 1, 6, 128, {31}}, 1}}) {
     CAPTURE(shape.group, shape.head_dim, shape.lengths, splits);
-    const Case data(shape, true);
+    const ExactCase data(shape, true);
     const std::vector<float> expected = data.expected();
     in_every_order([&, n = splits] { CHECK(data.run(n) == expected); });
   }
 }
 
 TEST_CASE("decode over exact rows is within fp32's rounding on random data", "[kernel][exact]") {
-  const Case data({2, 2, 4, 128, {200, 131}}, false);
+  const ExactCase data({2, 2, 4, 128, {200, 131}}, false);
   const std::vector<float> expected = data.expected(), found = data.run(3);
   double worst = 0;
   for (size_t i = 0; i < expected.size(); ++i)

@@ -16,14 +16,14 @@ using device::Buffer;
 
 namespace {
 
-struct Case {
+struct PqCase {
   int sequences, kv_heads, group;
   std::vector<int32_t> lengths;
   int most_tiles;
   std::vector<float> queries, key_books, value_books;  // books: (kv_heads, books, entries, width)
   std::vector<uint8_t> key_codes, value_codes;         // (sequences, kv_heads, most_tiles * 32, books)
 
-  Case(int sequences_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice, uint64_t seed)
+  PqCase(int sequences_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice, uint64_t seed)
       : sequences(sequences_),
         kv_heads(kv_heads_),
         group(group_),
@@ -137,8 +137,8 @@ struct Case {
 
 TEST_CASE("decode on product codes is exact on lattice data, in every order and split", "[kernel][pq]") {
   for (const auto& [data, splits] :
-       {std::pair{Case(2, 1, 4, {270, 33}, true, 1), 3}, std::pair{Case(1, 2, 3, {31}, true, 2), 1},
-        std::pair{Case(1, 1, 1, {64}, true, 3), 5}, std::pair{Case(3, 1, 2, {1, 32, 65}, true, 4), 2}}) {
+       {std::pair{PqCase(2, 1, 4, {270, 33}, true, 1), 3}, std::pair{PqCase(1, 2, 3, {31}, true, 2), 1},
+        std::pair{PqCase(1, 1, 1, {64}, true, 3), 5}, std::pair{PqCase(3, 1, 2, {1, 32, 65}, true, 4), 2}}) {
     CAPTURE(data.group, data.lengths, splits);
     double spread = 0;
     const std::vector<float> expected = data.expected(&spread);
@@ -149,7 +149,7 @@ TEST_CASE("decode on product codes is exact on lattice data, in every order and 
 }
 
 TEST_CASE("decode on product codes is within half's rounding on random data", "[kernel][pq]") {
-  const Case data(2, 1, 4, {250, 100}, false, 5);
+  const PqCase data(2, 1, 4, {250, 100}, false, 5);
   double spread = 0, worst = 0, size = 0;
   const std::vector<float> expected = data.expected(&spread), found = data.run(2);
   for (size_t i = 0; i < expected.size(); ++i) {

@@ -71,8 +71,17 @@ Json decode_row(int sequences, int tokens, int exact_splits, int pq_splits, int 
   const auto k = noise<uint16_t>(values, "keys"), v = noise<uint16_t>(values, "values");
   const auto pages = counting(sequences * tokens / kDevicePageTokens, "page table");
   ExactDecoder exact(sequences, kHeads, kGroup, kDim, exact_splits);
-  const ExactDecode exact_call{q,         k.data(), v.data(), pages.data(), lengths.data(),           out.data(),
-                               sequences, kHeads,   kGroup,   kDim,         tokens / kDevicePageTokens};
+  const ExactDecode exact_call{q,
+                               k.data(),
+                               v.data(),
+                               pages.data(),
+                               lengths.data(),
+                               out.data(),
+                               sequences,
+                               kHeads,
+                               kGroup,
+                               kDim,
+                               tokens / kDevicePageTokens};
 
   const size_t books = size_t{kHeads} * kPqBooks * kPqEntries * kPqWidth;
   const size_t codes = rows * static_cast<size_t>(tokens) * kPqBooks;
@@ -117,7 +126,8 @@ Json decode_row(int sequences, int tokens, int exact_splits, int pq_splits, int 
 
 int main(int argc, char** argv) {
   try {
-    const int rounds = argc > 1 ? std::max(1, std::atoi(argv[1])) : 11, shrink = argc > 2 ? std::max(1, std::atoi(argv[2])) : 1;
+    const int rounds = argc > 1 ? std::max(1, std::atoi(argv[1])) : 11,
+              shrink = argc > 2 ? std::max(1, std::atoi(argv[2])) : 1;
     const std::string name = device::require_device();
     Json rows = Json::array();
     const double copies = copy_rate(rounds);
@@ -127,9 +137,10 @@ int main(int argc, char** argv) {
       row["exact_of_copy"] = row["exact_bytes_per_second"].get<double>() / copies;
       rows.push_back(row);
     }
-    std::printf("%s\n", Json{{"device", name}, {"tool", version_facts()}, {"copy_bytes_per_second", copies}, {"decode", rows}}
-                            .dump(1)
-                            .c_str());
+    std::printf("%s\n",
+                Json{{"device", name}, {"tool", version_facts()}, {"copy_bytes_per_second", copies}, {"decode", rows}}
+                    .dump(1)
+                    .c_str());
   } catch (const Error& e) {
     std::fprintf(stderr, "error: %s\n", e.what());
     return static_cast<int>(e.kind());
