@@ -7,36 +7,48 @@
 
 namespace vqkv {
 
-// 32 codebooks of 256 codewords of 4 channels for keys and for values each: head_dim 128 at 2 bits.
+inline constexpr int kPqEntries = 256, kPqTile = 32;
+
+// `books` codebooks of 256 codewords of `width` channels for keys and for values each: head_dim = books * width.
 struct PqDecode {
-  const float* queries = nullptr;       // (sequences, kv_heads, group, 128), times log2(e) / sqrt(head_dim)
-  const uint16_t* key_books = nullptr;  // f16: (kv_heads, 32 books, 256, 4)
-  // f16: (kv_heads, 2, 256, 16, 4): codeword s of book b at (b / 16, s, b % 16), as lookups want them (pq_slots).
+  const float* queries = nullptr;       // (sequences, kv_heads, group, head_dim), times log2(e) / sqrt(head_dim)
+  const uint16_t* key_books = nullptr;  // f16: (kv_heads, books, 256, width)
+  // f16: (kv_heads, books * 256, width): codewords where pq_value_slot says.
   const uint16_t* value_books = nullptr;
-  // Codes in tiles of 32 tokens, (tiles, kv_heads, 2, 32 books, 16): token t of a tile at (t / 16, book, t % 16).
+  // Codes in tiles of 32 tokens, (tiles, kv_heads, 32 * books): within a tile where pq_code_place says.
   const uint8_t* key_codes = nullptr;
   const uint8_t* value_codes = nullptr;
   const int32_t* tile_table = nullptr;  // (sequences, most_tiles): tiles in the order of their tokens
   const int32_t* lengths = nullptr;     // (sequences): tokens, 1 or more
-  float* out = nullptr;                 // (sequences, kv_heads, group, 128)
+  float* out = nullptr;                 // (sequences, kv_heads, group, head_dim)
   int sequences = 0, kv_heads = 0, group = 0, most_tiles = 0;
 };
 
-inline constexpr int kPqBooks = 32, kPqEntries = 256, kPqWidth = 4, kPqDim = kPqBooks * kPqWidth, kPqTile = 32;
-
-// Where codeword s of book b stands among those of a head. 16 books of one codeword make 128 bytes, so that lanes, a
-// book each, read each bank once.
-inline constexpr int pq_slot(int book, int entry) { return (book / 16 * kPqEntries + entry) * 16 + book % 16; }
+// A lane of a warp is a book, of one token or, of 16 books, of one of two. Codewords stand so that 16 lanes of 8 bytes,
+// or 8 of 16, read 128 bytes in a row of the same codeword, or of others at the same place in their rows: each bank
+// once.
+inline constexpr int pq_value_slot(int width, int book, int entry) {
+  const int row = 64 / width;  // books
+  return (book / row * kPqEntries + entry) * row + book % row;
+}
+// The code of a token of a tile and a book: each lane's 16 lie together.
+inline constexpr int pq_code_place(int books, int token, int book) {
+  const int at_once = 32 / books;
+  const int place = at_once == 1 ? token / 16 : token % at_once, within = at_once == 1 ? token % 16 : token / at_once;
+  return (place * books + book) * 16 + within;
+}
 
 // Room for the states of splits, kept from launch to launch.
 class PqDecoder {
  public:
-  // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than four query heads.
-  PqDecoder(int sequences, int kv_heads, int group, int splits);
+  // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than four query heads, and where no
+  // kernel is compiled: for 32 books of 4 channels (head_dim 128, 2 bits), 16 of 8 (128, 1 bit) and 16 of 4 (64, 2
+  // bits).
+  PqDecoder(int sequences, int kv_heads, int group, int books, int width, int splits);
   void operator()(const PqDecode& call);
 
  private:
-  int splits_;
+  int books_, width_, splits_;
   device::Buffer<float> out_, state_;
   device::Buffer<unsigned> arrived_;
 };

@@ -17,27 +17,32 @@ using device::Buffer;
 namespace {
 
 struct PqCase {
-  int sequences, kv_heads, group;
+  int books, width, sequences, kv_heads, group;
   std::vector<int32_t> lengths;
   int most_tiles;
+  int dim() const { return books * width; }
   std::vector<float> queries, key_books, value_books;  // books: (kv_heads, books, entries, width)
   std::vector<uint8_t> key_codes, value_codes;         // (sequences, kv_heads, most_tiles * 32, books)
 
-  PqCase(int sequences_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice, uint64_t seed)
-      : sequences(sequences_),
+  PqCase(int books_, int width_, int sequences_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice,
+         uint64_t seed)
+      : books(books_),
+        width(width_),
+        sequences(sequences_),
         kv_heads(kv_heads_),
         group(group_),
         lengths(std::move(lengths_)),
         most_tiles((*std::max_element(lengths.begin(), lengths.end()) + kPqTile - 1) / kPqTile) {
     Rng rng(seed);
-    const size_t books = static_cast<size_t>(kv_heads) * kPqBooks * kPqEntries * kPqWidth;
-    const size_t codes = static_cast<size_t>(sequences * kv_heads * most_tiles) * kPqTile * kPqBooks;
-    queries.resize(static_cast<size_t>(sequences * kv_heads * group) * kPqDim);
-    key_books.resize(books);
-    value_books.resize(books);
+    const size_t words = static_cast<size_t>(kv_heads * dim()) * kPqEntries;
+    const size_t codes = static_cast<size_t>(sequences * kv_heads * most_tiles) * kPqTile * static_cast<size_t>(books);
+    queries.resize(static_cast<size_t>(sequences * kv_heads * group * dim()));
+    key_books.resize(words);
+    value_books.resize(words);
     const auto sign = [&] { return static_cast<float>(rng.below(2)) * 2 - 1; };
     const auto normal = [&] { return to_float(to_f16(static_cast<float>(rng.normal()))); };
-    for (float& x : queries) x = lattice ? (rng.below(4) ? 0.0f : sign()) : normal() * 0.1275f;
+    for (float& x : queries)
+      x = lattice ? (rng.below(4) ? 0.0f : sign()) : normal() * 1.4427f / std::sqrt(static_cast<float>(dim()));
     for (float& x : key_books) x = lattice ? (rng.below(240) ? 0.0f : sign()) : normal();
     for (float& x : value_books) x = lattice ? static_cast<float>(rng.below(5)) - 2 : normal();
     for (auto* all : {&key_codes, &value_codes}) {
@@ -47,10 +52,10 @@ struct PqCase {
   }
 
   size_t code_at(int s, int h, int t, int b) const {
-    return static_cast<size_t>(((s * kv_heads + h) * most_tiles * kPqTile + t) * kPqBooks + b);
+    return static_cast<size_t>(((s * kv_heads + h) * most_tiles * kPqTile + t) * books + b);
   }
   size_t word_at(int h, int b, int code) const {
-    return static_cast<size_t>(((h * kPqBooks + b) * kPqEntries + code) * kPqWidth);
+    return static_cast<size_t>(((h * books + b) * kPqEntries + code) * width);
   }
 
   // Numerators and denominators in double, divided in fp32; `spread`: of scores of one query, at most.
@@ -60,28 +65,28 @@ struct PqCase {
     for (int s = 0; s < sequences; ++s)
       for (int h = 0; h < kv_heads; ++h)
         for (int g = 0; g < group; ++g) {
-          const auto q = static_cast<size_t>(((s * kv_heads + h) * group + g) * kPqDim);
+          const auto q = static_cast<size_t>(((s * kv_heads + h) * group + g) * dim());
           const int n = lengths[static_cast<size_t>(s)];
           std::vector<double> score(static_cast<size_t>(n));
           for (int t = 0; t < n; ++t)
-            for (int b = 0; b < kPqBooks; ++b)
-              for (int i = 0; i < kPqWidth; ++i)
+            for (int b = 0; b < books; ++b)
+              for (int i = 0; i < width; ++i)
                 score[static_cast<size_t>(t)] +=
-                    double{queries[q + static_cast<size_t>(b * kPqWidth + i)]} *
+                    double{queries[q + static_cast<size_t>(b * width + i)]} *
                     double{key_books[word_at(h, b, key_codes[code_at(s, h, t, b)]) + static_cast<size_t>(i)]};
           const auto [low, high] = std::minmax_element(score.begin(), score.end());
           *spread = std::max(*spread, *high - *low);
           double sum = 0;
-          std::vector<double> top(kPqDim);
+          std::vector<double> top(static_cast<size_t>(dim()));
           for (int t = 0; t < n; ++t) {
             const double w = std::exp2(score[static_cast<size_t>(t)] - *high);
             sum += w;
-            for (int b = 0; b < kPqBooks; ++b)
-              for (int i = 0; i < kPqWidth; ++i)
-                top[static_cast<size_t>(b * kPqWidth + i)] +=
+            for (int b = 0; b < books; ++b)
+              for (int i = 0; i < width; ++i)
+                top[static_cast<size_t>(b * width + i)] +=
                     w * double{value_books[word_at(h, b, value_codes[code_at(s, h, t, b)]) + static_cast<size_t>(i)]};
           }
-          for (size_t c = 0; c < kPqDim; ++c) out[q + c] = static_cast<float>(top[c]) / static_cast<float>(sum);
+          for (size_t c = 0; c < top.size(); ++c) out[q + c] = static_cast<float>(top[c]) / static_cast<float>(sum);
         }
     return out;
   }
@@ -95,10 +100,10 @@ struct PqCase {
     const std::vector<uint16_t> keys = f16s(key_books), values = f16s(value_books);
     std::vector<uint16_t> slots(values.size());
     for (int h = 0; h < kv_heads; ++h)
-      for (int b = 0; b < kPqBooks; ++b)
+      for (int b = 0; b < books; ++b)
         for (int e = 0; e < kPqEntries; ++e)
-          std::copy_n(values.data() + word_at(h, b, e), kPqWidth,
-                      slots.data() + (h * kPqBooks * kPqEntries + pq_slot(b, e)) * kPqWidth);
+          std::copy_n(values.data() + word_at(h, b, e), width,
+                      slots.data() + (h * books * kPqEntries + pq_value_slot(width, b, e)) * width);
     // Tiles lie in no order; tokens beyond a length are coded as whatever.
     const int tiles = sequences * most_tiles;
     std::vector<int32_t> table(static_cast<size_t>(tiles));
@@ -109,10 +114,11 @@ struct PqCase {
       for (int s = 0; s < sequences; ++s)
         for (int h = 0; h < kv_heads; ++h)
           for (int t = 0; t < most_tiles * kPqTile; ++t)
-            for (int b = 0; b < kPqBooks; ++b) {
+            for (int b = 0; b < books; ++b) {
               const int tile = table[static_cast<size_t>(s * most_tiles + t / kPqTile)];
-              packed[role][static_cast<size_t>((((tile * kv_heads + h) * 2 + t % kPqTile / 16) * kPqBooks + b) * 16 +
-                                               t % 16)] = (role ? value_codes : key_codes)[code_at(s, h, t, b)];
+              packed[role][static_cast<size_t>((tile * kv_heads + h) * kPqTile * books +
+                                               pq_code_place(books, t % kPqTile, b))] =
+                  (role ? value_codes : key_codes)[code_at(s, h, t, b)];
             }
     }
     const Buffer<float> query(std::span<const float>(queries), "queries");
@@ -123,7 +129,7 @@ struct PqCase {
     const Buffer<int32_t> tile_table(std::span<const int32_t>(table), "tile table");
     const Buffer<int32_t> tokens(std::span<const int32_t>(lengths), "lengths");
     Buffer<float> out(queries.size(), "out");
-    PqDecoder decode(sequences, kv_heads, group, splits);
+    PqDecoder decode(sequences, kv_heads, group, books, width, splits);
     const PqDecode call{query.data(),   k_books.data(),    v_books.data(), k_codes.data(),
                         v_codes.data(), tile_table.data(), tokens.data(),  out.data(),
                         sequences,      kv_heads,          group,          most_tiles};
@@ -137,8 +143,10 @@ struct PqCase {
 
 TEST_CASE("decode on product codes is exact on lattice data, in every order and split", "[kernel][pq]") {
   for (const auto& [data, splits] :
-       {std::pair{PqCase(2, 1, 4, {270, 33}, true, 1), 3}, std::pair{PqCase(1, 2, 3, {31}, true, 2), 1},
-        std::pair{PqCase(1, 1, 1, {64}, true, 3), 5}, std::pair{PqCase(3, 1, 2, {1, 32, 65}, true, 4), 2}}) {
+       {std::pair{PqCase(32, 4, 2, 1, 4, {270, 33}, true, 1), 3}, std::pair{PqCase(32, 4, 1, 2, 3, {31}, true, 2), 1},
+        std::pair{PqCase(32, 4, 1, 1, 1, {64}, true, 3), 5}, std::pair{PqCase(32, 4, 3, 1, 2, {1, 32, 65}, true, 4), 2},
+        std::pair{PqCase(16, 8, 2, 2, 4, {270, 33}, true, 5), 2}, std::pair{PqCase(16, 8, 1, 1, 3, {31}, true, 6), 1},
+        std::pair{PqCase(16, 4, 2, 1, 3, {100, 7}, true, 7), 3}}) {
     CAPTURE(data.group, data.lengths, splits);
     double spread = 0;
     const std::vector<float> expected = data.expected(&spread);
@@ -149,7 +157,9 @@ TEST_CASE("decode on product codes is exact on lattice data, in every order and 
 }
 
 TEST_CASE("decode on product codes is within half's rounding on random data", "[kernel][pq]") {
-  const PqCase data(2, 1, 4, {250, 100}, false, 5);
+  const auto [books, width] = GENERATE(std::pair{32, 4}, std::pair{16, 8}, std::pair{16, 4});
+  CAPTURE(books, width);
+  const PqCase data(books, width, 2, 1, 4, {250, 100}, false, 5);
   double spread = 0, worst = 0, size = 0;
   const std::vector<float> expected = data.expected(&spread), found = data.run(2);
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -160,6 +170,7 @@ TEST_CASE("decode on product codes is within half's rounding on random data", "[
   CHECK(worst < 1e-3);
 }
 
-TEST_CASE("product codes of more than four heads a group are refused", "[kernel][pq]") {
-  check_says(error_of([] { PqDecoder(1, 1, 5, 1); }), {"5 query heads", "up to 4"});
+TEST_CASE("product codes without a kernel are refused with those that have one", "[kernel][pq]") {
+  check_says(error_of([] { PqDecoder(1, 1, 5, 32, 4, 1); }), {"5 query heads", "up to 4"});
+  check_says(error_of([] { PqDecoder(1, 1, 4, 8, 16, 1); }), {"8 books of 16", "32 of 4, 16 of 8 and 16 of 4"});
 }

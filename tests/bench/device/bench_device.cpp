@@ -17,7 +17,7 @@ using device::Buffer;
 
 namespace {
 
-constexpr int kHeads = 8, kGroup = 4, kDim = 128;
+constexpr int kHeads = 8, kGroup = 4, kDim = 128, kBooks = 32;
 
 double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
@@ -83,12 +83,12 @@ Json decode_row(int sequences, int tokens, int exact_splits, int pq_splits, int 
                                kDim,
                                tokens / kDevicePageTokens};
 
-  const size_t books = size_t{kHeads} * kPqBooks * kPqEntries * kPqWidth;
-  const size_t codes = rows * static_cast<size_t>(tokens) * kPqBooks;
+  const size_t books = size_t{kHeads} * kPqEntries * kDim;
+  const size_t codes = rows * static_cast<size_t>(tokens) * kBooks;
   const auto key_books = noise<uint16_t>(books, "key books"), value_books = noise<uint16_t>(books, "value books");
   const auto key_codes = noise<uint8_t>(codes, "key codes"), value_codes = noise<uint8_t>(codes, "value codes");
   const auto tiles = counting(sequences * tokens / kPqTile, "tile table");
-  PqDecoder pq(sequences, kHeads, kGroup, pq_splits);
+  PqDecoder pq(sequences, kHeads, kGroup, kBooks, kDim / kBooks, pq_splits);
   const PqDecode pq_call{q,
                          key_books.data(),
                          value_books.data(),
