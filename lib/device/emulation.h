@@ -72,6 +72,12 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 }
 inline __half2 __low2half2(__half2 h) { return {h.x, h.x}; }
 inline __half2 __high2half2(__half2 h) { return {h.y, h.y}; }
+inline __half2 __hmul2(__half2 a, __half2 b) {
+  const auto one = [](__half x, __half y) {
+    return __half{vqkv::device::emulated::f16_of(double{__half2float(x)} * double{__half2float(y)})};
+  };
+  return {one(a.x, b.x), one(a.y, b.y)};
+}
 inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
   const auto one = [](__half x, __half y, __half z) {
     return __half{
