@@ -17,8 +17,8 @@ struct Levels {
   static constexpr int kPairs = 16 / kBits;                      // of codes, in a word
   static constexpr int kWords = kSteps * 2 * kBits / 4;          // of a lane, a role and tile
   static constexpr int kLoads = kWords / 4;
-  static constexpr int kSides = kDim / 4;                        // of 16 bytes, a role and tile
-  static constexpr int kStage = 2 * (kLoads * 32 + kSides);      // of 16 bytes
+  static constexpr int kSides = kDim / 4;                    // of 16 bytes, a role and tile
+  static constexpr int kStage = 2 * (kLoads * 32 + kSides);  // of 16 bytes
 };
 
 __device__ __forceinline__ uint32_t twice(float v) { return device::bits_as<uint32_t>(__floats2half2_rn(v, v)); }
@@ -39,9 +39,9 @@ __device__ __forceinline__ void unpack(uint32_t word, uint32_t (&pairs)[L::kPair
     const uint32_t part = k * L::kBits < 8 ? word : word >> 8;
     const uint32_t number = (part & kMask << place) | 0x64006400u;
     const float unit = 1.0f / static_cast<float>(1 << place);
-    pairs[k] = device::bits_as<uint32_t>(__hfma2(device::bits_as<__half2>(number),
-                                                 device::bits_as<__half2>(twice(unit)),
-                                                 device::bits_as<__half2>(twice(-1024.0f * unit))));
+    pairs[k] =
+        device::bits_as<uint32_t>(__hfma2(device::bits_as<__half2>(number), device::bits_as<__half2>(twice(unit)),
+                                          device::bits_as<__half2>(twice(-1024.0f * unit))));
   }
 }
 
@@ -49,9 +49,9 @@ __device__ __forceinline__ uint32_t word_of(const uint4& four, int i) {
   return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
 }
 
-// Scores are products of codes (tokens by channels) and of the query times the scales of channels (channels by heads), plus
-// that of zeros and the query. Outputs are products of codes (channels by tokens) and of weights times the scales of tokens
-// (tokens by heads), one for each group of channels, plus those of zeros and the weights.
+// Scores are products of codes (tokens by channels) and of the query times the scales of channels (channels by heads),
+// plus that of zeros and the query. Outputs are products of codes (channels by tokens) and of weights times the scales
+// of tokens (tokens by heads), one for each group of channels, plus those of zeros and the weights.
 template <class L>
 __global__ void __launch_bounds__(kThreads) level_decode_kernel(LevelDecode p, SplitStates states) {
   device::Shared shared;
@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(kThreads) level_decode_kernel(LevelDecode p, S
     for (int i = 0; i < 2; ++i) {
       query[s][i] = 0;
       if (quad < p.group) {
-        const float2 q = device::load(reinterpret_cast<const float2*>(p.queries + (row * p.group + quad) * L::kDim +
-                                                                     s * 16 + i * 8 + part * 2));
+        const float2 q = device::load(
+            reinterpret_cast<const float2*>(p.queries + (row * p.group + quad) * L::kDim + s * 16 + i * 8 + part * 2));
         query[s][i] = halves(q.x, q.y);
       }
     }

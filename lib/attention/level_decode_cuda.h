@@ -1,5 +1,5 @@
-// Attention of one query a sequence and head over levels of 2 or 4 bits, on a device, on the codes themselves: keys scaled by
-// channel in groups of 32 tokens, values by token in groups of 32 channels, as KIVI has them.
+// Attention of one query a sequence and head over levels of 2 or 4 bits, on a device, on the codes themselves: keys
+// scaled by channel in groups of 32 tokens, values by token in groups of 32 channels, as KIVI has them.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,8 @@ namespace vqkv {
 
 inline constexpr int kLevelTile = 32;  // tokens, and channels of a group of values
 
-// Everything of a tile lies in the order in which lanes hold the matrices of tensor cores: no code is moved between them.
+// Everything of a tile lies in the order in which lanes hold the matrices of tensor cores: no code is moved between
+// them.
 struct LevelDecode {
   const float* queries = nullptr;  // (sequences, kv_heads, group, head_dim), times log2(e) / sqrt(head_dim)
   // (tiles, kv_heads, head_dim * bits words of 32 bits): code at level_key_place, level_value_place.
@@ -42,7 +43,9 @@ inline constexpr LevelPlace level_value_place(int bits, int head_dim, int token,
   return level_place(bits, head_dim / 16, token / 16, channel % 16, channel / 16, token % 16);
 }
 // The half of a scale (zero: of a zero) among those of a tile.
-inline constexpr int level_side(int index, int column) { return (index / 4 * 4 + column % 8 / 2) * 8 + index % 4 * 2 + column % 2; }
+inline constexpr int level_side(int index, int column) {
+  return (index / 4 * 4 + column % 8 / 2) * 8 + index % 4 * 2 + column % 2;
+}
 inline constexpr int level_key_side(int head_dim, int channel, bool zero) {
   return level_side((zero ? head_dim / 8 : 0) + channel / 8, channel % 16);
 }
@@ -54,8 +57,8 @@ inline constexpr int level_value_side(int head_dim, int token, int group, bool z
 // Room for the states of splits, kept from launch to launch.
 class LevelDecoder {
  public:
-  // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than eight query heads, and where no kernel
-  // is compiled: for head_dim 64 and 128 at 2 and 4 bits.
+  // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than eight query heads, and where no
+  // kernel is compiled: for head_dim 64 and 128 at 2 and 4 bits.
   LevelDecoder(int sequences, int kv_heads, int group, int head_dim, int bits, int splits);
   void operator()(const LevelDecode& call);
 

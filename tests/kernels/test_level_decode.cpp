@@ -24,7 +24,8 @@ struct LevelCase {
   std::vector<uint8_t> codes[2];
   std::vector<float> key_sides, value_sides;
 
-  LevelCase(int head_dim_, int bits_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice, uint64_t seed)
+  LevelCase(int head_dim_, int bits_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice,
+            uint64_t seed)
       : head_dim(head_dim_),
         bits(bits_),
         sequences(static_cast<int>(lengths_.size())),
@@ -111,12 +112,14 @@ struct LevelCase {
             const LevelPlace at =
                 role == 0 ? level_key_place(bits, head_dim, t, c) : level_value_place(bits, head_dim, t, c);
             packed[role][u * words + static_cast<size_t>(at.word)] |=
-                uint32_t{codes[role][(u * kLevelTile + static_cast<size_t>(t)) * d + static_cast<size_t>(c)]} << at.shift;
+                uint32_t{codes[role][(u * kLevelTile + static_cast<size_t>(t)) * d + static_cast<size_t>(c)]}
+                << at.shift;
             for (const bool zero : {false, true}) {
-              const float side =
-                  role == 0 ? key_sides[(u * d + static_cast<size_t>(c)) * 2 + zero]
-                            : value_sides[((u * kLevelTile + static_cast<size_t>(t)) * (d / 32) +
-                                           static_cast<size_t>(c / 32)) * 2 + zero];
+              const float side = role == 0 ? key_sides[(u * d + static_cast<size_t>(c)) * 2 + zero]
+                                           : value_sides[((u * kLevelTile + static_cast<size_t>(t)) * (d / 32) +
+                                                          static_cast<size_t>(c / 32)) *
+                                                             2 +
+                                                         zero];
               const int place =
                   role == 0 ? level_key_side(head_dim, c, zero) : level_value_side(head_dim, t, c / 32, zero);
               sides[role][u * 2 * d + static_cast<size_t>(place)] = to_f16(side).bits;
@@ -135,9 +138,8 @@ struct LevelCase {
     const Buffer<int32_t> tokens(std::span<const int32_t>(lengths), "lengths");
     Buffer<float> out(queries.size(), "out");
     LevelDecoder decode(sequences, kv_heads, group, head_dim, bits, splits);
-    const LevelDecode call{query.data(),      k.data(),      v.data(),   k_sides.data(), v_sides.data(), tile_table.data(),
-                           tokens.data(), out.data(), sequences,      kv_heads,       group,
-                           most_tiles};
+    const LevelDecode call{query.data(),  k.data(),   v.data(),  k_sides.data(), v_sides.data(), tile_table.data(),
+                           tokens.data(), out.data(), sequences, kv_heads,       group,          most_tiles};
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();
@@ -147,11 +149,10 @@ struct LevelCase {
 }  // namespace
 
 TEST_CASE("decode on levels is exact on lattice data, in every order and split", "[kernel][levels]") {
-  for (const auto& [data, splits] : {std::pair{LevelCase(128, 4, 1, 4, {270, 33}, true, 1), 3},
-                                     std::pair{LevelCase(128, 2, 2, 8, {31}, true, 2), 1},
-                                     std::pair{LevelCase(64, 4, 1, 3, {1, 32, 65}, true, 3), 2},
-                                     std::pair{LevelCase(64, 2, 1, 7, {200}, true, 4), 5},
-                                     std::pair{LevelCase(128, 4, 1, 1, {64}, true, 5), 1}}) {
+  for (const auto& [data, splits] :
+       {std::pair{LevelCase(128, 4, 1, 4, {270, 33}, true, 1), 3}, std::pair{LevelCase(128, 2, 2, 8, {31}, true, 2), 1},
+        std::pair{LevelCase(64, 4, 1, 3, {1, 32, 65}, true, 3), 2},
+        std::pair{LevelCase(64, 2, 1, 7, {200}, true, 4), 5}, std::pair{LevelCase(128, 4, 1, 1, {64}, true, 5), 1}}) {
     CAPTURE(data.head_dim, data.bits, data.group, data.lengths, splits);
     double spread = 0;
     const std::vector<float> expected = data.expected(&spread);

@@ -1,10 +1,13 @@
-// Decode attention on a device: exact bf16 rows and product codes in turns, beside what copies reach. JSON on stdout.
+// Decode attention on a device: exact bf16 rows, product codes and levels in turns, beside what copies reach. JSON on
+// stdout.
 //   bench_device [ROUNDS=11] [SHRINK=1]     SHRINK divides contexts, to try it where memory is short
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 
 #include "attention/exact_decode_cuda.h"
+#include "attention/level_decode_cuda.h"
 #include "attention/pq_decode_cuda.h"
 #include "core/error.h"
 #include "core/json.h"
@@ -17,7 +20,7 @@ using device::Buffer;
 
 namespace {
 
-constexpr int kHeads = 8, kGroup = 4, kDim = 128, kBooks = 32;
+constexpr int kHeads = 8, kGroup = 4, kDim = 128;
 
 double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
@@ -59,18 +62,52 @@ double copy_rate(int rounds) {
   return 2.0 * static_cast<double>(kBytes) / median(seconds);
 }
 
-Json decode_row(int sequences, int tokens, int exact_splits, int pq_splits, int rounds) {
-  const auto rows = static_cast<size_t>(sequences) * kHeads;
+// One way of attending: what it is called, bytes of codes or rows that it reads, and a launch.
+struct Way {
+  std::string name;
+  double bytes = 0;
+  std::function<void()> launch;
+};
+
+// Rounds of all ways in turns: of each its median, and of the first's seconds over its own the median and the range.
+Json turns(const std::vector<Way>& ways, int rounds) {
+  std::vector<std::vector<double>> seconds(ways.size());
+  for (int i = 0; i < rounds + 2; ++i)
+    for (size_t w = 0; w < ways.size(); ++w) {
+      const double s = device::seconds_of(ways[w].launch);
+      if (i >= 2) seconds[w].push_back(s);  // the first ones warm up
+    }
+  Json out = Json::array();
+  for (size_t w = 0; w < ways.size(); ++w) {
+    std::vector<double> ratios;
+    for (size_t i = 0; i < seconds[w].size(); ++i) ratios.push_back(seconds[0][i] / seconds[w][i]);
+    out.push_back({{"way", ways[w].name},
+                   {"ms", 1e3 * median(seconds[w])},
+                   {"bytes_per_second", ways[w].bytes / median(seconds[w])},
+                   {"ratio", median(ratios)},
+                   {"ratio_low", *std::min_element(ratios.begin(), ratios.end())},
+                   {"ratio_high", *std::max_element(ratios.begin(), ratios.end())}});
+  }
+  return out;
+}
+
+Json decode_row(int sequences, int tokens, int rounds) {
+  // Blocks enough to fill the card and, of product codes, whose tables fill a multiprocessor, one for each.
+  const int rows_of = sequences * kHeads, splits = std::max(1, 1024 / rows_of), few = std::max(1, 128 / rows_of);
+  const auto rows = static_cast<size_t>(rows_of);
   const auto queries = noise<uint16_t>(rows * kGroup * kDim * 2, "queries");  // as fp32: small numbers
   const auto* q = reinterpret_cast<const float*>(queries.data());
   const std::vector<int32_t> full(static_cast<size_t>(sequences), tokens);
   const Buffer<int32_t> lengths(std::span<const int32_t>(full), "lengths");
   Buffer<float> out(rows * kGroup * kDim, "out");
-
   const size_t values = rows * static_cast<size_t>(tokens) * kDim;
-  const auto k = noise<uint16_t>(values, "keys"), v = noise<uint16_t>(values, "values");
   const auto pages = counting(sequences * tokens / kDevicePageTokens, "page table");
-  ExactDecoder exact(sequences, kHeads, kGroup, kDim, exact_splits);
+  const auto tiles = counting(sequences * tokens / kPqTile, "tile table");
+  static_assert(kPqTile == kLevelTile);
+  std::vector<Way> ways;
+
+  const auto k = noise<uint16_t>(values, "keys"), v = noise<uint16_t>(values, "values");
+  ExactDecoder exact(sequences, kHeads, kGroup, kDim, splits);
   const ExactDecode exact_call{q,
                                k.data(),
                                v.data(),
@@ -82,44 +119,31 @@ Json decode_row(int sequences, int tokens, int exact_splits, int pq_splits, int 
                                kGroup,
                                kDim,
                                tokens / kDevicePageTokens};
+  ways.push_back({"exact bf16", 4.0 * static_cast<double>(values), [&] { exact(exact_call); }});
 
-  const size_t books = size_t{kHeads} * kPqEntries * kDim;
-  const size_t codes = rows * static_cast<size_t>(tokens) * kBooks;
-  const auto key_books = noise<uint16_t>(books, "key books"), value_books = noise<uint16_t>(books, "value books");
-  const auto key_codes = noise<uint8_t>(codes, "key codes"), value_codes = noise<uint8_t>(codes, "value codes");
-  const auto tiles = counting(sequences * tokens / kPqTile, "tile table");
-  PqDecoder pq(sequences, kHeads, kGroup, kBooks, kDim / kBooks, pq_splits);
-  const PqDecode pq_call{q,
-                         key_books.data(),
-                         value_books.data(),
-                         key_codes.data(),
-                         value_codes.data(),
-                         tiles.data(),
-                         lengths.data(),
-                         out.data(),
-                         sequences,
-                         kHeads,
-                         kGroup,
-                         tokens / kPqTile};
-  std::vector<double> exact_seconds, pq_seconds, ratios;
-  for (int i = 0; i < rounds + 2; ++i) {
-    const double a = device::seconds_of([&] { exact(exact_call); }), b = device::seconds_of([&] { pq(pq_call); });
-    if (i < 2) continue;  // warming up
-    exact_seconds.push_back(a);
-    pq_seconds.push_back(b);
-    ratios.push_back(a / b);
+  const auto books = noise<uint16_t>(size_t{kHeads} * kPqEntries * kDim, "books");
+  const auto codes = noise<uint8_t>(values, "codes");  // of keys and values, half a byte a value at most
+  std::vector<std::unique_ptr<PqDecoder>> pq;
+  for (const int count : {32, 16}) {
+    pq.push_back(std::make_unique<PqDecoder>(sequences, kHeads, kGroup, count, kDim / count, few));
+    PqDecode call{q, books.data(), books.data(), codes.data(), codes.data() + values / 2, tiles.data()};
+    call.lengths = lengths.data(), call.out = out.data();
+    call.sequences = sequences, call.kv_heads = kHeads, call.group = kGroup, call.most_tiles = tokens / kPqTile;
+    ways.push_back({"pq " + std::to_string(count) + " x 256", 2.0 * static_cast<double>(values) * count / kDim,
+                    [call, decoder = pq.back().get()] { (*decoder)(call); }});
   }
-  const double exact_bytes = 4.0 * static_cast<double>(values), code_bytes = 2.0 * static_cast<double>(codes);
-  return {{"sequences", sequences},
-          {"tokens", tokens},
-          {"rounds", rounds},
-          {"exact_ms", 1e3 * median(exact_seconds)},
-          {"exact_bytes_per_second", exact_bytes / median(exact_seconds)},
-          {"pq_ms", 1e3 * median(pq_seconds)},
-          {"pq_code_bytes_per_second", code_bytes / median(pq_seconds)},
-          {"ratio", median(ratios)},
-          {"ratio_low", *std::min_element(ratios.begin(), ratios.end())},
-          {"ratio_high", *std::max_element(ratios.begin(), ratios.end())}};
+  const auto sides = noise<uint16_t>(values / 16, "scales and zeros");
+  std::vector<std::unique_ptr<LevelDecoder>> levels;
+  for (const int bits : {4, 2}) {
+    levels.push_back(std::make_unique<LevelDecoder>(sequences, kHeads, kGroup, kDim, bits, splits));
+    const auto* words = reinterpret_cast<const uint32_t*>(codes.data());
+    LevelDecode call{q, words, words + values / 8, sides.data(), sides.data(), tiles.data()};
+    call.lengths = lengths.data(), call.out = out.data();
+    call.sequences = sequences, call.kv_heads = kHeads, call.group = kGroup, call.most_tiles = tokens / kLevelTile;
+    ways.push_back({std::to_string(bits) + "-bit levels", 2.0 * static_cast<double>(values) * (bits + 1) / 8,
+                    [call, decoder = levels.back().get()] { (*decoder)(call); }});
+  }
+  return {{"sequences", sequences}, {"tokens", tokens}, {"rounds", rounds}, {"ways", turns(ways, rounds)}};
 }
 
 }  // namespace
@@ -131,10 +155,9 @@ int main(int argc, char** argv) {
     const std::string name = device::require_device();
     Json rows = Json::array();
     const double copies = copy_rate(rounds);
-    for (const auto& [sequences, tokens, exact_splits, pq_splits] :
-         {std::tuple{16, 32768, 8, 1}, std::tuple{1, 131072, 64, 16}, std::tuple{1, 32768, 32, 16}}) {
-      Json row = decode_row(sequences, tokens / shrink, exact_splits, pq_splits, rounds);
-      row["exact_of_copy"] = row["exact_bytes_per_second"].get<double>() / copies;
+    for (const auto& [sequences, tokens] : {std::pair{16, 32768}, std::pair{1, 131072}, std::pair{1, 32768}}) {
+      Json row = decode_row(sequences, tokens / shrink, rounds);
+      row["exact_of_copy"] = row["ways"][0]["bytes_per_second"].get<double>() / copies;
       rows.push_back(row);
     }
     std::printf("%s\n",
