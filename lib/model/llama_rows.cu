@@ -24,23 +24,23 @@ __device__ float block_sum(float v, float* room) {
   return all;
 }
 
-__device__ __forceinline__ uint16_t bf16_bits(float v) {
-  return device::bits_as<uint16_t>(__float2bfloat16_rn(v));
-}
+__device__ __forceinline__ uint16_t bf16_bits(float v) { return device::bits_as<uint16_t>(__float2bfloat16_rn(v)); }
 
 __device__ __forceinline__ uint2 bf16_of(float4 v) {
   return make_uint2(device::bits_as<uint32_t>(__floats2bfloat162_rn(v.x, v.y)),
                     device::bits_as<uint32_t>(__floats2bfloat162_rn(v.z, v.w)));
 }
 
-__global__ void __launch_bounds__(kThreads) embed_kernel(const int32_t* tokens, const uint16_t* table, int cols, float* x) {
+__global__ void __launch_bounds__(kThreads)
+    embed_kernel(const int32_t* tokens, const uint16_t* table, int cols, float* x) {
   const size_t row = blockIdx.x, from = static_cast<size_t>(tokens[row]) * static_cast<size_t>(cols);
   for (int c = static_cast<int>(threadIdx.x); c < cols; c += kThreads)
     x[row * static_cast<size_t>(cols) + static_cast<size_t>(c)] =
         __uint_as_float(static_cast<unsigned>(table[from + static_cast<size_t>(c)]) << 16);
 }
 
-__global__ void __launch_bounds__(kThreads) norm_kernel(const float* x, const float* weight, float eps, int cols, uint16_t* y) {
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(const float* x, const float* weight, float eps, int cols, uint16_t* y) {
   device::Shared shared;
   float* room = shared.take<float>(kWarps);
   const auto* row = reinterpret_cast<const float4*>(x + static_cast<size_t>(blockIdx.x) * static_cast<size_t>(cols));
@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const float* x, const fl
   const float factor = 1.0f / sqrtf(block_sum(squares, room) / static_cast<float>(cols) + eps);
   for (int c = static_cast<int>(threadIdx.x); c < cols / 4; c += kThreads) {
     const float4 v = device::load(row + c), w = device::load(scale + c);
-    device::store(out + c, bf16_of(make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z,
-                                               v.w * factor * w.w)));
+    device::store(out + c,
+                  bf16_of(make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w)));
   }
 }
 
@@ -152,23 +152,24 @@ void embed_rows(const int32_t* tokens, const uint16_t* table, int rows, int cols
 }
 
 void norm_rows_bf16(const float* x, const float* weight, float eps, int rows, int cols, uint16_t* y) {
-  device::launch(norm_kernel, {dim3(static_cast<unsigned>(rows)), dim3(kThreads), kWarps * sizeof(float)}, x, weight, eps,
-                 cols, y);
+  device::launch(norm_kernel, {dim3(static_cast<unsigned>(rows)), dim3(kThreads), kWarps * sizeof(float)}, x, weight,
+                 eps, cols, y);
 }
 
 void swiglu_rows_bf16(const float* gate_up, int rows, int cols, uint16_t* y) {
-  device::launch(swiglu_kernel, {dim3(blocks(cols, kThreads), static_cast<unsigned>(rows)), dim3(kThreads)}, gate_up, cols,
-                 y);
+  device::launch(swiglu_kernel, {dim3(blocks(cols, kThreads), static_cast<unsigned>(rows)), dim3(kThreads)}, gate_up,
+                 cols, y);
 }
 
 void add_bias_rows(float* x, const float* bias, int rows, int cols) {
-  device::launch(bias_kernel, {dim3(blocks(cols, kThreads), static_cast<unsigned>(rows)), dim3(kThreads)}, x, bias, cols);
+  device::launch(bias_kernel, {dim3(blocks(cols, kThreads), static_cast<unsigned>(rows)), dim3(kThreads)}, x, bias,
+                 cols);
 }
 
 void place_qkv_rows(const QkvRows& call) {
-  device::launch(qkv_kernel,
-                 {dim3(blocks(call.q_heads + 2 * call.kv_heads, kWarps), static_cast<unsigned>(call.rows)), dim3(kThreads)},
-                 call);
+  device::launch(
+      qkv_kernel,
+      {dim3(blocks(call.q_heads + 2 * call.kv_heads, kWarps), static_cast<unsigned>(call.rows)), dim3(kThreads)}, call);
 }
 
 void most_likely_rows(const float* logits, int rows, int vocab, int32_t* tokens) {

@@ -1,5 +1,5 @@
-// What a model of the Llama family does to the rows between its products, on a device. The residual stream and the results of
-// products are fp32, what goes into the next product is rounded to bf16.
+// What a model of the Llama family does to the rows between its products, on a device. The residual stream and the
+// results of products are fp32, what goes into the next product is rounded to bf16.
 #pragma once
 #include <cstdint>
 
@@ -21,16 +21,16 @@ void add_bias_rows(float* x, const float* bias, int rows, int cols);
 
 // What follows the product with W_Q, W_K and W_V.
 struct QkvRows {
-  float* qkv = nullptr;          // (rows, (q_heads + 2 kv_heads) * head_dim): biased and normed in place, as taps see it
-  const float* bias = nullptr;   // as a row of qkv; null: none
+  float* qkv = nullptr;         // (rows, (q_heads + 2 kv_heads) * head_dim): biased and normed in place, as taps see it
+  const float* bias = nullptr;  // as a row of qkv; null: none
   const float* q_norm = nullptr;  // (head_dim): RMS norm of each head; null: none
   const float* k_norm = nullptr;
   float norm_eps = 0;
   // Of each row: cos and sin of its position, (rows, 2, rotary_dim / 2), times the attention factor.
   const float* rotation = nullptr;
   int rows = 0, q_heads = 0, kv_heads = 0, head_dim = 0, rotary_dim = 0;
-  float query_scale = 1;          // log2(e) / sqrt(head_dim)
-  float* queries = nullptr;       // (rows, q_heads, head_dim), rotated and scaled
+  float query_scale = 1;     // log2(e) / sqrt(head_dim)
+  float* queries = nullptr;  // (rows, q_heads, head_dim), rotated and scaled
   // Rotated keys and values go to their place in pages of bf16 (ExactDecode).
   uint16_t* keys = nullptr;
   uint16_t* values = nullptr;

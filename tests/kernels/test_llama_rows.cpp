@@ -26,10 +26,9 @@ Buffer<T> on_device(const std::vector<T>& v, const char* name) {
   return Buffer<T>(std::span<const T>(v), name);
 }
 
-// bf16 bits that are v, or its neighbour where the other rounding of fp32 in between decides.
+// bf16 bits nearest to v, or as near as fp32's rounding before lets them be: half a unit of 8 bits and a little.
 void check_bf16(uint16_t bits, double v) {
-  const double found = to_float(bf16{bits}), step = std::max(std::abs(v), 1e-30) * 0x1p-8;
-  CHECK(std::abs(found - v) <= 0.5001 * step * 1.01);
+  REQUIRE(std::abs(double{to_float(bf16{bits})} - v) <= std::max(std::abs(v), 1e-30) * 0x1p-8 * 1.0001);
 }
 
 }  // namespace
@@ -82,9 +81,10 @@ TEST_CASE("queries, keys and values are biased, normed, rotated and put into the
     CAPTURE(s.head_dim, s.bias);
     const int rows = 5, heads = s.q_heads + 2 * s.kv_heads, page_tokens = 4, pages = 4, d = s.head_dim;
     const auto row = static_cast<size_t>(heads * d);
-    const std::vector<float> qkv = normals(rows * row, 5), bias = normals(row, 6), q_norm = normals(static_cast<size_t>(d), 7),
-                             k_norm = normals(static_cast<size_t>(d), 8);
-    const std::vector<int32_t> table{2, 0, 3, 1}, sequence{0, 0, 1, 1, 1}, position{3, 4, 0, 5, 6};  // 2 pages a sequence
+    const std::vector<float> qkv = normals(rows * row, 5), bias = normals(row, 6),
+                             q_norm = normals(static_cast<size_t>(d), 7), k_norm = normals(static_cast<size_t>(d), 8);
+    const std::vector<int32_t> table{2, 0, 3, 1}, sequence{0, 0, 1, 1, 1},
+        position{3, 4, 0, 5, 6};  // 2 pages a sequence
     const RopeTable rope(RopeFacts::plain(d, s.rotary_dim, 10000));
     std::vector<float> rotation;
     for (const int32_t p : position) rotation.insert(rotation.end(), rope.row(p), rope.row(p) + s.rotary_dim);
@@ -108,8 +108,8 @@ TEST_CASE("queries, keys and values are biased, normed, rotated and put into the
     for (size_t r = 0; r < rows; ++r)
       rope_apply(rope, position.data() + r, MutMatrix(turned.data() + r * row, 1, rotates));
 
-    const auto bias_on = on_device(bias, "bias"), q_norm_on = on_device(q_norm, "q norm"), k_norm_on = on_device(k_norm, "k norm"),
-               rotation_on = on_device(rotation, "rotation");
+    const auto bias_on = on_device(bias, "bias"), q_norm_on = on_device(q_norm, "q norm"),
+               k_norm_on = on_device(k_norm, "k norm"), rotation_on = on_device(rotation, "rotation");
     const auto table_on = on_device(table, "page table"), sequence_on = on_device(sequence, "sequence"),
                position_on = on_device(position, "position");
     in_every_order([&] {
