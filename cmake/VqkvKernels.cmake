@@ -1,11 +1,11 @@
-# vqkv_kernels(LAYER files.cu...): kernel files for devices, the library vqkv_LAYER_cuda where there is a CUDA compiler. Local
-#   memory and spilled registers are errors.
+# vqkv_kernels(LAYER files...): kernel files (*.cu) and what launches them (*_device.cpp) for devices, the library
+#   vqkv_LAYER_cuda where there is a CUDA compiler. Local memory and spilled registers are errors.
 function(vqkv_kernels layer)
   if(NOT VQKV_HAS_CUDA)
     return()
   endif()
   add_library(vqkv_${layer}_cuda STATIC ${ARGN})
-  target_link_libraries(vqkv_${layer}_cuda PUBLIC vqkv_options PRIVATE vqkv_core)
+  target_link_libraries(vqkv_${layer}_cuda PUBLIC vqkv_options PRIVATE vqkv_core ${CMAKE_DL_LIBS} fmt::fmt)
   target_include_directories(vqkv_${layer}_cuda PUBLIC ${PROJECT_SOURCE_DIR}/lib ${PROJECT_BINARY_DIR}/generated)
   target_compile_options(vqkv_${layer}_cuda PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-O3;-lineinfo;--expt-relaxed-constexpr;-Xptxas=-warn-lmem-usage,-warn-spills,-Werror>)

@@ -7,6 +7,7 @@ function(vqkv_layer name)
   cmake_parse_arguments(A "" "" "PUBLIC;PRIVATE" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.h)
+  list(FILTER sources EXCLUDE REGEX "_(device|cuda)\\.cpp$")   # cmake/VqkvKernels.cmake
   if(VQKV_PORTABLE)
     list(FILTER sources EXCLUDE REGEX "_(avx2|avx512|vbmi|bf16|amx)\\.cpp$")
   endif()

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <string>
 
-#include "attention/exact_decode_cuda.h"
+#include "attention/exact_decode.h"
 #include "attention/merge_device.h"
 #include "core/error.h"
 #include "device/device.h"
@@ -10,6 +10,7 @@ namespace vqkv {
 namespace {
 
 constexpr int kWarps = 4, kTile = 16, kStages = 3;
+constexpr int kHeadDims[] = {8, 16, 32, 64, 80, 96, 128};
 static_assert(kDevicePageTokens % kTile == 0);
 
 // How a warp shares out a tile of kTile rows in chunks of 16 bytes: each token's row lies over 8 lanes, so that its
@@ -21,8 +22,8 @@ struct Rows {
       (kChunks + kLanes - 1) / kLanes;             // chunks that a lane reads: mine j is j * kLanes + lane
   static constexpr int kAtOnce = 32 / kLanes;      // tokens
   static constexpr int kPasses = kTile / kAtOnce;  // over a tile
-  static constexpr int kCopies = kTile * kChunks / 32;
-  static_assert(kTile % kAtOnce == 0 && kTile * kChunks % 32 == 0);
+  static constexpr int kCopies = (kTile * kChunks + 31) / 32;
+  static_assert(kTile % kAtOnce == 0);
   // Where kChunks is no multiple of kLanes some lanes have one less.
   __device__ static bool has(int mine, int part) { return kChunks % kLanes == 0 || mine * kLanes + part < kChunks; }
 };
@@ -57,11 +58,12 @@ __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p
   const int row = sequence * p.kv_heads + head, length = p.lengths[sequence];
   const int tiles = (length + kTile - 1) / kTile, each = (tiles + splits - 1) / splits;
   const int end = min(tiles, (split + 1) * each);
+  const int32_t* pages = p.page_table + (p.table ? p.table[sequence] : sequence) * p.most_pages;
   uint4* mine = stages + warp * kStages * 2 * kTile * R::kChunks;
 
   const auto fetch = [&](int tile, int stage) {
     if (tile < end) {
-      const int page = p.page_table[sequence * p.most_pages + tile * kTile / kDevicePageTokens];
+      const int page = pages[tile * kTile / kDevicePageTokens];
       const size_t first =
           ((static_cast<size_t>(page) * p.kv_heads + head) * kDevicePageTokens + tile * kTile % kDevicePageTokens) *
           kDim;
@@ -69,6 +71,7 @@ __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p
 #pragma unroll
       for (int i = 0; i < R::kCopies; ++i) {
         const int chunk = i * 32 + lane;
+        if (chunk >= kTile * R::kChunks) break;  // never where a tile is whole warps of chunks
         const bool held = tile * kTile + chunk / R::kChunks < length;
         device::copy_async16(to + chunk, p.keys + first + chunk * 8, held);
         device::copy_async16(to + kTile * R::kChunks + chunk, p.values + first + chunk * 8, held);
@@ -215,9 +218,11 @@ void launch_all(const ExactDecode& call, int splits, const SplitStates& states) 
 }  // namespace
 
 ExactDecoder::ExactDecoder(int sequences, int kv_heads, int group, int head_dim, int splits) : splits_(splits) {
-  if (head_dim != 64 && head_dim != 80 && head_dim != 96 && head_dim != 128)
-    fail_usage("attention on a device: head_dim " + std::to_string(head_dim) +
-               "; kernels are compiled for 64, 80, 96 and 128");
+  if (std::ranges::find(kHeadDims, head_dim) == std::end(kHeadDims)) {
+    std::string known;
+    for (const int d : kHeadDims) known += (known.empty() ? "" : ", ") + std::to_string(d);
+    fail_usage("attention on a device: head_dim " + std::to_string(head_dim) + "; kernels are compiled for " + known);
+  }
   VQKV_CHECK(sequences >= 1 && kv_heads >= 1 && group >= 1 && splits >= 1);
   if (splits == 1) return;
   const size_t rows = static_cast<size_t>(sequences) * static_cast<size_t>(kv_heads);
@@ -231,14 +236,22 @@ ExactDecoder::ExactDecoder(int sequences, int kv_heads, int group, int head_dim,
 void ExactDecoder::operator()(const ExactDecode& call) {
   const SplitStates states{out_.data(), state_.data(), arrived_.data()};
   switch (call.head_dim) {
+    case 8:
+      return launch_all<8>(call, splits_, states);
+    case 16:
+      return launch_all<16>(call, splits_, states);
+    case 32:
+      return launch_all<32>(call, splits_, states);
     case 64:
       return launch_all<64>(call, splits_, states);
     case 80:
       return launch_all<80>(call, splits_, states);
     case 96:
       return launch_all<96>(call, splits_, states);
-    default:
+    case 128:
       return launch_all<128>(call, splits_, states);
+    default:
+      fail_internal("decode on a device: head_dim " + std::to_string(call.head_dim));
   }
 }
 

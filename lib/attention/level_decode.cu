@@ -1,6 +1,6 @@
 #include <string>
 
-#include "attention/level_decode_cuda.h"
+#include "attention/level_decode.h"
 #include "attention/merge_device.h"
 #include "core/error.h"
 #include "device/device.h"

@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "attention/merge_device.h"
-#include "attention/pq_decode_cuda.h"
+#include "attention/pq_decode.h"
 #include "core/error.h"
 #include "device/device.h"
 

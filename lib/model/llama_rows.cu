@@ -1,5 +1,5 @@
 #include "device/device.h"
-#include "model/llama_rows_cuda.h"
+#include "model/llama_rows.h"
 
 namespace vqkv {
 namespace {
@@ -71,6 +71,12 @@ __global__ void __launch_bounds__(kThreads) swiglu_kernel(const float* gate_up, 
 __global__ void __launch_bounds__(kThreads) bias_kernel(float* x, const float* bias, int cols) {
   const int c = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (c < cols) x[static_cast<size_t>(blockIdx.y) * static_cast<size_t>(cols) + static_cast<size_t>(c)] += bias[c];
+}
+
+__global__ void __launch_bounds__(kThreads) round_kernel(const float* x, int64_t fours, uint16_t* y) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < fours)
+    device::store(reinterpret_cast<uint2*>(y) + i, bf16_of(device::load(reinterpret_cast<const float4*>(x) + i)));
 }
 
 // A warp a head of one row.
@@ -159,6 +165,11 @@ void norm_rows_bf16(const float* x, const float* weight, float eps, int rows, in
 void swiglu_rows_bf16(const float* gate_up, int rows, int cols, uint16_t* y) {
   device::launch(swiglu_kernel, {dim3(blocks(cols, kThreads), static_cast<unsigned>(rows)), dim3(kThreads)}, gate_up,
                  cols, y);
+}
+
+void round_rows_bf16(const float* x, int64_t n, uint16_t* y) {
+  device::launch(round_kernel, {dim3(static_cast<unsigned>((n / 4 + kThreads - 1) / kThreads)), dim3(kThreads)}, x,
+                 n / 4, y);
 }
 
 void add_bias_rows(float* x, const float* bias, int rows, int cols) {

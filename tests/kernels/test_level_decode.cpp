@@ -3,7 +3,7 @@
 #include <cmath>
 #include <span>
 
-#include "attention/level_decode_cuda.h"
+#include "attention/level_decode.h"
 #include "core/dtype.h"
 #include "core/rng.h"
 #include "support/catch.h"

@@ -5,7 +5,7 @@
 #include "core/dtype.h"
 #include "core/rng.h"
 #include "core/rope.h"
-#include "model/llama_rows_cuda.h"
+#include "model/llama_rows.h"
 #include "support/catch.h"
 #include "support/device.h"
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <span>
 
-#include "attention/pq_decode_cuda.h"
+#include "attention/pq_decode.h"
 #include "core/dtype.h"
 #include "core/rng.h"
 #include "support/catch.h"

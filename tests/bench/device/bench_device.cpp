@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <memory>
 
-#include "attention/exact_decode_cuda.h"
-#include "attention/level_decode_cuda.h"
-#include "attention/pq_decode_cuda.h"
+#include "attention/exact_decode.h"
+#include "attention/level_decode.h"
+#include "attention/pq_decode.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "core/rng.h"
@@ -108,17 +108,8 @@ Json decode_row(int sequences, int tokens, int rounds) {
 
   const auto k = noise<uint16_t>(values, "keys"), v = noise<uint16_t>(values, "values");
   ExactDecoder exact(sequences, kHeads, kGroup, kDim, splits);
-  const ExactDecode exact_call{q,
-                               k.data(),
-                               v.data(),
-                               pages.data(),
-                               lengths.data(),
-                               out.data(),
-                               sequences,
-                               kHeads,
-                               kGroup,
-                               kDim,
-                               tokens / kDevicePageTokens};
+  const ExactDecode exact_call{q,          k.data(),  v.data(), pages.data(), nullptr, lengths.data(),
+                               out.data(), sequences, kHeads,   kGroup,       kDim,    tokens / kDevicePageTokens};
   ways.push_back({"exact bf16", 4.0 * static_cast<double>(values), [&] { exact(exact_call); }});
 
   const auto books = noise<uint16_t>(size_t{kHeads} * kPqEntries * kDim, "books");

@@ -16,6 +16,9 @@ void norm_rows_bf16(const float* x, const float* weight, float eps, int rows, in
 // gate_up (rows, 2 * cols): y = gate / (1 + exp(-gate)) * up.
 void swiglu_rows_bf16(const float* gate_up, int rows, int cols, uint16_t* y);
 
+// y = x, rounded; n numbers, a multiple of 4.
+void round_rows_bf16(const float* x, int64_t n, uint16_t* y);
+
 // x += bias, (cols), a row at a time.
 void add_bias_rows(float* x, const float* bias, int rows, int cols);
 

@@ -1,0 +1,217 @@
+#include "model/llama_device.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include "attention/exact_decode.h"
+#include "core/error.h"
+#include "device/gemm.h"
+#include "model/llama_rows.h"
+#include "model/model_files.h"
+
+namespace vqkv {
+namespace {
+
+using device::Buffer;
+
+Buffer<float> on_device(const ModelWeights& weights, Weight w, int layer, const char* name) {
+  const Matrix<float> m = weights.read(w, layer);
+  return Buffer<float>(std::span<const float>(m.storage.data(), m.storage.size()), name);
+}
+
+// Matrices one under the other, rounded to bf16.
+Buffer<uint16_t> rounded(const ModelWeights& weights, std::initializer_list<Weight> parts, int layer,
+                         const char* name) {
+  std::vector<uint16_t> bits;
+  for (const Weight w : parts) {
+    const Matrix<float> m = weights.read(w, layer);
+    bits.reserve(bits.size() + m.storage.size());
+    for (const float v : m.storage) bits.push_back(to_bf16(v).bits);
+  }
+  return Buffer<uint16_t>(std::span<const uint16_t>(bits), name);
+}
+
+}  // namespace
+
+struct LlamaDevice::Layer {
+  Buffer<float> attention_norm, ffn_norm, qkv_bias, o_bias, q_norm, k_norm;
+  Buffer<uint16_t> qkv, out, gate_up, down;
+};
+
+LlamaDevice::LlamaDevice(const ModelWeights& weights, int sequences, int64_t tokens)
+    : facts_(weights.facts()),
+      rope_(facts_.rope),
+      most_pages_(static_cast<int>((tokens + kDevicePageTokens - 1) / kDevicePageTokens)),
+      length_(static_cast<size_t>(sequences), 0) {
+  VQKV_CHECK(sequences >= 1 && tokens >= 1);
+  device::require_device();
+  ExactDecoder(1, facts_.kv_heads, facts_.q_heads / facts_.kv_heads, facts_.head_dim, 1);  // refuses a head_dim
+  for (int l = 0; l < facts_.layers; ++l) {
+    Layer& layer = layers_.emplace_back();
+    layer.attention_norm = on_device(weights, Weight::kAttentionNorm, l, "attention norm");
+    layer.ffn_norm = on_device(weights, Weight::kFfnNorm, l, "MLP norm");
+    if (facts_.qkv_bias) {
+      std::vector<float> bias;
+      for (const Weight w : {Weight::kQBias, Weight::kKBias, Weight::kVBias}) {
+        const Matrix<float> part = weights.read(w, l);
+        bias.insert(bias.end(), part.storage.begin(), part.storage.end());
+      }
+      layer.qkv_bias = Buffer<float>(std::span<const float>(bias), "q, k and v bias");
+    }
+    if (facts_.o_bias) layer.o_bias = on_device(weights, Weight::kOBias, l, "output bias");
+    if (facts_.qk_norm) {
+      layer.q_norm = on_device(weights, Weight::kQNorm, l, "q norm");
+      layer.k_norm = on_device(weights, Weight::kKNorm, l, "k norm");
+    }
+    layer.qkv = rounded(weights, {Weight::kQ, Weight::kK, Weight::kV}, l, "W_Q, W_K, W_V");
+    layer.out = rounded(weights, {Weight::kO}, l, "W_O");
+    layer.gate_up = rounded(weights, {Weight::kGate, Weight::kUp}, l, "gate and up");
+    layer.down = rounded(weights, {Weight::kDown}, l, "down");
+  }
+  embedding_ = rounded(weights, {Weight::kEmbedding}, 0, "embedding");
+  if (!facts_.tied_head) own_head_ = rounded(weights, {Weight::kHead}, 0, "head");
+  final_norm_ = on_device(weights, Weight::kFinalNorm, 0, "final norm");
+  const size_t values = static_cast<size_t>(facts_.layers) * length_.size() * static_cast<size_t>(most_pages_) *
+                        static_cast<size_t>(facts_.kv_heads * kDevicePageTokens * facts_.head_dim);
+  // Pages of a sequence follow each other.
+  std::vector<int32_t> pages(length_.size() * static_cast<size_t>(most_pages_));
+  std::iota(pages.begin(), pages.end(), 0);
+  pages_ = Buffer<int32_t>(std::span<const int32_t>(pages), "page table");
+  keys_ = Buffer<uint16_t>(values, "keys");
+  values_ = Buffer<uint16_t>(values, "values");
+}
+
+LlamaDevice::~LlamaDevice() = default;
+
+void LlamaDevice::attend(int layer, int rows, const Buffer<int32_t>& sequences, const Buffer<int32_t>& lengths,
+                         int64_t longest) {
+  // Each row is a query of its own, over what its sequence holds up to its position. Contexts are cut while there are
+  // fewer parts than fill a card.
+  const int parts = rows * facts_.kv_heads;
+  const int splits = std::clamp(std::min(256 / parts, static_cast<int>(longest / 256)), 1, 64);
+  if (!decoder_ || decoder_rows_ != rows || decoder_splits_ != splits) {
+    decoder_ = std::make_unique<ExactDecoder>(rows, facts_.kv_heads, facts_.q_heads / facts_.kv_heads, facts_.head_dim,
+                                              splits);
+    decoder_rows_ = rows, decoder_splits_ = splits;
+  }
+  const size_t of_layer = keys_.size() / static_cast<size_t>(facts_.layers) * static_cast<size_t>(layer);
+  ExactDecode call;
+  call.queries = queries_.data();
+  call.keys = keys_.data() + of_layer;
+  call.values = values_.data() + of_layer;
+  call.page_table = pages_.data();
+  call.table = sequences.data();
+  call.lengths = lengths.data();
+  call.out = attended_.data();
+  call.sequences = rows;
+  call.kv_heads = facts_.kv_heads;
+  call.group = facts_.q_heads / facts_.kv_heads;
+  call.head_dim = facts_.head_dim;
+  call.most_pages = most_pages_;
+  (*decoder_)(call);
+}
+
+void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatrix logits) {
+  std::vector<int32_t> tokens, sequence, position, lengths, lasts;
+  std::vector<float> rotation;
+  int64_t longest = 0;
+  for (const Block& b : batch) {
+    const int64_t held = length(b.sequence), end = held + static_cast<int64_t>(b.tokens.size());
+    VQKV_CHECK(!b.tokens.empty());
+    if (end > int64_t{most_pages_} * kDevicePageTokens)
+      fail_usage(fmt::format("sequence {} would hold {} tokens; its cache on the device has room for {}", b.sequence,
+                             end, int64_t{most_pages_} * kDevicePageTokens));
+    facts_.require_context(end);
+    for (int64_t at = held; at < end; ++at) {
+      const int32_t token = b.tokens[static_cast<size_t>(at - held)];
+      if (token < 0 || token >= facts_.vocab)
+        fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", token, facts_.name,
+                               facts_.vocab - 1));
+      tokens.push_back(token);
+      sequence.push_back(b.sequence);
+      position.push_back(static_cast<int32_t>(at));
+      lengths.push_back(static_cast<int32_t>(at + 1));
+      rotation.insert(rotation.end(), rope_.row(at), rope_.row(at) + facts_.rope.rotary_dim);
+    }
+    lasts.push_back(static_cast<int32_t>(tokens.size()) - 1);
+    longest = std::max(longest, end);
+  }
+  if (tokens.empty()) return;
+  const int n = static_cast<int>(tokens.size()), hidden = facts_.hidden, ffn = facts_.ffn, d = facts_.head_dim,
+            q_cols = facts_.q_heads * d, qkv_cols = q_cols + 2 * facts_.kv_heads * d;
+  const int64_t wanted = rows == LogitRows::kAll ? n : std::ssize(batch);
+  VQKV_CHECK(rows == LogitRows::kNone || (logits.rows == wanted && logits.cols == facts_.vocab));
+  if (n > room_) {
+    const auto room = static_cast<size_t>(n);
+    stream_ = Buffer<float>(room * static_cast<size_t>(hidden), "residual stream");
+    qkv_ = Buffer<float>(room * static_cast<size_t>(qkv_cols), "q, k and v");
+    queries_ = Buffer<float>(room * static_cast<size_t>(q_cols), "queries");
+    attended_ = Buffer<float>(room * static_cast<size_t>(q_cols), "attention output");
+    wide_ = Buffer<float>(room * 2 * static_cast<size_t>(ffn), "gate and up rows");
+    rounded_ = Buffer<uint16_t>(room * static_cast<size_t>(std::max({hidden, q_cols, ffn})), "inputs of products");
+    logits_ = Buffer<float>(room * static_cast<size_t>(facts_.vocab), "logits");
+    room_ = n;
+  }
+  const Buffer<int32_t> ids(std::span<const int32_t>(tokens), "tokens"),
+      of(std::span<const int32_t>(sequence), "sequences"), at(std::span<const int32_t>(position), "positions"),
+      seen(std::span<const int32_t>(lengths), "lengths");
+  const Buffer<float> turns(std::span<const float>(rotation), "rotation");
+
+  const auto eps = static_cast<float>(facts_.norm_eps);
+  embed_rows(ids.data(), embedding_.data(), n, hidden, stream_.data());
+  for (int l = 0; l < facts_.layers; ++l) {
+    const Layer& layer = layers_[static_cast<size_t>(l)];
+    norm_rows_bf16(stream_.data(), layer.attention_norm.data(), eps, n, hidden, rounded_.data());
+    device::multiply_rows_bf16(rounded_.data(), layer.qkv.data(), n, qkv_cols, hidden, false, qkv_.data());
+    const size_t of_layer = keys_.size() / static_cast<size_t>(facts_.layers) * static_cast<size_t>(l);
+    QkvRows place;
+    place.qkv = qkv_.data();
+    place.bias = layer.qkv_bias.data();
+    place.q_norm = layer.q_norm.data();
+    place.k_norm = layer.k_norm.data();
+    place.norm_eps = eps;
+    place.rotation = turns.data();
+    place.rows = n;
+    place.q_heads = facts_.q_heads;
+    place.kv_heads = facts_.kv_heads;
+    place.head_dim = d;
+    place.rotary_dim = facts_.rope.rotary_dim;
+    place.query_scale = static_cast<float>(std::numbers::log2e / std::sqrt(static_cast<double>(d)));
+    place.queries = queries_.data();
+    place.keys = keys_.data() + of_layer;
+    place.values = values_.data() + of_layer;
+    place.page_table = pages_.data();
+    place.sequence = of.data();
+    place.position = at.data();
+    place.most_pages = most_pages_;
+    place.page_tokens = kDevicePageTokens;
+    place_qkv_rows(place);
+    attend(l, n, of, seen, longest);
+    round_rows_bf16(attended_.data(), int64_t{n} * q_cols, rounded_.data());
+    device::multiply_rows_bf16(rounded_.data(), layer.out.data(), n, hidden, q_cols, true, stream_.data());
+    if (layer.o_bias.size() > 0) add_bias_rows(stream_.data(), layer.o_bias.data(), n, hidden);
+    norm_rows_bf16(stream_.data(), layer.ffn_norm.data(), eps, n, hidden, rounded_.data());
+    device::multiply_rows_bf16(rounded_.data(), layer.gate_up.data(), n, 2 * ffn, hidden, false, wide_.data());
+    swiglu_rows_bf16(wide_.data(), n, ffn, rounded_.data());
+    device::multiply_rows_bf16(rounded_.data(), layer.down.data(), n, hidden, ffn, true, stream_.data());
+  }
+  for (const Block& b : batch) length_[static_cast<size_t>(b.sequence)] += static_cast<int64_t>(b.tokens.size());
+  if (rows == LogitRows::kNone) return;
+  norm_rows_bf16(stream_.data(), final_norm_.data(), eps, n, hidden, rounded_.data());
+  const uint16_t* head = facts_.tied_head ? embedding_.data() : own_head_.data();
+  const auto vocab = static_cast<size_t>(facts_.vocab);
+  if (rows == LogitRows::kAll)
+    device::multiply_rows_bf16(rounded_.data(), head, n, facts_.vocab, hidden, false, logits_.data());
+  else
+    for (size_t b = 0; b < batch.size(); ++b)
+      device::multiply_rows_bf16(rounded_.data() + static_cast<size_t>(lasts[b]) * static_cast<size_t>(hidden), head, 1,
+                                 facts_.vocab, hidden, false, logits_.data() + b * vocab);
+  for (int64_t r = 0; r < wanted; ++r)
+    device::copy_out(logits.row(r), logits_.data() + static_cast<size_t>(r) * vocab, vocab * sizeof(float));
+}
+
+}  // namespace vqkv

@@ -1,0 +1,96 @@
+// The runtime on a device beside the one on the processor: the same model, its weights rounded to bf16 in both.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "attention/sequence.h"
+#include "core/rng.h"
+#include "model/llama_device.h"
+#include "model/model_files.h"
+#include "support/catch.h"
+#include "support/device.h"
+#include "support/error_of.h"
+
+using namespace vqkv;
+
+namespace {
+
+// Of a program that was built elsewhere: where VQKV_SOURCE says.
+const std::string kSource = std::getenv("VQKV_SOURCE") ? std::getenv("VQKV_SOURCE") : VQKV_SOURCE_DIR;
+const std::string kTiny = kSource + "/tests/golden/tiny/";
+
+std::vector<int32_t> some_tokens(int64_t n, int vocab, uint64_t seed) {
+  Rng rng(seed);
+  std::vector<int32_t> out(static_cast<size_t>(n));
+  for (int32_t& t : out) t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab)));
+  return out;
+}
+
+// Root mean square of the difference over that of the logits, from their means.
+double difference(const Matrix<float>& a, const Matrix<float>& b) {
+  double error = 0, size = 0, mean = 0;
+  for (const float v : b.storage) mean += double{v};
+  mean /= static_cast<double>(b.storage.size());
+  for (size_t i = 0; i < b.storage.size(); ++i) {
+    error += std::pow(double{a.storage[i]} - double{b.storage[i]}, 2);
+    size += std::pow(double{b.storage[i]} - mean, 2);
+  }
+  return std::sqrt(error / size);
+}
+
+}  // namespace
+
+TEST_CASE("logits of the device's runtime are those of the processor's within bf16's rounding", "[kernel][runtime]") {
+  for (const std::string family : {"llama", "mistral", "qwen2", "qwen3"}) {
+    CAPTURE(family);
+    const auto weights = ModelWeights::open(kTiny + family + ".gguf");
+    const auto model = load_model(kTiny + family + ".gguf");
+    const int vocab = model->facts().vocab;
+    const std::vector<int32_t> a = some_tokens(70, vocab, 1), b = some_tokens(9, vocab, 2);
+    Matrix<float> expected_a(70, vocab), expected_b(9, vocab);
+    const auto exact = [&](const std::vector<int32_t>& tokens, Matrix<float>& out) {
+      Sequence sequence(std::make_shared<const CacheModel>(model->facts().cache_shape()),
+                        CachePolicy::exact(DType::kBF16), "reference");
+      model->forward(tokens, sequence.session(), LogitRows::kAll, out);
+    };
+    exact(a, expected_a);
+    exact(b, expected_b);
+
+    // Two sequences in one batch, the first in two parts, the second token by token.
+    LlamaDevice device(*weights, 2, 128);
+    Matrix<float> found_a(70, vocab), found_b(9, vocab), both(42, vocab);
+    const std::span<const int32_t> all_a(a), all_b(b);
+    const LlamaDevice::Block first[] = {{0, all_a.subspan(0, 40)}, {1, all_b.subspan(0, 2)}};
+    device.forward(first, LogitRows::kAll, both);
+    std::copy_n(both.storage.begin(), 40 * vocab, found_a.storage.begin());
+    std::copy_n(both.storage.begin() + 40 * vocab, 2 * vocab, found_b.storage.begin());
+    for (int64_t t = 2; t < 9; ++t) {
+      const LlamaDevice::Block step[] = {{1, all_b.subspan(static_cast<size_t>(t), 1)}};
+      device.forward(step, LogitRows::kLast, found_b.view().slice_rows(t, 1));
+    }
+    const LlamaDevice::Block rest[] = {{0, all_a.subspan(40)}};
+    device.forward(rest, LogitRows::kAll, found_a.view().slice_rows(40, 30));
+    CHECK(device.length(0) == 70);
+    CHECK(device.length(1) == 9);
+    // Inputs of products keep 8 bits, weights 8, over 2 layers.
+    CHECK(difference(found_a, expected_a) < 0.02);
+    CHECK(difference(found_b, expected_b) < 0.02);
+    device.clear(1);
+    Matrix<float> again(1, vocab);
+    const LlamaDevice::Block anew[] = {{1, all_b}};
+    device.forward(anew, LogitRows::kLast, again);
+    for (int c = 0; c < vocab; ++c) REQUIRE(std::abs(again(0, c) - found_b(8, c)) < 1e-3f);
+  }
+}
+
+TEST_CASE("the device's runtime refuses tokens outside the vocabulary and beyond its cache", "[kernel][runtime]") {
+  const auto weights = ModelWeights::open(kTiny + "llama.gguf");
+  LlamaDevice device(*weights, 1, 64);
+  Matrix<float> none;
+  const std::vector<int32_t> outside{weights->facts().vocab}, many(65, 1);
+  const LlamaDevice::Block first[] = {{0, outside}}, second[] = {{0, many}};
+  check_says(error_of([&] { device.forward(first, LogitRows::kNone, none); }), {"not in the vocabulary"});
+  check_says(error_of([&] { device.forward(second, LogitRows::kNone, none); }),
+             {"would hold 65 tokens", "room for 64"});
+  CHECK(device.length(0) == 0);
+}
