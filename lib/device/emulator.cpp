@@ -234,7 +234,7 @@ void Machine::run_block(dim3 block) {
   blockIdx = block;
   const auto threads = static_cast<unsigned>(threads_.size());
   order_.start_block(threads);
-  memory.start_block(launch_.shared_bytes);
+  memory.start_block(launch_.shared_bytes, options.watched);
   ASAN_UNPOISON_MEMORY_REGION(stacks_, threads * kStack);
   alive_ = threads;
   at_barrier_ = 0;
@@ -349,7 +349,7 @@ void Machine::copy_async(void* to, const void* from, size_t bytes, Site site) {
   }
   // Done as late as allowed: until then it holds nothing.
   std::memset(to, kPoison, bytes);
-  for (size_t i = 0; i < bytes; ++i) region->cells[region->offset(to) + i].in_flight = true;
+  for (size_t i = 0; i < bytes && options.watched; ++i) region->cells[region->offset(to) + i].in_flight = true;
   self().copies.push_back(
       {static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, self().group});
 }
@@ -359,7 +359,7 @@ void Machine::wait_copies(int keep) {
   std::erase_if(t.copies, [&](const Copy& c) {
     if (c.group >= t.group - keep) return false;
     Region* region = memory.find(c.to);
-    for (size_t i = 0; i < c.bytes; ++i) region->cells[region->offset(c.to) + i].in_flight = false;
+    for (size_t i = 0; i < c.bytes && options.watched; ++i) region->cells[region->offset(c.to) + i].in_flight = false;
     if (c.from)
       std::memcpy(c.to, c.from, c.bytes);
     else

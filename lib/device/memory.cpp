@@ -44,14 +44,14 @@ Memory::~Memory() {
   while (!buffers_.empty()) release(buffers_.begin()->second->base);
 }
 
-void* Memory::allocate(size_t bytes, const std::string& name) {
+void* Memory::allocate(size_t bytes, const std::string& name, bool watched) {
   auto region = std::make_unique<Region>();
   unsigned char* raw = pages(bytes + 2 * kGuard);
   std::memset(raw, kPoison, bytes + 2 * kGuard);
   region->name = "buffer " + name;
   region->base = raw + kGuard;
   region->bytes = bytes;
-  region->cells.resize(bytes);
+  if (watched) region->cells.resize(bytes);
   ASAN_POISON_MEMORY_REGION(raw, kGuard);
   ASAN_POISON_MEMORY_REGION(raw + kGuard + rounded(bytes, 8), kGuard - 8);
   unsigned char* base = region->base;
@@ -72,17 +72,20 @@ void Memory::release(void* p) {
 void Memory::set_known(const void* p, size_t bytes) {
   Region* r = find(p);
   VQKV_CHECK(r && r->offset(p) + bytes <= r->bytes);
+  if (r->cells.empty()) return;
   for (size_t i = 0; i < bytes; ++i) r->cells[r->offset(p) + i].known = true;
 }
 
 bool Memory::known(const void* p, size_t bytes) {
   Region* r = find(p);
   VQKV_CHECK(r && r->offset(p) + bytes <= r->bytes);
+  if (r->cells.empty()) return true;
   const auto first = r->cells.begin() + static_cast<std::ptrdiff_t>(r->offset(p));
   return std::all_of(first, first + static_cast<std::ptrdiff_t>(bytes), [](const Cell& c) { return c.known; });
 }
 
-void Memory::start_block(size_t bytes) {
+void Memory::start_block(size_t bytes, bool watched) {
+  watched_ = watched;
   launched_ = bytes;
   pieces_.clear();
   last_ = nullptr;
@@ -104,7 +107,7 @@ unsigned char* Memory::take(size_t k, size_t used, size_t bytes, std::string& wr
     piece->bytes = bytes;
     piece->shared = true;
     piece->used = used;
-    piece->cells.resize(bytes);
+    if (watched_) piece->cells.resize(bytes);
     ASAN_UNPOISON_MEMORY_REGION(base, bytes);
     pieces_.push_back(std::move(piece));
   } else if (pieces_[k]->base != base || pieces_[k]->bytes != bytes) {
@@ -134,6 +137,7 @@ Region* Memory::find(const void* address) {
 
 void Memory::touch(Region& region, size_t offset, size_t bytes, Access access, unsigned thread,
                    const HappensBefore& order, const Fault& fault) {
+  if (region.cells.empty()) return;
   const bool writes = access != Access::kRead, reads = access != Access::kWrite;
   const Moment now = order.now(thread, access == Access::kAtomic);
   const auto races = [&](const Moment& then) {

@@ -29,8 +29,8 @@ struct Region {
   unsigned char* base = nullptr;
   size_t bytes = 0;
   bool shared = false;
-  size_t used = 0;  // bytes of shared memory before this piece
-  std::vector<Cell> cells;
+  size_t used = 0;          // bytes of shared memory before this piece
+  std::vector<Cell> cells;  // none: unwatched
 
   size_t offset(const void* p) const { return static_cast<size_t>(static_cast<const unsigned char*>(p) - base); }
 };
@@ -45,14 +45,15 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  void* allocate(size_t bytes, const std::string& name);
+  // Unwatched memory keeps no account of its bytes, 28 bytes each.
+  void* allocate(size_t bytes, const std::string& name, bool watched);
   void release(void* p);
   // What a copy from the host filled; whether every byte that is copied to the host was written.
   void set_known(const void* p, size_t bytes);
   bool known(const void* p, size_t bytes);
 
   // Of a block: shared memory of `bytes`, in pieces that its threads carve alike.
-  void start_block(size_t bytes);
+  void start_block(size_t bytes, bool watched);
   // The k-th piece of a thread; `used`: bytes taken before. The reason why not in `wrong`, or "".
   unsigned char* take(size_t k, size_t used, size_t bytes, std::string& wrong);
 
@@ -70,6 +71,7 @@ class Memory {
   static constexpr size_t kSharedGuard = 64, kGuard = 4096;
   unsigned char* arena_;
   size_t launched_ = 0;
+  bool watched_ = true;
   std::vector<std::unique_ptr<Region>> pieces_;
   std::map<const unsigned char*, std::unique_ptr<Region>> buffers_;  // by base
   Region* last_ = nullptr;

@@ -8,7 +8,9 @@
 namespace vqkv::device {
 
 std::string require_device() { return "emulated"; }
-void* allocate(size_t bytes, const std::string& name) { return emulated::memory().allocate(bytes, name); }
+void* allocate(size_t bytes, const std::string& name) {
+  return emulated::memory().allocate(bytes, name, emulated::options().watched);
+}
 void release(void* p) noexcept { emulated::memory().release(p); }
 void copy_in(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;

@@ -94,3 +94,37 @@ TEST_CASE("the device's runtime refuses tokens outside the vocabulary and beyond
              {"would hold 65 tokens", "room for 64"});
   CHECK(device.length(0) == 0);
 }
+
+TEST_CASE("SmolLM2 on the device: the processor's logits, and its likeliest tokens", "[kernel][runtime][smollm2]") {
+  const std::string path = kSource + "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+  const auto weights = ModelWeights::open(path);
+  const auto model = load_model(path);
+  const int vocab = model->facts().vocab;
+  const std::vector<int32_t> tokens = model->tokenizer().encode("The capital of France is Paris, and that of Italy is");
+  const auto n = std::ssize(tokens);
+  REQUIRE(n > 8);
+  Matrix<float> expected(n, vocab), found(n, vocab);
+  Sequence sequence(std::make_shared<const CacheModel>(model->facts().cache_shape()), CachePolicy::exact(DType::kBF16),
+                    "reference");
+  model->forward(tokens, sequence.session(), LogitRows::kAll, expected);
+  unwatched([&] {
+    LlamaDevice device(*weights, 1, 64);
+    // A prompt, then token by token.
+    const std::span<const int32_t> all(tokens);
+    const LlamaDevice::Block prompt[] = {{0, all.subspan(0, static_cast<size_t>(n - 2))}};
+    device.forward(prompt, LogitRows::kAll, found.view().slice_rows(0, n - 2));
+    for (int64_t t = n - 2; t < n; ++t) {
+      const LlamaDevice::Block step[] = {{0, all.subspan(static_cast<size_t>(t), 1)}};
+      device.forward(step, LogitRows::kLast, found.view().slice_rows(t, 1));
+    }
+  });
+  CHECK(difference(found, expected) < 0.02);
+  int same = 0;
+  for (int64_t t = 0; t < n; ++t) {
+    const auto likeliest = [&](const Matrix<float>& m) {
+      return std::max_element(m.view().row(t), m.view().row(t) + vocab) - m.view().row(t);
+    };
+    same += likeliest(found) == likeliest(expected);
+  }
+  CHECK(same >= n - 1);  // two that are nearly as likely may change places
+}

@@ -15,3 +15,9 @@ void vqkv::in_every_order(const std::function<void()>& test) {
     configure({});
   }
 }
+
+void vqkv::unwatched(const std::function<void()>& test) {
+  configure({.watched = false});
+  test();
+  configure({});
+}
