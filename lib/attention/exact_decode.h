@@ -3,11 +3,10 @@
 #pragma once
 #include <cstdint>
 
+#include "attention/exact_rows.h"
 #include "device/runtime.h"
 
 namespace vqkv {
-
-inline constexpr int kDevicePageTokens = 64;
 
 struct ExactDecode {
   const float* queries = nullptr;  // (sequences, kv_heads, group, head_dim), times log2(e) / sqrt(head_dim)

@@ -78,14 +78,13 @@ __device__ __forceinline__ unsigned code_of(const uint4& codes, int t) {
   return __byte_perm(word, 0, 0x4440u + static_cast<unsigned>(t % 4));
 }
 
-// A lane looks up what its book adds to the scores of its tokens and four heads. Tensor cores sum over the lanes: four
-// neighbours, with heads of four lookups side by side in C; then, of C turned, the fours of a token. An entry's two
-// pairs of heads lie in A's upper and lower rows, as the load left them in registers. scores: lane l holds, for heads l
-// / 4 % 2 (0, 1) and 2 more (2, 3), tokens my_token of the kernel (0, 2) and kFurther on (1, 3).
-template <class C>
-__device__ __forceinline__ void score_tile(const uint2* mine, const uint4 (&codes)[C::kLoads],
-                                           const uint32_t (&pick)[2][2], const uint32_t (&gather)[4 / C::kAtOnce][2],
-                                           float (&scores)[4]) {
+// entry_of(i): what a lane's channels add to the scores of its i-th token and four heads, in half. Tensor cores sum
+// over the lanes: four neighbours, with heads of four tokens side by side in C; then, of C turned, the fours of a
+// token. An entry's two pairs of heads lie in A's upper and lower rows, as a load left them in registers. scores: lane
+// l holds heads l / 4 % 2 (0, 1) and 2 more (2, 3) of tokens my_token of the kernel (0, 2) and kFurther on (1, 3).
+template <class C, class Entry>
+__device__ __forceinline__ void score_tile(Entry entry_of, const uint32_t (&pick)[2][2],
+                                           const uint32_t (&gather)[4 / C::kAtOnce][2], float (&scores)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) scores[i] = 0;
 #pragma unroll
@@ -93,10 +92,10 @@ __device__ __forceinline__ void score_tile(const uint2* mine, const uint4 (&code
     uint32_t turned[4];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int first = (two * 2 + j) * 4;  // of four lookups
+      const int first = (two * 2 + j) * 4;  // of four tokens
       uint2 entry[4];
 #pragma unroll
-      for (int t = 0; t < 4; ++t) entry[t] = device::load(mine + code_of(codes[first / 16], first % 16 + t) * 16);
+      for (int t = 0; t < 4; ++t) entry[t] = entry_of(first + t);
       float c[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
@@ -108,6 +107,41 @@ __device__ __forceinline__ void score_tile(const uint2* mine, const uint4 (&code
     }
     device::multiply_f16(scores, turned, gather[two]);
   }
+}
+
+// A lane's channels of an exact row; zeros beyond the last.
+template <class C>
+__device__ __forceinline__ typename C::Word exact_word(const uint16_t* rows, const PqDecode& p, int head, int sequence,
+                                                       int token, int tokens, int book) {
+  if (token >= tokens) return {};
+  const int page = p.exact.page_table[sequence * p.exact.most_pages + token / kDevicePageTokens];
+  const size_t row =
+      (static_cast<size_t>(page) * static_cast<size_t>(p.kv_heads) + static_cast<size_t>(head)) * kDevicePageTokens +
+      static_cast<size_t>(token % kDevicePageTokens);
+  return device::load(
+      reinterpret_cast<const typename C::Word*>(rows + row * C::kDim + static_cast<size_t>(book * C::kWidth)));
+}
+
+// What a lane's channels of an exact key add to the scores of four heads.
+template <class C>
+__device__ __forceinline__ uint2 exact_entry(const PqDecode& p, int row, int head, int sequence, int token, int tokens,
+                                             int book) {
+  const auto word = exact_word<C>(p.exact.keys, p, head, sequence, token, tokens, book);
+  uint32_t pairs[4] = {word.x, word.y, 0, 0};
+  if constexpr (C::kWidth == 8) pairs[2] = word.z, pairs[3] = word.w;
+  float sum[kHeads] = {0, 0, 0, 0};
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    if (g >= p.group) break;
+    const float* query = p.queries + (row * p.group + g) * C::kDim + book * C::kWidth;
+#pragma unroll
+    for (int i = 0; i < C::kWidth / 2; ++i) {
+      const float2 k = __half22float2(device::bits_as<__half2>(pairs[i]));
+      const float2 q = device::load(reinterpret_cast<const float2*>(query) + i);
+      sum[g] = fmaf(q.x, k.x, fmaf(q.y, k.y, sum[g]));
+    }
+  }
+  return make_uint2(halves(sum[0], sum[1]), halves(sum[2], sum[3]));
 }
 
 // Adds a token's codeword of values to four heads', by their weights.
@@ -143,7 +177,8 @@ __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitSt
   const int splits = static_cast<int>(gridDim.x), split = static_cast<int>(blockIdx.x);
   const int head = static_cast<int>(blockIdx.y), sequence = static_cast<int>(blockIdx.z);
   const int row = sequence * p.kv_heads + head, length = p.lengths[sequence];
-  const int tiles = (length + kPqTile - 1) / kPqTile, each = (tiles + splits - 1) / splits;
+  const int exact = p.exact.lengths ? p.exact.lengths[sequence] : 0, coded = (length + kPqTile - 1) / kPqTile;
+  const int tiles = coded + (exact + kPqTile - 1) / kPqTile, each = (tiles + splits - 1) / splits;  // exact ones last
   const int end = min(tiles, (split + 1) * each);
 
   fill_table<C>(p, row, head, table, warp, lane);
@@ -185,26 +220,21 @@ __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitSt
   float out[kHeads][C::kWidth] = {};
 
   const auto codes_of = [&](const uint8_t* all, int tile, uint4(&codes)[C::kLoads]) {
-    if (tile >= end) return;
+    if (tile >= min(end, coded)) return;
     const size_t at = static_cast<size_t>(p.tile_table[sequence * p.most_tiles + tile]) * p.kv_heads + head;
     const auto* from = reinterpret_cast<const uint4*>(all + at * C::kTileBytes) + lane;
 #pragma unroll
     for (int i = 0; i < C::kLoads; ++i) codes[i] = device::load(from + i * 32);
   };
 
-  int tile = split * each + warp;
-  uint4 keys[C::kLoads] = {}, next_keys[C::kLoads] = {}, coded[C::kLoads] = {}, next_coded[C::kLoads] = {};
-  codes_of(p.key_codes, tile, keys);
-  codes_of(p.value_codes, tile, coded);
-  for (; tile < end; tile += kWarps) {
-    codes_of(p.key_codes, tile + kWarps, next_keys);
-    codes_of(p.value_codes, tile + kWarps, next_coded);
+  // Tokens [first, first + kPqTile) of their kind, those below `limit`: scores by entry_of, then values by word_of.
+  const auto take = [&](int first, int limit, auto entry_of, auto word_of) {
     float scores[4];
-    score_tile<C>(my_scores, keys, pick, gather, scores);
-    if ((tile + 1) * kPqTile > length) {
+    score_tile<C>(entry_of, pick, gather, scores);
+    if (first + kPqTile > limit) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (tile * kPqTile + my_token + i % 2 * kFurther >= length) scores[i] = -INFINITY;
+        if (first + my_token + i % 2 * kFurther >= limit) scores[i] = -INFINITY;
     }
     auto* my_half = reinterpret_cast<__half*>(my_weights);
 #pragma unroll
@@ -235,10 +265,8 @@ __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitSt
     for (int t = 0; t < C::kLookups; t += 2) {
       const uint4 both = device::load(reinterpret_cast<const uint4*>(weights_of + t));
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const auto word = device::load(my_values + code_of(coded[(t + i) / 16], (t + i) % 16) * (64 / C::kWidth));
-        add_word<C>(word, i == 0 ? both.x : both.z, i == 0 ? both.y : both.w, added);
-      }
+      for (int i = 0; i < 2; ++i)
+        add_word<C>(word_of(t + i), i == 0 ? both.x : both.z, i == 0 ? both.y : both.w, added);
     }
     const float4 all_fades = device::load(reinterpret_cast<const float4*>(fades + warp * kHeads));
     const float fade_of[kHeads] = {all_fades.x, all_fades.y, all_fades.z, all_fades.w};
@@ -251,8 +279,27 @@ __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitSt
         out[g][2 * i + 1] = fmaf(out[g][2 * i + 1], fade_of[g], two.y);
       }
     __syncwarp();  // weights are read before they are written again
+  };
+
+  int tile = split * each + warp;
+  uint4 keys[C::kLoads] = {}, next_keys[C::kLoads] = {}, value_codes[C::kLoads] = {}, next_values[C::kLoads] = {};
+  codes_of(p.key_codes, tile, keys);
+  codes_of(p.value_codes, tile, value_codes);
+  for (; tile < min(end, coded); tile += kWarps) {
+    codes_of(p.key_codes, tile + kWarps, next_keys);
+    codes_of(p.value_codes, tile + kWarps, next_values);
+    take(
+        tile * kPqTile, length, [&](int i) { return device::load(my_scores + code_of(keys[i / 16], i % 16) * 16); },
+        [&](int i) { return device::load(my_values + code_of(value_codes[i / 16], i % 16) * (64 / C::kWidth)); });
 #pragma unroll
-    for (int i = 0; i < C::kLoads; ++i) keys[i] = next_keys[i], coded[i] = next_coded[i];
+    for (int i = 0; i < C::kLoads; ++i) keys[i] = next_keys[i], value_codes[i] = next_values[i];
+  }
+  for (; tile < end; tile += kWarps) {
+    const int first = (tile - coded) * kPqTile;
+    const auto token_of = [&](int i) { return first + i * C::kAtOnce + which; };
+    take(
+        first, exact, [&](int i) { return exact_entry<C>(p, row, head, sequence, token_of(i), exact, book); },
+        [&](int i) { return exact_word<C>(p.exact.values, p, head, sequence, token_of(i), exact, book); });
   }
 
   // Other lanes of a head hold other tokens' weights, those of a book other tokens' values.

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "attention/exact_rows.h"
 #include "device/runtime.h"
 
 namespace vqkv {
@@ -19,9 +20,10 @@ struct PqDecode {
   const uint8_t* key_codes = nullptr;
   const uint8_t* value_codes = nullptr;
   const int32_t* tile_table = nullptr;  // (sequences, most_tiles): tiles in the order of their tokens
-  const int32_t* lengths = nullptr;     // (sequences): tokens, 1 or more
+  const int32_t* lengths = nullptr;     // (sequences): coded tokens; with the exact ones 1 or more
   float* out = nullptr;                 // (sequences, kv_heads, group, head_dim)
   int sequences = 0, kv_heads = 0, group = 0, most_tiles = 0;
+  ExactRows exact = {};  // in the same launch
 };
 
 // A lane of a warp is a book, of one token or, of 16 books, of one of two. Codewords stand so that 16 lanes of 8 bytes,

@@ -166,7 +166,7 @@ TEST_CASE("queries, keys and values are biased, normed, rotated and put into the
   }
 }
 
-TEST_CASE("the likeliest token is the first of the largest logits; a bias is added to each row", "[kernel][rows]") {
+TEST_CASE("the likeliest token is the first of the largest logits, and a bias is added to each row", "[kernel][rows]") {
   const int vocab = 1000;
   std::vector<float> logits = normals(3 * vocab, 9);
   logits[137] = logits[801] = logits[140] = 9.0f;

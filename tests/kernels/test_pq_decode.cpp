@@ -16,6 +16,8 @@ using device::Buffer;
 
 namespace {
 
+constexpr int kMostExact = 128;
+
 struct PqCase {
   int books, width, sequences, kv_heads, group;
   std::vector<int32_t> lengths;
@@ -23,6 +25,8 @@ struct PqCase {
   int dim() const { return books * width; }
   std::vector<float> queries, key_books, value_books;  // books: (kv_heads, books, entries, width)
   std::vector<uint8_t> key_codes, value_codes;         // (sequences, kv_heads, most_tiles * 32, books)
+  std::vector<int32_t> exact;                          // tokens that are exact beside the coded ones; empty: none
+  std::vector<float> exact_keys, exact_values;         // (sequences, kv_heads, kMostExact, dim)
 
   PqCase(int books_, int width_, int sequences_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice,
          uint64_t seed)
@@ -58,6 +62,31 @@ struct PqCase {
     return static_cast<size_t>(((h * books + b) * kPqEntries + code) * width);
   }
 
+  // The same queries over exact tokens, too.
+  PqCase with_exact(std::vector<int32_t> tokens, bool lattice) const {
+    PqCase out = *this;
+    out.exact = std::move(tokens);
+    Rng rng(11);
+    const auto sign = [&] { return static_cast<float>(rng.below(2)) * 2 - 1; };
+    for (auto* rows : {&out.exact_keys, &out.exact_values}) {
+      rows->resize(static_cast<size_t>(sequences * kv_heads * kMostExact * dim()));
+      for (float& x : *rows)
+        x = !lattice                  ? to_float(to_f16(static_cast<float>(rng.normal())))
+            : rows == &out.exact_keys ? (rng.below(240) ? 0.0f : sign())
+                                      : static_cast<float>(rng.below(5)) - 2;
+    }
+    return out;
+  }
+  // The key (0) or value (1) of a coded token, then of the exact ones.
+  double number(int role, int s, int h, int t, int c) const {
+    const int n = lengths[static_cast<size_t>(s)];
+    if (t >= n)
+      return (role ? exact_values
+                   : exact_keys)[static_cast<size_t>(((s * kv_heads + h) * kMostExact + t - n) * dim() + c)];
+    const uint8_t code = (role ? value_codes : key_codes)[code_at(s, h, t, c / width)];
+    return (role ? value_books : key_books)[word_at(h, c / width, code) + static_cast<size_t>(c % width)];
+  }
+
   // Numerators and denominators in double, divided in fp32; `spread`: of scores of one query, at most.
   std::vector<float> expected(double* spread) const {
     std::vector<float> out(queries.size());
@@ -66,14 +95,11 @@ struct PqCase {
       for (int h = 0; h < kv_heads; ++h)
         for (int g = 0; g < group; ++g) {
           const auto q = static_cast<size_t>(((s * kv_heads + h) * group + g) * dim());
-          const int n = lengths[static_cast<size_t>(s)];
+          const int n = lengths[static_cast<size_t>(s)] + (exact.empty() ? 0 : exact[static_cast<size_t>(s)]);
           std::vector<double> score(static_cast<size_t>(n));
           for (int t = 0; t < n; ++t)
-            for (int b = 0; b < books; ++b)
-              for (int i = 0; i < width; ++i)
-                score[static_cast<size_t>(t)] +=
-                    double{queries[q + static_cast<size_t>(b * width + i)]} *
-                    double{key_books[word_at(h, b, key_codes[code_at(s, h, t, b)]) + static_cast<size_t>(i)]};
+            for (int c = 0; c < dim(); ++c)
+              score[static_cast<size_t>(t)] += double{queries[q + static_cast<size_t>(c)]} * number(0, s, h, t, c);
           const auto [low, high] = std::minmax_element(score.begin(), score.end());
           *spread = std::max(*spread, *high - *low);
           double sum = 0;
@@ -81,10 +107,7 @@ struct PqCase {
           for (int t = 0; t < n; ++t) {
             const double w = std::exp2(score[static_cast<size_t>(t)] - *high);
             sum += w;
-            for (int b = 0; b < books; ++b)
-              for (int i = 0; i < width; ++i)
-                top[static_cast<size_t>(b * width + i)] +=
-                    w * double{value_books[word_at(h, b, value_codes[code_at(s, h, t, b)]) + static_cast<size_t>(i)]};
+            for (int c = 0; c < dim(); ++c) top[static_cast<size_t>(c)] += w * number(1, s, h, t, c);
           }
           for (size_t c = 0; c < top.size(); ++c) out[q + c] = static_cast<float>(top[c]) / static_cast<float>(sum);
         }
@@ -130,9 +153,34 @@ struct PqCase {
     const Buffer<int32_t> tokens(std::span<const int32_t>(lengths), "lengths");
     Buffer<float> out(queries.size(), "out");
     PqDecoder decode(sequences, kv_heads, group, books, width, splits);
-    const PqDecode call{query.data(),   k_books.data(),    v_books.data(), k_codes.data(),
-                        v_codes.data(), tile_table.data(), tokens.data(),  out.data(),
-                        sequences,      kv_heads,          group,          most_tiles};
+    PqDecode call{query.data(),  k_books.data(), v_books.data(), k_codes.data(), v_codes.data(), tile_table.data(),
+                  tokens.data(), out.data(),     sequences,      kv_heads,       group,          most_tiles};
+    // Exact rows lie in pages in no order; what no token fills is never written.
+    const int most_pages = kMostExact / kDevicePageTokens, pages = sequences * most_pages;
+    const auto page = static_cast<size_t>(kv_heads * kDevicePageTokens * dim());
+    Buffer<uint16_t> rows[2];
+    std::vector<int32_t> page_table;
+    for (int p = 0; p < pages; ++p) page_table.push_back(pages - 1 - p);
+    for (int role = 0; role < 2 && !exact.empty(); ++role) {
+      rows[role] = Buffer<uint16_t>(static_cast<size_t>(pages) * page, "exact rows");
+      for (int s = 0; s < sequences; ++s)
+        for (int h = 0; h < kv_heads; ++h)
+          for (int t = 0; t < exact[static_cast<size_t>(s)]; ++t) {
+            std::vector<uint16_t> bits(static_cast<size_t>(dim()));
+            for (int c = 0; c < dim(); ++c)
+              bits[static_cast<size_t>(c)] =
+                  to_f16(static_cast<float>(number(role, s, h, lengths[static_cast<size_t>(s)] + t, c))).bits;
+            const int at = page_table[static_cast<size_t>(s * most_pages + t / kDevicePageTokens)];
+            device::copy_in(
+                rows[role].data() +
+                    static_cast<size_t>(((at * kv_heads + h) * kDevicePageTokens + t % kDevicePageTokens) * dim()),
+                bits.data(), bits.size() * sizeof(uint16_t));
+          }
+    }
+    const Buffer<int32_t> exact_pages(std::span<const int32_t>(page_table), "exact page table");
+    const Buffer<int32_t> exact_tokens(std::span<const int32_t>(exact), "exact lengths");
+    if (!exact.empty())
+      call.exact = {rows[0].data(), rows[1].data(), exact_pages.data(), exact_tokens.data(), most_pages};
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();
@@ -143,7 +191,10 @@ struct PqCase {
 
 TEST_CASE("decode on product codes is exact on lattice data, in every order and split", "[kernel][pq]") {
   for (const auto& [data, splits] :
-       {std::pair{PqCase(32, 4, 2, 1, 4, {270, 33}, true, 1), 3}, std::pair{PqCase(32, 4, 1, 2, 3, {31}, true, 2), 1},
+       {std::pair{PqCase(32, 4, 2, 1, 4, {100, 0}, true, 8).with_exact({70, 5}, true), 3},
+        std::pair{PqCase(16, 8, 1, 2, 3, {33}, true, 9).with_exact({65}, true), 1},
+        std::pair{PqCase(16, 4, 2, 1, 3, {1, 64}, true, 10).with_exact({128, 0}, true), 2},
+        std::pair{PqCase(32, 4, 2, 1, 4, {270, 33}, true, 1), 3}, std::pair{PqCase(32, 4, 1, 2, 3, {31}, true, 2), 1},
         std::pair{PqCase(32, 4, 1, 1, 1, {64}, true, 3), 5}, std::pair{PqCase(32, 4, 3, 1, 2, {1, 32, 65}, true, 4), 2},
         std::pair{PqCase(16, 8, 2, 2, 4, {270, 33}, true, 5), 2}, std::pair{PqCase(16, 8, 1, 1, 3, {31}, true, 6), 1},
         std::pair{PqCase(16, 4, 2, 1, 3, {100, 7}, true, 7), 3}}) {
@@ -159,7 +210,7 @@ TEST_CASE("decode on product codes is exact on lattice data, in every order and 
 TEST_CASE("decode on product codes is within half's rounding on random data", "[kernel][pq]") {
   const auto [books, width] = GENERATE(std::pair{32, 4}, std::pair{16, 8}, std::pair{16, 4});
   CAPTURE(books, width);
-  const PqCase data(books, width, 2, 1, 4, {250, 100}, false, 5);
+  const PqCase data = PqCase(books, width, 2, 1, 4, {250, 100}, false, 5).with_exact({40, 0}, false);
   double spread = 0, worst = 0, size = 0;
   const std::vector<float> expected = data.expected(&spread), found = data.run(2);
   for (size_t i = 0; i < expected.size(); ++i) {
