@@ -8,7 +8,8 @@
 namespace vqkv {
 namespace {
 
-constexpr int kHeads = 8, kWarps = 4, kThreads = kWarps * 32, kStages = 3;
+// Blocks of a multiprocessor: without the number the compiler spills 8 bytes for sm_80.
+constexpr int kHeads = 8, kWarps = 4, kThreads = kWarps * 32, kStages = 3, kBlocks = 3;
 
 template <int kDim_, int kBits_>
 struct Levels {
@@ -53,7 +54,7 @@ __device__ __forceinline__ uint32_t word_of(const uint4& four, int i) {
 // plus that of zeros and the query. Outputs are products of codes (channels by tokens) and of weights times the scales
 // of tokens (tokens by heads), one for each group of channels, plus those of zeros and the weights.
 template <class L>
-__global__ void __launch_bounds__(kThreads) level_decode_kernel(LevelDecode p, SplitStates states) {
+__global__ void __launch_bounds__(kThreads, kBlocks) level_decode_kernel(LevelDecode p, SplitStates states) {
   device::Shared shared;
   uint4* stages = shared.take<uint4>(kWarps * kStages * L::kStage);
   float* out_of = shared.take<float>(kWarps * kHeads * L::kDim);
@@ -65,13 +66,15 @@ __global__ void __launch_bounds__(kThreads) level_decode_kernel(LevelDecode p, S
   const int splits = static_cast<int>(gridDim.x), split = static_cast<int>(blockIdx.x);
   const int head = static_cast<int>(blockIdx.y), sequence = static_cast<int>(blockIdx.z);
   const int row = sequence * p.kv_heads + head, length = p.lengths[sequence];
-  const int tiles = (length + kLevelTile - 1) / kLevelTile, each = (tiles + splits - 1) / splits;
+  const int exact = p.exact.lengths ? p.exact.lengths[sequence] : 0, coded = (length + kLevelTile - 1) / kLevelTile;
+  const int tiles = coded + (exact + kLevelTile - 1) / kLevelTile,
+            each = (tiles + splits - 1) / splits;  // exact ones last
   const int end = min(tiles, (split + 1) * each);
   uint4* mine = stages + warp * kStages * L::kStage;
 
   // A stage: a lane's words of keys, of values, sides of keys, of values.
   const auto fetch = [&](int tile, int stage) {
-    if (tile < end) {
+    if (tile < min(end, coded)) {
       const size_t at = static_cast<size_t>(p.tile_table[sequence * p.most_tiles + tile]) * p.kv_heads + head;
       uint4* to = mine + stage * L::kStage;
       const auto* keys = reinterpret_cast<const uint4*>(p.key_codes) + at * (L::kLoads * 32) + lane;
@@ -109,60 +112,18 @@ __global__ void __launch_bounds__(kThreads) level_decode_kernel(LevelDecode p, S
   float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
   float out[L::kSteps][4] = {}, of_zeros[L::kGroups][4] = {};
 
-  int tile = split * each + warp;
-#pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) fetch(tile + s * kWarps, s);
-  for (int stage = 0; tile < end; tile += kWarps, stage = stage + 1 == kStages ? 0 : stage + 1) {
-    fetch(tile + (kStages - 1) * kWarps, stage == 0 ? kStages - 1 : stage - 1);
-    device::wait_copies<kStages - 1>();
-    __syncwarp();  // the other lanes' copies
-    const uint4* key_words = mine + stage * L::kStage + lane;
-    const uint4* value_words = key_words + L::kLoads * 32;
-    const uint4* key_sides = mine + stage * L::kStage + 2 * L::kLoads * 32 + part;
-    const uint4* value_sides = key_sides + L::kSides;
-
-    // The same for all tokens of the tile.
-    float zero[4] = {0, 0, 0, 0};
-    uint32_t scaled[L::kSteps][2];
-#pragma unroll
-    for (int s = 0; s < L::kSteps; s += 2) {
-      const uint4 scales = device::load(key_sides + s / 2 * 4);
-      const uint4 zeros = device::load(key_sides + (L::kSteps / 2 + s / 2) * 4);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        scaled[s + i][0] = times(query[s + i][0], word_of(scales, 2 * i));
-        scaled[s + i][1] = times(query[s + i][1], word_of(scales, 2 * i + 1));
-        const uint32_t low = word_of(zeros, 2 * i), high = word_of(zeros, 2 * i + 1);
-        const uint32_t a[4] = {low, low, high, high};
-        device::multiply_f16(zero, a, query[s + i]);
-      }
-    }
-    float scores[2][4];  // (block): token quad of heads 2 part and the next, token quad + 8 of them
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[b][i] = zero[i];
-#pragma unroll
-    for (int i = 0; i < L::kLoads; ++i) {
-      const uint4 four = device::load(key_words + i * 32);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int word = i * 4 + j;
-        uint32_t pairs[L::kPairs];
-        unpack<L>(word_of(four, j), pairs);
-#pragma unroll
-        for (int k = 0; k < L::kPairs; k += 4) {
-          const uint32_t a[4] = {pairs[k], pairs[k + 1], pairs[k + 2], pairs[k + 3]};
-          device::multiply_f16(scores[L::kBits == 4 ? word / L::kSteps : k / 4], a, scaled[word % L::kSteps]);
-        }
-      }
-    }
-    if ((tile + 1) * kLevelTile > length) {
+  // Tokens [first, first + kLevelTile) of their kind, those below `limit`. score() gives the scores of two blocks of
+  // 16: of token quad with heads 2 part and the next, of token quad + 8 with them. add() takes weights in half, turned:
+  // of each block tokens 2 part and the next for head quad, and 8 further.
+  const auto take = [&](int first, int limit, auto score, auto add) {
+    float scores[2][4];
+    score(scores);
+    if (first + kLevelTile > limit) {
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (tile * kLevelTile + b * 16 + i / 2 * 8 + quad >= length) scores[b][i] = -INFINITY;
+          if (first + b * 16 + i / 2 * 8 + quad >= limit) scores[b][i] = -INFINITY;
     }
     float fade[2];
 #pragma unroll
@@ -190,42 +151,140 @@ __global__ void __launch_bounds__(kThreads) level_decode_kernel(LevelDecode p, S
       for (int g = 0; g < L::kGroups; ++g) of_zeros[g][i] *= fade[i % 2];
     }
 
-    // Weights turned: tokens 2 part and the next of head quad, and 8 further; then times the scales of each group.
-    uint32_t weighted[2][L::kGroups][2];
+    uint32_t weights[2][2];
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const uint32_t weights[2] = {device::transpose8(halves(scores[b][0], scores[b][1])),
-                                   device::transpose8(halves(scores[b][2], scores[b][3]))};
+    for (int b = 0; b < 2; ++b)
 #pragma unroll
-      for (int g = 0; g < L::kGroups; g += 2) {
-        const uint4 scales = device::load(value_sides + (b * L::kGroups + g / 2) * 4);
-        const uint4 zeros = device::load(value_sides + (b * L::kGroups + L::kGroups / 2 + g / 2) * 4);
+      for (int i = 0; i < 2; ++i) weights[b][i] = device::transpose8(halves(scores[b][2 * i], scores[b][2 * i + 1]));
+    add(weights);
+  };
+
+  int tile = split * each + warp;
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) fetch(tile + s * kWarps, s);
+  for (int stage = 0; tile < min(end, coded); tile += kWarps, stage = stage + 1 == kStages ? 0 : stage + 1) {
+    fetch(tile + (kStages - 1) * kWarps, stage == 0 ? kStages - 1 : stage - 1);
+    device::wait_copies<kStages - 1>();
+    __syncwarp();  // the other lanes' copies
+    const uint4* key_words = mine + stage * L::kStage + lane;
+    const uint4* value_words = key_words + L::kLoads * 32;
+    const uint4* key_sides = mine + stage * L::kStage + 2 * L::kLoads * 32 + part;
+    const uint4* value_sides = key_sides + L::kSides;
+    const auto score = [&](float(&scores)[2][4]) {
+      // The same for all tokens of the tile.
+      float zero[4] = {0, 0, 0, 0};
+      uint32_t scaled[L::kSteps][2];
+#pragma unroll
+      for (int s = 0; s < L::kSteps; s += 2) {
+        const uint4 scales = device::load(key_sides + s / 2 * 4);
+        const uint4 zeros = device::load(key_sides + (L::kSteps / 2 + s / 2) * 4);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          weighted[b][g + i][0] = times(weights[0], word_of(scales, 2 * i));
-          weighted[b][g + i][1] = times(weights[1], word_of(scales, 2 * i + 1));
+          scaled[s + i][0] = times(query[s + i][0], word_of(scales, 2 * i));
+          scaled[s + i][1] = times(query[s + i][1], word_of(scales, 2 * i + 1));
           const uint32_t low = word_of(zeros, 2 * i), high = word_of(zeros, 2 * i + 1);
           const uint32_t a[4] = {low, low, high, high};
-          device::multiply_f16(of_zeros[g + i], a, weights);
+          device::multiply_f16(zero, a, query[s + i]);
         }
       }
-    }
 #pragma unroll
-    for (int i = 0; i < L::kLoads; ++i) {
-      const uint4 four = device::load(value_words + i * 32);
+      for (int b = 0; b < 2; ++b)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int word = i * 4 + j, step = word % L::kSteps;
-        uint32_t pairs[L::kPairs];
-        unpack<L>(word_of(four, j), pairs);
+        for (int i = 0; i < 4; ++i) scores[b][i] = zero[i];
 #pragma unroll
-        for (int k = 0; k < L::kPairs; k += 4) {
-          const uint32_t a[4] = {pairs[k], pairs[k + 1], pairs[k + 2], pairs[k + 3]};
-          device::multiply_f16(out[step], a, weighted[L::kBits == 4 ? word / L::kSteps : k / 4][step / 2]);
+      for (int i = 0; i < L::kLoads; ++i) {
+        const uint4 four = device::load(key_words + i * 32);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int word = i * 4 + j;
+          uint32_t pairs[L::kPairs];
+          unpack<L>(word_of(four, j), pairs);
+#pragma unroll
+          for (int k = 0; k < L::kPairs; k += 4) {
+            const uint32_t a[4] = {pairs[k], pairs[k + 1], pairs[k + 2], pairs[k + 3]};
+            device::multiply_f16(scores[L::kBits == 4 ? word / L::kSteps : k / 4], a, scaled[word % L::kSteps]);
+          }
         }
       }
-    }
+    };
+    const auto add = [&](const uint32_t(&weights)[2][2]) {
+      // Times the scales of each group.
+      uint32_t weighted[2][L::kGroups][2];
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+#pragma unroll
+        for (int g = 0; g < L::kGroups; g += 2) {
+          const uint4 scales = device::load(value_sides + (b * L::kGroups + g / 2) * 4);
+          const uint4 zeros = device::load(value_sides + (b * L::kGroups + L::kGroups / 2 + g / 2) * 4);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            weighted[b][g + i][0] = times(weights[b][0], word_of(scales, 2 * i));
+            weighted[b][g + i][1] = times(weights[b][1], word_of(scales, 2 * i + 1));
+            const uint32_t low = word_of(zeros, 2 * i), high = word_of(zeros, 2 * i + 1);
+            const uint32_t a[4] = {low, low, high, high};
+            device::multiply_f16(of_zeros[g + i], a, weights[b]);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < L::kLoads; ++i) {
+        const uint4 four = device::load(value_words + i * 32);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int word = i * 4 + j, step = word % L::kSteps;
+          uint32_t pairs[L::kPairs];
+          unpack<L>(word_of(four, j), pairs);
+#pragma unroll
+          for (int k = 0; k < L::kPairs; k += 4) {
+            const uint32_t a[4] = {pairs[k], pairs[k + 1], pairs[k + 2], pairs[k + 3]};
+            device::multiply_f16(out[step], a, weighted[L::kBits == 4 ? word / L::kSteps : k / 4][step / 2]);
+          }
+        }
+      }
+    };
+    take(tile * kLevelTile, length, score, add);
     __syncwarp();  // this stage is read before it is filled again
+  }
+  for (; tile < end; tile += kWarps) {
+    const int first = (tile - coded) * kLevelTile;
+    // A pair of channels of a row; zeros beyond the last.
+    const auto pair_of = [&](const uint16_t* rows, int token, int channel) -> uint32_t {
+      if (token >= exact) return 0;
+      const int page = p.exact.page_table[sequence * p.exact.most_pages + token / kDevicePageTokens];
+      const size_t at = (static_cast<size_t>(page) * static_cast<size_t>(p.kv_heads) + static_cast<size_t>(head)) *
+                            kDevicePageTokens +
+                        static_cast<size_t>(token % kDevicePageTokens);
+      return device::load(reinterpret_cast<const uint32_t*>(rows + at * L::kDim + static_cast<size_t>(channel)));
+    };
+    const auto score = [&](float(&scores)[2][4]) {
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[b][i] = 0;
+#pragma unroll
+        for (int s = 0; s < L::kSteps; ++s) {
+          uint32_t a[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            a[i] = pair_of(p.exact.keys, first + b * 16 + i % 2 * 8 + quad, s * 16 + i / 2 * 8 + part * 2);
+          device::multiply_f16(scores[b], a, query[s]);
+        }
+      }
+    };
+    const auto add = [&](const uint32_t(&weights)[2][2]) {
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int s = 0; s < L::kSteps; ++s) {
+          uint32_t a[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            a[i] = device::transpose8(
+                pair_of(p.exact.values, first + b * 16 + i / 2 * 8 + quad, s * 16 + i % 2 * 8 + part * 2));
+          device::multiply_f16(out[s], a, weights[b]);
+        }
+    };
+    take(first, exact, score, add);
   }
   device::wait_copies<0>();
 

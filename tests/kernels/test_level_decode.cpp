@@ -15,6 +15,8 @@ using device::Buffer;
 
 namespace {
 
+constexpr int kMostExact = 128;
+
 struct LevelCase {
   int head_dim, bits, sequences, kv_heads, group;
   std::vector<int32_t> lengths;
@@ -23,6 +25,8 @@ struct LevelCase {
   // (tiles, kv_heads, tokens, channels); sides (scale, zero): keys by channel, values by token and group.
   std::vector<uint8_t> codes[2];
   std::vector<float> key_sides, value_sides;
+  std::vector<int32_t> exact;        // tokens that are exact beside the coded ones; empty: none
+  std::vector<float> exact_rows[2];  // (sequences, kv_heads, kMostExact, head_dim)
 
   LevelCase(int head_dim_, int bits_, int kv_heads_, int group_, std::vector<int32_t> lengths_, bool lattice,
             uint64_t seed)
@@ -73,6 +77,28 @@ struct LevelCase {
     return double{side[0]} * codes[role][(at * kLevelTile + in) * d + channel] + double{side[1]};
   }
 
+  // The same queries over exact tokens, too.
+  LevelCase with_exact(std::vector<int32_t> tokens, bool lattice) const {
+    LevelCase out = *this;
+    out.exact = std::move(tokens);
+    Rng rng(12);
+    for (int role = 0; role < 2; ++role) {
+      out.exact_rows[role].resize(static_cast<size_t>(sequences * kv_heads * kMostExact * head_dim));
+      for (float& x : out.exact_rows[role])
+        x = lattice ? static_cast<float>(rng.below(role ? 9 : 3)) - (role ? 4.0f : 0.0f)
+                    : to_float(to_f16(static_cast<float>(rng.normal())));
+    }
+    return out;
+  }
+  int tokens_of(int s) const {
+    return lengths[static_cast<size_t>(s)] + (exact.empty() ? 0 : exact[static_cast<size_t>(s)]);
+  }
+  double number(int role, int s, int h, int t, int c) const {
+    const int n = lengths[static_cast<size_t>(s)];
+    return t < n ? value(role, s, h, t, c)
+                 : exact_rows[role][static_cast<size_t>(((s * kv_heads + h) * kMostExact + t - n) * head_dim + c)];
+  }
+
   std::vector<float> expected(double* spread) const {
     std::vector<float> out(queries.size());
     *spread = 0;
@@ -80,18 +106,18 @@ struct LevelCase {
       for (int h = 0; h < kv_heads; ++h)
         for (int g = 0; g < group; ++g) {
           const auto q = static_cast<size_t>(((s * kv_heads + h) * group + g) * head_dim);
-          const int n = lengths[static_cast<size_t>(s)];
+          const int n = tokens_of(s);
           std::vector<double> score(static_cast<size_t>(n)), top(static_cast<size_t>(head_dim));
           for (int t = 0; t < n; ++t)
             for (int c = 0; c < head_dim; ++c)
-              score[static_cast<size_t>(t)] += double{queries[q + static_cast<size_t>(c)]} * value(0, s, h, t, c);
+              score[static_cast<size_t>(t)] += double{queries[q + static_cast<size_t>(c)]} * number(0, s, h, t, c);
           const auto [low, high] = std::minmax_element(score.begin(), score.end());
           *spread = std::max(*spread, *high - *low);
           double sum = 0;
           for (int t = 0; t < n; ++t) {
             const double w = std::exp2(score[static_cast<size_t>(t)] - *high);
             sum += w;
-            for (int c = 0; c < head_dim; ++c) top[static_cast<size_t>(c)] += w * value(1, s, h, t, c);
+            for (int c = 0; c < head_dim; ++c) top[static_cast<size_t>(c)] += w * number(1, s, h, t, c);
           }
           for (size_t c = 0; c < top.size(); ++c) out[q + c] = static_cast<float>(top[c]) / static_cast<float>(sum);
         }
@@ -138,8 +164,34 @@ struct LevelCase {
     const Buffer<int32_t> tokens(std::span<const int32_t>(lengths), "lengths");
     Buffer<float> out(queries.size(), "out");
     LevelDecoder decode(sequences, kv_heads, group, head_dim, bits, splits);
-    const LevelDecode call{query.data(),  k.data(),   v.data(),  k_sides.data(), v_sides.data(), tile_table.data(),
-                           tokens.data(), out.data(), sequences, kv_heads,       group,          most_tiles};
+    LevelDecode call{query.data(),  k.data(),   v.data(),  k_sides.data(), v_sides.data(), tile_table.data(),
+                     tokens.data(), out.data(), sequences, kv_heads,       group,          most_tiles};
+    // Exact rows lie in pages in no order; what no token fills is never written.
+    const int most_pages = kMostExact / kDevicePageTokens, pages = sequences * most_pages;
+    const auto page = static_cast<size_t>(kv_heads * kDevicePageTokens * head_dim);
+    Buffer<uint16_t> rows[2];
+    std::vector<int32_t> page_table;
+    for (int p = 0; p < pages; ++p) page_table.push_back(pages - 1 - p);
+    for (int role = 0; role < 2 && !exact.empty(); ++role) {
+      rows[role] = Buffer<uint16_t>(static_cast<size_t>(pages) * page, "exact rows");
+      for (int s = 0; s < sequences; ++s)
+        for (int h = 0; h < kv_heads; ++h)
+          for (int t = lengths[static_cast<size_t>(s)]; t < tokens_of(s); ++t) {
+            std::vector<uint16_t> bits(d);
+            for (int c = 0; c < head_dim; ++c)
+              bits[static_cast<size_t>(c)] = to_f16(static_cast<float>(number(role, s, h, t, c))).bits;
+            const int in = t - lengths[static_cast<size_t>(s)];
+            const int at = page_table[static_cast<size_t>(s * most_pages + in / kDevicePageTokens)];
+            device::copy_in(
+                rows[role].data() +
+                    static_cast<size_t>((at * kv_heads + h) * kDevicePageTokens + in % kDevicePageTokens) * d,
+                bits.data(), bits.size() * sizeof(uint16_t));
+          }
+    }
+    const Buffer<int32_t> exact_pages(std::span<const int32_t>(page_table), "exact page table");
+    const Buffer<int32_t> exact_tokens(std::span<const int32_t>(exact), "exact lengths");
+    if (!exact.empty())
+      call.exact = {rows[0].data(), rows[1].data(), exact_pages.data(), exact_tokens.data(), most_pages};
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();
@@ -150,7 +202,9 @@ struct LevelCase {
 
 TEST_CASE("decode on levels is exact on lattice data, in every order and split", "[kernel][levels]") {
   for (const auto& [data, splits] :
-       {std::pair{LevelCase(128, 4, 1, 4, {270, 33}, true, 1), 3}, std::pair{LevelCase(128, 2, 2, 8, {31}, true, 2), 1},
+       {std::pair{LevelCase(128, 4, 1, 4, {100, 0}, true, 7).with_exact({70, 5}, true), 3},
+        std::pair{LevelCase(64, 2, 2, 8, {33}, true, 8).with_exact({65}, true), 1},
+        std::pair{LevelCase(128, 4, 1, 4, {270, 33}, true, 1), 3}, std::pair{LevelCase(128, 2, 2, 8, {31}, true, 2), 1},
         std::pair{LevelCase(64, 4, 1, 3, {1, 32, 65}, true, 3), 2},
         std::pair{LevelCase(64, 2, 1, 7, {200}, true, 4), 5}, std::pair{LevelCase(128, 4, 1, 1, {64}, true, 5), 1}}) {
     CAPTURE(data.head_dim, data.bits, data.group, data.lengths, splits);
@@ -165,7 +219,7 @@ TEST_CASE("decode on levels is exact on lattice data, in every order and split",
 TEST_CASE("decode on levels is within half's rounding on random data", "[kernel][levels]") {
   const auto [head_dim, bits] = GENERATE(std::pair{128, 4}, std::pair{128, 2}, std::pair{64, 4}, std::pair{64, 2});
   CAPTURE(head_dim, bits);
-  const LevelCase data(head_dim, bits, 1, 4, {250, 100}, false, 6);
+  const LevelCase data = LevelCase(head_dim, bits, 1, 4, {250, 100}, false, 6).with_exact({40, 0}, false);
   double spread = 0, error = 0, size = 0;
   const std::vector<float> expected = data.expected(&spread), found = data.run(2);
   for (size_t i = 0; i < expected.size(); ++i) {
