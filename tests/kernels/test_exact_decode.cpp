@@ -7,6 +7,7 @@
 #include "attention/exact_decode.h"
 #include "core/dtype.h"
 #include "core/rng.h"
+#include "kernels/reference_attention.h"
 #include "support/catch.h"
 #include "support/device.h"
 #include "support/error_of.h"
@@ -56,31 +57,16 @@ struct ExactCase {
            static_cast<size_t>(shape.head_dim);
   }
 
-  // Numerators and denominators in double, divided in fp32 as the kernel does.
   std::vector<float> expected() const {
     std::vector<float> out(queries.size());
-    const int d = shape.head_dim;
     for (int s = 0; s < shape.sequences; ++s)
       for (int h = 0; h < shape.kv_heads; ++h)
         for (int g = 0; g < shape.group; ++g) {
-          const size_t q = static_cast<size_t>(((s * shape.kv_heads + h) * shape.group + g) * d);
-          const int n = shape.lengths[static_cast<size_t>(s)];
-          std::vector<double> score(static_cast<size_t>(n));
-          for (int t = 0; t < n; ++t)
-            for (int c = 0; c < d; ++c)
-              score[static_cast<size_t>(t)] += double{queries[q + static_cast<size_t>(c)]} *
-                                               double{keys[head_row(s, h, t) + static_cast<size_t>(c)]};
-          const double most = *std::max_element(score.begin(), score.end());
-          double sum = 0;
-          std::vector<double> top(static_cast<size_t>(d));
-          for (int t = 0; t < n; ++t) {
-            const double w = std::exp2(score[static_cast<size_t>(t)] - most);
-            sum += w;
-            for (int c = 0; c < d; ++c)
-              top[static_cast<size_t>(c)] += w * double{values[head_row(s, h, t) + static_cast<size_t>(c)]};
-          }
-          for (int c = 0; c < d; ++c)
-            out[q + static_cast<size_t>(c)] = static_cast<float>(top[static_cast<size_t>(c)]) / static_cast<float>(sum);
+          const auto q = static_cast<size_t>(((s * shape.kv_heads + h) * shape.group + g) * shape.head_dim);
+          reference_attention(
+              queries.data() + q, shape.lengths[static_cast<size_t>(s)], shape.head_dim,
+              [&](int t, int c) { return keys[head_row(s, h, t) + static_cast<size_t>(c)]; },
+              [&](int t, int c) { return values[head_row(s, h, t) + static_cast<size_t>(c)]; }, out.data() + q);
         }
     return out;
   }

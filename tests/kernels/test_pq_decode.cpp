@@ -7,6 +7,8 @@
 #include "attention/pq_decode.h"
 #include "core/dtype.h"
 #include "core/rng.h"
+#include "kernels/exact_pages.h"
+#include "kernels/reference_attention.h"
 #include "support/catch.h"
 #include "support/device.h"
 #include "support/error_of.h"
@@ -15,8 +17,6 @@ using namespace vqkv;
 using device::Buffer;
 
 namespace {
-
-constexpr int kMostExact = 128;
 
 struct PqCase {
   int books, width, sequences, kv_heads, group;
@@ -87,7 +87,7 @@ struct PqCase {
     return (role ? value_books : key_books)[word_at(h, c / width, code) + static_cast<size_t>(c % width)];
   }
 
-  // Numerators and denominators in double, divided in fp32; `spread`: of scores of one query, at most.
+  // `spread`: of scores of one query, at most.
   std::vector<float> expected(double* spread) const {
     std::vector<float> out(queries.size());
     *spread = 0;
@@ -95,21 +95,12 @@ struct PqCase {
       for (int h = 0; h < kv_heads; ++h)
         for (int g = 0; g < group; ++g) {
           const auto q = static_cast<size_t>(((s * kv_heads + h) * group + g) * dim());
-          const int n = lengths[static_cast<size_t>(s)] + (exact.empty() ? 0 : exact[static_cast<size_t>(s)]);
-          std::vector<double> score(static_cast<size_t>(n));
-          for (int t = 0; t < n; ++t)
-            for (int c = 0; c < dim(); ++c)
-              score[static_cast<size_t>(t)] += double{queries[q + static_cast<size_t>(c)]} * number(0, s, h, t, c);
-          const auto [low, high] = std::minmax_element(score.begin(), score.end());
-          *spread = std::max(*spread, *high - *low);
-          double sum = 0;
-          std::vector<double> top(static_cast<size_t>(dim()));
-          for (int t = 0; t < n; ++t) {
-            const double w = std::exp2(score[static_cast<size_t>(t)] - *high);
-            sum += w;
-            for (int c = 0; c < dim(); ++c) top[static_cast<size_t>(c)] += w * number(1, s, h, t, c);
-          }
-          for (size_t c = 0; c < top.size(); ++c) out[q + c] = static_cast<float>(top[c]) / static_cast<float>(sum);
+          *spread = std::max(
+              *spread, reference_attention(
+                           queries.data() + q,
+                           lengths[static_cast<size_t>(s)] + (exact.empty() ? 0 : exact[static_cast<size_t>(s)]), dim(),
+                           [&](int t, int c) { return number(0, s, h, t, c); },
+                           [&](int t, int c) { return number(1, s, h, t, c); }, out.data() + q));
         }
     return out;
   }
@@ -155,32 +146,10 @@ struct PqCase {
     PqDecoder decode(sequences, kv_heads, group, books, width, splits);
     PqDecode call{query.data(),  k_books.data(), v_books.data(), k_codes.data(), v_codes.data(), tile_table.data(),
                   tokens.data(), out.data(),     sequences,      kv_heads,       group,          most_tiles};
-    // Exact rows lie in pages in no order; what no token fills is never written.
-    const int most_pages = kMostExact / kDevicePageTokens, pages = sequences * most_pages;
-    const auto page = static_cast<size_t>(kv_heads * kDevicePageTokens * dim());
-    Buffer<uint16_t> rows[2];
-    std::vector<int32_t> page_table;
-    for (int p = 0; p < pages; ++p) page_table.push_back(pages - 1 - p);
-    for (int role = 0; role < 2 && !exact.empty(); ++role) {
-      rows[role] = Buffer<uint16_t>(static_cast<size_t>(pages) * page, "exact rows");
-      for (int s = 0; s < sequences; ++s)
-        for (int h = 0; h < kv_heads; ++h)
-          for (int t = 0; t < exact[static_cast<size_t>(s)]; ++t) {
-            std::vector<uint16_t> bits(static_cast<size_t>(dim()));
-            for (int c = 0; c < dim(); ++c)
-              bits[static_cast<size_t>(c)] =
-                  to_f16(static_cast<float>(number(role, s, h, lengths[static_cast<size_t>(s)] + t, c))).bits;
-            const int at = page_table[static_cast<size_t>(s * most_pages + t / kDevicePageTokens)];
-            device::copy_in(
-                rows[role].data() +
-                    static_cast<size_t>(((at * kv_heads + h) * kDevicePageTokens + t % kDevicePageTokens) * dim()),
-                bits.data(), bits.size() * sizeof(uint16_t));
-          }
-    }
-    const Buffer<int32_t> exact_pages(std::span<const int32_t>(page_table), "exact page table");
-    const Buffer<int32_t> exact_tokens(std::span<const int32_t>(exact), "exact lengths");
-    if (!exact.empty())
-      call.exact = {rows[0].data(), rows[1].data(), exact_pages.data(), exact_tokens.data(), most_pages};
+    const ExactPages pages(kv_heads, dim(), exact, [&](int role, int s, int h, int t, int c) {
+      return number(role, s, h, lengths[static_cast<size_t>(s)] + t, c);
+    });
+    call.exact = pages.view();
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();
