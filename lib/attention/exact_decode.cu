@@ -217,39 +217,32 @@ void launch_all(const ExactDecode& call, int splits, const SplitStates& states) 
 
 }  // namespace
 
-ExactDecoder::ExactDecoder(int sequences, int kv_heads, int group, int head_dim, int splits) : splits_(splits) {
+ExactDecoder::ExactDecoder(int sequences, int kv_heads, int group, int head_dim, int splits)
+    : room_(sequences * kv_heads, splits, std::min(group, 4), head_dim) {
   if (std::ranges::find(kHeadDims, head_dim) == std::end(kHeadDims)) {
     std::string known;
     for (const int d : kHeadDims) known += (known.empty() ? "" : ", ") + std::to_string(d);
     fail_usage("attention on a device: head_dim " + std::to_string(head_dim) + "; kernels are compiled for " + known);
   }
-  VQKV_CHECK(sequences >= 1 && kv_heads >= 1 && group >= 1 && splits >= 1);
-  if (splits == 1) return;
-  const size_t rows = static_cast<size_t>(sequences) * static_cast<size_t>(kv_heads);
-  const size_t states = rows * static_cast<size_t>(splits) * static_cast<size_t>(std::min(group, 4));
-  out_ = device::Buffer<float>(states * static_cast<size_t>(head_dim), "outputs of splits");
-  state_ = device::Buffer<float>(states * 2, "states of splits");
-  arrived_ = device::Buffer<unsigned>(rows, "arrivals");
-  arrived_.zero();
 }
 
 void ExactDecoder::operator()(const ExactDecode& call) {
-  const SplitStates states{out_.data(), state_.data(), arrived_.data()};
+  const SplitStates states = room_.states();
   switch (call.head_dim) {
     case 8:
-      return launch_all<8>(call, splits_, states);
+      return launch_all<8>(call, room_.splits(), states);
     case 16:
-      return launch_all<16>(call, splits_, states);
+      return launch_all<16>(call, room_.splits(), states);
     case 32:
-      return launch_all<32>(call, splits_, states);
+      return launch_all<32>(call, room_.splits(), states);
     case 64:
-      return launch_all<64>(call, splits_, states);
+      return launch_all<64>(call, room_.splits(), states);
     case 80:
-      return launch_all<80>(call, splits_, states);
+      return launch_all<80>(call, room_.splits(), states);
     case 96:
-      return launch_all<96>(call, splits_, states);
+      return launch_all<96>(call, room_.splits(), states);
     case 128:
-      return launch_all<128>(call, splits_, states);
+      return launch_all<128>(call, room_.splits(), states);
     default:
       fail_internal("decode on a device: head_dim " + std::to_string(call.head_dim));
   }

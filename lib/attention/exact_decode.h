@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "attention/exact_rows.h"
-#include "device/runtime.h"
+#include "attention/split_states.h"
 
 namespace vqkv {
 
@@ -19,7 +19,6 @@ struct ExactDecode {
   int sequences = 0, kv_heads = 0, group = 0, head_dim = 0, most_pages = 0;
 };
 
-// Room for the states of splits, kept from launch to launch.
 class ExactDecoder {
  public:
   // Contexts are cut into `splits` parts, one a block. kUsage for a head_dim that no kernel is compiled for. A group of
@@ -28,9 +27,7 @@ class ExactDecoder {
   void operator()(const ExactDecode& call);
 
  private:
-  int splits_;
-  device::Buffer<float> out_, state_;
-  device::Buffer<unsigned> arrived_;
+  SplitRoom room_;
 };
 
 }  // namespace vqkv

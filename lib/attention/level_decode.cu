@@ -320,31 +320,23 @@ void launch_levels(const LevelDecode& call, int splits, const SplitStates& state
 }  // namespace
 
 LevelDecoder::LevelDecoder(int sequences, int kv_heads, int group, int head_dim, int bits, int splits)
-    : head_dim_(head_dim), bits_(bits), splits_(splits) {
+    : head_dim_(head_dim), bits_(bits), room_(sequences * kv_heads, splits, kHeads, head_dim) {
   if (group > kHeads)
     fail_usage("attention on levels on a device: " + std::to_string(group) +
                " query heads a KV head; kernels are compiled for up to " + std::to_string(kHeads));
   if ((head_dim != 64 && head_dim != 128) || (bits != 2 && bits != 4))
     fail_usage("attention on levels on a device: head_dim " + std::to_string(head_dim) + " at " + std::to_string(bits) +
                " bits; kernels are compiled for head_dim 64 and 128 at 2 and 4 bits");
-  VQKV_CHECK(sequences >= 1 && kv_heads >= 1 && group >= 1 && splits >= 1);
-  if (splits == 1) return;
-  const size_t rows = static_cast<size_t>(sequences) * static_cast<size_t>(kv_heads);
-  const size_t parts = rows * static_cast<size_t>(splits) * kHeads;
-  out_ = device::Buffer<float>(parts * static_cast<size_t>(head_dim), "outputs of splits");
-  state_ = device::Buffer<float>(parts * 2, "states of splits");
-  arrived_ = device::Buffer<unsigned>(rows, "arrivals");
-  arrived_.zero();
 }
 
 void LevelDecoder::operator()(const LevelDecode& call) {
-  const SplitStates states{out_.data(), state_.data(), arrived_.data()};
+  const SplitStates states = room_.states();
   if (head_dim_ == 128) {
-    if (bits_ == 4) return launch_levels<Levels<128, 4>>(call, splits_, states);
-    return launch_levels<Levels<128, 2>>(call, splits_, states);
+    if (bits_ == 4) return launch_levels<Levels<128, 4>>(call, room_.splits(), states);
+    return launch_levels<Levels<128, 2>>(call, room_.splits(), states);
   }
-  if (bits_ == 4) return launch_levels<Levels<64, 4>>(call, splits_, states);
-  return launch_levels<Levels<64, 2>>(call, splits_, states);
+  if (bits_ == 4) return launch_levels<Levels<64, 4>>(call, room_.splits(), states);
+  return launch_levels<Levels<64, 2>>(call, room_.splits(), states);
 }
 
 }  // namespace vqkv

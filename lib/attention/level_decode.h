@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "attention/exact_rows.h"
-#include "device/runtime.h"
+#include "attention/split_states.h"
 
 namespace vqkv {
 
@@ -57,7 +57,6 @@ inline constexpr int level_value_side(int head_dim, int token, int group, bool z
   return level_side(token / 16 * 4 * groups + (zero ? 2 * groups : 0) + group * 2 + token % 16 / 8, token % 16);
 }
 
-// Room for the states of splits, kept from launch to launch.
 class LevelDecoder {
  public:
   // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than eight query heads, and where no
@@ -66,9 +65,8 @@ class LevelDecoder {
   void operator()(const LevelDecode& call);
 
  private:
-  int head_dim_, bits_, splits_;
-  device::Buffer<float> out_, state_;
-  device::Buffer<unsigned> arrived_;
+  int head_dim_, bits_;
+  SplitRoom room_;
 };
 
 }  // namespace vqkv

@@ -1,16 +1,10 @@
 // Softmax over parts of a cache, on a device. A part's state is the largest score m, the sum of 2^(s - m), and the sum
 // of 2^(s - m) v. Scores are in bits: times log2(e).
 #pragma once
+#include "attention/split_states.h"
 #include "device/device.h"
 
 namespace vqkv {
-
-// What the splits of one launch leave: for each row (sequence, KV head), split and query head of the group.
-struct SplitStates {
-  float* out;         // (rows, splits, group, head_dim)
-  float* state;       // (rows, splits, group, 2): m, and the sum
-  unsigned* arrived;  // (rows): 0 before a launch, and after it
-};
 
 namespace {
 

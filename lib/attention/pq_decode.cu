@@ -341,28 +341,20 @@ void launch_pq(const PqDecode& call, int splits, const SplitStates& states) {
 }  // namespace
 
 PqDecoder::PqDecoder(int sequences, int kv_heads, int group, int books, int width, int splits)
-    : books_(books), width_(width), splits_(splits) {
+    : books_(books), width_(width), room_(sequences * kv_heads, splits, kHeads, books * width) {
   if (group > kHeads)
     fail_usage("attention on product codes on a device: " + std::to_string(group) +
                " query heads a KV head; kernels are compiled for up to " + std::to_string(kHeads));
   if (!((books == 32 && width == 4) || (books == 16 && (width == 4 || width == 8))))
     fail_usage("attention on product codes on a device: " + std::to_string(books) + " books of " +
                std::to_string(width) + " channels; kernels are compiled for 32 of 4, 16 of 8 and 16 of 4");
-  VQKV_CHECK(sequences >= 1 && kv_heads >= 1 && group >= 1 && splits >= 1);
-  if (splits == 1) return;
-  const size_t rows = static_cast<size_t>(sequences) * static_cast<size_t>(kv_heads);
-  const size_t parts = rows * static_cast<size_t>(splits) * kHeads;
-  out_ = device::Buffer<float>(parts * static_cast<size_t>(books * width), "outputs of splits");
-  state_ = device::Buffer<float>(parts * 2, "states of splits");
-  arrived_ = device::Buffer<unsigned>(rows, "arrivals");
-  arrived_.zero();
 }
 
 void PqDecoder::operator()(const PqDecode& call) {
-  const SplitStates states{out_.data(), state_.data(), arrived_.data()};
-  if (books_ == 32) return launch_pq<Codes<32, 4>>(call, splits_, states);
-  if (width_ == 8) return launch_pq<Codes<16, 8>>(call, splits_, states);
-  return launch_pq<Codes<16, 4>>(call, splits_, states);
+  const SplitStates states = room_.states();
+  if (books_ == 32) return launch_pq<Codes<32, 4>>(call, room_.splits(), states);
+  if (width_ == 8) return launch_pq<Codes<16, 8>>(call, room_.splits(), states);
+  return launch_pq<Codes<16, 4>>(call, room_.splits(), states);
 }
 
 }  // namespace vqkv

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "attention/exact_rows.h"
-#include "device/runtime.h"
+#include "attention/split_states.h"
 
 namespace vqkv {
 
@@ -40,7 +40,6 @@ inline constexpr int pq_code_place(int books, int token, int book) {
   return (place * books + book) * 16 + within;
 }
 
-// Room for the states of splits, kept from launch to launch.
 class PqDecoder {
  public:
   // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than four query heads, and where no
@@ -50,9 +49,8 @@ class PqDecoder {
   void operator()(const PqDecode& call);
 
  private:
-  int books_, width_, splits_;
-  device::Buffer<float> out_, state_;
-  device::Buffer<unsigned> arrived_;
+  int books_, width_;
+  SplitRoom room_;
 };
 
 }  // namespace vqkv
