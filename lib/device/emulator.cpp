@@ -68,7 +68,6 @@ class Machine {
   ~Machine() { munmap(stacks_, kMostThreads * kStack); }
 
   Options options;
-  Counts counts;
   Memory memory;
   Profile profile;
 
@@ -186,7 +185,6 @@ void Machine::go_on() {
   if (static_cast<unsigned>(next) == current_) return;
   current_ = static_cast<unsigned>(next);
   threadIdx = self().index;
-  ++counts.switches;
   Fiber::change(left.fiber, self().fiber);
 }
 
@@ -257,7 +255,6 @@ void Machine::run_block(dim3 block) {
 }
 
 void Machine::release_barrier() {
-  ++counts.barriers;
   order_.barrier();
   at_barrier_ = 0;
   for (unsigned t = 0; t < threads_.size(); ++t)
@@ -285,7 +282,6 @@ unsigned Machine::lanes_alive(unsigned warp) const {
 }
 
 void Machine::complete(unsigned warp, const std::shared_ptr<Gathering>& g) {
-  ++counts.meetings;
   if (g->kind == Meeting::kSync) order_.join(warp, g->arrived);
   for (unsigned l = 0; l < kLanes; ++l)
     if (g->arrived >> l & 1) set_ready(warp * kLanes + l);
@@ -373,7 +369,6 @@ void Machine::wait_copies(int keep) {
 
 void Machine::access(const void* address, size_t bytes, Access access, const Place& place) {
   if (!running_ || !options.watched) return;
-  ++counts.accesses;
   const auto* p = static_cast<const unsigned char*>(address);
   if (access == Access::kAtomic) order_.atomic(current_, address);
   if (p >= stacks_ && p < stacks_ + kMostThreads * kStack) {
@@ -416,7 +411,6 @@ void Machine::access(const void* address, size_t bytes, Access access, const Pla
 void configure(const Options& options) { machine().options = options; }
 const Options& options() { return machine().options; }
 std::vector<std::string> take_faults() { return machine().take_faults(); }
-Counts take_counts() { return std::exchange(machine().counts, {}); }
 std::vector<Traffic> take_traffic() { return machine().profile.take(); }
 Memory& memory() { return machine().memory; }
 void run(const Launch& launch) { machine().run(launch); }

@@ -41,16 +41,11 @@ struct Options {
   bool watched = kInstrumented;  // judge accesses to memory: of kernels that are instrumented
 };
 
-struct Counts {
-  uint64_t switches = 0, accesses = 0, meetings = 0, barriers = 0;
-};
-
 // One machine for the process; one launch at a time.
 void configure(const Options& options);
 const Options& options();
 // What launches did wrong since the last call, each kind once a line of source. Empty: nothing.
 std::vector<std::string> take_faults();
-Counts take_counts();
 std::vector<Traffic> take_traffic();
 
 // Throws kInternal with the first faults, if there are any.

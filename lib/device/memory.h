@@ -13,7 +13,7 @@
 namespace vqkv::device::emulated {
 
 // What memory that nobody wrote holds: a NaN in every format.
-inline constexpr unsigned char kPoison = 0xfb;
+inline constexpr unsigned char kPoison = 0xff;
 
 enum class Access : uint8_t { kRead, kWrite, kAtomic };
 
