@@ -22,9 +22,8 @@ struct LevelDecode {
   const uint16_t* key_sides = nullptr;
   const uint16_t* value_sides = nullptr;
   const int32_t* tile_table = nullptr;  // (sequences, most_tiles): tiles in the order of their tokens
-  const int32_t* lengths =
-      nullptr;           // (sequences): coded tokens, with the exact ones 1 or more; sides beyond are finite
-  float* out = nullptr;  // (sequences, kv_heads, group, head_dim)
+  const int32_t* lengths = nullptr;  // (sequences): coded tokens; with the exact ones 1 or more. Sides beyond: finite
+  float* out = nullptr;              // (sequences, kv_heads, group, head_dim)
   int sequences = 0, kv_heads = 0, group = 0, most_tiles = 0;
   ExactRows exact = {};  // in the same launch
 };

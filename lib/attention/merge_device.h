@@ -5,7 +5,6 @@
 #include "device/device.h"
 
 namespace vqkv {
-
 namespace {
 
 // A part without a token has m = -inf and weighs nothing.

@@ -120,6 +120,8 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
   std::vector<float> rotation;
   int64_t longest = 0;
   for (const Block& b : batch) {
+    VQKV_CHECK(b.sequence >= 0 && b.sequence < std::ssize(length_));
+    VQKV_CHECK(std::ranges::count(batch, b.sequence, &Block::sequence) == 1);
     const int64_t held = length(b.sequence), end = held + static_cast<int64_t>(b.tokens.size());
     VQKV_CHECK(!b.tokens.empty());
     if (end > int64_t{most_pages_} * kDevicePageTokens)

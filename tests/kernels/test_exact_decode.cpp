@@ -138,3 +138,11 @@ TEST_CASE("decode over exact rows is within fp32's rounding on random data", "[k
 TEST_CASE("a head_dim without a kernel is refused with those that have one", "[kernel][exact]") {
   check_says(error_of([] { ExactDecoder(1, 1, 4, 72, 1); }), {"head_dim 72", "8, 16, 32, 64, 80, 96, 128"});
 }
+
+TEST_CASE("decode on exact rows reads shared memory in the fewest passes", "[kernel][traffic]") {
+  const ExactCase data({1, 1, 4, 128, {200}}, false);
+  const auto t = shared_traffic_of([&] { data.run(2); });
+  if (!t) return;
+  CHECK(t->fewest_read > 0);
+  CHECK(t->read == t->fewest_read);
+}

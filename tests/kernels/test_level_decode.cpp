@@ -228,3 +228,13 @@ TEST_CASE("levels without a kernel are refused with those that have one", "[kern
   check_says(error_of([] { LevelDecoder(1, 1, 4, 80, 4, 1); }), {"head_dim 80 at 4 bits", "64 and 128 at 2 and 4"});
   check_says(error_of([] { LevelDecoder(1, 1, 9, 64, 4, 1); }), {"9 query heads", "up to 8"});
 }
+
+TEST_CASE("decode on levels reads shared memory in the fewest passes", "[kernel][traffic]") {
+  const auto [head_dim, bits] = GENERATE(std::pair{128, 4}, std::pair{128, 2}, std::pair{64, 4}, std::pair{64, 2});
+  CAPTURE(head_dim, bits);
+  const LevelCase data(head_dim, bits, 1, 4, {200}, false, 6);
+  const auto t = shared_traffic_of([&] { data.run(2); });
+  if (!t) return;
+  CHECK(t->fewest_read > 0);
+  CHECK(t->read == t->fewest_read);
+}

@@ -194,3 +194,14 @@ TEST_CASE("product codes without a kernel are refused with those that have one",
   check_says(error_of([] { PqDecoder(1, 1, 5, 32, 4, 1); }), {"5 query heads", "up to 4"});
   check_says(error_of([] { PqDecoder(1, 1, 4, 8, 16, 1); }), {"8 books of 16", "32 of 4, 16 of 8 and 16 of 4"});
 }
+
+TEST_CASE("decode on product codes reads shared memory in the fewest passes", "[kernel][traffic]") {
+  const auto [books, width] = GENERATE(std::pair{32, 4}, std::pair{16, 8}, std::pair{16, 4});
+  CAPTURE(books, width);
+  const PqCase data(books, width, 1, 1, 4, {200}, false, 5);
+  const auto t = shared_traffic_of([&] { data.run(2); });
+  if (!t) return;
+  CHECK(t->fewest_read > 0);
+  CHECK(t->read == t->fewest_read);
+  CHECK(t->written <= 4 * t->fewest_written);  // tables, filled once a block
+}

@@ -21,3 +21,17 @@ void vqkv::unwatched(const std::function<void()>& test) {
   test();
   configure({});
 }
+
+std::optional<vqkv::SharedTraffic> vqkv::shared_traffic_of(const std::function<void()>& test) {
+  if (!vqkv::device::emulated::kInstrumented) return std::nullopt;
+  SharedTraffic sum;
+  configure({.profile = true});
+  test();
+  configure({});
+  for (const auto& line : vqkv::device::emulated::take_traffic()) {
+    if (!line.shared) continue;
+    (line.writes ? sum.written : sum.read) += line.passes;
+    (line.writes ? sum.fewest_written : sum.fewest_read) += line.ideal;
+  }
+  return sum;
+}
