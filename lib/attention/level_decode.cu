@@ -3,7 +3,7 @@
 #include "attention/level_decode.h"
 #include "attention/merge_device.h"
 #include "core/error.h"
-#include "device/device.h"
+#include "device/pairs.h"
 
 namespace vqkv {
 namespace {
@@ -22,10 +22,7 @@ struct Levels {
   static constexpr int kStage = 2 * (kLoads * 32 + kSides);  // of 16 bytes
 };
 
-__device__ __forceinline__ uint32_t twice(float v) { return device::bits_as<uint32_t>(__floats2half2_rn(v, v)); }
-__device__ __forceinline__ uint32_t halves(float low, float high) {
-  return device::bits_as<uint32_t>(__floats2half2_rn(low, high));
-}
+__device__ __forceinline__ uint32_t twice(float v) { return device::f16_pair(v, v); }
 __device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
   return device::bits_as<uint32_t>(__hmul2(device::bits_as<__half2>(a), device::bits_as<__half2>(b)));
 }
@@ -104,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) level_decode_kernel(LevelDe
       if (quad < p.group) {
         const float2 q = device::load(
             reinterpret_cast<const float2*>(p.queries + (row * p.group + quad) * L::kDim + s * 16 + i * 8 + part * 2));
-        query[s][i] = halves(q.x, q.y);
+        query[s][i] = device::f16_pair(q.x, q.y);
       }
     }
 
@@ -155,7 +152,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) level_decode_kernel(LevelDe
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) weights[b][i] = device::transpose8(halves(scores[b][2 * i], scores[b][2 * i + 1]));
+      for (int i = 0; i < 2; ++i)
+        weights[b][i] = device::transpose8(device::f16_pair(scores[b][2 * i], scores[b][2 * i + 1]));
     add(weights);
   };
 

@@ -4,7 +4,7 @@
 #include "attention/merge_device.h"
 #include "attention/pq_decode.h"
 #include "core/error.h"
-#include "device/device.h"
+#include "device/pairs.h"
 
 namespace vqkv {
 namespace {
@@ -25,11 +25,6 @@ struct Codes {
   __device__ static int place(int token) { return kAtOnce == 1 ? token : token % kAtOnce * kLookups + token / kAtOnce; }
 };
 
-// Two halves (low, high).
-__device__ __forceinline__ uint32_t halves(float low, float high) {
-  return device::bits_as<uint32_t>(__floats2half2_rn(low, high));
-}
-
 // Scores of every codeword with four heads' parts of the query, (slot, head) in half, by tensor cores: A holds 4 heads
 // times the books of 16 channels, a block a book; B 8 codewords of those books.
 template <class C>
@@ -49,7 +44,7 @@ __device__ void fill_table(const PqDecode& p, int row, int head, uint2* table, i
     if (k / C::kWidth == book && g < p.group) {
       const float2 q = device::load(reinterpret_cast<const float2*>(p.queries + (row * p.group + g) * C::kDim +
                                                                     (first + book) * C::kWidth + k % C::kWidth));
-      a[i] = halves(q.x, q.y);
+      a[i] = device::f16_pair(q.x, q.y);
     }
   }
   for (int s = from; s < from + kShare; s += 8) {
@@ -102,8 +97,8 @@ __device__ __forceinline__ void score_tile(Entry entry_of, const uint32_t (&pick
         const uint32_t a[4] = {entry[2 * t].x, entry[2 * t].y, entry[2 * t + 1].x, entry[2 * t + 1].y};
         device::multiply_f16(c, a, pick[t]);
       }
-      turned[2 * j] = device::transpose8(halves(c[0], c[1]));
-      turned[2 * j + 1] = device::transpose8(halves(c[2], c[3]));
+      turned[2 * j] = device::transpose8(device::f16_pair(c[0], c[1]));
+      turned[2 * j + 1] = device::transpose8(device::f16_pair(c[2], c[3]));
     }
     device::multiply_f16(scores, turned, gather[two]);
   }
@@ -141,7 +136,7 @@ __device__ __forceinline__ uint2 exact_entry(const PqDecode& p, int row, int hea
       sum[g] = fmaf(q.x, k.x, fmaf(q.y, k.y, sum[g]));
     }
   }
-  return make_uint2(halves(sum[0], sum[1]), halves(sum[2], sum[3]));
+  return make_uint2(device::f16_pair(sum[0], sum[1]), device::f16_pair(sum[2], sum[3]));
 }
 
 // Adds a token's codeword of values to four heads', by their weights.
@@ -199,14 +194,14 @@ __global__ void __launch_bounds__(kThreads) pq_decode_kernel(PqDecode p, SplitSt
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int g = column - 4 * t - 2 * i;
-      pick[t][i] = halves(g == 0 ? 1.0f : 0.0f, g == 1 ? 1.0f : 0.0f);
+      pick[t][i] = device::f16_pair(g == 0 ? 1.0f : 0.0f, g == 1 ? 1.0f : 0.0f);
     }
 #pragma unroll
   for (int two = 0; two < 4 / C::kAtOnce; ++two)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float one = column == (two * 2 + i) * C::kAtOnce + pair * C::kAtOnce / 4 ? 1.0f : 0.0f;
-      gather[two][i] = halves(one, one);
+      gather[two][i] = device::f16_pair(one, one);
     }
   // Of a lane's scores: its first token, and how far the second is.
   const int my_token = 8 * pair + lane / 8 * C::kAtOnce;

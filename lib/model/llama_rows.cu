@@ -1,4 +1,4 @@
-#include "device/device.h"
+#include "device/pairs.h"
 #include "model/llama_rows.h"
 
 namespace vqkv {
@@ -27,8 +27,7 @@ __device__ float block_sum(float v, float* room) {
 __device__ __forceinline__ uint16_t bf16_bits(float v) { return device::bits_as<uint16_t>(__float2bfloat16_rn(v)); }
 
 __device__ __forceinline__ uint2 bf16_of(float4 v) {
-  return make_uint2(device::bits_as<uint32_t>(__floats2bfloat162_rn(v.x, v.y)),
-                    device::bits_as<uint32_t>(__floats2bfloat162_rn(v.z, v.w)));
+  return make_uint2(device::bf16_pair(v.x, v.y), device::bf16_pair(v.z, v.w));
 }
 
 __global__ void __launch_bounds__(kThreads)
