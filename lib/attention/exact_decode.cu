@@ -1,16 +1,13 @@
 #include <algorithm>
-#include <string>
 
 #include "attention/exact_decode.h"
 #include "attention/merge_device.h"
-#include "core/error.h"
 #include "device/device.h"
 
 namespace vqkv {
 namespace {
 
 constexpr int kWarps = 4, kTile = 16, kStages = 3;
-constexpr int kHeadDims[] = {8, 16, 32, 64, 80, 96, 128};
 static_assert(kDevicePageTokens % kTile == 0);
 
 // How a warp shares out a tile of kTile rows in chunks of 16 bytes: each token's row lies over 8 lanes, so that its
@@ -219,33 +216,11 @@ void launch_all(const ExactDecode& call, int splits, const SplitStates& states) 
 
 ExactDecoder::ExactDecoder(int sequences, int kv_heads, int group, int head_dim, int splits)
     : room_(sequences * kv_heads, splits, std::min(group, 4), head_dim) {
-  if (std::ranges::find(kHeadDims, head_dim) == std::end(kHeadDims)) {
-    std::string known;
-    for (const int d : kHeadDims) known += (known.empty() ? "" : ", ") + std::to_string(d);
-    fail_usage("attention on a device: head_dim " + std::to_string(head_dim) + "; kernels are compiled for " + known);
-  }
+  at_head_dim(head_dim, [](auto) {});
 }
 
 void ExactDecoder::operator()(const ExactDecode& call) {
-  const SplitStates states = room_.states();
-  switch (call.head_dim) {
-    case 8:
-      return launch_all<8>(call, room_.splits(), states);
-    case 16:
-      return launch_all<16>(call, room_.splits(), states);
-    case 32:
-      return launch_all<32>(call, room_.splits(), states);
-    case 64:
-      return launch_all<64>(call, room_.splits(), states);
-    case 80:
-      return launch_all<80>(call, room_.splits(), states);
-    case 96:
-      return launch_all<96>(call, room_.splits(), states);
-    case 128:
-      return launch_all<128>(call, room_.splits(), states);
-    default:
-      fail_internal("decode on a device: head_dim " + std::to_string(call.head_dim));
-  }
+  at_head_dim(call.head_dim, [&](auto dim) { launch_all<dim>(call, room_.splits(), room_.states()); });
 }
 
 }  // namespace vqkv

@@ -219,6 +219,14 @@ inline void multiply_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
 }
 // The transpose of an (8, 8) matrix of 16-bit numbers over the lanes of a warp.
 inline uint32_t transpose8(uint32_t pair, Site site = Site::current()) { return emulated::transpose8(pair, site); }
+// Four (8, 8) matrices of 16-bit numbers from shared memory: lane l names row l % 8 of matrix l / 8, on 16 bytes. Of
+// each it gets row l / 4, columns 2 (l % 4) and the next, or that of the transpose.
+inline void load_matrices(uint32_t (&out)[4], const uint16_t* row, Site site = Site::current()) {
+  emulated::load_matrices(out, row, false, site);
+}
+inline void load_transposes(uint32_t (&out)[4], const uint16_t* row, Site site = Site::current()) {
+  emulated::load_matrices(out, row, true, site);
+}
 
 // 2^x; approximate on a device (2 units in the last place).
 inline float exp2_fast(float x) { return std::exp2(x); }

@@ -83,7 +83,8 @@ enum class Meeting : uint8_t {
   kVote,
   kProductBf16,
   kProductF16,
-  kTranspose
+  kTranspose,
+  kMatrices
 };
 inline constexpr size_t kDeposit = 32;  // bytes that a lane brings, at most
 using Deposits = std::array<std::array<unsigned char, kDeposit>, kLanes>;
@@ -101,6 +102,7 @@ void wait_copies(int keep);
 // kProductBf16 or kProductF16.
 void multiply(Meeting kind, float* c, const uint32_t* a, const uint32_t* b, Site site);
 uint32_t transpose8(uint32_t pair, Site site);
+void load_matrices(uint32_t* out, const uint16_t* row, bool transposed, Site site);
 
 void on_access(const void* p, size_t bytes, Access access, const Place& place);
 // What the compiler's own checks found, at "file.cu:12".

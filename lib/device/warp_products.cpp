@@ -62,4 +62,19 @@ uint32_t transpose8(uint32_t pair, Site site) {
   return low | high << 16;
 }
 
+// Lane l brings row l % 8 of matrix l / 8; of each matrix, or of its transpose, it gets what transpose8 calls its own.
+void load_matrices(uint32_t* out, const uint16_t* row, bool transposed, Site site) {
+  constexpr size_t kRow = 16;
+  on_access(row, kRow, Access::kRead, site);
+  unsigned present = 0;
+  const Deposits& all = meet(Meeting::kMatrices, ~0u, row, kRow, site, present);
+  const unsigned mine = lane() / 4, pair = lane() % 4;
+  for (unsigned m = 0; m < 4; ++m) {
+    const auto element = [&](unsigned r, unsigned c) { return uint32_t{number(all, m * 8 + r, c / 2, c % 2)}; };
+    out[m] = transposed ? element(2 * pair, mine) | element(2 * pair + 1, mine) << 16
+                        : element(mine, 2 * pair) | element(mine, 2 * pair + 1) << 16;
+  }
+  leave();
+}
+
 }  // namespace vqkv::device::emulated

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "attention/exact_decode.h"
+#include "attention/exact_prefill.h"
 #include "core/error.h"
 #include "device/gemm.h"
 #include "model/llama_rows.h"
@@ -49,7 +50,7 @@ LlamaDevice::LlamaDevice(const ModelWeights& weights, int sequences, int64_t tok
       length_(static_cast<size_t>(sequences), 0) {
   VQKV_CHECK(sequences >= 1 && tokens >= 1);
   device::require_device();
-  ExactDecoder(1, facts_.kv_heads, facts_.q_heads / facts_.kv_heads, facts_.head_dim, 1);  // refuses a head_dim
+  at_head_dim(facts_.head_dim, [](auto) {});  // or refuses it
   for (int l = 0; l < facts_.layers; ++l) {
     Layer& layer = layers_.emplace_back();
     layer.attention_norm = on_device(weights, Weight::kAttentionNorm, l, "attention norm");
@@ -87,38 +88,71 @@ LlamaDevice::LlamaDevice(const ModelWeights& weights, int sequences, int64_t tok
 
 LlamaDevice::~LlamaDevice() = default;
 
-void LlamaDevice::attend(int layer, int rows, const Buffer<int32_t>& sequences, const Buffer<int32_t>& lengths,
-                         int64_t longest) {
-  // Each row is a query of its own, over what its sequence holds up to its position. Contexts are cut while there are
-  // fewer parts than fill a card.
-  const int parts = rows * facts_.kv_heads;
+// Blocks next to each other that one kernel attends: of a token each, or of more.
+struct LlamaDevice::Attention {
+  struct Run {
+    bool steps = false;
+    int first_block = 0, blocks = 0, first_row = 0;
+    int64_t longest = 0;  // steps: tokens that a sequence holds; else tokens of a block
+  };
+  std::vector<Run> runs;
+  Buffer<PrefillBlock> blocks;
+  Buffer<int32_t> sequences, lengths;  // of rows: whose they are, and how many tokens they see
+};
+
+ExactDecoder& LlamaDevice::decoder(int sequences, int64_t longest) {
+  // Contexts are cut while there are fewer parts than fill a card.
+  const int parts = sequences * facts_.kv_heads;
   const int splits = std::clamp(std::min(256 / parts, static_cast<int>(longest / 256)), 1, 64);
-  if (!decoder_ || decoder_rows_ != rows || decoder_splits_ != splits) {
-    decoder_ = std::make_unique<ExactDecoder>(rows, facts_.kv_heads, facts_.q_heads / facts_.kv_heads, facts_.head_dim,
-                                              splits);
-    decoder_rows_ = rows, decoder_splits_ = splits;
+  if (!decoder_ || decoder_rows_ != sequences || decoder_splits_ != splits) {
+    decoder_ = std::make_unique<ExactDecoder>(sequences, facts_.kv_heads, facts_.q_heads / facts_.kv_heads,
+                                              facts_.head_dim, splits);
+    decoder_rows_ = sequences, decoder_splits_ = splits;
   }
+  return *decoder_;
+}
+
+void LlamaDevice::attend(int layer, const Attention& batch) {
   const size_t of_layer = keys_.size() / static_cast<size_t>(facts_.layers) * static_cast<size_t>(layer);
-  ExactDecode call;
-  call.queries = queries_.data();
-  call.keys = keys_.data() + of_layer;
-  call.values = values_.data() + of_layer;
-  call.page_table = pages_.data();
-  call.table = sequences.data();
-  call.lengths = lengths.data();
-  call.out = attended_.data();
-  call.sequences = rows;
-  call.kv_heads = facts_.kv_heads;
-  call.group = facts_.q_heads / facts_.kv_heads;
-  call.head_dim = facts_.head_dim;
-  call.most_pages = most_pages_;
-  (*decoder_)(call);
+  const auto describe = [&](auto& call) {
+    call.keys = keys_.data() + of_layer;
+    call.values = values_.data() + of_layer;
+    call.page_table = pages_.data();
+    call.kv_heads = facts_.kv_heads;
+    call.group = facts_.q_heads / facts_.kv_heads;
+    call.head_dim = facts_.head_dim;
+    call.most_pages = most_pages_;
+  };
+  for (const Attention::Run& run : batch.runs) {
+    if (run.steps) {
+      const auto row = static_cast<size_t>(run.first_row);
+      const size_t at = row * static_cast<size_t>(facts_.q_heads * facts_.head_dim);
+      ExactDecode call;
+      describe(call);
+      call.queries = queries_.data() + at;
+      call.out = attended_.data() + at;
+      call.table = batch.sequences.data() + row;
+      call.lengths = batch.lengths.data() + row;
+      call.sequences = run.blocks;
+      decoder(run.blocks, run.longest)(call);
+    } else {
+      ExactPrefill call;
+      describe(call);
+      call.queries = queries_.data();
+      call.out = attended_.data();
+      call.of_block = batch.blocks.data() + run.first_block;
+      call.blocks = run.blocks;
+      call.longest = static_cast<int>(run.longest);
+      exact_prefill(call);
+    }
+  }
 }
 
 void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatrix logits) {
   std::vector<int32_t> tokens, sequence, position, lengths, lasts;
   std::vector<float> rotation;
-  int64_t longest = 0;
+  std::vector<PrefillBlock> blocks;
+  Attention attention;
   for (const Block& b : batch) {
     VQKV_CHECK(b.sequence >= 0 && b.sequence < std::ssize(length_));
     VQKV_CHECK(std::ranges::count(batch, b.sequence, &Block::sequence) == 1);
@@ -128,6 +162,14 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
       fail_usage(fmt::format("sequence {} would hold {} tokens; its cache on the device has room for {}", b.sequence,
                              end, int64_t{most_pages_} * kDevicePageTokens));
     facts_.require_context(end);
+    const bool step = b.tokens.size() == 1;
+    const auto first_row = static_cast<int>(tokens.size());
+    if (attention.runs.empty() || attention.runs.back().steps != step)
+      attention.runs.push_back({step, static_cast<int>(blocks.size()), 0, first_row, 0});
+    Attention::Run& run = attention.runs.back();
+    ++run.blocks;
+    run.longest = std::max(run.longest, step ? end : std::ssize(b.tokens));
+    blocks.push_back({first_row, static_cast<int32_t>(b.tokens.size()), static_cast<int32_t>(held), b.sequence});
     for (int64_t at = held; at < end; ++at) {
       const int32_t token = b.tokens[static_cast<size_t>(at - held)];
       if (token < 0 || token >= facts_.vocab)
@@ -140,7 +182,6 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
       rotation.insert(rotation.end(), rope_.row(at), rope_.row(at) + facts_.rope.rotary_dim);
     }
     lasts.push_back(static_cast<int32_t>(tokens.size()) - 1);
-    longest = std::max(longest, end);
   }
   if (tokens.empty()) return;
   const int n = static_cast<int>(tokens.size()), hidden = facts_.hidden, ffn = facts_.ffn, d = facts_.head_dim,
@@ -159,8 +200,10 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
     room_ = n;
   }
   const Buffer<int32_t> ids(std::span<const int32_t>(tokens), "tokens"),
-      of(std::span<const int32_t>(sequence), "sequences"), at(std::span<const int32_t>(position), "positions"),
-      seen(std::span<const int32_t>(lengths), "lengths");
+      at(std::span<const int32_t>(position), "positions");
+  attention.blocks = Buffer<PrefillBlock>(std::span<const PrefillBlock>(blocks), "blocks");
+  attention.sequences = Buffer<int32_t>(std::span<const int32_t>(sequence), "sequences");
+  attention.lengths = Buffer<int32_t>(std::span<const int32_t>(lengths), "lengths");
   const Buffer<float> turns(std::span<const float>(rotation), "rotation");
 
   const auto eps = static_cast<float>(facts_.norm_eps);
@@ -187,12 +230,12 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
     place.keys = keys_.data() + of_layer;
     place.values = values_.data() + of_layer;
     place.page_table = pages_.data();
-    place.sequence = of.data();
+    place.sequence = attention.sequences.data();
     place.position = at.data();
     place.most_pages = most_pages_;
     place.page_tokens = kDevicePageTokens;
     place_qkv_rows(place);
-    attend(l, n, of, seen, longest);
+    attend(l, attention);
     round_rows_bf16(attended_.data(), int64_t{n} * q_cols, rounded_.data());
     device::multiply_rows_bf16(rounded_.data(), layer.out.data(), n, hidden, q_cols, true, stream_.data());
     if (layer.o_bias.size() > 0) add_bias_rows(stream_.data(), layer.o_bias.data(), n, hidden);

@@ -36,8 +36,9 @@ class LlamaDevice {
 
  private:
   struct Layer;
-  void attend(int layer, int rows, const device::Buffer<int32_t>& sequences, const device::Buffer<int32_t>& lengths,
-              int64_t longest);
+  struct Attention;  // of one batch
+  void attend(int layer, const Attention& batch);
+  ExactDecoder& decoder(int sequences, int64_t longest);
 
   ModelFacts facts_;
   RopeTable rope_;

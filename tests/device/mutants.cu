@@ -314,7 +314,32 @@ std::vector<float> wrong_fragment(bool broken) {
   return c.values();
 }
 
+// Four matrices of shared memory, 8 rows on 16 bytes each, and their transposes.
+__global__ void matrices_kernel(uint32_t* out, int order, int offset) {
+  Shared shared;
+  uint16_t* rows = shared.take<uint16_t>(4 * 64 + 8);
+  for (int i = static_cast<int>(threadIdx.x); i < 4 * 64 + 8; i += 32) rows[i] = static_cast<uint16_t>(i);
+  __syncthreads();
+  uint32_t plain[4], turned[4];
+  load_matrices(plain, rows + (static_cast<int>(threadIdx.x) ^ order) * 8 + offset);
+  load_transposes(turned, rows + static_cast<int>(threadIdx.x) * 8);
+  for (int m = 0; m < 4; ++m)
+    out[(m * 2) * 32 + threadIdx.x] = plain[m], out[(m * 2 + 1) * 32 + threadIdx.x] = turned[m];
+}
+std::vector<float> run_matrices(int order, int offset) {
+  Buffer<uint32_t> out(8 * 32, "out");
+  launch(matrices_kernel, {dim3(1), dim3(32), (4 * 64 + 8) * sizeof(uint16_t)}, out.data(), order, offset);
+  std::vector<float> values;
+  for (const uint32_t pair : out.values())
+    values.push_back(static_cast<float>(pair & 0xffffu)), values.push_back(static_cast<float>(pair >> 16));
+  return values;
+}
+std::vector<float> matrices_in_another_order(bool broken) { return run_matrices(broken ? 8 : 0, 0); }
+std::vector<float> misaligned_matrix(bool broken) { return run_matrices(0, broken ? 4 : 0); }
+
 }  // namespace
+
+std::vector<float> matrices_of_shared_memory() { return run_matrices(0, 0); }
 
 const std::vector<Mutant>& mutants() {
   static const std::vector<Mutant> all = {
@@ -343,7 +368,9 @@ const std::vector<Mutant>& mutants() {
       {"a vector of 8 bytes at 4", misaligned_vector, {"none for its type"}},
       {"an index beyond an array of registers", register_index, {"beyond its end"}},
       {"a shift by the width", shift_too_far, {"shifts by 32"}},
-      {"a fragment of another column", wrong_fragment, {}}};
+      {"a fragment of another column", wrong_fragment, {}},
+      {"matrices in another order", matrices_in_another_order, {}},
+      {"a row of a matrix at 8 bytes", misaligned_matrix, {"no multiple"}}};
   return all;
 }
 

@@ -15,4 +15,7 @@ struct Mutant {
 
 const std::vector<Mutant>& mutants();
 
+// Four (8, 8) matrices that count up from 0, as the lanes of a warp hold them: (matrix, plain | transposed, lane, 2).
+std::vector<float> matrices_of_shared_memory();
+
 }  // namespace vqkv::device

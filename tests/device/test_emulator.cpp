@@ -58,6 +58,19 @@ TEST_CASE("the emulated device tells planted faults, in every order, and nothing
   }
 }
 
+TEST_CASE("lanes hold matrices of shared memory, and their transposes, as products take them", "[emulator]") {
+  emulated::configure({});
+  const std::vector<float> found = matrices_of_shared_memory();
+  for (unsigned m = 0; m < 4; ++m)
+    for (unsigned l = 0; l < 32; ++l)
+      for (unsigned i = 0; i < 2; ++i) {
+        const unsigned row = l / 4, column = l % 4 * 2 + i;
+        CAPTURE(m, l, i);
+        CHECK(found.at(((m * 2) * 32 + l) * 2 + i) == static_cast<float>((m * 8 + row) * 8 + column));
+        CHECK(found.at(((m * 2 + 1) * 32 + l) * 2 + i) == static_cast<float>((m * 8 + column) * 8 + row));
+      }
+}
+
 #if !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("the emulated device counts wavefronts of banks and sectors of each line", "[emulator]") {
   // Of a warp's one request of each kind: passes, and the fewest there could be.

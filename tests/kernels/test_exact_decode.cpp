@@ -7,6 +7,7 @@
 #include "attention/exact_decode.h"
 #include "core/dtype.h"
 #include "core/rng.h"
+#include "kernels/exact_pages.h"
 #include "kernels/reference_attention.h"
 #include "support/catch.h"
 #include "support/device.h"
@@ -73,32 +74,18 @@ struct ExactCase {
 
   std::vector<float> run(int splits) const {
     const Shape& s = shape;
-    const int most_pages = (longest + kDevicePageTokens - 1) / kDevicePageTokens, pages = s.sequences * most_pages;
-    const size_t page = static_cast<size_t>(s.kv_heads) * kDevicePageTokens * static_cast<size_t>(s.head_dim);
-    Buffer<uint16_t> k(static_cast<size_t>(pages) * page, "keys"), v(static_cast<size_t>(pages) * page, "values");
-    std::vector<int32_t> table(static_cast<size_t>(pages));
-    for (int i = 0; i < pages; ++i) table[static_cast<size_t>(i)] = (i * 7 + 3) % pages;
-    if (pages % 7 == 0)
-      for (int i = 0; i < pages; ++i) table[static_cast<size_t>(i)] = pages - 1 - i;
-    for (int q = 0; q < s.sequences; ++q)
-      for (int h = 0; h < s.kv_heads; ++h)
-        for (int t = 0; t < s.lengths[static_cast<size_t>(q)]; ++t) {
-          const int at = table[static_cast<size_t>(q * most_pages + t / kDevicePageTokens)];
-          const size_t to = static_cast<size_t>((at * s.kv_heads + h) * kDevicePageTokens + t % kDevicePageTokens) *
-                            static_cast<size_t>(s.head_dim);
-          for (const auto& [rows, buffer] : {std::pair{&keys, &k}, std::pair{&values, &v}}) {
-            std::vector<uint16_t> bits(static_cast<size_t>(s.head_dim));
-            for (size_t c = 0; c < bits.size(); ++c) bits[c] = to_bf16((*rows)[head_row(q, h, t) + c]).bits;
-            device::copy_in(buffer->data() + to, bits.data(), bits.size() * sizeof(uint16_t));
-          }
-        }
+    const ExactPages pages(
+        s.kv_heads, s.head_dim, s.lengths,
+        [&](int role, int q, int h, int t, int c) {
+          return double{(role == 0 ? keys : values)[head_row(q, h, t) + static_cast<size_t>(c)]};
+        },
+        DType::kBF16, longest);
     const Buffer<float> query(std::span<const float>(queries), "queries");
-    const Buffer<int32_t> page_table(std::span<const int32_t>(table), "page table");
-    const Buffer<int32_t> lengths(std::span<const int32_t>(s.lengths), "lengths");
     Buffer<float> out(queries.size(), "out");
     ExactDecoder decode(s.sequences, s.kv_heads, s.group, s.head_dim, splits);
-    const ExactDecode call{query.data(), k.data(),    v.data(),   page_table.data(), nullptr,    lengths.data(),
-                           out.data(),   s.sequences, s.kv_heads, s.group,           s.head_dim, most_pages};
+    const ExactRows rows = pages.view();
+    const ExactDecode call{query.data(), rows.keys,   rows.values, rows.page_table, nullptr,    rows.lengths,
+                           out.data(),   s.sequences, s.kv_heads,  s.group,         s.head_dim, rows.most_pages};
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();

@@ -1,5 +1,5 @@
-// Decode attention on a device: exact bf16 rows, product codes and levels in turns, beside what copies reach. JSON on
-// stdout.
+// Attention on a device: of decode steps over exact bf16 rows, product codes and levels in turns, beside what copies
+// reach; of prompts over exact rows, beside products with weights. JSON on stdout.
 //   bench_device [ROUNDS=11] [SHRINK=1]     SHRINK divides contexts, to try it where memory is short
 #include <algorithm>
 #include <cstdio>
@@ -7,12 +7,14 @@
 #include <memory>
 
 #include "attention/exact_decode.h"
+#include "attention/exact_prefill.h"
 #include "attention/level_decode.h"
 #include "attention/pq_decode.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "core/rng.h"
 #include "core/version.h"
+#include "device/gemm.h"
 #include "device/runtime.h"
 
 using namespace vqkv;
@@ -137,6 +139,51 @@ Json decode_row(int sequences, int tokens, int rounds) {
   return {{"sequences", sequences}, {"tokens", tokens}, {"rounds", rounds}, {"ways", turns(ways, rounds)}};
 }
 
+// A prompt of so many tokens in one block, and a product of as many rows with (8192, 4096) weights, in turns.
+Json prefill_row(int tokens, int rounds) {
+  const size_t rows = static_cast<size_t>(tokens), values = rows * kHeads * kDim;
+  const auto queries = noise<uint16_t>(values * kGroup * 2, "queries");
+  const auto k = noise<uint16_t>(values, "keys"), v = noise<uint16_t>(values, "values");
+  const auto pages = counting(tokens / kDevicePageTokens, "page table");
+  const std::vector<PrefillBlock> whole{{0, tokens, 0, 0}};
+  const Buffer<PrefillBlock> block(std::span<const PrefillBlock>(whole), "block");
+  Buffer<float> out(values * kGroup, "out");
+  ExactPrefill call;
+  call.queries = reinterpret_cast<const float*>(queries.data());
+  call.keys = k.data(), call.values = v.data(), call.page_table = pages.data(), call.of_block = block.data();
+  call.out = out.data(), call.blocks = 1, call.kv_heads = kHeads, call.group = kGroup, call.head_dim = kDim;
+  call.most_pages = tokens / kDevicePageTokens, call.longest = tokens;
+  constexpr int kInputs = 4096, kOutputs = 8192;
+  const auto x = noise<uint16_t>(rows * kInputs, "rows"), w = noise<uint16_t>(size_t{kInputs} * kOutputs, "weights");
+  Buffer<float> y(rows * kOutputs, "products");
+  const auto multiply = [&] {
+    device::multiply_rows_bf16(x.data(), w.data(), tokens, kOutputs, kInputs, false, y.data());
+  };
+  const double pairs = 0.5 * static_cast<double>(tokens) * (tokens + 1);
+  std::vector<double> attention, product;
+  std::string missing;
+  try {
+    multiply();
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kUnavailable) throw;
+    missing = e.what();
+  }
+  for (int i = 0; i < rounds + 2; ++i) {
+    const double a = device::seconds_of([&] { exact_prefill(call); });
+    const double p = missing.empty() ? device::seconds_of(multiply) : 0;
+    if (i >= 2) attention.push_back(a), product.push_back(p);  // the first ones warm up
+  }
+  Json row = {{"tokens", tokens},
+              {"rounds", rounds},
+              {"ms", 1e3 * median(attention)},
+              {"multiply_adds_per_second", 2 * pairs * kHeads * kGroup * kDim / median(attention)}};
+  if (missing.empty())
+    row["products_per_second"] = static_cast<double>(rows) * kInputs * kOutputs / median(product);
+  else
+    row["products"] = missing;
+  return row;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -151,10 +198,15 @@ int main(int argc, char** argv) {
       row["exact_of_copy"] = row["ways"][0]["bytes_per_second"].get<double>() / copies;
       rows.push_back(row);
     }
-    std::printf("%s\n",
-                Json{{"device", name}, {"tool", version_facts()}, {"copy_bytes_per_second", copies}, {"decode", rows}}
-                    .dump(1)
-                    .c_str());
+    Json prompts = Json::array();
+    for (const int tokens : {8192, 32768}) prompts.push_back(prefill_row(tokens / shrink, rounds));
+    std::printf("%s\n", Json{{"device", name},
+                             {"tool", version_facts()},
+                             {"copy_bytes_per_second", copies},
+                             {"decode", rows},
+                             {"prefill", prompts}}
+                            .dump(1)
+                            .c_str());
   } catch (const Error& e) {
     std::fprintf(stderr, "error: %s\n", e.what());
     return static_cast<int>(e.kind());
