@@ -53,11 +53,17 @@ function(vqkv_layer name)
   set_property(GLOBAL APPEND PROPERTY VQKV_LAYERS vqkv_${name})
 endfunction()
 
-# vqkv_app(NAME): the tool vqkv-NAME, which is NAME_main of vqkv_tools.
+# vqkv_app(NAME [DEVICE]): the tool vqkv-NAME, which is NAME_main of vqkv_tools. DEVICE: it takes --device, and where kernels are
+#   compiled has those of CUDA.
 function(vqkv_app name)
   add_executable(vqkv-${name} ${CMAKE_CURRENT_SOURCE_DIR}/main.cpp)
   target_compile_definitions(vqkv-${name} PRIVATE VQKV_TOOL_MAIN=${name}_main)
   target_link_libraries(vqkv-${name} PRIVATE vqkv_tools)
+  if("DEVICE" IN_LIST ARGN AND VQKV_HAS_CUDA)
+    target_compile_definitions(vqkv-${name} PRIVATE VQKV_TOOL_DEVICE=linked_device_forms)
+    target_link_libraries(vqkv-${name} PRIVATE vqkv_generation_cuda vqkv_model_cuda vqkv_attention_cuda vqkv_device_cuda
+                                               vqkv_generation)
+  endif()
   set_target_properties(vqkv-${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
   install(TARGETS vqkv-${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()

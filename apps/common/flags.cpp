@@ -103,7 +103,7 @@ void add_model_flag(CLI::App& verb, std::string& model) {
 void add_weights_flag(CLI::App& verb, std::string& weights) {
   verb.add_option("--weights", weights,
                   "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
-      ->capture_default_str()
+      ->default_str("f32")
       ->check(CLI::IsMember({"f32", "bf16"}));
 }
 

@@ -8,9 +8,11 @@
 namespace vqkv {
 
 using Methods = std::vector<const Method*>;
+class DeviceForms;
 
-// What `main` returns: the exit code of the tool. A method that can't be registered is 2.
-int dump_main(int argc, char** argv, const Methods& methods = {});
+// What `main` returns: the exit code of the tool. A method that can't be registered is 2. device: null where the
+// program has no kernels for one.
+int dump_main(int argc, char** argv, const Methods& methods = {}, const DeviceForms* device = nullptr);
 int sweep_main(int argc, char** argv, const Methods& methods = {});
 int eval_main(int argc, char** argv, const Methods& methods = {});
 

@@ -11,6 +11,7 @@
 #include "core/thread_pool.h"
 #include "core/version.h"
 #include "generation/capture.h"
+#include "generation/device_forms.h"
 #include "io/atomic_file.h"
 #include "verbs.h"
 
@@ -42,11 +43,40 @@ double multiply_adds(const ModelFacts& facts, const CapturePlan& plan, const Cap
   return static_cast<double>(plan.tokens) * (once + gradients);
 }
 
+// What reads a capture's windows, and what it reads with.
+struct Reader {
+  std::unique_ptr<ModelRuntime> runtime;
+  std::unique_ptr<CaptureModel> model;
+};
+
+Reader reader_for(const CaptureVerb& v) {
+  Reader out;
+  if (v.device == "cuda") {
+    out.model = v.device_forms->capture_model(v.model, v.context);
+  } else {
+    out.runtime = load_model(v.model, {.weights = v.weights.empty() ? DType::kF32 : dtype_from_name(v.weights)});
+    out.model = capture_model(*out.runtime);
+  }
+  return out;
+}
+
+// The name of the device that will read; what can't be is told before anything is read.
+std::string require_device(const CaptureVerb& v) {
+  if (v.device == "cpu") return v.device;
+  if (v.weights == "f32") fail_usage("--weights f32: weights on a device are bf16");
+  if (!v.gradients.empty())
+    fail_unavailable("--gradients: a device has no backward pass; --device cpu records gradients");
+  if (!v.device_forms)
+    fail_unavailable(
+        "--device cuda: this program was built without CUDA; cmake builds it in where nvcc is (VQKV_CUDA=ON says what "
+        "is missing), and --device cpu needs neither");
+  return v.device_forms->require_device();
+}
+
 }  // namespace
 
 int run_capture(const CaptureVerb& v) {
-  if (v.device != "cpu")
-    fail_unavailable(fmt::format("--device {}: this build captures on the CPU only; allowed: cpu", v.device));
+  const std::string device = require_device(v);
   if (v.out.empty() && !v.dry_run) fail_usage("capture needs -o FILE.trace.h5, or --dry-run");
   CaptureOptions options;
   options.context = v.context;
@@ -90,9 +120,11 @@ int run_capture(const CaptureVerb& v) {
   if (v.dry_run) {
     const double work = multiply_adds(facts, plan, options);
     row["multiply_adds"] = work;
-    row["seconds"] = work / gemm_rate();
     table.columns.push_back({"multiply_adds", "multiply-adds, about", "{:.3g}"});
-    table.columns.push_back({"seconds", "seconds, about", "{:.1f}"});
+    if (v.device == "cpu") {  // a device's rate would take a model on it
+      row["seconds"] = work / gemm_rate();
+      table.columns.push_back({"seconds", "seconds, about", "{:.1f}"});
+    }
     table.rows.push_back(row);
     print(table, v.format);
     if (!v.out.empty()) require_free_space(v.out, bytes);
@@ -106,18 +138,24 @@ int run_capture(const CaptureVerb& v) {
   const Stopwatch watch;
   Json sources = Json::array();
   for (const TextDocument& d : documents) sources.push_back({{"name", d.name}, {"tokens", d.tokens.size()}});
-  const auto model = load_model(v.model, {.weights = dtype_from_name(v.weights)});
-  info.provenance = {{"tool", "vqkv-dump"},        {"version", version_facts()},
-                     {"command", v.command},       {"time", utc_now()},
-                     {"threads", thread_count()},  {"weights", model->weights()},
-                     {"context", v.context},       {"query_stride", v.query_stride},
-                     {"query_tail", v.query_tail}, {"bos", plan.bos},
+  const Reader reader = reader_for(v);
+  info.provenance = {{"tool", "vqkv-dump"},
+                     {"version", version_facts()},
+                     {"command", v.command},
+                     {"time", utc_now()},
+                     {"threads", thread_count()},
+                     {"weights", reader.model->weights()},
+                     {"device", device},
+                     {"context", v.context},
+                     {"query_stride", v.query_stride},
+                     {"query_tail", v.query_tail},
+                     {"bos", plan.bos},
                      {"documents", sources}};
   TraceWriter writer(v.out, info, plan.names, plan.tokens, plan.queries);
   bool complete = false;
   {
     Progress progress("tokens", plan.tokens);
-    complete = capture_trace(*model, plan, writer, [&](int64_t done) {
+    complete = capture_trace(*reader.model, plan, writer, [&](int64_t done) {
       progress.update(done);
       return !interrupted();
     });

@@ -8,11 +8,12 @@
 using namespace vqkv;
 using namespace vqkv::dump;
 
-int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
+int vqkv::dump_main(int argc, char** argv, const Methods& methods, const DeviceForms* device) {
   CLI::App app("vqkv-dump: records keys, values and queries of a transformer, and looks at the record.", "vqkv-dump");
   set_up(app);
   OutputFlags flags;
   CaptureVerb capture;
+  capture.device_forms = device;
   InspectVerb inspect;
   TokensVerb tokens;
   std::string trace, model;
@@ -33,7 +34,9 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods) {
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
   add_weights_flag(*c, capture.weights);
-  c->add_option("--device", capture.device, "cpu")->capture_default_str()->check(CLI::IsMember({"cpu", "cuda"}));
+  c->add_option("--device", capture.device, "cpu, or cuda: weights and inputs of products in bf16, sums in fp32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   c->add_flag("!--no-output-weight", capture.output_weight, "leave W_O out (no error after W_O then)");
   c->add_option(
        "--gradients", capture.gradients,

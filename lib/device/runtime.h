@@ -31,6 +31,25 @@ void* stream();
 // is out, else kInternal.
 void require(int error, const char* what);
 
+// A copy to the host that goes on while the host does other things: into pinned memory of its own, one at a time.
+class HostCopy {
+ public:
+  HostCopy(size_t bytes, const std::string& name);
+  ~HostCopy();
+  HostCopy(const HostCopy&) = delete;
+  HostCopy& operator=(const HostCopy&) = delete;
+  size_t bytes() const { return bytes_; }
+  // In the order of launches; as many bytes as there is room for at most.
+  void start(const void* from, size_t bytes);
+  // What was copied, once it is there; until the next start. kInternal for what failed before it.
+  const void* wait();
+
+ private:
+  size_t bytes_;
+  void* data_ = nullptr;
+  void* arrived_ = nullptr;  // a cudaEvent_t
+};
+
 // An array on the device. Starts unwritten; moves, and is released with its owner.
 template <class T>
 class Buffer {

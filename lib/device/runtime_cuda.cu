@@ -61,6 +61,29 @@ double seconds_of(const std::function<void()>& work) {
   cudaEventDestroy(end);
   return 1e-3 * double{milliseconds};
 }
+HostCopy::HostCopy(size_t bytes, const std::string& name) : bytes_(bytes) {
+  require(cudaMallocHost(&data_, bytes), (name + ", pinned memory of the host").c_str());
+  cudaEvent_t event = nullptr;
+  const cudaError_t made = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (made != cudaSuccess) cudaFreeHost(data_);
+  require(made, "an event");
+  arrived_ = event;
+}
+HostCopy::~HostCopy() {
+  cudaEventSynchronize(static_cast<cudaEvent_t>(arrived_));  // a copy that nobody waited for
+  cudaEventDestroy(static_cast<cudaEvent_t>(arrived_));
+  cudaFreeHost(data_);
+}
+void HostCopy::start(const void* from, size_t bytes) {
+  VQKV_CHECK(bytes <= bytes_);
+  const auto at = static_cast<cudaStream_t>(stream());
+  require(cudaMemcpyAsync(data_, from, bytes, cudaMemcpyDeviceToHost, at), "copying from the device");
+  require(cudaEventRecord(static_cast<cudaEvent_t>(arrived_), at), "an event");
+}
+const void* HostCopy::wait() {
+  require(cudaEventSynchronize(static_cast<cudaEvent_t>(arrived_)), "what was launched");
+  return data_;
+}
 void synchronize() { require(cudaStreamSynchronize(static_cast<cudaStream_t>(stream())), "what was launched"); }
 void* stream() { return cudaStreamPerThread; }
 

@@ -148,6 +148,33 @@ void LlamaDevice::attend(int layer, const Attention& batch) {
   }
 }
 
+void LlamaDevice::make_room(int64_t rows) {
+  if (rows <= room_) return;
+  const auto room = static_cast<size_t>(rows), hidden = static_cast<size_t>(facts_.hidden),
+             ffn = static_cast<size_t>(facts_.ffn), d = static_cast<size_t>(facts_.head_dim),
+             q_cols = static_cast<size_t>(facts_.q_heads) * d,
+             qkv_cols = q_cols + 2 * static_cast<size_t>(facts_.kv_heads) * d;
+  stream_ = Buffer<float>(room * hidden, "residual stream");
+  qkv_ = Buffer<float>(room * qkv_cols, "q, k and v");
+  queries_ = Buffer<float>(room * q_cols, "queries");
+  attended_ = Buffer<float>(room * q_cols, "attention output");
+  wide_ = Buffer<float>(room * 2 * ffn, "gate and up rows");
+  rounded_ = Buffer<uint16_t>(room * std::max({hidden, q_cols, ffn}), "inputs of products");
+  room_ = rows;
+}
+
+void LlamaDevice::hand_over(int layer, std::span<const Block> batch, int64_t rows) {
+  const int64_t q = int64_t{facts_.q_heads} * facts_.head_dim, kv = int64_t{facts_.kv_heads} * facts_.head_dim;
+  const ConstMatrix all(static_cast<const float*>(tapped_[layer % 2]->wait()), rows, q + 2 * kv);
+  int64_t first = 0;
+  for (const Block& b : batch) {
+    const ConstMatrix x = all.slice_rows(first, std::ssize(b.tokens));
+    if (b.tap)
+      b.tap->on_qkv(layer, length(b.sequence), x.slice_cols(0, q), x.slice_cols(q, kv), x.slice_cols(q + kv, kv));
+    first += std::ssize(b.tokens);
+  }
+}
+
 void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatrix logits) {
   std::vector<int32_t> tokens, sequence, position, lengths, lasts;
   std::vector<float> rotation;
@@ -188,17 +215,15 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
             q_cols = facts_.q_heads * d, qkv_cols = q_cols + 2 * facts_.kv_heads * d;
   const int64_t wanted = rows == LogitRows::kAll ? n : std::ssize(batch);
   VQKV_CHECK(rows == LogitRows::kNone || (logits.rows == wanted && logits.cols == facts_.vocab));
-  if (n > room_) {
-    const auto room = static_cast<size_t>(n);
-    stream_ = Buffer<float>(room * static_cast<size_t>(hidden), "residual stream");
-    qkv_ = Buffer<float>(room * static_cast<size_t>(qkv_cols), "q, k and v");
-    queries_ = Buffer<float>(room * static_cast<size_t>(q_cols), "queries");
-    attended_ = Buffer<float>(room * static_cast<size_t>(q_cols), "attention output");
-    wide_ = Buffer<float>(room * 2 * static_cast<size_t>(ffn), "gate and up rows");
-    rounded_ = Buffer<uint16_t>(room * static_cast<size_t>(std::max({hidden, q_cols, ffn})), "inputs of products");
-    logits_ = Buffer<float>(room * static_cast<size_t>(facts_.vocab), "logits");
-    room_ = n;
+  make_room(n);
+  if (rows != LogitRows::kNone && wanted > logits_room_) {
+    logits_ = Buffer<float>(static_cast<size_t>(wanted) * static_cast<size_t>(facts_.vocab), "logits");
+    logits_room_ = wanted;
   }
+  const bool tapped = std::ranges::any_of(batch, [](const Block& b) { return b.tap != nullptr; });
+  const size_t tapped_bytes = static_cast<size_t>(n) * static_cast<size_t>(qkv_cols) * sizeof(float);
+  if (tapped && (!tapped_[0] || tapped_[0]->bytes() < tapped_bytes))
+    for (auto& copy : tapped_) copy = std::make_unique<device::HostCopy>(tapped_bytes, "rows for taps");
   const Buffer<int32_t> ids(std::span<const int32_t>(tokens), "tokens"),
       at(std::span<const int32_t>(position), "positions");
   attention.blocks = Buffer<PrefillBlock>(std::span<const PrefillBlock>(blocks), "blocks");
@@ -235,6 +260,7 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
     place.most_pages = most_pages_;
     place.page_tokens = kDevicePageTokens;
     place_qkv_rows(place);
+    if (tapped) tapped_[l % 2]->start(qkv_.data(), tapped_bytes);
     attend(l, attention);
     round_rows_bf16(attended_.data(), int64_t{n} * q_cols, rounded_.data());
     device::multiply_rows_bf16(rounded_.data(), layer.out.data(), n, hidden, q_cols, true, stream_.data());
@@ -243,7 +269,9 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
     device::multiply_rows_bf16(rounded_.data(), layer.gate_up.data(), n, 2 * ffn, hidden, false, wide_.data());
     swiglu_rows_bf16(wide_.data(), n, ffn, rounded_.data());
     device::multiply_rows_bf16(rounded_.data(), layer.down.data(), n, hidden, ffn, true, stream_.data());
+    if (tapped && l > 0) hand_over(l - 1, batch, n);  // with this layer on its way
   }
+  if (tapped) hand_over(facts_.layers - 1, batch, n);
   for (const Block& b : batch) length_[static_cast<size_t>(b.sequence)] += static_cast<int64_t>(b.tokens.size());
   if (rows == LogitRows::kNone) return;
   norm_rows_bf16(stream_.data(), final_norm_.data(), eps, n, hidden, rounded_.data());

@@ -239,3 +239,14 @@ TEST_CASE("vqkv-eval: an interrupt keeps what is finished and says so", "[cli][e
   CHECK(nothing.out.empty());
   CHECK(nothing.err.ends_with("interrupted\n"));
 }
+
+TEST_CASE("vqkv-dump: a device that is not there is told before anything is read", "[cli][dump]") {
+  const TestFolder dir;
+  const ToolRun r = run_tool_of_build(
+      "vqkv-dump", dir.path.string(),
+      {"capture", "--model", "/nowhere.gguf", "--text", kText, "-o", "t.trace.h5", "--device", "cuda"});
+  CAPTURE(r.err);
+  if (r.code == 3) return;  // one is there, and the model is not
+  CHECK(r.code == 4);
+  CHECK(r.err.find("--device cpu") != std::string::npos);
+}

@@ -1,0 +1,51 @@
+#include <fmt/format.h>
+
+#include "core/error.h"
+#include "generation/device_forms.h"
+#include "model/llama_device.h"
+#include "model/model_files.h"
+
+namespace vqkv {
+namespace {
+
+class CaptureOnDevice final : public CaptureModel {
+ public:
+  CaptureOnDevice(const std::string& path, int64_t context)
+      : weights_(ModelWeights::open(path)), runtime_(*weights_, 1, context) {}
+  const ModelFacts& facts() const override { return runtime_.facts(); }
+  std::string weights() const override { return "bf16 x bf16"; }
+  void read(std::span<const int32_t> window, ModelTap& tap) override {
+    runtime_.clear(0);
+    const LlamaDevice::Block block[] = {{0, window, &tap}};
+    runtime_.forward(block, LogitRows::kNone, {});
+  }
+  double backward(std::span<const int32_t>, LogitLoss&, GradientTap&) override {
+    fail_unavailable("a device has no backward pass: --device cpu records gradients");
+  }
+  ConstMatrix output_weight(int layer) override {
+    output_ = weights_->read(Weight::kO, layer);
+    return output_;
+  }
+
+ private:
+  std::unique_ptr<ModelWeights> weights_;
+  LlamaDevice runtime_;
+  Matrix<float> output_;
+};
+
+class LinkedForms final : public DeviceForms {
+ public:
+  std::string require_device() const override { return device::require_device(); }
+  std::unique_ptr<CaptureModel> capture_model(const std::string& path, int64_t context) const override {
+    return std::make_unique<CaptureOnDevice>(path, context);
+  }
+};
+
+}  // namespace
+
+const DeviceForms& linked_device_forms() {
+  static const LinkedForms forms;
+  return forms;
+}
+
+}  // namespace vqkv
