@@ -187,6 +187,7 @@ class NetworkDescent {
 
   void update(int number) {
     constexpr double kFirst = 0.9, kSecond = 0.95, kDecay = 0.1, kEpsilon = 1e-8, kLongest = 1;
+    constexpr int64_t kAtOnce = 4096;
     double square = 0;
     for (const Moving& m : moving_)
       for (const float g : m.gradient) square += double{g} * g;
@@ -198,13 +199,15 @@ class NetworkDescent {
                        : 0.5 * (1 + std::cos(std::numbers::pi * (number - warm) / std::max(options_.steps - warm, 1))));
     const double a = 1 - std::pow(kFirst, number + 1), b = 1 - std::pow(kSecond, number + 1);
     for (Moving& m : moving_)
-      for (size_t i = 0; i < m.gradient.size(); ++i) {
-        const double g = clip * m.gradient[i];
-        m.first[i] = static_cast<float>(kFirst * m.first[i] + (1 - kFirst) * g);
-        m.second[i] = static_cast<float>(kSecond * m.second[i] + (1 - kSecond) * g * g);
-        const double change = m.first[i] / a / (std::sqrt(m.second[i] / b) + kEpsilon);
-        m.value[i] = static_cast<float>(m.value[i] * (1 - rate * kDecay) - rate * change);
-      }
+      parallel_chunks(std::ssize(m.gradient), kAtOnce, [&](int64_t begin, int64_t end) {
+        for (size_t i = at(begin); i < at(end); ++i) {
+          const double g = clip * m.gradient[i];
+          m.first[i] = static_cast<float>(kFirst * m.first[i] + (1 - kFirst) * g);
+          m.second[i] = static_cast<float>(kSecond * m.second[i] + (1 - kSecond) * g * g);
+          const double change = m.first[i] / a / (std::sqrt(m.second[i] / b) + kEpsilon);
+          m.value[i] = static_cast<float>(m.value[i] * (1 - rate * kDecay) - rate * change);
+        }
+      });
   }
 
   ConstMatrix x_;
