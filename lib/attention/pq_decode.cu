@@ -340,9 +340,9 @@ PqDecoder::PqDecoder(int sequences, int kv_heads, int group, int books, int widt
   if (group > kHeads)
     fail_usage("attention on product codes on a device: " + std::to_string(group) +
                " query heads a KV head; kernels are compiled for up to " + std::to_string(kHeads));
-  if (!((books == 32 && width == 4) || (books == 16 && (width == 4 || width == 8))))
+  if (!pq_decoder_fits(books, width))
     fail_usage("attention on product codes on a device: " + std::to_string(books) + " books of " +
-               std::to_string(width) + " channels; kernels are compiled for 32 of 4, 16 of 8 and 16 of 4");
+               std::to_string(width) + " channels; kernels are compiled for " + kPqDecoderShapes);
 }
 
 void PqDecoder::operator()(const PqDecode& call) {

@@ -40,11 +40,16 @@ inline constexpr int pq_code_place(int books, int token, int book) {
   return (place * books + book) * 16 + within;
 }
 
+// What kernels are compiled for: head_dim 128 at 2 bits and at 1, 64 at 2.
+inline constexpr const char* kPqDecoderShapes = "32 of 4, 16 of 8 and 16 of 4";
+inline constexpr bool pq_decoder_fits(int books, int width) {
+  return (books == 32 && width == 4) || (books == 16 && (width == 4 || width == 8));
+}
+
 class PqDecoder {
  public:
   // Contexts are cut into `splits` parts, one a block. kUsage for a group of more than four query heads, and where no
-  // kernel is compiled: for 32 books of 4 channels (head_dim 128, 2 bits), 16 of 8 (128, 1 bit) and 16 of 4 (64, 2
-  // bits).
+  // kernel is compiled (pq_decoder_fits).
   PqDecoder(int sequences, int kv_heads, int group, int books, int width, int splits);
   void operator()(const PqDecode& call);
 

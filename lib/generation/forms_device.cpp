@@ -2,7 +2,7 @@
 
 #include "core/error.h"
 #include "generation/device_forms.h"
-#include "model/llama_device.h"
+#include "model/exact_caches_device.h"
 #include "model/model_files.h"
 
 namespace vqkv {
@@ -11,13 +11,13 @@ namespace {
 class CaptureOnDevice final : public CaptureModel {
  public:
   CaptureOnDevice(const std::string& path, int64_t context)
-      : weights_(ModelWeights::open(path)), runtime_(*weights_, 1, context) {}
+      : weights_(ModelWeights::open(path)), runtime_(*weights_), cache_(runtime_, 1, context) {}
   const ModelFacts& facts() const override { return runtime_.facts(); }
   std::string weights() const override { return "bf16 x bf16"; }
   void read(std::span<const int32_t> window, ModelTap& tap) override {
-    runtime_.clear(0);
-    const LlamaDevice::Block block[] = {{0, window, &tap}};
-    runtime_.forward(block, LogitRows::kNone, {});
+    cache_.truncate(0, 0);
+    const ExactCaches::Block block[] = {{0, window, &tap}};
+    cache_.forward(block, LogitRows::kNone, {});
   }
   double backward(std::span<const int32_t>, LogitLoss&, GradientTap&) override {
     fail_unavailable("a device has no backward pass: --device cpu records gradients");
@@ -30,6 +30,7 @@ class CaptureOnDevice final : public CaptureModel {
  private:
   std::unique_ptr<ModelWeights> weights_;
   LlamaDevice runtime_;
+  ExactCaches cache_;
   Matrix<float> output_;
 };
 

@@ -5,13 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <numeric>
 
-#include "attention/exact_decode.h"
-#include "attention/exact_prefill.h"
+#include "attention/exact_rows.h"
 #include "core/error.h"
 #include "device/gemm.h"
-#include "model/llama_rows.h"
 #include "model/model_files.h"
 
 namespace vqkv {
@@ -43,12 +40,7 @@ struct LlamaDevice::Layer {
   Buffer<uint16_t> qkv, out, gate_up, down;
 };
 
-LlamaDevice::LlamaDevice(const ModelWeights& weights, int sequences, int64_t tokens)
-    : facts_(weights.facts()),
-      rope_(facts_.rope),
-      most_pages_(static_cast<int>((tokens + kDevicePageTokens - 1) / kDevicePageTokens)),
-      length_(static_cast<size_t>(sequences), 0) {
-  VQKV_CHECK(sequences >= 1 && tokens >= 1);
+LlamaDevice::LlamaDevice(const ModelWeights& weights) : facts_(weights.facts()), rope_(facts_.rope) {
   device::require_device();
   at_head_dim(facts_.head_dim, [](auto) {});  // or refuses it
   for (int l = 0; l < facts_.layers; ++l) {
@@ -76,77 +68,9 @@ LlamaDevice::LlamaDevice(const ModelWeights& weights, int sequences, int64_t tok
   embedding_ = rounded(weights, {Weight::kEmbedding}, 0, "embedding");
   if (!facts_.tied_head) own_head_ = rounded(weights, {Weight::kHead}, 0, "head");
   final_norm_ = on_device(weights, Weight::kFinalNorm, 0, "final norm");
-  const size_t values = static_cast<size_t>(facts_.layers) * length_.size() * static_cast<size_t>(most_pages_) *
-                        static_cast<size_t>(facts_.kv_heads * kDevicePageTokens * facts_.head_dim);
-  // Pages of a sequence follow each other.
-  std::vector<int32_t> pages(length_.size() * static_cast<size_t>(most_pages_));
-  std::iota(pages.begin(), pages.end(), 0);
-  pages_ = Buffer<int32_t>(std::span<const int32_t>(pages), "page table");
-  keys_ = Buffer<uint16_t>(values, "keys");
-  values_ = Buffer<uint16_t>(values, "values");
 }
 
 LlamaDevice::~LlamaDevice() = default;
-
-// Blocks next to each other that one kernel attends: of a token each, or of more.
-struct LlamaDevice::Attention {
-  struct Run {
-    bool steps = false;
-    int first_block = 0, blocks = 0, first_row = 0;
-    int64_t longest = 0;  // steps: tokens that a sequence holds; else tokens of a block
-  };
-  std::vector<Run> runs;
-  Buffer<PrefillBlock> blocks;
-  Buffer<int32_t> sequences, lengths;  // of rows: whose they are, and how many tokens they see
-};
-
-ExactDecoder& LlamaDevice::decoder(int sequences, int64_t longest) {
-  // Contexts are cut while there are fewer parts than fill a card.
-  const int parts = sequences * facts_.kv_heads;
-  const int splits = std::clamp(std::min(256 / parts, static_cast<int>(longest / 256)), 1, 64);
-  if (!decoder_ || decoder_rows_ != sequences || decoder_splits_ != splits) {
-    decoder_ = std::make_unique<ExactDecoder>(sequences, facts_.kv_heads, facts_.q_heads / facts_.kv_heads,
-                                              facts_.head_dim, splits);
-    decoder_rows_ = sequences, decoder_splits_ = splits;
-  }
-  return *decoder_;
-}
-
-void LlamaDevice::attend(int layer, const Attention& batch) {
-  const size_t of_layer = keys_.size() / static_cast<size_t>(facts_.layers) * static_cast<size_t>(layer);
-  const auto describe = [&](auto& call) {
-    call.keys = keys_.data() + of_layer;
-    call.values = values_.data() + of_layer;
-    call.page_table = pages_.data();
-    call.kv_heads = facts_.kv_heads;
-    call.group = facts_.q_heads / facts_.kv_heads;
-    call.head_dim = facts_.head_dim;
-    call.most_pages = most_pages_;
-  };
-  for (const Attention::Run& run : batch.runs) {
-    if (run.steps) {
-      const auto row = static_cast<size_t>(run.first_row);
-      const size_t at = row * static_cast<size_t>(facts_.q_heads * facts_.head_dim);
-      ExactDecode call;
-      describe(call);
-      call.queries = queries_.data() + at;
-      call.out = attended_.data() + at;
-      call.table = batch.sequences.data() + row;
-      call.lengths = batch.lengths.data() + row;
-      call.sequences = run.blocks;
-      decoder(run.blocks, run.longest)(call);
-    } else {
-      ExactPrefill call;
-      describe(call);
-      call.queries = queries_.data();
-      call.out = attended_.data();
-      call.of_block = batch.blocks.data() + run.first_block;
-      call.blocks = run.blocks;
-      call.longest = static_cast<int>(run.longest);
-      exact_prefill(call);
-    }
-  }
-}
 
 void LlamaDevice::make_room(int64_t rows) {
   if (rows <= room_) return;
@@ -163,72 +87,27 @@ void LlamaDevice::make_room(int64_t rows) {
   room_ = rows;
 }
 
-void LlamaDevice::hand_over(int layer, std::span<const Block> batch, int64_t rows) {
-  const int64_t q = int64_t{facts_.q_heads} * facts_.head_dim, kv = int64_t{facts_.kv_heads} * facts_.head_dim;
-  const ConstMatrix all(static_cast<const float*>(tapped_[layer % 2]->wait()), rows, q + 2 * kv);
-  int64_t first = 0;
-  for (const Block& b : batch) {
-    const ConstMatrix x = all.slice_rows(first, std::ssize(b.tokens));
-    if (b.tap)
-      b.tap->on_qkv(layer, length(b.sequence), x.slice_cols(0, q), x.slice_cols(q, kv), x.slice_cols(q + kv, kv));
-    first += std::ssize(b.tokens);
-  }
-}
-
-void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatrix logits) {
-  std::vector<int32_t> tokens, sequence, position, lengths, lasts;
+void LlamaDevice::forward(std::span<const int32_t> tokens, std::span<const int32_t> positions,
+                          DeviceAttention& attention, std::span<const int32_t> wanted, MutMatrix logits) {
+  VQKV_CHECK(!tokens.empty() && positions.size() == tokens.size());
+  VQKV_CHECK(wanted.empty() || (logits.rows == std::ssize(wanted) && logits.cols == facts_.vocab));
   std::vector<float> rotation;
-  std::vector<PrefillBlock> blocks;
-  Attention attention;
-  for (const Block& b : batch) {
-    VQKV_CHECK(b.sequence >= 0 && b.sequence < std::ssize(length_));
-    VQKV_CHECK(std::ranges::count(batch, b.sequence, &Block::sequence) == 1);
-    const int64_t held = length(b.sequence), end = held + static_cast<int64_t>(b.tokens.size());
-    VQKV_CHECK(!b.tokens.empty());
-    if (end > int64_t{most_pages_} * kDevicePageTokens)
-      fail_usage(fmt::format("sequence {} would hold {} tokens; its cache on the device has room for {}", b.sequence,
-                             end, int64_t{most_pages_} * kDevicePageTokens));
-    facts_.require_context(end);
-    const bool step = b.tokens.size() == 1;
-    const auto first_row = static_cast<int>(tokens.size());
-    if (attention.runs.empty() || attention.runs.back().steps != step)
-      attention.runs.push_back({step, static_cast<int>(blocks.size()), 0, first_row, 0});
-    Attention::Run& run = attention.runs.back();
-    ++run.blocks;
-    run.longest = std::max(run.longest, step ? end : std::ssize(b.tokens));
-    blocks.push_back({first_row, static_cast<int32_t>(b.tokens.size()), static_cast<int32_t>(held), b.sequence});
-    for (int64_t at = held; at < end; ++at) {
-      const int32_t token = b.tokens[static_cast<size_t>(at - held)];
-      if (token < 0 || token >= facts_.vocab)
-        fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", token, facts_.name,
-                               facts_.vocab - 1));
-      tokens.push_back(token);
-      sequence.push_back(b.sequence);
-      position.push_back(static_cast<int32_t>(at));
-      lengths.push_back(static_cast<int32_t>(at + 1));
-      rotation.insert(rotation.end(), rope_.row(at), rope_.row(at) + facts_.rope.rotary_dim);
-    }
-    lasts.push_back(static_cast<int32_t>(tokens.size()) - 1);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= facts_.vocab)
+      fail_usage(fmt::format("token id {} is not in the vocabulary of {} (allowed: 0 to {})", tokens[i], facts_.name,
+                             facts_.vocab - 1));
+    const float* row = rope_.row(positions[i]);
+    rotation.insert(rotation.end(), row, row + facts_.rope.rotary_dim);
   }
-  if (tokens.empty()) return;
   const int n = static_cast<int>(tokens.size()), hidden = facts_.hidden, ffn = facts_.ffn, d = facts_.head_dim,
             q_cols = facts_.q_heads * d, qkv_cols = q_cols + 2 * facts_.kv_heads * d;
-  const int64_t wanted = rows == LogitRows::kAll ? n : std::ssize(batch);
-  VQKV_CHECK(rows == LogitRows::kNone || (logits.rows == wanted && logits.cols == facts_.vocab));
   make_room(n);
-  if (rows != LogitRows::kNone && wanted > logits_room_) {
-    logits_ = Buffer<float>(static_cast<size_t>(wanted) * static_cast<size_t>(facts_.vocab), "logits");
-    logits_room_ = wanted;
+  const auto vocab = static_cast<size_t>(facts_.vocab);
+  if (std::ssize(wanted) > logits_room_) {
+    logits_ = Buffer<float>(wanted.size() * vocab, "logits");
+    logits_room_ = std::ssize(wanted);
   }
-  const bool tapped = std::ranges::any_of(batch, [](const Block& b) { return b.tap != nullptr; });
-  const size_t tapped_bytes = static_cast<size_t>(n) * static_cast<size_t>(qkv_cols) * sizeof(float);
-  if (tapped && (!tapped_[0] || tapped_[0]->bytes() < tapped_bytes))
-    for (auto& copy : tapped_) copy = std::make_unique<device::HostCopy>(tapped_bytes, "rows for taps");
-  const Buffer<int32_t> ids(std::span<const int32_t>(tokens), "tokens"),
-      at(std::span<const int32_t>(position), "positions");
-  attention.blocks = Buffer<PrefillBlock>(std::span<const PrefillBlock>(blocks), "blocks");
-  attention.sequences = Buffer<int32_t>(std::span<const int32_t>(sequence), "sequences");
-  attention.lengths = Buffer<int32_t>(std::span<const int32_t>(lengths), "lengths");
+  const Buffer<int32_t> ids(tokens, "tokens");
   const Buffer<float> turns(std::span<const float>(rotation), "rotation");
 
   const auto eps = static_cast<float>(facts_.norm_eps);
@@ -237,31 +116,21 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
     const Layer& layer = layers_[static_cast<size_t>(l)];
     norm_rows_bf16(stream_.data(), layer.attention_norm.data(), eps, n, hidden, rounded_.data());
     device::multiply_rows_bf16(rounded_.data(), layer.qkv.data(), n, qkv_cols, hidden, false, qkv_.data());
-    const size_t of_layer = keys_.size() / static_cast<size_t>(facts_.layers) * static_cast<size_t>(l);
-    QkvRows place;
-    place.qkv = qkv_.data();
-    place.bias = layer.qkv_bias.data();
-    place.q_norm = layer.q_norm.data();
-    place.k_norm = layer.k_norm.data();
-    place.norm_eps = eps;
-    place.rotation = turns.data();
-    place.rows = n;
-    place.q_heads = facts_.q_heads;
-    place.kv_heads = facts_.kv_heads;
-    place.head_dim = d;
-    place.rotary_dim = facts_.rope.rotary_dim;
-    place.query_scale = static_cast<float>(std::numbers::log2e / std::sqrt(static_cast<double>(d)));
-    place.queries = queries_.data();
-    place.keys = keys_.data() + of_layer;
-    place.values = values_.data() + of_layer;
-    place.page_table = pages_.data();
-    place.sequence = attention.sequences.data();
-    place.position = at.data();
-    place.most_pages = most_pages_;
-    place.page_tokens = kDevicePageTokens;
-    place_qkv_rows(place);
-    if (tapped) tapped_[l % 2]->start(qkv_.data(), tapped_bytes);
-    attend(l, attention);
+    QkvRows rows;
+    rows.qkv = qkv_.data();
+    rows.bias = layer.qkv_bias.data();
+    rows.q_norm = layer.q_norm.data();
+    rows.k_norm = layer.k_norm.data();
+    rows.norm_eps = eps;
+    rows.rotation = turns.data();
+    rows.rows = n;
+    rows.q_heads = facts_.q_heads;
+    rows.kv_heads = facts_.kv_heads;
+    rows.head_dim = d;
+    rows.rotary_dim = facts_.rope.rotary_dim;
+    rows.query_scale = static_cast<float>(std::numbers::log2e / std::sqrt(static_cast<double>(d)));
+    rows.queries = queries_.data();
+    attention.attend(l, rows, attended_.data());
     round_rows_bf16(attended_.data(), int64_t{n} * q_cols, rounded_.data());
     device::multiply_rows_bf16(rounded_.data(), layer.out.data(), n, hidden, q_cols, true, stream_.data());
     if (layer.o_bias.size() > 0) add_bias_rows(stream_.data(), layer.o_bias.data(), n, hidden);
@@ -269,22 +138,30 @@ void LlamaDevice::forward(std::span<const Block> batch, LogitRows rows, MutMatri
     device::multiply_rows_bf16(rounded_.data(), layer.gate_up.data(), n, 2 * ffn, hidden, false, wide_.data());
     swiglu_rows_bf16(wide_.data(), n, ffn, rounded_.data());
     device::multiply_rows_bf16(rounded_.data(), layer.down.data(), n, hidden, ffn, true, stream_.data());
-    if (tapped && l > 0) hand_over(l - 1, batch, n);  // with this layer on its way
+    attention.launched(l);
   }
-  if (tapped) hand_over(facts_.layers - 1, batch, n);
-  for (const Block& b : batch) length_[static_cast<size_t>(b.sequence)] += static_cast<int64_t>(b.tokens.size());
-  if (rows == LogitRows::kNone) return;
+  if (wanted.empty()) return;
   norm_rows_bf16(stream_.data(), final_norm_.data(), eps, n, hidden, rounded_.data());
   const uint16_t* head = facts_.tied_head ? embedding_.data() : own_head_.data();
-  const auto vocab = static_cast<size_t>(facts_.vocab);
-  if (rows == LogitRows::kAll)
-    device::multiply_rows_bf16(rounded_.data(), head, n, facts_.vocab, hidden, false, logits_.data());
-  else
-    for (size_t b = 0; b < batch.size(); ++b)
-      device::multiply_rows_bf16(rounded_.data() + static_cast<size_t>(lasts[b]) * static_cast<size_t>(hidden), head, 1,
-                                 facts_.vocab, hidden, false, logits_.data() + b * vocab);
-  for (int64_t r = 0; r < wanted; ++r)
+  for (size_t i = 0; i < wanted.size();) {  // runs of rows
+    size_t run = 1;
+    while (i + run < wanted.size() && wanted[i + run] == wanted[i] + static_cast<int32_t>(run)) ++run;
+    device::multiply_rows_bf16(rounded_.data() + static_cast<size_t>(wanted[i]) * static_cast<size_t>(hidden), head,
+                               static_cast<int>(run), facts_.vocab, hidden, false, logits_.data() + i * vocab);
+    i += run;
+  }
+  for (int64_t r = 0; r < logits.rows; ++r)
     device::copy_out(logits.row(r), logits_.data() + static_cast<size_t>(r) * vocab, vocab * sizeof(float));
 }
+
+void QkvToHost::start(int layer, const QkvRows& rows) {
+  const size_t bytes = static_cast<size_t>(rows.rows) * static_cast<size_t>(cols_) * sizeof(float);
+  if (!copies_[0] || copies_[0]->bytes() < bytes)  // of the first layer, since all have as many rows
+    for (auto& copy : copies_) copy = std::make_unique<device::HostCopy>(bytes, "rows for the host");
+  rows_ = rows.rows;
+  copies_[layer % 2]->start(rows.qkv, bytes);
+}
+
+ConstMatrix QkvToHost::wait(int layer) { return {static_cast<const float*>(copies_[layer % 2]->wait()), rows_, cols_}; }
 
 }  // namespace vqkv

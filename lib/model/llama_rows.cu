@@ -115,14 +115,15 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(QkvRows p) {
     for (int c = lane; c < d; c += 32) to[c] = rotated(c) * p.query_scale;
     return;
   }
-  const int position = p.position[row];
-  const int page = p.page_table[p.sequence[row] * p.most_pages + position / p.page_tokens];
+  const int place = p.place[row];
+  const int page = p.page_table[p.sequence[row] * p.most_pages + place / p.page_tokens];
   uint16_t* to = (key ? p.keys : p.values) +
                  ((static_cast<size_t>(page) * static_cast<size_t>(p.kv_heads) + static_cast<size_t>(own)) *
                       static_cast<size_t>(p.page_tokens) +
-                  static_cast<size_t>(position % p.page_tokens)) *
+                  static_cast<size_t>(place % p.page_tokens)) *
                      static_cast<size_t>(d);
-  for (int c = lane; c < d; c += 32) to[c] = bf16_bits(rotated(c));
+  for (int c = lane; c < d; c += 32)
+    to[c] = p.f16 ? device::bits_as<uint16_t>(__float2half_rn(rotated(c))) : bf16_bits(rotated(c));
 }
 
 __global__ void __launch_bounds__(kThreads) most_likely_kernel(const float* logits, int vocab, int32_t* tokens) {

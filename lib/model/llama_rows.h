@@ -34,13 +34,14 @@ struct QkvRows {
   int rows = 0, q_heads = 0, kv_heads = 0, head_dim = 0, rotary_dim = 0;
   float query_scale = 1;     // log2(e) / sqrt(head_dim)
   float* queries = nullptr;  // (rows, q_heads, head_dim), rotated and scaled
-  // Rotated keys and values go to their place in pages of bf16 (ExactDecode).
+  // Rotated keys and values go to their place in pages: of bf16 (ExactDecode), or of f16 (ExactRows).
   uint16_t* keys = nullptr;
   uint16_t* values = nullptr;
   const int32_t* page_table = nullptr;  // (sequences, most_pages)
   const int32_t* sequence = nullptr;    // (rows)
-  const int32_t* position = nullptr;    // (rows)
+  const int32_t* place = nullptr;       // (rows): among the tokens of the sequence's pages
   int most_pages = 0, page_tokens = 0;
+  bool f16 = false;
 };
 void place_qkv_rows(const QkvRows& call);
 

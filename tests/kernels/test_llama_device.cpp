@@ -5,7 +5,7 @@
 
 #include "attention/sequence.h"
 #include "core/rng.h"
-#include "model/llama_device.h"
+#include "model/exact_caches_device.h"
 #include "model/model_files.h"
 #include "support/catch.h"
 #include "support/device.h"
@@ -57,18 +57,19 @@ TEST_CASE("logits of the device's runtime are those of the processor's within bf
     exact(b, expected_b);
 
     // Two sequences in one batch, the first in two parts, the second token by token, its last beside the other's part.
-    LlamaDevice device(*weights, 2, 128);
+    LlamaDevice runtime(*weights);
+    ExactCaches device(runtime, 2, 128);
     Matrix<float> found_a(70, vocab), found_b(9, vocab), both(42, vocab);
     const std::span<const int32_t> all_a(a), all_b(b);
-    const LlamaDevice::Block first[] = {{0, all_a.subspan(0, 40)}, {1, all_b.subspan(0, 2)}};
+    const ExactCaches::Block first[] = {{0, all_a.subspan(0, 40)}, {1, all_b.subspan(0, 2)}};
     device.forward(first, LogitRows::kAll, both);
     std::copy_n(both.storage.begin(), 40 * vocab, found_a.storage.begin());
     std::copy_n(both.storage.begin() + 40 * vocab, 2 * vocab, found_b.storage.begin());
     for (int64_t t = 2; t < 8; ++t) {
-      const LlamaDevice::Block step[] = {{1, all_b.subspan(static_cast<size_t>(t), 1)}};
+      const ExactCaches::Block step[] = {{1, all_b.subspan(static_cast<size_t>(t), 1)}};
       device.forward(step, LogitRows::kLast, found_b.view().slice_rows(t, 1));
     }
-    const LlamaDevice::Block rest[] = {{1, all_b.subspan(8)}, {0, all_a.subspan(40)}};
+    const ExactCaches::Block rest[] = {{1, all_b.subspan(8)}, {0, all_a.subspan(40)}};
     device.forward(rest, LogitRows::kAll, both.view().slice_rows(0, 31));
     std::copy_n(both.storage.begin(), vocab, found_b.view().row(8));
     std::copy_n(both.storage.begin() + vocab, 30 * vocab, found_a.view().row(40));
@@ -77,9 +78,9 @@ TEST_CASE("logits of the device's runtime are those of the processor's within bf
     // Inputs of products keep 8 bits, weights 8, over 2 layers.
     CHECK(difference(found_a, expected_a) < 0.02);
     CHECK(difference(found_b, expected_b) < 0.02);
-    device.clear(1);
+    device.truncate(1, 0);
     Matrix<float> again(9, vocab);
-    const LlamaDevice::Block anew[] = {{1, all_b}};
+    const ExactCaches::Block anew[] = {{1, all_b}};
     device.forward(anew, LogitRows::kAll, again);
     CHECK(difference(again, expected_b) < 0.02);
   }
@@ -87,10 +88,11 @@ TEST_CASE("logits of the device's runtime are those of the processor's within bf
 
 TEST_CASE("the device's runtime refuses tokens outside the vocabulary and beyond its cache", "[kernel][runtime]") {
   const auto weights = ModelWeights::open(kTiny + "llama.gguf");
-  LlamaDevice device(*weights, 1, 64);
+  LlamaDevice runtime(*weights);
+  ExactCaches device(runtime, 1, 64);
   Matrix<float> none;
   const std::vector<int32_t> outside{weights->facts().vocab}, many(65, 1);
-  const LlamaDevice::Block first[] = {{0, outside}}, second[] = {{0, many}};
+  const ExactCaches::Block first[] = {{0, outside}}, second[] = {{0, many}};
   check_says(error_of([&] { device.forward(first, LogitRows::kNone, none); }), {"not in the vocabulary"});
   check_says(error_of([&] { device.forward(second, LogitRows::kNone, none); }),
              {"would hold 65 tokens", "room for 64"});
@@ -110,13 +112,14 @@ TEST_CASE("SmolLM2 on the device: the processor's logits, and its likeliest toke
                     "reference");
   model->forward(tokens, sequence.session(), LogitRows::kAll, expected);
   unwatched([&] {
-    LlamaDevice device(*weights, 1, 64);
+    LlamaDevice runtime(*weights);
+    ExactCaches device(runtime, 1, 64);
     // A prompt, then token by token.
     const std::span<const int32_t> all(tokens);
-    const LlamaDevice::Block prompt[] = {{0, all.subspan(0, static_cast<size_t>(n - 2))}};
+    const ExactCaches::Block prompt[] = {{0, all.subspan(0, static_cast<size_t>(n - 2))}};
     device.forward(prompt, LogitRows::kAll, found.view().slice_rows(0, n - 2));
     for (int64_t t = n - 2; t < n; ++t) {
-      const LlamaDevice::Block step[] = {{0, all.subspan(static_cast<size_t>(t), 1)}};
+      const ExactCaches::Block step[] = {{0, all.subspan(static_cast<size_t>(t), 1)}};
       device.forward(step, LogitRows::kLast, found.view().slice_rows(t, 1));
     }
   });

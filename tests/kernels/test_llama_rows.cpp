@@ -137,7 +137,7 @@ TEST_CASE("queries, keys and values are biased, normed, rotated and put into the
       call.values = values.data();
       call.page_table = table_on.data();
       call.sequence = sequence_on.data();
-      call.position = position_on.data();
+      call.place = position_on.data();
       call.most_pages = 2;
       call.page_tokens = page_tokens;
       place_qkv_rows(call);

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <span>
 
+#include "attention/device_tiles.h"
 #include "attention/level_decode.h"
-#include "attention/level_pages.h"
 #include "core/dtype.h"
 #include "core/rng.h"
 #include "kernels/reference_attention.h"
