@@ -2,6 +2,7 @@
 // merged.
 #pragma once
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,6 +10,8 @@
 #include "cache/view.h"
 
 namespace vqkv {
+
+class KvSession;
 
 // What a caller may watch: a public seam, set by KvSession::set_tap, which none of the tools does. Called once per
 // (layer, query head) of a block; slow.
@@ -39,6 +42,9 @@ class AttentionBackend {
   // cache.length(). out: same shape as q.
   virtual void attend(const CacheView& cache, int layer, ConstMatrix q, MutMatrix out, AttendStats* stats = nullptr,
                       AttentionTap* tap = nullptr, MassRequest* mass = nullptr) = 0;
+  // What a model calls to attend to `cache` by this backend; both outlive it, and so does the memory that its buffers
+  // come from. Over a cache in host memory, where it is not overridden.
+  virtual std::unique_ptr<KvSession> make_session(CompressedCache& cache, std::pmr::memory_resource* memory);
   // Bytes that it keeps between calls, there once for all sequences that it serves. What its threads work in is apart:
   // attention_scratch_bytes.
   virtual int64_t held_bytes() const { return 0; }

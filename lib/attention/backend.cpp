@@ -25,9 +25,8 @@ std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name
   fail_unknown("attention backend", name, known);
 }
 
-std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend,
-                                           std::pmr::memory_resource* memory) {
-  return std::make_unique<KvSessionCpu>(cache, backend, memory);
+std::unique_ptr<KvSession> AttentionBackend::make_session(CompressedCache& cache, std::pmr::memory_resource* memory) {
+  return std::make_unique<KvSessionCpu>(cache, *this, memory);
 }
 
 }  // namespace vqkv

@@ -18,8 +18,8 @@ CodedForms::CodedForms(const CacheModel& model) {
   bool first = true;
   for (const CacheModel::Unit& unit : model.units()) {
     const auto refuse = [&](const std::string& why) {
-      fail_unavailable(fmt::format("attention on a device can't run {} of layer {}: {}", role_name(unit.shape.role),
-                                   unit.shape.layer, why));
+      fail_unavailable(fmt::format("attention on a device can't run {} of layer {}: {}",
+                                   unit.shape.role == Role::kKey ? "keys" : "values", unit.shape.layer, why));
     };
     std::string why;
     const auto family = tile_family(unit.form->plan, unit.shape.role, shape.head_dim, why);

@@ -39,8 +39,9 @@ class KvSession {
   virtual int64_t held_bytes() const = 0;
 };
 
-// The form of `backend`'s device. Both outlive the session, and so does the memory that its buffers come from.
-std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend,
-                                           std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
+inline std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend,
+                                                  std::pmr::memory_resource* memory = std::pmr::new_delete_resource()) {
+  return backend.make_session(cache, memory);
+}
 
 }  // namespace vqkv

@@ -1,0 +1,110 @@
+// Caches on a device behind KvSession. The host's CompressedCache says which token is where in which form, and codes;
+// the device holds the rows that are exact and the codes as its kernels read them, and no other rows.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <memory_resource>
+#include <span>
+#include <vector>
+
+#include "attention/coded_tiles.h"
+#include "attention/exact_prefill.h"
+#include "attention/row_moves.h"
+#include "attention/session.h"
+#include "model/llama_device.h"
+
+namespace vqkv {
+
+class ExactDecoder;
+
+// Exact rows of one sequence: per layer in pages, each token at a place of its own.
+class DeviceRows {
+ public:
+  explicit DeviceRows(const CacheShape& shape);
+  // Room for places [0, tokens); what stands at [0, held) stays.
+  void reserve(int64_t tokens, int64_t held);
+  uint16_t* keys(int layer) { return keys_[static_cast<size_t>(layer)].data(); }
+  uint16_t* values(int layer) { return values_[static_cast<size_t>(layer)].data(); }
+  const int32_t* page_table() const { return pages_.data(); }  // one for all
+  int64_t bytes() const;
+
+ private:
+  int64_t page_values() const;
+  CacheShape shape_;
+  int64_t room_ = 0;  // pages
+  std::vector<device::Buffer<uint16_t>> keys_, values_;
+  device::Buffer<int32_t> pages_;
+};
+
+class DeviceSession final : public KvSession, public DeviceAttention {
+ public:
+  // forms: of the cache's codes; null: it codes nothing, and keeps bf16. kUnavailable for policies that a device has no
+  // form of.
+  DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms, const ModelFacts& facts);
+  ~DeviceSession() override;
+
+  std::string device() const override { return "cuda"; }
+  const CompressedCache& cache() const override { return cache_; }
+  using KvSession::begin_block;
+  // Of `tokens` more tokens, how many see the same ones as codes: a block holds no more.
+  int64_t alike(int64_t tokens, Visibility visibility) const;
+  // kUnavailable for kAllCoded and kDraft.
+  void begin_block(int64_t tokens, Visibility visibility) override;
+  void attend(int layer, ConstMatrix q, ConstMatrix k, ConstMatrix v, MutMatrix out) override;  // kInternal
+  void end_block() override;
+  void expect_prompt(int64_t tokens) override { cache_.expect_prompt(tokens); }
+  void end_exact_prefill() override { cache_.end_exact_prefill(); }
+  const AttendStats& stats() const override { return stats_; }  // none are counted
+  double attend_seconds() const override { return 0; }          // within the runtime's launches
+  void set_tap(AttentionTap* tap) override;                     // kUnavailable but for none
+  int64_t held_bytes() const override { return 0; }             // of the host
+  int64_t device_bytes() const;                                 // rows and codes; books are shared
+
+  // Of the open block, by a device's runtime. tap: sees its rows, or null.
+  void attend(int layer, QkvRows rows, float* out) override;
+  void launched(int layer) override;
+  void set_rows_tap(ModelTap* tap) { rows_tap_ = tap; }
+
+ private:
+  void plan(int64_t tokens);
+  void catch_up();         // with what the host has coded
+  void append(int layer);  // to the host's cache, once its rows are there
+  void attend_exact(const ExactRows& rows, const float* queries, int64_t tokens, float* out);
+
+  CompressedCache& cache_;
+  std::shared_ptr<const CodedForms> forms_;
+  ModelFacts facts_;
+  AttendStats stats_;
+  DeviceRows rows_;
+  std::unique_ptr<CodedTiles> tiles_;
+  QkvToHost to_host_;
+  ModelTap* rows_tap_ = nullptr;
+  std::vector<int32_t> held_;  // position of the token at each place
+  int64_t put_ = 0;            // slots that are there as tiles
+  int64_t seen_ = 0;           // of them, those that queries saw
+  // Of the open block:
+  device::Buffer<int32_t> sequence_, place_, coded_, exact_;  // (rows)
+  device::Buffer<RowMove> moves_;
+  device::Buffer<PrefillBlock> block_;
+  std::unique_ptr<ExactDecoder> decoder_;
+  int splits_ = 0;
+};
+
+// Sessions on a device by the name "cuda". Sequences that share one share the books of their codec set on the device.
+class DeviceBackend final : public AttentionBackend {
+ public:
+  explicit DeviceBackend(const ModelFacts& facts) : facts_(facts) {}
+  std::string name() const override { return "cuda"; }
+  std::vector<std::string> paths() const override { return {"cuda-codes"}; }
+  std::optional<std::string> can(const DecodePlan& plan, Role role) const override;
+  void attend(const CacheView&, int, ConstMatrix, MutMatrix, AttendStats*, AttentionTap*,
+              MassRequest*) override;  // kInternal
+  std::unique_ptr<KvSession> make_session(CompressedCache& cache, std::pmr::memory_resource* memory) override;
+
+ private:
+  ModelFacts facts_;
+  std::map<std::shared_ptr<const CacheModel>, std::shared_ptr<const CodedForms>> forms_;
+};
+
+}  // namespace vqkv
