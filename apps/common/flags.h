@@ -23,9 +23,8 @@ struct OutputFlags {
   TableFormat apply() const;
 };
 
-// --model, which every verb that reads a model needs, and --weights.
+// --model, which every verb that reads a model needs.
 void add_model_flag(CLI::App& verb, std::string& model);
-void add_weights_flag(CLI::App& verb, std::string& weights);
 
 // --text, --token-ids, --special, --max-tokens.
 void add_text_flags(CLI::App& verb, TextSources& text);

@@ -14,6 +14,6 @@ class DeviceForms;
 // program has no kernels for one.
 int dump_main(int argc, char** argv, const Methods& methods = {}, const DeviceForms* device = nullptr);
 int sweep_main(int argc, char** argv, const Methods& methods = {});
-int eval_main(int argc, char** argv, const Methods& methods = {});
+int eval_main(int argc, char** argv, const Methods& methods = {}, const DeviceForms* device = nullptr);
 
 }  // namespace vqkv

@@ -11,7 +11,6 @@
 #include "core/thread_pool.h"
 #include "core/version.h"
 #include "generation/capture.h"
-#include "generation/device_forms.h"
 #include "io/atomic_file.h"
 #include "verbs.h"
 
@@ -51,32 +50,22 @@ struct Reader {
 
 Reader reader_for(const CaptureVerb& v) {
   Reader out;
-  if (v.device == "cuda") {
-    out.model = v.device_forms->capture_model(v.model, v.context);
-  } else {
-    out.runtime = load_model(v.model, {.weights = v.weights.empty() ? DType::kF32 : dtype_from_name(v.weights)});
+  if (v.device.on_cpu()) {
+    out.runtime = v.device.open(v.model);
     out.model = capture_model(*out.runtime);
+  } else {
+    out.model = v.device.forms->capture_model(v.model, v.context);
   }
   return out;
-}
-
-// The name of the device that will read; what can't be is told before anything is read.
-std::string require_device(const CaptureVerb& v) {
-  if (v.device == "cpu") return v.device;
-  if (v.weights == "f32") fail_usage("--weights f32: weights on a device are bf16");
-  if (!v.gradients.empty())
-    fail_unavailable("--gradients: a device has no backward pass; --device cpu records gradients");
-  if (!v.device_forms)
-    fail_unavailable(
-        "--device cuda: this program was built without CUDA; cmake builds it in where nvcc is (VQKV_CUDA=ON says what "
-        "is missing), and --device cpu needs neither");
-  return v.device_forms->require_device();
 }
 
 }  // namespace
 
 int run_capture(const CaptureVerb& v) {
-  const std::string device = require_device(v);
+  // What can't be is told before anything is read.
+  const std::string device = v.device.require();
+  if (!v.gradients.empty() && !v.device.on_cpu())
+    fail_unavailable("--gradients: a device has no backward pass; --device cpu records gradients");
   if (v.out.empty() && !v.dry_run) fail_usage("capture needs -o FILE.trace.h5, or --dry-run");
   CaptureOptions options;
   options.context = v.context;
@@ -121,7 +110,7 @@ int run_capture(const CaptureVerb& v) {
     const double work = multiply_adds(facts, plan, options);
     row["multiply_adds"] = work;
     table.columns.push_back({"multiply_adds", "multiply-adds, about", "{:.3g}"});
-    if (v.device == "cpu") {  // a device's rate would take a model on it
+    if (v.device.on_cpu()) {  // a device's rate would take a model on it
       row["seconds"] = work / gemm_rate();
       table.columns.push_back({"seconds", "seconds, about", "{:.1f}"});
     }

@@ -13,7 +13,7 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods, const DeviceF
   set_up(app);
   OutputFlags flags;
   CaptureVerb capture;
-  capture.device_forms = device;
+  capture.device.forms = device;
   InspectVerb inspect;
   TokensVerb tokens;
   std::string trace, model;
@@ -33,10 +33,8 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods, const DeviceF
   c->add_option("--dtype", capture.dtype, "stored type: bf16, f16 or f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
-  add_weights_flag(*c, capture.weights);
-  c->add_option("--device", capture.device, "cpu, or cuda: weights and inputs of products in bf16, sums in fp32")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+  capture.device.add_weights_to(*c);
+  capture.device.add_to(*c);
   c->add_flag("!--no-output-weight", capture.output_weight, "leave W_O out (no error after W_O then)");
   c->add_option(
        "--gradients", capture.gradients,

@@ -4,13 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "common/device.h"
 #include "common/table.h"
 #include "core/rope.h"
 #include "model/text_input.h"
-
-namespace vqkv {
-class DeviceForms;
-}
 
 namespace vqkv::dump {
 
@@ -18,11 +15,10 @@ struct CaptureVerb {
   std::string model, out, command;
   TextSources text;
   int64_t context = 2048, query_stride = 16, query_tail = 64;
-  std::string dtype = "bf16", device = "cpu";
-  std::string weights;    // f32 or bf16; empty: what the device has, f32 on the CPU
+  std::string dtype = "bf16";
+  DeviceChoice device;
   std::string gradients;  // of what loss; none where empty
   bool output_weight = true, dry_run = false;
-  const DeviceForms* device_forms = nullptr;  // of this program
   TableFormat format = TableFormat::kMarkdown;
 };
 

@@ -27,7 +27,7 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
                   "cpu-table8 (8-bit tables: logits err by up to 1/8), or auto (each step by the cheapest, so rows may "
                   "take different paths)")
       ->capture_default_str();
-  add_weights_flag(verb, o.weights);
+  o.device.add_weights_to(verb);
   f.add_to(verb);
 }
 
@@ -72,7 +72,7 @@ void add_measured(CLI::App& verb, TablesVerb& v) {
 
 }  // namespace
 
-int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
+int vqkv::eval_main(int argc, char** argv, const Methods& methods, const DeviceForms* device) {
   CLI::App app("vqkv-eval: replays generation with a compressed KV cache and says what it cost.", "vqkv-eval");
   set_up(app);
 
@@ -125,6 +125,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
   add_common(*g, generate.common, flags, true);
   add_exec(*g, generate.common);
   add_prompt(*g, generate);
+  generate.common.device.add_to(*g);
   g->footer(
       "Examples:\n"
       "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
@@ -169,6 +170,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
 
   auto* s = app.add_subcommand("speed", "prefill and decode tokens/s, the exact cache in the same run");
   add_common(*s, speed.common, flags, false);
+  speed.common.device.add_to(*s);
   s->add_option("--prompt-tokens", speed.prompt_tokens, "prompt length")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 24));
@@ -215,7 +217,11 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods) {
     for (CommonOptions* o : {&replay.common, &generate.common, &strategy.common, &memory.common, &speed.common}) {
       o->format = format;
       o->command = command;
+      o->device.forms = device;
     }
+    for (const auto& [verb, o] : {std::pair(g, &generate.common), std::pair(s, &speed.common)})
+      if (!o->device.on_cpu() && verb->get_option("--attention")->count() > 0)
+        fail_usage("--attention names a backend of the CPU; --device cuda has its own");
     if (*r) return run_replay(replay);
     if (*g) return run_generate(generate);
     if (*d) return run_strategy(strategy);

@@ -97,7 +97,7 @@ Continued continue_prompt(const GenerateVerb& v) {
   }
   // The exact rows of all caches have one type, so that only the codes differ.
   if (runs.size() > 1) {
-    runs[0].codec.policy = CachePolicy::exact(runs[1].codec.policy.exact_dtype);
+    runs[0].codec.policy = exact_policy(common, runs[1].codec.policy.exact_dtype);
     std::vector<LoadedCodec> coded;
     for (size_t r = 1; r < runs.size(); ++r)
       if (!runs[r].guesses()) coded.push_back(runs[r].codec);
@@ -119,7 +119,8 @@ Continued continue_prompt(const GenerateVerb& v) {
   int64_t drawn = 0;
   for (size_t r = 0; r < runs.size(); ++r) {
     Continuation& run = runs[r];
-    Sequence sequence(models[r], run.codec.policy, common.attention);
+    Sequence sequence = common.device.on_cpu() ? Sequence(models[r], run.codec.policy, common.attention)
+                                               : Sequence(models[r], run.codec.policy, open_attention(common, facts));
     GenerateOptions mine = options;
     if (!v.ignore_stop) mine.stop = tokenizer.special().stop;
     run.generated = (run.guesses() ? *guessing : *plain)
@@ -139,9 +140,9 @@ Continued continue_prompt(const GenerateVerb& v) {
     run.bytes = sequence.bytes();
     if (run.codec.exec) run.claimed_bytes = run.codec.exec->claimed_bytes();
     run.length = sequence.cache().length();
-    run.coded_share = sequence.coded_share();
+    if (common.device.on_cpu()) run.coded_share = sequence.coded_share();
     run.encode_seconds = sequence.cache().encode_seconds();
-    run.attend_seconds = sequence.session().attend_seconds();
+    if (common.device.on_cpu()) run.attend_seconds = sequence.session().attend_seconds();
     run.divergence = first_divergence(runs[0].generated, run.generated);
     run.target_divergence = first_divergence(runs[run.target].generated, run.generated);
   }
@@ -157,6 +158,7 @@ Json facts_of(const GenerateVerb& v, const Continued& all) {
   return {{"model", facts.name},
           {"model_hash", facts.hash},
           {"weights", all.model->weights()},
+          {"device", v.common.device.require()},
           {"threads", thread_count()},
           {"prompt_tokens", all.prompt.size()},
           {"chat", v.chat},
@@ -177,7 +179,7 @@ Json row_of(const GenerateVerb& v, const Continued& all, const Continuation& run
                                protocol_text(run.codec.policy, run.codec.codecs->config())},
               {"path", run.path},
               {"new_tokens", g.tokens.size()},
-              {"coded_mass", run.coded_share},
+              {"coded_mass", run.coded_share ? Json(*run.coded_share) : Json()},
               {"tokens", g.tokens},
               {"text", printable(all.model->tokenizer().decode(g.tokens, true))},
               {"bytes", run.bytes.to_json()},
@@ -189,7 +191,7 @@ Json row_of(const GenerateVerb& v, const Continued& all, const Continuation& run
                {{"prefill", g.prefill_seconds},
                 {"decode", g.decode_seconds},
                 {"encode", run.encode_seconds},
-                {"attend", run.attend_seconds}}}};
+                {"attend", run.attend_seconds ? Json(*run.attend_seconds) : Json()}}}};
   add_bits(row, run.bytes, all.model->facts().cache_shape(), run.length, run.codec.codecs->config(), run.claimed_bytes);
   if (run.guesses()) row["knobs"] = all.knobs;
   row["stopped"] = g.stop_token >= 0 ? shown(all.model->tokenizer(), g.stop_token) : "length";

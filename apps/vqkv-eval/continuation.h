@@ -21,8 +21,8 @@ struct Continuation {
   ByteLedger bytes;
   std::optional<int64_t> claimed_bytes;  // by a codec in another program
   int64_t length = 0;                    // tokens held at the end
-  double coded_share = 0;                // of the attention mass
-  double encode_seconds = 0, attend_seconds = 0;
+  double encode_seconds = 0;
+  std::optional<double> coded_share, attend_seconds;  // of the attention mass; a device tells neither
   int64_t divergence = -1;         // index of the first new token that differs from the exact cache's; -1: none
   int64_t target_divergence = -1;  // the same from the target's
 

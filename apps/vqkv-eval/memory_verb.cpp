@@ -48,8 +48,8 @@ void hand_over(const LoadedCodec& codec, ChildCodec& child) {
 // Runs this program again with one codec and one context and reads the JSON line it prints. Null when interrupted.
 Json measure_in_child(const MemoryVerb& v, const std::string& label, const std::string& codec, int64_t context) {
   ChildProcess child({"/proc/self/exe", "memory", "--model", v.common.model, "--codec", codec, "--attention",
-                      v.common.attention, "--weights", v.common.weights, "--child-context", std::to_string(context),
-                      "--threads", std::to_string(thread_count()), "-q"});
+                      v.common.attention, "--weights", v.common.device.cpu_weights(), "--child-context",
+                      std::to_string(context), "--threads", std::to_string(thread_count()), "-q"});
   std::string text(size_t{1} << 16, ' ');  // far more than the line takes
   constexpr double kNoLimit = std::numeric_limits<double>::infinity();
   const auto [end, received] =

@@ -27,7 +27,7 @@ struct Times {
 void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, std::span<const int32_t> tokens,
              Times& out) {
   const auto shared = std::make_shared<const CacheModel>(codec.codecs);
-  const std::shared_ptr<AttentionBackend> backend = make_attention_backend(v.common.attention);
+  const std::shared_ptr<AttentionBackend> backend = open_attention(v.common, model.facts());
   std::vector<Sequence> sequences;
   for (int s = 0; s < v.batch; ++s) sequences.emplace_back(shared, codec.policy, backend);
   const auto tokens_of = [&](int sequence, int64_t first, int64_t n) {
@@ -65,7 +65,7 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
     attend += s.session().attend_seconds();
   }
   out.encode.push_back(encode);
-  out.attend.push_back(attend);
+  if (v.common.device.on_cpu()) out.attend.push_back(attend);
   const CompressedCache& cache = sequences[0].cache();
   for (const Role role : {Role::kKey, Role::kValue})
     out.coded = std::max(out.coded, cache.coded_end(role, cache.length() - 1) - codec.policy.sinks);
@@ -135,7 +135,8 @@ int run_speed(const SpeedVerb& v) {
                           {"threads", thread_count()},
                           {"prompt_tokens", v.prompt_tokens},
                           {"new_tokens", v.new_tokens},
-                          {"weights", model->weights()}});
+                          {"weights", model->weights()},
+                          {"device", v.common.device.require()}});
   for (const Json& row : table.rows)
     if (row["codec"] != "exact" && row["coded"] == 0)
       log_warning(fmt::format("{}: none of {} tokens is coded ({}), so its times are those of exact rows",

@@ -12,6 +12,7 @@
 #include "cache/exec_codec.h"
 #include "cache/policy.h"
 #include "codec/codec_set.h"
+#include "common/device.h"
 #include "common/table.h"
 #include "core/json.h"
 #include "experiment/cell_config.h"
@@ -26,8 +27,8 @@ struct CommonOptions {
   std::string model;
   std::vector<std::string> codecs;     // exact | FILE.codec.h5 | cell.yaml | exec:COMMAND
   std::vector<std::string> overrides;  // key=value, applied to every codec but exact
-  std::string attention = "auto";
-  std::string weights = "f32";
+  std::string attention = "auto";      // of the CPU
+  DeviceChoice device;
   double exec_seconds = 60;  // that an answer of exec:COMMAND may take
   TableFormat format = TableFormat::kMarkdown;
   std::string command;  // for provenance
@@ -90,6 +91,10 @@ int run_ls(const std::string& what, TableFormat format);
 // ---- shared by the verbs ----
 
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
+// What attends to caches of `model`, where the options say.
+std::shared_ptr<AttentionBackend> open_attention(const CommonOptions& common, const ModelFacts& model);
+// Of the exact cache beside codecs whose exact rows are of `dtype`: that, where the device keeps such.
+CachePolicy exact_policy(const CommonOptions& common, DType dtype = DType::kF16);
 // Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
 // codecs when a training was interrupted.
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);

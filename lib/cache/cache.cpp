@@ -28,6 +28,7 @@ CompressedCache::CompressedCache(CompressedCache&&) noexcept = default;
 const CacheShape& CompressedCache::shape() const { return parts_->model->shape(); }
 const CachePolicy& CompressedCache::policy() const { return parts_->map.policy; }
 const CodecSet* CompressedCache::codecs() const { return parts_->model->codecs(); }
+const std::shared_ptr<const CacheModel>& CompressedCache::model() const { return parts_->model; }
 const SequenceMap& CompressedCache::map() const { return parts_->map; }
 int64_t CompressedCache::length() const { return parts_->map.length; }
 double CompressedCache::encode_seconds() const { return parts_->encode_seconds; }

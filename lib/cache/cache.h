@@ -55,7 +55,8 @@ class CompressedCache {
   const CacheShape& shape() const;
   const CachePolicy& policy() const;
   const CodecSet* codecs() const;  // null for an exact cache made without
-  int64_t length() const;          // tokens held (as of the last end_block)
+  const std::shared_ptr<const CacheModel>& model() const;
+  int64_t length() const;  // tokens held (as of the last end_block)
 
   // One block of n new tokens at positions [length, length + n): call append once for every layer, then end_block.
   // k is PRE-RoPE (n, kv_heads * head_dim), v likewise, and q PRE-RoPE (n, q_heads * head_dim): held until codecs that

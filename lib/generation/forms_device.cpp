@@ -4,6 +4,8 @@
 #include "generation/device_forms.h"
 #include "model/exact_caches_device.h"
 #include "model/model_files.h"
+#include "model/runtime_device.h"
+#include "model/session_device.h"
 
 namespace vqkv {
 namespace {
@@ -39,6 +41,12 @@ class LinkedForms final : public DeviceForms {
   std::string require_device() const override { return device::require_device(); }
   std::unique_ptr<CaptureModel> capture_model(const std::string& path, int64_t context) const override {
     return std::make_unique<CaptureOnDevice>(path, context);
+  }
+  std::unique_ptr<ModelRuntime> runtime(const std::string& path) const override {
+    return std::make_unique<DeviceRuntime>(path);
+  }
+  std::shared_ptr<AttentionBackend> attention(const ModelFacts& facts) const override {
+    return std::make_shared<DeviceBackend>(facts);
   }
 };
 

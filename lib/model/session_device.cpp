@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "attention/exact_decode.h"
-#include "cache/map.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -211,8 +210,8 @@ void DeviceBackend::attend(const CacheView&, int, ConstMatrix, MutMatrix, Attend
 std::unique_ptr<KvSession> DeviceBackend::make_session(CompressedCache& cache, std::pmr::memory_resource*) {
   std::shared_ptr<const CodedForms> forms;
   if (cache.policy().keeps_codes()) {
-    std::shared_ptr<const CodedForms>& known = forms_[cache.map().model];
-    if (!known) known = std::make_shared<const CodedForms>(*cache.map().model);
+    std::shared_ptr<const CodedForms>& known = forms_[cache.model()];
+    if (!known) known = std::make_shared<const CodedForms>(*cache.model());
     forms = known;
   }
   return std::make_unique<DeviceSession>(cache, std::move(forms), facts_);

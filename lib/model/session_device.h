@@ -96,7 +96,6 @@ class DeviceBackend final : public AttentionBackend {
  public:
   explicit DeviceBackend(const ModelFacts& facts) : facts_(facts) {}
   std::string name() const override { return "cuda"; }
-  std::vector<std::string> paths() const override { return {"cuda-codes"}; }
   std::optional<std::string> can(const DecodePlan& plan, Role role) const override;
   void attend(const CacheView&, int, ConstMatrix, MutMatrix, AttendStats*, AttentionTap*,
               MassRequest*) override;  // kInternal

@@ -69,7 +69,7 @@ struct Setting {
 // 2 KV heads.
 std::vector<Setting> settings() {
   return {{64, 6, {{"name", "kivi"}, {"bits", 2}}, {{"sinks", 4}, {"window", 20}, {"flush", 32}}},
-          {64, 4, {{"name", "kivi"}, {"bits", 4}}, {{"sinks", 0}, {"window", 33}, {"flush", 64}}},
+          {64, 4, {{"name", "kivi"}, {"bits", 4}}, {{"sinks", 0}, {"window", 33}, {"flush", 32}}},
           {64, 6, {{"name", "pq"}, {"codebooks", 16}}, {{"sinks", 4}, {"window", 1}, {"flush", 1}}},
           {128, 8, {{"name", "pq"}, {"codebooks", 32}}, {{"sinks", 3}, {"window", 16}, {"flush", 24}}},
           {128, 2, {{"name", "pq"}, {"codebooks", 16}}, {{"sinks", 1}, {"window", 9}, {"flush", 8}}}};

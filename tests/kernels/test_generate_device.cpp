@@ -1,0 +1,102 @@
+// vqkv-eval generate and speed --device cuda, with the kernels that this program links.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+
+#include "common/tools.h"
+#include "core/error.h"
+#include "core/json.h"
+#include "generation/device_forms.h"
+#include "support/catch.h"
+#include "support/random_model.h"
+
+using namespace vqkv;
+using namespace vqkv::test;
+
+namespace {
+
+struct Run {
+  int code = 0;
+  std::string out;
+};
+
+Run eval(const testing::TempFolder& folder, std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "vqkv-eval");
+  std::vector<char*> argv;
+  for (std::string& a : arguments) argv.push_back(a.data());
+  argv.push_back(nullptr);
+  const std::string path = folder.file("stdout");
+  std::fflush(stdout);
+  const int kept = dup(1), file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  dup2(file, 1);
+  close(file);
+  Run run;
+  run.code = eval_main(static_cast<int>(arguments.size()), argv.data(), {}, &linked_device_forms());
+  std::fflush(stdout);
+  dup2(kept, 1);
+  close(kept);
+  std::ifstream in(path);
+  std::stringstream text;
+  text << in.rdbuf();
+  run.out = text.str();
+  return run;
+}
+
+}  // namespace
+
+TEST_CASE("vqkv-eval generates on a device, beside the exact cache there", "[kernel][eval]") {
+  const testing::TempFolder folder;
+  const std::string model = folder.file("m.gguf"), codec = folder.write("kivi4.yaml",
+                                                                        "codec: {name: kivi, bits: 4}\n"
+                                                                        "cache: {sinks: 4, window: 16, flush: 32}\n");
+  write_random_model(model, {.q_heads = 6, .head_dim = 64});
+  const auto generate = [&](const std::string& device) {
+    const Run run = eval(folder, {"generate", "--model", model, "--codec", codec, "--prompt",
+                                  "0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[0123456789", "--new-tokens", "12",
+                                  "--device", device, "--json", "-q"});
+    REQUIRE(run.code == 0);
+    return Json::parse(run.out);
+  };
+  const Json found = generate("cuda"), expected = generate("cpu");
+  CHECK(found["facts"]["device"] == linked_device_forms().require_device());
+  CHECK(found["facts"]["weights"] == "bf16 x bf16");
+  REQUIRE(found["rows"].size() == 2);
+  for (size_t r = 0; r < 2; ++r) {
+    const Json &a = found["rows"][r], &b = expected["rows"][r];
+    CHECK(a["path"] == "cuda");
+    CHECK(a["coded_mass"].is_null());
+    CHECK(a["tokens"].size() == 12);
+    // A random model's tokens are nearly as likely as each other: the first ones agree.
+    CHECK(a["tokens"][0] == b["tokens"][0]);
+  }
+  for (const char* kind : {"codes", "side", "sinks", "window"})
+    CHECK(found["rows"][1]["bytes"][kind] == expected["rows"][1]["bytes"][kind]);
+
+  const Run speed = eval(folder, {"speed", "--model", model, "--codec", codec, "--prompt-tokens", "60", "--new-tokens",
+                                  "3", "--batch", "2", "--repeats", "1", "--device", "cuda", "--json", "-q"});
+  REQUIRE(speed.code == 0);
+  const Json rows = Json::parse(speed.out);
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[1]["coded"] == 32);
+  CHECK(rows[1]["decode"].get<double>() > 0);
+  CHECK(rows[1]["attend_s"].is_null());
+}
+
+TEST_CASE("vqkv-eval says what it can't do on a device", "[kernel][eval]") {
+  const testing::TempFolder folder;
+  const std::string model = folder.file("m.gguf"),
+                    kivi = folder.write("kivi.yaml", "codec: {name: kivi, bits: 2}\ncache: {rule: kivi}\n");
+  write_random_model(model, {.q_heads = 4, .head_dim = 64});
+  const std::vector<std::string> generate{"generate", "--model", model, "--codec",  kivi,
+                                          "--prompt", "0123",    "-q",  "--device", "cuda"};
+  const auto code = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), generate.begin(), generate.end());
+    return eval(folder, more).code;
+  };
+  CHECK(code({}) == static_cast<int>(ErrorKind::kUnavailable));
+  CHECK(code({"--attention", "cpu-table"}) == static_cast<int>(ErrorKind::kUsage));
+  CHECK(code({"--weights", "f32"}) == static_cast<int>(ErrorKind::kUsage));
+}
