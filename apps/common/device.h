@@ -6,10 +6,6 @@
 #include "generation/device_forms.h"
 #include "model/runtime.h"
 
-namespace CLI {
-class App;
-}
-
 namespace vqkv {
 
 struct DeviceChoice {
@@ -17,8 +13,6 @@ struct DeviceChoice {
   std::string weights;                 // f32 or bf16; empty: f32 on the CPU, bf16 on a device
   const DeviceForms* forms = nullptr;  // of this program; null: it has no kernels
 
-  void add_to(CLI::App& verb);          // --device
-  void add_weights_to(CLI::App& verb);  // --weights
   bool on_cpu() const { return name == "cpu"; }
   std::string cpu_weights() const { return weights.empty() ? "f32" : weights; }
   // What runs, by name. kUnavailable without the device, kUsage for weights that it does not take: before anything is

@@ -100,6 +100,19 @@ void add_model_flag(CLI::App& verb, std::string& model) {
   verb.add_option("--model", model, "GGUF file or Hugging Face folder")->required();
 }
 
+void add_weights_flag(CLI::App& verb, DeviceChoice& device) {
+  verb.add_option("--weights", device.weights,
+                  "f32, or bf16: half the bytes; with fast bf16 products (AVX512-BF16 of AMD) inputs are rounded too")
+      ->default_str("f32")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+}
+
+void add_device_flag(CLI::App& verb, DeviceChoice& device) {
+  verb.add_option("--device", device.name, "cpu, or cuda: weights and inputs of products in bf16, sums in fp32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+}
+
 void add_text_flags(CLI::App& verb, TextSources& text) {
   auto* texts =
       verb.add_option("--text", text.texts, "UTF-8 text files, one document a file")->check(CLI::ExistingFile);

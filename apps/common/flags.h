@@ -3,6 +3,7 @@
 #include <functional>
 #include <string>
 
+#include "common/device.h"
 #include "common/table.h"
 #include "common/tools.h"
 #include "model/text_input.h"
@@ -25,6 +26,9 @@ struct OutputFlags {
 
 // --model, which every verb that reads a model needs.
 void add_model_flag(CLI::App& verb, std::string& model);
+// --weights, and where a verb takes it --device.
+void add_weights_flag(CLI::App& verb, DeviceChoice& device);
+void add_device_flag(CLI::App& verb, DeviceChoice& device);
 
 // --text, --token-ids, --special, --max-tokens.
 void add_text_flags(CLI::App& verb, TextSources& text);

@@ -33,8 +33,8 @@ int vqkv::dump_main(int argc, char** argv, const Methods& methods, const DeviceF
   c->add_option("--dtype", capture.dtype, "stored type: bf16, f16 or f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
-  capture.device.add_weights_to(*c);
-  capture.device.add_to(*c);
+  add_weights_flag(*c, capture.device);
+  add_device_flag(*c, capture.device);
   c->add_flag("!--no-output-weight", capture.output_weight, "leave W_O out (no error after W_O then)");
   c->add_option(
        "--gradients", capture.gradients,

@@ -27,7 +27,7 @@ void add_common(CLI::App& verb, CommonOptions& o, OutputFlags& f, bool needs_cod
                   "cpu-table8 (8-bit tables: logits err by up to 1/8), or auto (each step by the cheapest, so rows may "
                   "take different paths)")
       ->capture_default_str();
-  o.device.add_weights_to(verb);
+  add_weights_flag(verb, o.device);
   f.add_to(verb);
 }
 
@@ -125,7 +125,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods, const DeviceF
   add_common(*g, generate.common, flags, true);
   add_exec(*g, generate.common);
   add_prompt(*g, generate);
-  generate.common.device.add_to(*g);
+  add_device_flag(*g, generate.common.device);
   g->footer(
       "Examples:\n"
       "  vqkv-eval generate --model M --codec c.codec.h5 --chat --prompt \"What is a cache?\"\n"
@@ -170,7 +170,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods, const DeviceF
 
   auto* s = app.add_subcommand("speed", "prefill and decode tokens/s, the exact cache in the same run");
   add_common(*s, speed.common, flags, false);
-  speed.common.device.add_to(*s);
+  add_device_flag(*s, speed.common.device);
   s->add_option("--prompt-tokens", speed.prompt_tokens, "prompt length")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 24));
