@@ -21,6 +21,7 @@ CodedForms::CodedForms(const CacheModel& model) {
       fail_unavailable(fmt::format("attention on a device can't run {} of layer {}: {}",
                                    unit.shape.role == Role::kKey ? "keys" : "values", unit.shape.layer, why));
     };
+    if (unit.codec->fit_needs().tokens > 0) refuse("its parameters are fitted to each prompt");
     std::string why;
     const auto family = tile_family(unit.form->plan, unit.shape.role, shape.head_dim, why);
     if (!family) refuse(why);

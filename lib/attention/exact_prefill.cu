@@ -1,5 +1,5 @@
 #include "attention/exact_prefill.h"
-#include "device/device.h"
+#include "device/pairs.h"
 
 namespace vqkv {
 namespace {
@@ -21,11 +21,20 @@ struct Tiles {
   static constexpr size_t kBytes = sizeof(uint16_t) * kStride * (kRows + kStages * 2 * kDevicePageTokens);
 };
 
-__device__ __forceinline__ uint32_t pair_of(float low, float high) {
-  return device::bits_as<uint32_t>(__floats2bfloat162_rn(low, high));
-}
+struct Bf16 {
+  __device__ static uint32_t pair(float low, float high) { return device::bf16_pair(low, high); }
+  __device__ static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    device::multiply_bf16(c, a, b);
+  }
+};
+struct F16 {
+  __device__ static uint32_t pair(float low, float high) { return device::f16_pair(low, high); }
+  __device__ static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    device::multiply_f16(c, a, b);
+  }
+};
 
-template <int kDim>
+template <int kDim, class Numbers>
 __global__ void __launch_bounds__(kWarps * 32) exact_prefill_kernel(ExactPrefill p) {
   using T = Tiles<kDim>;
   device::Shared shared;
@@ -69,8 +78,8 @@ __global__ void __launch_bounds__(kWarps * 32) exact_prefill_kernel(ExactPrefill
       const int query = ((first_row + at / p.group) * p.kv_heads + head) * p.group + at % p.group;
       const float4* from = reinterpret_cast<const float4*>(p.queries + static_cast<size_t>(query) * kDim + chunk * 8);
       const float4 low = device::load(from), high = device::load(from + 1);
-      rounded =
-          make_uint4(pair_of(low.x, low.y), pair_of(low.z, low.w), pair_of(high.x, high.y), pair_of(high.z, high.w));
+      rounded = make_uint4(Numbers::pair(low.x, low.y), Numbers::pair(low.z, low.w), Numbers::pair(high.x, high.y),
+                           Numbers::pair(high.z, high.w));
     }
     device::store(reinterpret_cast<uint4*>(queries + row * T::kStride + chunk * 8), rounded);
   }
@@ -116,8 +125,8 @@ __global__ void __launch_bounds__(kWarps * 32) exact_prefill_kernel(ExactPrefill
           const uint32_t low[2] = {k[0], k[1]}, high[2] = {k[2], k[3]};
 #pragma unroll
           for (int m = 0; m < kRowTiles; ++m) {
-            device::multiply_bf16(score[m][2 * n], q[m], low);
-            device::multiply_bf16(score[m][2 * n + 1], q[m], high);
+            Numbers::multiply(score[m][2 * n], q[m], low);
+            Numbers::multiply(score[m][2 * n + 1], q[m], high);
           }
         }
       }
@@ -162,7 +171,7 @@ __global__ void __launch_bounds__(kWarps * 32) exact_prefill_kernel(ExactPrefill
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float(&s)[4] = score[m][2 * n + i / 2];
-            weight[m][i] = pair_of(s[i % 2 * 2], s[i % 2 * 2 + 1]);
+            weight[m][i] = Numbers::pair(s[i % 2 * 2], s[i % 2 * 2 + 1]);
           }
 #pragma unroll
         for (int c = 0; c < T::kPadded / 16; ++c) {
@@ -172,8 +181,8 @@ __global__ void __launch_bounds__(kWarps * 32) exact_prefill_kernel(ExactPrefill
           const uint32_t low[2] = {v[0], v[1]}, high[2] = {v[2], v[3]};
 #pragma unroll
           for (int m = 0; m < kRowTiles; ++m) {
-            device::multiply_bf16(out[m][2 * c], weight[m], low);
-            device::multiply_bf16(out[m][2 * c + 1], weight[m], high);
+            Numbers::multiply(out[m][2 * c], weight[m], low);
+            Numbers::multiply(out[m][2 * c + 1], weight[m], high);
           }
         }
       }
@@ -205,7 +214,11 @@ void exact_prefill(const ExactPrefill& call) {
   const dim3 grid(static_cast<unsigned>((call.longest * call.group + kRows - 1) / kRows),
                   static_cast<unsigned>(call.kv_heads), static_cast<unsigned>(call.blocks));
   at_head_dim(call.head_dim, [&](auto dim) {
-    device::launch(exact_prefill_kernel<dim>, {grid, dim3(kWarps * 32), Tiles<dim>::kBytes}, call);
+    const device::Config config{grid, dim3(kWarps * 32), Tiles<dim>::kBytes};
+    if (call.f16)
+      device::launch(exact_prefill_kernel<dim, F16>, config, call);
+    else
+      device::launch(exact_prefill_kernel<dim, Bf16>, config, call);
   });
 }
 

@@ -25,12 +25,24 @@ std::string require_device() {
   return facts.name;
 }
 
+// In the order of launches, from the device's pool: small buffers come and go with every pass, and neither waits for
+// the device. What is released stays in the pool.
 void* allocate(size_t bytes, const std::string& name) {
+  static const bool keeps = [] {
+    int device = 0;
+    require(cudaGetDevice(&device), "the current device");
+    cudaMemPool_t pool = nullptr;
+    require(cudaDeviceGetDefaultMemPool(&pool, device), "the device's memory pool");
+    uint64_t all = UINT64_MAX;
+    require(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "the device's memory pool");
+    return true;
+  }();
+  (void)keeps;
   void* p = nullptr;
-  require(cudaMalloc(&p, bytes), (name + ", memory of the device").c_str());
+  require(cudaMallocAsync(&p, bytes, static_cast<cudaStream_t>(stream())), (name + ", memory of the device").c_str());
   return p;
 }
-void release(void* p) noexcept { cudaFree(p); }
+void release(void* p) noexcept { cudaFreeAsync(p, static_cast<cudaStream_t>(stream())); }
 void copy_in(void* to, const void* from, size_t bytes) {
   require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream())),
           "copying to the device");

@@ -46,6 +46,7 @@ DeviceSession::DeviceSession(CompressedCache& cache, std::shared_ptr<const Coded
   const CachePolicy& policy = cache.policy();
   const auto refuse = [](const std::string& why) { fail_unavailable("a cache on a device: " + why); };
   if (policy.drops || policy.keep) refuse("its policy must keep every token (all)");
+  if (policy.codes_images) refuse("it codes image tokens alone (cache.coded)");
   if (!forms_) {
     if (policy.exact_dtype != DType::kBF16)
       refuse(fmt::format("exact rows of {}; an exact cache keeps bf16 there", dtype_name(policy.exact_dtype)));
@@ -142,7 +143,8 @@ void DeviceSession::attend(int layer, QkvRows rows, float* out) {
   place_qkv_rows(rows);
   to_host_.start(layer, rows);
   const ExactRows exact{rows.keys, rows.values, rows.page_table, exact_.data(), 0};
-  if (tiles_)
+  // A block that sees no codes is a prompt, with tensor cores to it.
+  if (tiles_ && (seen_ > 0 || rows.rows == 1))
     tiles_->attend(layer, rows.queries, rows.rows, coded_.data(), exact, cache_.length() + rows.rows, out);
   else
     attend_exact(exact, rows.queries, rows.rows, out);
@@ -160,7 +162,7 @@ void DeviceSession::attend_exact(const ExactRows& rows, const float* queries, in
     call.head_dim = facts_.head_dim;
     call.most_pages = 0;
   };
-  const int64_t held = cache_.length();
+  const int64_t held = cache_.length();  // the places, too, since nothing was seen as codes
   if (tokens > 1) {
     const PrefillBlock block[] = {{0, static_cast<int32_t>(tokens), static_cast<int32_t>(held), 0}};
     block_ = Buffer<PrefillBlock>(std::span<const PrefillBlock>(block), "block");
@@ -169,6 +171,7 @@ void DeviceSession::attend_exact(const ExactRows& rows, const float* queries, in
     call.of_block = block_.data();
     call.blocks = 1;
     call.longest = static_cast<int>(tokens);
+    call.f16 = forms_ != nullptr;
     return exact_prefill(call);
   }
   // Contexts are cut while there are fewer parts than fill a card.

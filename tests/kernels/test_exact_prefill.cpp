@@ -72,10 +72,10 @@ struct Prompts {
     return out;
   }
 
-  std::vector<float> run() const {
+  std::vector<float> run(DType rows_as = DType::kBF16) const {
     const ExactPages pages(
         kv_heads, head_dim, lengths,
-        [&](int role, int s, int h, int t, int c) { return double{row(role, s, h, t)[c]}; }, DType::kBF16, longest);
+        [&](int role, int s, int h, int t, int c) { return double{row(role, s, h, t)[c]}; }, rows_as, longest);
     std::vector<PrefillBlock> blocks;
     ExactPrefill call;
     int first = 0;
@@ -97,6 +97,7 @@ struct Prompts {
     call.group = group;
     call.head_dim = head_dim;
     call.most_pages = pages.most_pages;
+    call.f16 = rows_as == DType::kF16;
     exact_prefill(call);
     return out.values();
   }
@@ -122,6 +123,7 @@ TEST_CASE("prompts over exact rows are exact on lattice data, in every order", "
     const Prompts data(s.kv_heads, s.group, s.head_dim, s.parts, true);
     const std::vector<float> expected = data.expected();
     in_every_order([&] { CHECK(data.run() == expected); });
+    CHECK(data.run(DType::kF16) == expected);
   }
 }
 
