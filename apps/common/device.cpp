@@ -1,5 +1,6 @@
 #include "common/device.h"
 
+#include "attention/provided.h"
 #include "core/error.h"
 
 namespace vqkv {
@@ -16,7 +17,10 @@ std::string DeviceChoice::require() const {
 
 std::unique_ptr<ModelRuntime> DeviceChoice::open(const std::string& model) const {
   require();
-  if (!on_cpu()) return forms->runtime(model);
+  if (!on_cpu()) {
+    provide_attention_backend(kDeviceAttention, [own = forms] { return own->attention(); });
+    return forms->runtime(model);
+  }
   return load_model(model, {.weights = dtype_from_name(cpu_weights())});
 }
 

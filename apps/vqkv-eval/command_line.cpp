@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include "attention/provided.h"
 #include "common/flags.h"
 #include "common/tools.h"
 #include "verbs.h"
@@ -89,6 +90,7 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods, const DeviceF
   auto* r = app.add_subcommand("replay", "teacher-forced replay: KLD and perplexity against the exact cache");
   add_common(*r, replay.common, flags, true);
   add_exec(*r, replay.common);
+  add_device_flag(*r, replay.common.device);
   add_text_flags(*r, replay.text);
   r->add_option("--mode", replay.mode, "forced, stepwise, prefill-exact or fake-quant (below)")->capture_default_str();
   r->add_option("--context", replay.context, "tokens a window; windows don't overlap")
@@ -219,9 +221,13 @@ int vqkv::eval_main(int argc, char** argv, const Methods& methods, const DeviceF
       o->command = command;
       o->device.forms = device;
     }
-    for (const auto& [verb, o] : {std::pair(g, &generate.common), std::pair(s, &speed.common)})
-      if (!o->device.on_cpu() && verb->get_option("--attention")->count() > 0)
+    for (const auto& [verb, o] :
+         {std::pair(r, &replay.common), std::pair(g, &generate.common), std::pair(s, &speed.common)}) {
+      if (o->device.on_cpu()) continue;
+      if (verb->get_option("--attention")->count() > 0)
         fail_usage("--attention names a backend of the CPU; --device cuda has its own");
+      o->attention = kDeviceAttention;
+    }
     if (*r) return run_replay(replay);
     if (*g) return run_generate(generate);
     if (*d) return run_strategy(strategy);

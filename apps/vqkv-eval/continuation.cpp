@@ -97,7 +97,7 @@ Continued continue_prompt(const GenerateVerb& v) {
   }
   // The exact rows of all caches have one type, so that only the codes differ.
   if (runs.size() > 1) {
-    runs[0].codec.policy = exact_policy(common, runs[1].codec.policy.exact_dtype);
+    runs[0].codec.policy = CachePolicy::exact(runs[1].codec.policy.exact_dtype);
     std::vector<LoadedCodec> coded;
     for (size_t r = 1; r < runs.size(); ++r)
       if (!runs[r].guesses()) coded.push_back(runs[r].codec);
@@ -119,8 +119,7 @@ Continued continue_prompt(const GenerateVerb& v) {
   int64_t drawn = 0;
   for (size_t r = 0; r < runs.size(); ++r) {
     Continuation& run = runs[r];
-    Sequence sequence = common.device.on_cpu() ? Sequence(models[r], run.codec.policy, common.attention)
-                                               : Sequence(models[r], run.codec.policy, open_attention(common, facts));
+    Sequence sequence(models[r], run.codec.policy, common.attention);
     GenerateOptions mine = options;
     if (!v.ignore_stop) mine.stop = tokenizer.special().stop;
     run.generated = (run.guesses() ? *guessing : *plain)

@@ -70,7 +70,7 @@ Json row_of(const ReplayResult& r, const ReplayTrack& t, const ReplayCandidate& 
   row["peak_cache_bytes"] = t.peak_cache_bytes;
   row["seconds"] = {{"total", t.model_seconds},
                     {"encode", t.encode_seconds},
-                    {"attend", t.attend_seconds},
+                    {"attend", v.common.device.on_cpu() ? Json(t.attend_seconds) : Json()},
                     {"exact", r.exact_seconds}};
   row["time_ratio"] = r.exact_seconds > 0 ? t.model_seconds / r.exact_seconds : 0;
   Json flips = Json::array();
@@ -218,6 +218,7 @@ int run_replay(const ReplayVerb& v) {
                       {"scored", scored},
                       {"bos", result.bos},
                       {"weights", model->weights()},
+                      {"device", v.common.device.require()},
                       {"exact_dtype", dtype_name(options.exact_dtype)},
                       {"exact_path", result.exact_path},
                       {"block", block},

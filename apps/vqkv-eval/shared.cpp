@@ -55,10 +55,8 @@ void require_same_model(const CodecSet& codecs, const ModelFacts& model, const s
 }
 
 // There is no fallback inside a backend: what it can't run is said before anything runs.
-void require_backend(const CommonOptions& common, const LoadedCodec& codec) {
-  const std::string& name = common.attention;
-  // A device says what it can't when its first session is made.
-  if (!common.device.on_cpu() || name == "auto" || !codec.policy.keeps_codes()) return;
+void require_backend(const std::string& name, const LoadedCodec& codec) {
+  if (name == "auto" || !codec.policy.keeps_codes()) return;
   const auto backend = make_attention_backend(name);
   std::set<const Codec*> seen;
   for (const TrainedUnit& u : codec.codecs->units()) {
@@ -176,22 +174,14 @@ LoadedCodec start_program(const std::string& command, const CommonOptions& commo
 }  // namespace
 
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
-  make_attention_backend(common.attention);  // a wrong name is told before the model is read
+  if (common.device.on_cpu())
+    make_attention_backend(common.attention);  // a wrong name is told before the model is read
   return common.device.open(common.model);
-}
-
-std::shared_ptr<AttentionBackend> open_attention(const CommonOptions& common, const ModelFacts& model) {
-  if (common.device.on_cpu()) return make_attention_backend(common.attention);
-  return common.device.forms->attention(model);
-}
-
-CachePolicy exact_policy(const CommonOptions& common, DType dtype) {
-  return CachePolicy::exact(common.device.on_cpu() ? dtype : DType::kBF16);
 }
 
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model) {
   if (spec == "exact")
-    return {"exact", exact_codec_set(model.cache_shape()), exact_policy(common), {{"rule", "none"}}, nullptr};
+    return {"exact", exact_codec_set(model.cache_shape()), CachePolicy::exact(), {{"rule", "none"}}, nullptr};
   LoadedCodec out;
   if (ends_with(spec, ".h5") && !spec.starts_with(kExec))
     out = load_archive(spec, common, model);
@@ -205,7 +195,7 @@ LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, con
   out.policy = CachePolicy::from_json(out.cache);
   if (const std::string reason = cache_conflict(out.policy, *out.codecs); !reason.empty())
     fail_usage(fmt::format("{}: {}", spec, reason));
-  require_backend(common, out);
+  require_backend(common.attention, out);
   return out;
 }
 

@@ -27,7 +27,7 @@ struct Times {
 void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, std::span<const int32_t> tokens,
              Times& out) {
   const auto shared = std::make_shared<const CacheModel>(codec.codecs);
-  const std::shared_ptr<AttentionBackend> backend = open_attention(v.common, model.facts());
+  const std::shared_ptr<AttentionBackend> backend = make_attention_backend(v.common.attention);
   std::vector<Sequence> sequences;
   for (int s = 0; s < v.batch; ++s) sequences.emplace_back(shared, codec.policy, backend);
   const auto tokens_of = [&](int sequence, int64_t first, int64_t n) {

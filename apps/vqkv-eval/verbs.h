@@ -91,10 +91,6 @@ int run_ls(const std::string& what, TableFormat format);
 // ---- shared by the verbs ----
 
 std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
-// What attends to caches of `model`, where the options say.
-std::shared_ptr<AttentionBackend> open_attention(const CommonOptions& common, const ModelFacts& model);
-// Of the exact cache beside codecs whose exact rows are of `dtype`: that, where the device keeps such.
-CachePolicy exact_policy(const CommonOptions& common, DType dtype = DType::kF16);
 // Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
 // codecs when a training was interrupted.
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);

@@ -28,18 +28,25 @@ struct Rows {
 struct Floats {
   float v[8];
 };
+template <bool kF16>
 __device__ __forceinline__ Floats widen(const uint4& chunk) {
   const unsigned pair[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
   Floats out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    out.v[2 * i] = __uint_as_float(pair[i] << 16);
-    out.v[2 * i + 1] = __uint_as_float(pair[i] & 0xffff0000u);
+    if constexpr (kF16) {
+      const float2 both = __half22float2(device::bits_as<__half2>(pair[i]));
+      out.v[2 * i] = both.x;
+      out.v[2 * i + 1] = both.y;
+    } else {
+      out.v[2 * i] = __uint_as_float(pair[i] << 16);
+      out.v[2 * i + 1] = __uint_as_float(pair[i] & 0xffff0000u);
+    }
   }
   return out;
 }
 
-template <int kDim, int kGroup>
+template <int kDim, int kGroup, bool kF16>
 __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p, int first_query, SplitStates states) {
   using R = Rows<kDim>;
   device::Shared shared;
@@ -114,7 +121,7 @@ __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p
 #pragma unroll
       for (int j = 0; j < R::kMine; ++j) {
         if (!R::has(j, part)) continue;
-        const Floats k = widen(device::load(keys + token * R::kChunks + j * R::kLanes + part));
+        const Floats k = widen<kF16>(device::load(keys + token * R::kChunks + j * R::kLanes + part));
 #pragma unroll
         for (int g = 0; g < kGroup; ++g)
 #pragma unroll
@@ -151,7 +158,8 @@ __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p
 #pragma unroll
       for (int j = 0; j < R::kMine; ++j) {
         if (!R::has(j, part)) continue;
-        const Floats v = widen(device::load(values + (n * R::kAtOnce + token_of) * R::kChunks + j * R::kLanes + part));
+        const Floats v =
+            widen<kF16>(device::load(values + (n * R::kAtOnce + token_of) * R::kChunks + j * R::kLanes + part));
 #pragma unroll
         for (int g = 0; g < kGroup; ++g)
 #pragma unroll
@@ -192,7 +200,11 @@ void launch_some(const ExactDecode& call, int first, int splits, const SplitStat
                             sizeof(float) * kWarps * kGroup * (kDim + 2) + 16;
   const dim3 grid(static_cast<unsigned>(splits), static_cast<unsigned>(call.kv_heads),
                   static_cast<unsigned>(call.sequences));
-  device::launch(exact_decode_kernel<kDim, kGroup>, {grid, dim3(kWarps * 32), kBytes}, call, first, states);
+  const device::Config config{grid, dim3(kWarps * 32), kBytes};
+  if (call.f16)
+    device::launch(exact_decode_kernel<kDim, kGroup, true>, config, call, first, states);
+  else
+    device::launch(exact_decode_kernel<kDim, kGroup, false>, config, call, first, states);
 }
 
 // Four heads at once, while their queries and outputs fit the registers of a thread; then what is left.

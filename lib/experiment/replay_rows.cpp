@@ -8,6 +8,7 @@
 #include <numeric>
 #include <unordered_set>
 
+#include "attention/provided.h"
 #include "core/error.h"
 #include "experiment/protocol.h"
 #include "io/trace.h"
@@ -38,7 +39,9 @@ std::string protocol_of(const ReplayCandidate& c) {
 }
 
 ReplayCandidate self_noise(const CacheShape& shape, DType exact_dtype, const std::string& attention, int64_t block) {
-  const DType other = exact_dtype == DType::kF32 ? DType::kF16 : DType::kF32;
+  // A device keeps no f32.
+  const DType wide = attention == kDeviceAttention ? DType::kBF16 : DType::kF32;
+  const DType other = exact_dtype == wide ? DType::kF16 : wide;
   return {.label = fmt::format("self-noise (exact in {})", dtype_name(other)),
           .codecs = exact_codec_set(shape),
           .policy = CachePolicy::exact(other),

@@ -19,8 +19,8 @@ class DeviceForms {
   virtual std::unique_ptr<CaptureModel> capture_model(const std::string& path, int64_t context) const = 0;
   // A runtime of such weights, over sessions of `attention`; errors likewise.
   virtual std::unique_ptr<ModelRuntime> runtime(const std::string& path) const = 0;
-  // Makes sessions of caches there, and refuses (kUnavailable) those that it has no form of. Sequences share it.
-  virtual std::shared_ptr<AttentionBackend> attention(const ModelFacts& facts) const = 0;
+  // Makes sessions of caches there, and refuses (kUnavailable) those that it has no form of.
+  virtual std::unique_ptr<AttentionBackend> attention() const = 0;
 };
 
 // Those of the kernels that a program links, on a CUDA device or emulated.

@@ -45,9 +45,7 @@ class LinkedForms final : public DeviceForms {
   std::unique_ptr<ModelRuntime> runtime(const std::string& path) const override {
     return std::make_unique<DeviceRuntime>(path);
   }
-  std::shared_ptr<AttentionBackend> attention(const ModelFacts& facts) const override {
-    return std::make_shared<DeviceBackend>(facts);
-  }
+  std::unique_ptr<AttentionBackend> attention() const override { return std::make_unique<DeviceBackend>(); }
 };
 
 }  // namespace

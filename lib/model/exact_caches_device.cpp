@@ -32,7 +32,7 @@ ExactCaches::ExactCaches(LlamaDevice& model, int sequences, int64_t tokens)
       facts_(model.facts()),
       most_pages_(static_cast<int>((tokens + kDevicePageTokens - 1) / kDevicePageTokens)),
       length_(static_cast<size_t>(sequences), 0),
-      to_host_(facts_) {
+      to_host_(facts_.cache_shape()) {
   VQKV_CHECK(sequences >= 1 && tokens >= 1);
   const size_t values = static_cast<size_t>(facts_.layers) * length_.size() * static_cast<size_t>(most_pages_) *
                         static_cast<size_t>(facts_.kv_heads * kDevicePageTokens * facts_.head_dim);

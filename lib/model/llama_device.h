@@ -29,7 +29,7 @@ class DeviceAttention {
 // Rows of the product with W_Q, W_K and W_V, biased and normed, on their way to the host: those of two layers at once.
 class QkvToHost {
  public:
-  explicit QkvToHost(const ModelFacts& facts) : cols_((facts.q_heads + 2 * facts.kv_heads) * facts.head_dim) {}
+  explicit QkvToHost(const CacheShape& shape) : cols_((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim) {}
   void start(int layer, const QkvRows& rows);
   // (rows, (q_heads + 2 kv_heads) * head_dim), once they are there; until that layer's next but one starts.
   ConstMatrix wait(int layer);

@@ -41,19 +41,17 @@ int64_t DeviceRows::bytes() const {
          room_ * static_cast<int64_t>(sizeof(int32_t));
 }
 
-DeviceSession::DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms, const ModelFacts& facts)
-    : cache_(cache), forms_(std::move(forms)), facts_(facts), rows_(cache.shape()), to_host_(facts) {
+DeviceSession::DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms)
+    : cache_(cache), forms_(std::move(forms)), shape_(cache.shape()), rows_(shape_), to_host_(shape_) {
   const CachePolicy& policy = cache.policy();
   const auto refuse = [](const std::string& why) { fail_unavailable("a cache on a device: " + why); };
-  if (policy.drops || policy.keep) refuse("its policy must keep every token (all)");
+  if (policy.keep) refuse("its policy must keep every token (all), or those of a window (streaming)");
   if (policy.codes_images) refuse("it codes image tokens alone (cache.coded)");
-  if (!forms_) {
-    if (policy.exact_dtype != DType::kBF16)
-      refuse(fmt::format("exact rows of {}; an exact cache keeps bf16 there", dtype_name(policy.exact_dtype)));
-    return;
-  }
-  if (policy.exact_dtype != DType::kF16)
-    refuse(fmt::format("exact rows of {}; kernels of codes take f16", dtype_name(policy.exact_dtype)));
+  const DType exact = policy.exact_dtype;
+  if (exact != DType::kF16 && (forms_ || exact != DType::kBF16))
+    refuse(fmt::format("exact rows of {}; {}", dtype_name(exact),
+                       forms_ ? "beside codes it keeps f16" : "it keeps f16 or bf16"));
+  if (!forms_) return;
   if (policy.k.window != policy.v.window || policy.k.flush != policy.v.flush || policy.k.first != policy.v.first)
     refuse("keys and values must be coded together (cache.rule: window)");
   if (policy.k.window < 1) refuse("it needs a window of 1 token or more (cache.window)");
@@ -77,13 +75,13 @@ void DeviceSession::catch_up() {
   const CacheView view(cache_);
   const int64_t coded = view.coded_end(0, Role::kKey) - cache_.policy().sinks;
   if (coded <= put_) return;
-  for (int l = 0; l < facts_.layers; ++l)
+  for (int l = 0; l < shape_.layers; ++l)
     for (const Role role : {Role::kKey, Role::kValue}) tiles_->put(view, l, role, put_, coded);
   put_ = coded;
 }
 
 int64_t DeviceSession::alike(int64_t tokens, Visibility visibility) const {
-  if (!tiles_ || visibility == Visibility::kExactPrefill) return tokens;
+  if ((!tiles_ && !cache_.policy().drops) || visibility == Visibility::kExactPrefill) return tokens;
   const int64_t first = cache_.length(), seen = cache_.policy().coded_end(Role::kKey, first);
   int64_t n = 1;
   while (n < tokens && cache_.policy().coded_end(Role::kKey, first + n) == seen) ++n;
@@ -102,7 +100,7 @@ void DeviceSession::begin_block(int64_t tokens, Visibility visibility) {
 void DeviceSession::plan(int64_t tokens) {
   const int64_t sinks = cache_.policy().sinks, first = cache_.length();
   const auto before = static_cast<int64_t>(held_.size());
-  if (tiles_) seen_ = std::max<int64_t>(seen_, cache_.coded_end(Role::kKey, first) - sinks);
+  if (tiles_ || cache_.policy().drops) seen_ = std::max<int64_t>(seen_, cache_.coded_end(Role::kKey, first) - sinks);
   // What queries see as codes from now on leaves its place to the last of those that stay.
   const auto gone = [&](int32_t position) { return position >= sinks && position < sinks + seen_; };
   const auto left = static_cast<size_t>(std::ranges::count_if(held_, [&](int32_t p) { return !gone(p); }));
@@ -114,6 +112,7 @@ void DeviceSession::plan(int64_t tokens) {
     held_[to] = held_[from];
   }
   held_.resize(left);
+  before_ = std::ssize(held_);
   const auto n = static_cast<size_t>(tokens);
   const std::vector<int32_t> of(n, 0), coded(n, static_cast<int32_t>(seen_));
   std::vector<int32_t> place(n), exact(n);
@@ -138,8 +137,8 @@ void DeviceSession::attend(int layer, QkvRows rows, float* out) {
   rows.place = place_.data();
   rows.most_pages = 0;
   rows.page_tokens = kDevicePageTokens;
-  rows.f16 = forms_ != nullptr;
-  move_rows({rows.keys, rows.values, moves_.data(), static_cast<int>(moves_.size()), facts_.kv_heads, facts_.head_dim});
+  rows.f16 = cache_.policy().exact_dtype == DType::kF16;
+  move_rows({rows.keys, rows.values, moves_.data(), static_cast<int>(moves_.size()), shape_.kv_heads, shape_.head_dim});
   place_qkv_rows(rows);
   to_host_.start(layer, rows);
   const ExactRows exact{rows.keys, rows.values, rows.page_table, exact_.data(), 0};
@@ -157,28 +156,26 @@ void DeviceSession::attend_exact(const ExactRows& rows, const float* queries, in
     call.values = rows.values;
     call.page_table = rows.page_table;
     call.out = out;
-    call.kv_heads = facts_.kv_heads;
-    call.group = facts_.q_heads / facts_.kv_heads;
-    call.head_dim = facts_.head_dim;
+    call.kv_heads = shape_.kv_heads;
+    call.group = shape_.group();
+    call.head_dim = shape_.head_dim;
     call.most_pages = 0;
+    call.f16 = cache_.policy().exact_dtype == DType::kF16;
   };
-  const int64_t held = cache_.length();  // the places, too, since nothing was seen as codes
   if (tokens > 1) {
-    const PrefillBlock block[] = {{0, static_cast<int32_t>(tokens), static_cast<int32_t>(held), 0}};
+    const PrefillBlock block[] = {{0, static_cast<int32_t>(tokens), static_cast<int32_t>(before_), 0}};
     block_ = Buffer<PrefillBlock>(std::span<const PrefillBlock>(block), "block");
     ExactPrefill call;
     describe(call);
     call.of_block = block_.data();
     call.blocks = 1;
     call.longest = static_cast<int>(tokens);
-    call.f16 = forms_ != nullptr;
     return exact_prefill(call);
   }
   // Contexts are cut while there are fewer parts than fill a card.
-  const int splits = std::clamp(std::min(256 / facts_.kv_heads, static_cast<int>(held / 256)), 1, 64);
+  const int splits = std::clamp(std::min(256 / shape_.kv_heads, static_cast<int>(before_ / 256)), 1, 64);
   if (!decoder_ || splits != splits_)
-    decoder_ = std::make_unique<ExactDecoder>(1, facts_.kv_heads, facts_.q_heads / facts_.kv_heads, facts_.head_dim,
-                                              splits_ = splits);
+    decoder_ = std::make_unique<ExactDecoder>(1, shape_.kv_heads, shape_.group(), shape_.head_dim, splits_ = splits);
   ExactDecode call;
   describe(call);
   call.lengths = rows.lengths;
@@ -187,7 +184,7 @@ void DeviceSession::attend_exact(const ExactRows& rows, const float* queries, in
 }
 
 void DeviceSession::append(int layer) {
-  const int64_t q = int64_t{facts_.q_heads} * facts_.head_dim, kv = int64_t{facts_.kv_heads} * facts_.head_dim;
+  const int64_t q = int64_t{shape_.q_heads} * shape_.head_dim, kv = int64_t{shape_.kv_heads} * shape_.head_dim;
   const ConstMatrix x = to_host_.wait(layer);
   const ConstMatrix queries = x.slice_cols(0, q), keys = x.slice_cols(q, kv), values = x.slice_cols(q + kv, kv);
   if (rows_tap_) rows_tap_->on_qkv(layer, cache_.length(), queries, keys, values);
@@ -196,15 +193,10 @@ void DeviceSession::append(int layer) {
 
 void DeviceSession::launched(int layer) {
   if (layer > 0) append(layer - 1);  // with this layer on its way
-  if (layer + 1 == facts_.layers) append(layer);
+  if (layer + 1 == shape_.layers) append(layer);
 }
 
 void DeviceSession::end_block() { cache_.end_block(); }
-
-std::optional<std::string> DeviceBackend::can(const DecodePlan& plan, Role role) const {
-  std::string why;
-  return tile_family(plan, role, facts_.head_dim, why) ? std::nullopt : std::optional(why);
-}
 
 void DeviceBackend::attend(const CacheView&, int, ConstMatrix, MutMatrix, AttendStats*, AttentionTap*, MassRequest*) {
   fail_internal("attention on a device runs within that device's runtime");
@@ -217,7 +209,7 @@ std::unique_ptr<KvSession> DeviceBackend::make_session(CompressedCache& cache, s
     if (!known) known = std::make_shared<const CodedForms>(*cache.model());
     forms = known;
   }
-  return std::make_unique<DeviceSession>(cache, std::move(forms), facts_);
+  return std::make_unique<DeviceSession>(cache, std::move(forms));
 }
 
 }  // namespace vqkv

@@ -10,6 +10,7 @@
 
 #include "attention/coded_tiles.h"
 #include "attention/exact_prefill.h"
+#include "attention/provided.h"
 #include "attention/row_moves.h"
 #include "attention/session.h"
 #include "model/llama_device.h"
@@ -39,15 +40,14 @@ class DeviceRows {
 
 class DeviceSession final : public KvSession, public DeviceAttention {
  public:
-  // forms: of the cache's codes; null: it codes nothing, and keeps bf16. kUnavailable for policies that a device has no
-  // form of.
-  DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms, const ModelFacts& facts);
+  // forms: of the cache's codes; null: it codes nothing. kUnavailable for policies that a device has no form of.
+  DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms);
   ~DeviceSession() override;
 
   std::string device() const override { return "cuda"; }
   const CompressedCache& cache() const override { return cache_; }
   using KvSession::begin_block;
-  // Of `tokens` more tokens, how many see the same ones as codes: a block holds no more.
+  // Of `tokens` more tokens, how many see the same ones as codes, or dropped: a block holds no more.
   int64_t alike(int64_t tokens, Visibility visibility) const;
   // kUnavailable for kAllCoded and kDraft.
   void begin_block(int64_t tokens, Visibility visibility) override;
@@ -74,7 +74,7 @@ class DeviceSession final : public KvSession, public DeviceAttention {
 
   CompressedCache& cache_;
   std::shared_ptr<const CodedForms> forms_;
-  ModelFacts facts_;
+  const CacheShape& shape_;
   AttendStats stats_;
   DeviceRows rows_;
   std::unique_ptr<CodedTiles> tiles_;
@@ -82,7 +82,8 @@ class DeviceSession final : public KvSession, public DeviceAttention {
   ModelTap* rows_tap_ = nullptr;
   std::vector<int32_t> held_;  // position of the token at each place
   int64_t put_ = 0;            // slots that are there as tiles
-  int64_t seen_ = 0;           // of them, those that queries saw
+  int64_t seen_ = 0;           // tokens that queries see as codes, or dropped
+  int64_t before_ = 0;         // places that were taken before the open block
   // Of the open block:
   device::Buffer<int32_t> sequence_, place_, coded_, exact_;  // (rows)
   device::Buffer<RowMove> moves_;
@@ -94,15 +95,14 @@ class DeviceSession final : public KvSession, public DeviceAttention {
 // Sessions on a device by the name "cuda". Sequences that share one share the books of their codec set on the device.
 class DeviceBackend final : public AttentionBackend {
  public:
-  explicit DeviceBackend(const ModelFacts& facts) : facts_(facts) {}
-  std::string name() const override { return "cuda"; }
-  std::optional<std::string> can(const DecodePlan& plan, Role role) const override;
+  std::string name() const override { return kDeviceAttention; }
+  // Every plan: what a session can't take it refuses when it is made.
+  std::optional<std::string> can(const DecodePlan&, Role) const override { return std::nullopt; }
   void attend(const CacheView&, int, ConstMatrix, MutMatrix, AttendStats*, AttentionTap*,
               MassRequest*) override;  // kInternal
   std::unique_ptr<KvSession> make_session(CompressedCache& cache, std::pmr::memory_resource* memory) override;
 
  private:
-  ModelFacts facts_;
   std::map<std::shared_ptr<const CacheModel>, std::shared_ptr<const CodedForms>> forms_;
 };
 

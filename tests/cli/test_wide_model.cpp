@@ -10,7 +10,7 @@ using namespace vqkv::test;
 namespace {
 
 // Rows of w_down: 4,992.
-constexpr test::RandomModel kWide{.hidden = 96, .ffn = 4992, .head_dim = 32};
+constexpr RandomModel kWide{.hidden = 96, .ffn = 4992, .head_dim = 32};
 
 }  // namespace
 
@@ -23,7 +23,7 @@ TEST_CASE("rows of 4992: the same at any thread count, in shards, and after kill
   for (uint64_t d = 0; d < 3; ++d) {
     Rng rng(100 + d);
     std::string ids;
-    for (int t = 0; t < 192; ++t) ids += fmt::format("{} ", rng.below(kVocab));
+    for (int t = 0; t < 192; ++t) ids += fmt::format("{} ", rng.below(kWide.vocab));
     write_file(dir / fmt::format("{}.ids", d), ids);
     input.push_back(dir / fmt::format("{}.ids", d));
   }

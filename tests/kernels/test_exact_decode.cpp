@@ -72,20 +72,21 @@ struct ExactCase {
     return out;
   }
 
-  std::vector<float> run(int splits) const {
+  std::vector<float> run(int splits, DType rows_as = DType::kBF16) const {
     const Shape& s = shape;
     const ExactPages pages(
         s.kv_heads, s.head_dim, s.lengths,
         [&](int role, int q, int h, int t, int c) {
           return double{(role == 0 ? keys : values)[head_row(q, h, t) + static_cast<size_t>(c)]};
         },
-        DType::kBF16, longest);
+        rows_as, longest);
     const Buffer<float> query(std::span<const float>(queries), "queries");
     Buffer<float> out(queries.size(), "out");
     ExactDecoder decode(s.sequences, s.kv_heads, s.group, s.head_dim, splits);
     const ExactRows rows = pages.view();
-    const ExactDecode call{query.data(), rows.keys,   rows.values, rows.page_table, nullptr,    rows.lengths,
-                           out.data(),   s.sequences, s.kv_heads,  s.group,         s.head_dim, rows.most_pages};
+    ExactDecode call{query.data(), rows.keys,   rows.values, rows.page_table, nullptr,    rows.lengths,
+                     out.data(),   s.sequences, s.kv_heads,  s.group,         s.head_dim, rows.most_pages};
+    call.f16 = rows_as == DType::kF16;
     decode(call);
     decode(call);  // arrivals are as they were
     return out.values();
@@ -110,6 +111,7 @@ TEST_CASE("decode over exact rows is exact on lattice data, in every order and s
     const ExactCase data(shape, true);
     const std::vector<float> expected = data.expected();
     in_every_order([&, n = splits] { CHECK(data.run(n) == expected); });
+    CHECK(data.run(splits, DType::kF16) == expected);
   }
 }
 

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -11,6 +12,7 @@
 #include "core/json.h"
 #include "generation/device_forms.h"
 #include "support/catch.h"
+#include "support/device.h"
 #include "support/random_model.h"
 
 using namespace vqkv;
@@ -83,6 +85,42 @@ TEST_CASE("vqkv-eval generates on a device, beside the exact cache there", "[ker
   CHECK(rows[1]["coded"] == 32);
   CHECK(rows[1]["decode"].get<double>() > 0);
   CHECK(rows[1]["attend_s"].is_null());
+}
+
+TEST_CASE("vqkv-eval replays on a device: the processor's divergence within what the rounding of bf16 costs",
+          "[kernel][eval]") {
+  const testing::TempFolder folder;
+  const std::string model = folder.file("m.gguf"), ids = folder.file("ids"),
+                    codec = folder.write("kivi2.yaml",
+                                         "codec: {name: kivi, bits: 2}\n"
+                                         "cache: {sinks: 4, window: 16, flush: 32}\n");
+  write_random_model(model, {.q_heads = 6, .head_dim = 64});
+  std::ofstream text(ids);
+  for (int i = 0; i < 260; ++i) text << (i * 29 + i / 7) % 60 << ' ';
+  text.close();
+  const auto replay = [&](const std::string& device, const std::string& mode) {
+    const Run run =
+        eval(folder, {"replay", "--model", model, "--codec", codec, "--token-ids", ids, "--context", "130", "--windows",
+                      "2", "--skip-no-window", "--mode", mode, "--device", device, "--json", "-q"});
+    REQUIRE(run.code == 0);
+    return Json::parse(run.out);
+  };
+  const Json expected = replay("cpu", "forced");
+  for (const std::string mode : {"forced", "stepwise"}) {
+    CAPTURE(mode);
+    Json found;
+    unwatched([&] { found = replay("cuda", mode); });  // sessions have tests where every access is judged
+    CHECK(found["facts"]["exact_path"] == "cuda");
+    REQUIRE(found["rows"].size() == expected["rows"].size());
+    for (size_t r = 0; r < found["rows"].size(); ++r) {
+      const Json &a = found["rows"][r], &b = expected["rows"][r];
+      CAPTURE(a.dump(), b.dump());
+      if (r == 0) continue;  // self-noise, of another type
+      CHECK(a["codec"] == b["codec"]);
+      const double x = a["kld.mean"].get<double>(), y = b["kld.mean"].get<double>();
+      CHECK(std::abs(x - y) < 0.2 * y);
+    }
+  }
 }
 
 TEST_CASE("vqkv-eval says what it can't do on a device", "[kernel][eval]") {

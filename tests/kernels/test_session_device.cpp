@@ -88,7 +88,7 @@ TEST_CASE("a coded cache on a device attends as the processor does to the same r
     const CacheShape shape = model.facts().cache_shape();
     const auto shared = std::make_shared<const CacheModel>(codecs_for(shape, s.codec));
     const CachePolicy policy = policy_of(s.cache);
-    Sequence coded(shared, policy, std::make_shared<DeviceBackend>(model.facts())), plain(shared, policy, "reference");
+    Sequence coded(shared, policy, std::make_shared<DeviceBackend>()), plain(shared, policy, "reference");
     auto& session = dynamic_cast<DeviceSession&>(coded.session());
     Rng rng(5);
     // Blocks up to the next flush each, then steps, then a block again.
@@ -144,8 +144,12 @@ TEST_CASE("the runtime of a device over its sessions gives the processor's logit
     Visibility prompt;
   };
   const CachePolicy policy = policy_of({{"sinks", 4}, {"window", 20}, {"flush", 32}});
+  CachePolicy window_alone = policy;
+  window_alone.drops = true;
   for (const Case& c : {Case{coded, policy, Visibility::kReplay}, Case{coded, policy, Visibility::kExactPrefill},
-                        Case{exact, CachePolicy::exact(DType::kBF16), Visibility::kReplay}}) {
+                        Case{exact, CachePolicy::exact(DType::kBF16), Visibility::kReplay},
+                        Case{exact, CachePolicy::exact(DType::kF16), Visibility::kReplay},
+                        Case{exact, window_alone, Visibility::kReplay}}) {
     CAPTURE(c.model == coded, static_cast<int>(c.prompt));
     // Two sequences, one of them behind the other.
     const auto play = [&](ModelRuntime& model, const std::shared_ptr<AttentionBackend>& backend, Matrix<float>& out) {
@@ -173,7 +177,7 @@ TEST_CASE("the runtime of a device over its sessions gives the processor's logit
     };
     Matrix<float> expected(12, 64), found(12, 64);
     play(*plain, make_attention_backend("reference"), expected);
-    play(device, std::make_shared<DeviceBackend>(device.facts()), found);
+    play(device, std::make_shared<DeviceBackend>(), found);
     CHECK(difference(found, expected) < 0.03);  // bf16 of weights and inputs, and the codes that follow from them
   }
 }
@@ -188,7 +192,7 @@ TEST_CASE("what a device has no form of is refused with the reason", "[kernel][s
     return error_of(
         [&] {
           Sequence(std::make_shared<const CacheModel>(codecs_for(shape, codec)), policy_of(cache),
-                   std::make_shared<DeviceBackend>(facts));
+                   std::make_shared<DeviceBackend>());
         },
         ErrorKind::kUnavailable);
   };
@@ -197,9 +201,9 @@ TEST_CASE("what a device has no form of is refused with the reason", "[kernel][s
   check_says(refusal(kivi, {{"rule", "kivi"}, {"residual", 32}}), "cache.rule: window");
   check_says(refusal(kivi, {{"window", 32}, {"flush", 32}, {"exact_dtype", "f32"}}), "exact rows of f32");
   check_says(refusal(kivi, {{"window", 0}, {"flush", 32}}), "cache.window");
-  check_says(refusal(kivi, {{"window", 32}, {"flush", 32}, {"policy", "streaming"}}), "keep every token");
+  check_says(refusal(kivi, {{"window", 32}, {"flush", 32}, {"policy", "h2o"}}), "keep every token");
   Sequence ready(std::make_shared<const CacheModel>(codecs_for(shape, kivi)), policy_of(flush),
-                 std::make_shared<DeviceBackend>(facts));
+                 std::make_shared<DeviceBackend>());
   const auto unavailable = [](const auto& call) { return error_of(call, ErrorKind::kUnavailable); };
   check_says(unavailable([&] { ready.session().begin_block(1, Visibility::kAllCoded); }), {"no fake-quant"});
   check_says(unavailable([&] { ready.session().speculate(); }), {"take no token back"});
