@@ -35,8 +35,8 @@ std::unique_ptr<AttentionBackend> make_attention_backend(const std::string& name
   if (name == "cpu-table8") return make_tiled_backend(KeyScan::kBytes, ValueSums::kWherePays);
   if (name == "auto") return make_auto_backend();
   if (const auto it = provided().find(name); it != provided().end()) return it->second();
-  if (name == kDeviceAttention)
-    fail_unavailable(fmt::format("backend '{}' is a device's; --device {} takes it where there is one", name, name));
+  if (name.rfind(kDeviceAttention, 0) == 0)
+    fail_unavailable(fmt::format("backend '{}' needs a CUDA device; --device cuda takes one where there is", name));
   std::vector<std::string> known = attention_backend_names();
   known.push_back("auto");
   fail_unknown("attention backend", name, known);
