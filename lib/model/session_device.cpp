@@ -82,9 +82,11 @@ void DeviceSession::catch_up() {
 
 int64_t DeviceSession::alike(int64_t tokens, Visibility visibility) const {
   if ((!tiles_ && !cache_.policy().drops) || visibility == Visibility::kExactPrefill) return tokens;
-  const int64_t first = cache_.length(), seen = cache_.policy().coded_end(Role::kKey, first);
+  const CachePolicy& policy = cache_.policy();
+  const auto seen = [&](int64_t position) { return std::max(policy.sinks, policy.coded_end(Role::kKey, position)); };
+  const int64_t first = cache_.length();
   int64_t n = 1;
-  while (n < tokens && cache_.policy().coded_end(Role::kKey, first + n) == seen) ++n;
+  while (n < tokens && seen(first + n) == seen(first)) ++n;
   return n;
 }
 

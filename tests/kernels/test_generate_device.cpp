@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 
@@ -19,6 +20,9 @@ using namespace vqkv;
 using namespace vqkv::test;
 
 namespace {
+
+// Of a program that was built elsewhere: where VQKV_SOURCE says.
+const std::string kSource = std::getenv("VQKV_SOURCE") ? std::getenv("VQKV_SOURCE") : VQKV_SOURCE_DIR;
 
 struct Run {
   int code = 0;
@@ -121,6 +125,30 @@ TEST_CASE("vqkv-eval replays on a device: the processor's divergence within what
       CHECK(std::abs(x - y) < 0.2 * y);
     }
   }
+}
+
+TEST_CASE("SmolLM2 continues a text on a device as on the processor, from exact rows and from codes",
+          "[kernel][eval][smollm2]") {
+  const testing::TempFolder folder;
+  const std::string model = kSource + "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    codec = folder.write("kivi4.yaml",
+                                         "codec: {name: kivi, bits: 4}\n"
+                                         "cache: {sinks: 4, window: 4, flush: 32}\n");
+  const auto generate = [&](const std::string& device) {
+    Run run;
+    unwatched([&] {
+      run = eval(folder,
+                 {"generate", "--model", model, "--codec", codec, "--prompt",
+                  "The seven days of the week are Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday. "
+                  "The seven days of the week are Monday, Tuesday, Wednesday, Thursday, Friday,",
+                  "--new-tokens", "6", "--device", device, "--json", "-q"});
+    });
+    REQUIRE(run.code == 0);
+    return Json::parse(run.out);
+  };
+  const Json found = generate("cuda"), expected = generate("cpu");
+  for (size_t r = 0; r < 2; ++r) CHECK(found["rows"][r]["tokens"] == expected["rows"][r]["tokens"]);
+  CHECK(found["rows"][1]["bytes"]["codes"].get<int64_t>() > 0);
 }
 
 TEST_CASE("vqkv-eval says what it can't do on a device", "[kernel][eval]") {
