@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -12,13 +11,12 @@
 #include "core/json.h"
 #include "generation/device_forms.h"
 #include "io/trace.h"
+#include "kernels/source.h"
 #include "support/catch.h"
 
 using namespace vqkv;
 
 namespace {
-
-const std::string kSource = std::getenv("VQKV_SOURCE") ? std::getenv("VQKV_SOURCE") : VQKV_SOURCE_DIR;
 
 struct Folder {
   std::filesystem::path path =

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <sstream>
 
@@ -12,6 +11,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "generation/device_forms.h"
+#include "kernels/source.h"
 #include "support/catch.h"
 #include "support/device.h"
 #include "support/random_model.h"
@@ -20,9 +20,6 @@ using namespace vqkv;
 using namespace vqkv::test;
 
 namespace {
-
-// Of a program that was built elsewhere: where VQKV_SOURCE says.
-const std::string kSource = std::getenv("VQKV_SOURCE") ? std::getenv("VQKV_SOURCE") : VQKV_SOURCE_DIR;
 
 struct Run {
   int code = 0;
@@ -130,10 +127,10 @@ TEST_CASE("vqkv-eval replays on a device: the processor's divergence within what
 TEST_CASE("SmolLM2 continues a text on a device as on the processor, from exact rows and from codes",
           "[kernel][eval][smollm2]") {
   const testing::TempFolder folder;
-  const std::string model = kSource + "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf",
-                    codec = folder.write("kivi4.yaml",
-                                         "codec: {name: kivi, bits: 4}\n"
-                                         "cache: {sinks: 4, window: 4, flush: 32}\n");
+  const std::string model = small_model(), codec = folder.write("kivi4.yaml",
+                                                                "codec: {name: kivi, bits: 4}\n"
+                                                                "cache: {sinks: 4, window: 4, flush: 32}\n");
+  if (model.empty()) return;
   const auto generate = [&](const std::string& device) {
     Run run;
     unwatched([&] {

@@ -1,10 +1,10 @@
 // The runtime on a device beside the one on the processor: the same model, its weights rounded to bf16 in both.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "attention/sequence.h"
 #include "core/rng.h"
+#include "kernels/source.h"
 #include "model/exact_caches_device.h"
 #include "model/model_files.h"
 #include "support/catch.h"
@@ -15,8 +15,6 @@ using namespace vqkv;
 
 namespace {
 
-// Of a program that was built elsewhere: where VQKV_SOURCE says.
-const std::string kSource = std::getenv("VQKV_SOURCE") ? std::getenv("VQKV_SOURCE") : VQKV_SOURCE_DIR;
 const std::string kTiny = kSource + "/tests/golden/tiny/";
 
 std::vector<int32_t> some_tokens(int64_t n, int vocab, uint64_t seed) {
@@ -100,7 +98,8 @@ TEST_CASE("the device's runtime refuses tokens outside the vocabulary and beyond
 }
 
 TEST_CASE("SmolLM2 on the device: the processor's logits, and its likeliest tokens", "[kernel][runtime][smollm2]") {
-  const std::string path = kSource + "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+  const std::string path = small_model();
+  if (path.empty()) return;
   const auto weights = ModelWeights::open(path);
   const auto model = load_model(path);
   const int vocab = model->facts().vocab;
