@@ -1,7 +1,6 @@
 #include "model/runtime_device.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "core/error.h"
 #include "model/session_device.h"
@@ -23,33 +22,90 @@ ConstMatrix DeviceRuntime::output_weight(int layer) const {
   return w;
 }
 
+namespace {
+
+// A sequence's block, and how far it is.
+struct Part {
+  DeviceSession* session = nullptr;
+  const SequenceBlock* block = nullptr;
+  int64_t first_logits = 0;  // its row of them
+  int64_t done = 0;
+  int64_t rows = 0;  // of the open pass
+  int64_t left() const { return std::ssize(block->tokens) - done; }
+};
+
+// Hands each its rows of a pass.
+class EachItsRows final : public DeviceAttention {
+ public:
+  EachItsRows(std::span<const Part> parts, const ModelFacts& facts) : parts_(parts), facts_(facts) {}
+  void attend(int layer, QkvRows rows, float* out) override {
+    const auto q_cols = static_cast<size_t>(facts_.q_heads * facts_.head_dim),
+               cols = q_cols + static_cast<size_t>(2 * facts_.kv_heads * facts_.head_dim);
+    for (const Part& p : parts_) {
+      if (p.rows == 0) continue;
+      const auto n = static_cast<size_t>(p.rows);
+      rows.rows = static_cast<int>(p.rows);
+      p.session->attend(layer, rows, out);
+      rows.qkv += n * cols;
+      rows.rotation += n * static_cast<size_t>(rows.rotary_dim);
+      rows.queries += n * q_cols;
+      out += n * q_cols;
+    }
+  }
+  void launched(int layer) override {
+    for (const Part& p : parts_)
+      if (p.rows > 0) p.session->launched(layer);
+  }
+
+ private:
+  std::span<const Part> parts_;
+  const ModelFacts& facts_;
+};
+
+}  // namespace
+
 void DeviceRuntime::forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) {
-  int64_t done = 0;  // rows of logits
+  std::vector<Part> parts;
+  int64_t of_logits = 0;
   for (const SequenceBlock& b : batch) {
     auto* session = dynamic_cast<DeviceSession*>(b.kv);
     VQKV_CHECK(session && !b.tokens.empty());
-    const int64_t n = std::ssize(b.tokens);
-    facts().require_context(session->cache().length() + n);
+    facts().require_context(session->cache().length() + std::ssize(b.tokens));
     session->set_rows_tap(b.tap);
-    for (int64_t at = 0; at < n;) {
-      const int64_t count = session->alike(n - at, b.visibility), first = session->cache().length();
-      session->begin_block(count, b.visibility);
-      std::vector<int32_t> positions(static_cast<size_t>(count)), wanted;
-      std::iota(positions.begin(), positions.end(), static_cast<int32_t>(first));
-      if (rows == LogitRows::kAll) {
-        wanted.resize(positions.size());
-        std::iota(wanted.begin(), wanted.end(), 0);
-      } else if (rows == LogitRows::kLast && at + count == n) {
-        wanted.push_back(static_cast<int32_t>(count) - 1);
-      }
-      llama_.forward(b.tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(count)), positions, *session, wanted,
-                     wanted.empty() ? MutMatrix() : logits.slice_rows(done, std::ssize(wanted)));
-      session->end_block();
-      done += std::ssize(wanted);
-      at += count;
-    }
-    session->set_rows_tap(nullptr);
+    parts.push_back({session, &b, of_logits});
+    of_logits += rows == LogitRows::kAll ? std::ssize(b.tokens) : rows == LogitRows::kLast ? 1 : 0;
   }
+  VQKV_CHECK(rows == LogitRows::kNone || (logits.rows == of_logits && logits.cols == facts().vocab));
+  while (std::ranges::any_of(parts, [](const Part& p) { return p.left() > 0; })) {
+    std::vector<int32_t> tokens, positions, wanted;
+    std::vector<int64_t> to;  // the row of logits that each wanted one is
+    for (Part& p : parts) {
+      p.rows = 0;
+      const int64_t most = std::min(p.left(), kMostRows - std::ssize(tokens));
+      if (most == 0) continue;
+      p.rows = p.session->alike(most, p.block->visibility);
+      p.session->begin_block(p.rows, p.block->visibility);
+      for (int64_t i = 0; i < p.rows; ++i) {
+        const int64_t at = p.done + i;
+        tokens.push_back(p.block->tokens[static_cast<size_t>(at)]);
+        positions.push_back(static_cast<int32_t>(p.session->cache().length() + i));
+        const bool last = at + 1 == std::ssize(p.block->tokens);
+        if (rows == LogitRows::kNone || (rows == LogitRows::kLast && !last)) continue;
+        wanted.push_back(static_cast<int32_t>(tokens.size()) - 1);
+        to.push_back(p.first_logits + (rows == LogitRows::kAll ? at : 0));
+      }
+    }
+    EachItsRows attention(parts, facts());
+    Matrix<float> some(std::ssize(wanted), wanted.empty() ? 0 : facts().vocab);
+    llama_.forward(tokens, positions, attention, wanted, some);
+    for (size_t i = 0; i < to.size(); ++i)
+      std::copy_n(some.row(static_cast<int64_t>(i)), logits.cols, logits.row(to[i]));
+    for (Part& p : parts) {
+      if (p.rows > 0) p.session->end_block();
+      p.done += p.rows;
+    }
+  }
+  for (Part& p : parts) p.session->set_rows_tap(nullptr);
 }
 
 }  // namespace vqkv

@@ -12,13 +12,15 @@ namespace vqkv {
 
 class DeviceRuntime final : public ModelRuntime {
  public:
+  static constexpr int64_t kMostRows = 4096;  // bounds activations, however long the blocks
   // A GGUF file or a Hugging Face folder. kUnavailable without a device, kBadData as load_model, kUsage for a head_dim
   // without a kernel and where memory is too little.
   explicit DeviceRuntime(const std::string& path);
   const ModelFacts& facts() const override { return llama_.facts(); }
   std::string weights() const override { return "bf16 x bf16"; }
   const Tokenizer& tokenizer() const override;
-  // One sequence after another, in blocks whose queries see the same codes.
+  // In passes of up to kMostRows rows: each sequence's next tokens that see the same codes, products over all of them,
+  // attention for each alone.
   void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) override;
   ConstMatrix output_weight(int layer) const override;
 

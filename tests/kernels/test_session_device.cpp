@@ -169,7 +169,8 @@ TEST_CASE("the runtime of a device over its sessions gives the processor's logit
         if (c.prompt == Visibility::kExactPrefill) kv.end_exact_prefill();
       }
       for (int64_t step = 1; step < 6; ++step) {
-        const std::vector<int32_t> a = draw(1), b = draw(1);
+        // The one goes on by a token, the other by several, with a flush among them.
+        const std::vector<int32_t> a = draw(1), b = draw(step == 2 ? 33 : 1);
         const SequenceBlock batch[] = {{a, &sequences[0].session()}, {b, &sequences[1].session()}};
         model.forward_batch(batch, LogitRows::kLast, out.view().slice_rows(2 * step, 2));
       }
