@@ -146,6 +146,23 @@ class Experiment:
                 sys.exit(f"{self.folder / 'plan.yaml'}, group {group}: a cell can't be coded: {cell['skip']}\n{cell['axes']}")
         return cells
 
+    def _take_trained(self, planned, folder):
+        """Codecs that a sweep of another experiment trained serve here as well: a training's name says all that decides it."""
+        own = folder / "codecs"
+        taken = 0
+        for name in {f"{cell['train_id'][:16]}.codec.h5" for cell in planned if "train_id" in cell}:
+            there = next((p for e in sorted(self.folder.parent.iterdir()) for p in (self.runs / e.name).glob(f"*/codecs/{name}")), None)
+            if there is None or (own / name).exists():
+                continue
+            own.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(there, own / name)
+                taken += 1
+            except FileExistsError:
+                pass
+        if taken:
+            self.say(f"{taken} trainings are those of other experiments")
+
     def sweep(self, group, label=store.label_at_bits):
         """The finished cells of a group, in the order of the plan. `label(line, record)` names them; two of one name are an
         error. Without time left, or under --tables, what is there."""
@@ -154,6 +171,7 @@ class Experiment:
         if self.may_run():
             planned = self._plan(group, plan)
             self.say(f"sweep {group}: {len(planned)} cells")
+            self._take_trained(planned, folder)
             budget = [] if math.isinf(self.options.minutes) else ["--time-budget", f"{max(1, int(self.seconds_left()))}s"]
             self.tool("vqkv-sweep", "run", plan, "-o", folder, "--keep-codecs", *budget, *(["-q"] if self.test else []))
         if not (folder / "plan.jsonl").exists():

@@ -11,6 +11,7 @@ import tempfile
 root = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(root / "scripts"))
 from vqkv_experiment import figures, results, statistics, store, tables
+from vqkv_experiment.driver import Experiment
 
 
 def close(a, b, tolerance=1e-12):
@@ -53,6 +54,20 @@ def check_tables(folder):
     assert tables.markdown([["a", "1"]], ["codec", "n"]) == "| codec | n |\n|-------|--:|\n| a     | 1 |"
     text = figures.chart("t < u", "x", "y", {"one": [(1, 2, ""), (2, 0, ""), (3, 20, "")], "absent": [(1, 0, "")]}, log_y=True, lines=True)
     assert text.count("<circle") == 3 and "t &lt; u" in text and "absent" not in text  # what a logarithm can't show is left out
+
+
+def check_taken(folder):
+    x = Experiment.__new__(Experiment)
+    x.folder, x.name, x.runs = root / "experiments/transfer", "transfer", folder / "runs"
+    here, set_aside = "0123456789abcdef", "fedcba9876543210"
+    for run, name in (("k-or-v", here), ("k-or-v.before", set_aside)):
+        kept = x.runs / run / "values/codecs" / f"{name}.codec.h5"
+        kept.parent.mkdir(parents=True)
+        kept.write_text(name)
+    own = x.runs / "transfer/cross"
+    for _ in range(2):
+        x._take_trained([{"train_id": here + "0" * 48}, {"train_id": set_aside + "0" * 48}, {"skip": "no such"}], own)
+    assert [p.name for p in own.glob("codecs/*")] == [f"{here}.codec.h5"] and (own / f"codecs/{here}.codec.h5").read_text() == here
 
 
 def check_labels():
@@ -142,6 +157,7 @@ def main():
         folder = pathlib.Path(folder)
         check_statistics()
         check_tables(folder)
+        check_taken(folder)
         check_labels()
         scripts = sorted((root / "experiments").glob("*/run"))
         assert len(scripts) >= 10
