@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "attention/provided.h"
 #include "common/tool.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -40,23 +41,6 @@ double multiply_adds(const ModelFacts& facts, const CapturePlan& plan, const Cap
   // A forward and a backward pass, about three times the work of one forward, with the head's products twice.
   const double gradients = options.gradients.empty() ? 0 : 3 * (weights + attention) + 2 * head + 3 * moments;
   return static_cast<double>(plan.tokens) * (once + gradients);
-}
-
-// What reads a capture's windows, and what it reads with.
-struct Reader {
-  std::unique_ptr<ModelRuntime> runtime;
-  std::unique_ptr<CaptureModel> model;
-};
-
-Reader reader_for(const CaptureVerb& v) {
-  Reader out;
-  if (v.device.on_cpu()) {
-    out.runtime = v.device.open(v.model);
-    out.model = capture_model(*out.runtime);
-  } else {
-    out.model = v.device.forms->capture_model(v.model, v.context);
-  }
-  return out;
 }
 
 }  // namespace
@@ -127,13 +111,13 @@ int run_capture(const CaptureVerb& v) {
   const Stopwatch watch;
   Json sources = Json::array();
   for (const TextDocument& d : documents) sources.push_back({{"name", d.name}, {"tokens", d.tokens.size()}});
-  const Reader reader = reader_for(v);
+  const auto model = v.device.open(v.model);
   info.provenance = {{"tool", "vqkv-dump"},
                      {"version", version_facts()},
                      {"command", v.command},
                      {"time", utc_now()},
                      {"threads", thread_count()},
-                     {"weights", reader.model->weights()},
+                     {"weights", model->weights()},
                      {"device", device},
                      {"context", v.context},
                      {"query_stride", v.query_stride},
@@ -144,10 +128,12 @@ int run_capture(const CaptureVerb& v) {
   bool complete = false;
   {
     Progress progress("tokens", plan.tokens);
-    complete = capture_trace(*reader.model, plan, writer, [&](int64_t done) {
+    const auto go_on = [&](int64_t done) {
       progress.update(done);
       return !interrupted();
-    });
+    };
+    complete = v.device.on_cpu() ? capture_trace(*model, plan, writer, go_on)
+                                 : capture_trace(*model, plan, writer, go_on, kDeviceAttention);
   }
   if (!complete) {
     log_warning(fmt::format("{} was not written", v.out));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "attention/provided.h"
 #include "attention/sequence.h"
 #include "core/error.h"
 #include "core/rng.h"
@@ -138,27 +139,6 @@ class GradientCapture final : public GradientTap {
   TraceWindowData& data_;
 };
 
-class RuntimeCapture final : public CaptureModel {
- public:
-  // f32 rows: what a trace holds is the model's, not yet some cache's.
-  explicit RuntimeCapture(ModelRuntime& model)
-      : model_(model), sequence_(model.facts().cache_shape(), CachePolicy::exact(DType::kF32), "cpu-reconstruct") {}
-  const ModelFacts& facts() const override { return model_.facts(); }
-  std::string weights() const override { return model_.weights(); }
-  void read(std::span<const int32_t> window, ModelTap& tap) override {
-    sequence_.restart();
-    model_.forward(window, sequence_.session(), LogitRows::kNone, {}, Visibility::kReplay, &tap);
-  }
-  double backward(std::span<const int32_t> window, LogitLoss& loss, GradientTap& tap) override {
-    return model_.backward(window, loss, tap);
-  }
-  ConstMatrix output_weight(int layer) override { return model_.output_weight(layer); }
-
- private:
-  ModelRuntime& model_;
-  Sequence sequence_;
-};
-
 std::unique_ptr<LogitLoss> loss_of(const std::string& name, const CapturePlan::Window& window, uint64_t place) {
   if (name == "next-token") return std::make_unique<NllLoss>(NllLoss::next_tokens(window.tokens));
   if (name == "sampled")
@@ -217,14 +197,18 @@ TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options) {
   return info;
 }
 
-bool capture_trace(CaptureModel& model, const CapturePlan& plan, TraceWriter& writer,
-                   const std::function<bool(int64_t)>& progress) {
+bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
+                   const std::function<bool(int64_t)>& progress, const std::string& attention) {
   const CacheShape shape = model.facts().cache_shape();
+  // f32 rows: what a trace holds is the model's, not yet some cache's. A device has none.
+  const DType rows = attention == kDeviceAttention ? DType::kBF16 : DType::kF32;
+  Sequence sequence(shape, CachePolicy::exact(rows), attention);
   int64_t done = 0;
   uint64_t windows = 0;
   for (const CapturePlan::Window& w : plan.windows) {
+    sequence.restart();
     CaptureTap tap(shape, w);
-    model.read(w.tokens, tap);
+    model.forward(w.tokens, sequence.session(), LogitRows::kNone, {}, Visibility::kReplay, &tap);
     TraceWindowData data = tap.finish();
     if (!writer.records_gradients().empty()) {
       GradientCapture gradients(shape, data);
@@ -239,12 +223,5 @@ bool capture_trace(CaptureModel& model, const CapturePlan& plan, TraceWriter& wr
   writer.finish();
   return true;
 }
-
-bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
-                   const std::function<bool(int64_t)>& progress) {
-  return capture_trace(*capture_model(model), plan, writer, progress);
-}
-
-std::unique_ptr<CaptureModel> capture_model(ModelRuntime& model) { return std::make_unique<RuntimeCapture>(model); }
 
 }  // namespace vqkv

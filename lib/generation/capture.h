@@ -2,7 +2,6 @@
 #pragma once
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,31 +42,13 @@ CapturePlan plan_capture(std::span<const TextDocument> documents, const CaptureO
 // What the trace will say of the model; provenance is the caller's.
 TraceInfo capture_info(const ModelFacts& facts, const CaptureOptions& options);
 
-// What reads the windows of a capture: a ModelRuntime, or a runtime on a device (generation/device_forms.h).
-class CaptureModel {
- public:
-  virtual ~CaptureModel() = default;
-  virtual const ModelFacts& facts() const = 0;
-  virtual std::string weights() const = 0;  // ModelRuntime::weights
-  // One window at positions [0, ...): every layer's rows to the tap, in one block or several.
-  virtual void read(std::span<const int32_t> window, ModelTap& tap) = 0;
-  // ModelRuntime::backward. kUnavailable from a model without.
-  virtual double backward(std::span<const int32_t> window, LogitLoss& loss, GradientTap& tap) = 0;
-  // W_O of a layer, (hidden, q_heads*d); until the next call.
-  virtual ConstMatrix output_weight(int layer) = 0;
-};
-// `model` outlives it.
-std::unique_ptr<CaptureModel> capture_model(ModelRuntime& model);
-
 // Runs the model over every window and writes K, V, Q, moments, mass and W_O, and with info.gradients what a backward
 // pass through the window says of keys and values (kUnavailable from a runtime that has none). Moments are over all
 // positions, in double; mass is the softmax of each recorded query over its causal keys, summed. `progress(done
 // tokens)` is called after each window; false stops, and so does the result: the trace must then be dropped. Calls
-// writer.finish() when done. Bit-identical at any thread count.
-bool capture_trace(CaptureModel& model, const CapturePlan& plan, TraceWriter& writer,
-                   const std::function<bool(int64_t)>& progress = {});
+// writer.finish() when done. Bit-identical at any thread count. attention: of the model's device.
 bool capture_trace(ModelRuntime& model, const CapturePlan& plan, TraceWriter& writer,
-                   const std::function<bool(int64_t)>& progress = {});
+                   const std::function<bool(int64_t)>& progress = {}, const std::string& attention = "cpu-reconstruct");
 
 // ---- The sums, apart, since they are tested against plain ones
 // -------------------------------------------------------

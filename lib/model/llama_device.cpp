@@ -154,14 +154,4 @@ void LlamaDevice::forward(std::span<const int32_t> tokens, std::span<const int32
     device::copy_out(logits.row(r), logits_.data() + static_cast<size_t>(r) * vocab, vocab * sizeof(float));
 }
 
-void QkvToHost::start(int layer, const QkvRows& rows) {
-  const size_t bytes = static_cast<size_t>(rows.rows) * static_cast<size_t>(cols_) * sizeof(float);
-  if (!copies_[0] || copies_[0]->bytes() < bytes)  // of the first layer, since all have as many rows
-    for (auto& copy : copies_) copy = std::make_unique<device::HostCopy>(bytes, "rows for the host");
-  rows_ = rows.rows;
-  copies_[layer % 2]->start(rows.qkv, bytes);
-}
-
-ConstMatrix QkvToHost::wait(int layer) { return {static_cast<const float*>(copies_[layer % 2]->wait()), rows_, cols_}; }
-
 }  // namespace vqkv

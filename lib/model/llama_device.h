@@ -2,7 +2,6 @@
 // device or emulated, whichever a program links.
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -24,19 +23,6 @@ class DeviceAttention {
   virtual void attend(int layer, QkvRows rows, float* out) = 0;
   // All of the layer is on its way.
   virtual void launched(int) {}
-};
-
-// Rows of the product with W_Q, W_K and W_V, biased and normed, on their way to the host: those of two layers at once.
-class QkvToHost {
- public:
-  explicit QkvToHost(const CacheShape& shape) : cols_((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim) {}
-  void start(int layer, const QkvRows& rows);
-  // (rows, (q_heads + 2 kv_heads) * head_dim), once they are there; until that layer's next but one starts.
-  ConstMatrix wait(int layer);
-
- private:
-  int64_t cols_, rows_ = 0;
-  std::unique_ptr<device::HostCopy> copies_[2];
 };
 
 class LlamaDevice {

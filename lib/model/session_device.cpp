@@ -41,6 +41,16 @@ int64_t DeviceRows::bytes() const {
          room_ * static_cast<int64_t>(sizeof(int32_t));
 }
 
+void QkvToHost::start(int layer, const QkvRows& rows) {
+  const size_t bytes = static_cast<size_t>(rows.rows) * static_cast<size_t>(cols_) * sizeof(float);
+  if (!copies_[0] || copies_[0]->bytes() < bytes)  // of the first layer, since all have as many rows
+    for (auto& copy : copies_) copy = std::make_unique<device::HostCopy>(bytes, "rows for the host");
+  rows_ = rows.rows;
+  copies_[layer % 2]->start(rows.qkv, bytes);
+}
+
+ConstMatrix QkvToHost::wait(int layer) { return {static_cast<const float*>(copies_[layer % 2]->wait()), rows_, cols_}; }
+
 DeviceSession::DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms)
     : cache_(cache), forms_(std::move(forms)), shape_(cache.shape()), rows_(shape_), to_host_(shape_) {
   const CachePolicy& policy = cache.policy();

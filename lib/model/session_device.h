@@ -38,6 +38,19 @@ class DeviceRows {
   device::Buffer<int32_t> pages_;
 };
 
+// Rows of the product with W_Q, W_K and W_V, biased and normed, on their way to the host: those of two layers at once.
+class QkvToHost {
+ public:
+  explicit QkvToHost(const CacheShape& shape) : cols_((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim) {}
+  void start(int layer, const QkvRows& rows);
+  // (rows, (q_heads + 2 kv_heads) * head_dim), once they are there; until that layer's next but one starts.
+  ConstMatrix wait(int layer);
+
+ private:
+  int64_t cols_, rows_ = 0;
+  std::unique_ptr<device::HostCopy> copies_[2];
+};
+
 class DeviceSession final : public KvSession, public DeviceAttention {
  public:
   // forms: of the cache's codes; null: it codes nothing. kUnavailable for policies that a device has no form of.

@@ -3,10 +3,11 @@
 #include <cmath>
 
 #include "attention/sequence.h"
+#include "cache/model.h"
 #include "core/rng.h"
 #include "kernels/source.h"
-#include "model/exact_caches_device.h"
-#include "model/model_files.h"
+#include "model/runtime_device.h"
+#include "model/session_device.h"
 #include "support/catch.h"
 #include "support/device.h"
 #include "support/error_of.h"
@@ -41,7 +42,6 @@ double difference(const Matrix<float>& a, const Matrix<float>& b) {
 TEST_CASE("logits of the device's runtime are those of the processor's within bf16's rounding", "[kernel][runtime]") {
   for (const std::string family : {"llama", "mistral", "qwen2", "qwen3"}) {
     CAPTURE(family);
-    const auto weights = ModelWeights::open(kTiny + family + ".gguf");
     const auto model = load_model(kTiny + family + ".gguf");
     const int vocab = model->facts().vocab;
     const std::vector<int32_t> a = some_tokens(70, vocab, 1), b = some_tokens(9, vocab, 2);
@@ -55,52 +55,53 @@ TEST_CASE("logits of the device's runtime are those of the processor's within bf
     exact(b, expected_b);
 
     // Two sequences in one batch, the first in two parts, the second token by token, its last beside the other's part.
-    LlamaDevice runtime(*weights);
-    ExactCaches device(runtime, 2, 128);
+    DeviceRuntime device(kTiny + family + ".gguf");
+    const auto shared = std::make_shared<const CacheModel>(device.facts().cache_shape());
+    const auto cache = [&] {
+      return Sequence(shared, CachePolicy::exact(DType::kBF16), std::make_shared<DeviceBackend>());
+    };
+    Sequence of_a = cache(), of_b = cache();
     Matrix<float> found_a(70, vocab), found_b(9, vocab), both(42, vocab);
     const std::span<const int32_t> all_a(a), all_b(b);
-    const ExactCaches::Block first[] = {{0, all_a.subspan(0, 40)}, {1, all_b.subspan(0, 2)}};
-    device.forward(first, LogitRows::kAll, both);
+    const SequenceBlock first[] = {{all_a.subspan(0, 40), &of_a.session()}, {all_b.subspan(0, 2), &of_b.session()}};
+    device.forward_batch(first, LogitRows::kAll, both);
     std::copy_n(both.storage.begin(), 40 * vocab, found_a.storage.begin());
     std::copy_n(both.storage.begin() + 40 * vocab, 2 * vocab, found_b.storage.begin());
-    for (int64_t t = 2; t < 8; ++t) {
-      const ExactCaches::Block step[] = {{1, all_b.subspan(static_cast<size_t>(t), 1)}};
-      device.forward(step, LogitRows::kLast, found_b.view().slice_rows(t, 1));
-    }
-    const ExactCaches::Block rest[] = {{1, all_b.subspan(8)}, {0, all_a.subspan(40)}};
-    device.forward(rest, LogitRows::kAll, both.view().slice_rows(0, 31));
+    for (int64_t t = 2; t < 8; ++t)
+      device.forward(all_b.subspan(static_cast<size_t>(t), 1), of_b.session(), LogitRows::kLast,
+                     found_b.view().slice_rows(t, 1));
+    const SequenceBlock rest[] = {{all_b.subspan(8), &of_b.session()}, {all_a.subspan(40), &of_a.session()}};
+    device.forward_batch(rest, LogitRows::kAll, both.view().slice_rows(0, 31));
     std::copy_n(both.storage.begin(), vocab, found_b.view().row(8));
     std::copy_n(both.storage.begin() + vocab, 30 * vocab, found_a.view().row(40));
-    CHECK(device.length(0) == 70);
-    CHECK(device.length(1) == 9);
+    CHECK(of_a.cache().length() == 70);
+    CHECK(of_b.cache().length() == 9);
     // Inputs of products keep 8 bits, weights 8, over 2 layers.
     CHECK(difference(found_a, expected_a) < 0.02);
     CHECK(difference(found_b, expected_b) < 0.02);
-    device.truncate(1, 0);
+    of_b.restart();
     Matrix<float> again(9, vocab);
-    const ExactCaches::Block anew[] = {{1, all_b}};
-    device.forward(anew, LogitRows::kAll, again);
+    device.forward(b, of_b.session(), LogitRows::kAll, again);
     CHECK(difference(again, expected_b) < 0.02);
   }
 }
 
-TEST_CASE("the device's runtime refuses tokens outside the vocabulary and beyond its cache", "[kernel][runtime]") {
-  const auto weights = ModelWeights::open(kTiny + "llama.gguf");
-  LlamaDevice runtime(*weights);
-  ExactCaches device(runtime, 1, 64);
-  Matrix<float> none;
-  const std::vector<int32_t> outside{weights->facts().vocab}, many(65, 1);
-  const ExactCaches::Block first[] = {{0, outside}}, second[] = {{0, many}};
-  check_says(error_of([&] { device.forward(first, LogitRows::kNone, none); }), {"not in the vocabulary"});
-  check_says(error_of([&] { device.forward(second, LogitRows::kNone, none); }),
-             {"would hold 65 tokens", "room for 64"});
-  CHECK(device.length(0) == 0);
+TEST_CASE("the device's runtime refuses tokens outside the vocabulary and contexts beyond the model's",
+          "[kernel][runtime]") {
+  DeviceRuntime device(kTiny + "llama.gguf");
+  Sequence sequence(std::make_shared<const CacheModel>(device.facts().cache_shape()), CachePolicy::exact(),
+                    std::make_shared<DeviceBackend>());
+  const std::vector<int32_t> outside{device.facts().vocab},
+      many(static_cast<size_t>(device.facts().longest_context()) + 1, 1);
+  check_says(error_of([&] { device.forward(many, sequence.session(), LogitRows::kNone, {}); }), {"context"});
+  CHECK(sequence.cache().length() == 0);
+  check_says(error_of([&] { device.forward(outside, sequence.session(), LogitRows::kNone, {}); }),
+             {"not in the vocabulary"});
 }
 
 TEST_CASE("SmolLM2 on the device: the processor's logits, and its likeliest tokens", "[kernel][runtime][smollm2]") {
   const std::string path = small_model();
   if (path.empty()) return;
-  const auto weights = ModelWeights::open(path);
   const auto model = load_model(path);
   const int vocab = model->facts().vocab;
   const std::vector<int32_t> tokens = model->tokenizer().encode("The capital of France is Paris, and that of Italy is");
@@ -111,16 +112,16 @@ TEST_CASE("SmolLM2 on the device: the processor's logits, and its likeliest toke
                     "reference");
   model->forward(tokens, sequence.session(), LogitRows::kAll, expected);
   unwatched([&] {
-    LlamaDevice runtime(*weights);
-    ExactCaches device(runtime, 1, 64);
+    DeviceRuntime device(path);
+    Sequence on_device(std::make_shared<const CacheModel>(model->facts().cache_shape()),
+                       CachePolicy::exact(DType::kBF16), std::make_shared<DeviceBackend>());
     // A prompt, then token by token.
     const std::span<const int32_t> all(tokens);
-    const ExactCaches::Block prompt[] = {{0, all.subspan(0, static_cast<size_t>(n - 2))}};
-    device.forward(prompt, LogitRows::kAll, found.view().slice_rows(0, n - 2));
-    for (int64_t t = n - 2; t < n; ++t) {
-      const ExactCaches::Block step[] = {{0, all.subspan(static_cast<size_t>(t), 1)}};
-      device.forward(step, LogitRows::kLast, found.view().slice_rows(t, 1));
-    }
+    device.forward(all.subspan(0, static_cast<size_t>(n - 2)), on_device.session(), LogitRows::kAll,
+                   found.view().slice_rows(0, n - 2));
+    for (int64_t t = n - 2; t < n; ++t)
+      device.forward(all.subspan(static_cast<size_t>(t), 1), on_device.session(), LogitRows::kLast,
+                     found.view().slice_rows(t, 1));
   });
   CHECK(difference(found, expected) < 0.02);
   int same = 0;
