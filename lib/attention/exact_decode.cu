@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kWarps * 32) exact_decode_kernel(ExactDecode p
   const int row = sequence * p.kv_heads + head, length = p.lengths[sequence];
   const int tiles = (length + kTile - 1) / kTile, each = (tiles + splits - 1) / splits;
   const int end = min(tiles, (split + 1) * each);
-  const int32_t* pages = p.page_table + (p.table ? p.table[sequence] : sequence) * p.most_pages;
+  const int32_t* pages = p.page_table + sequence * p.most_pages;
   uint4* mine = stages + warp * kStages * 2 * kTile * R::kChunks;
 
   const auto fetch = [&](int tile, int stage) {

@@ -11,8 +11,7 @@ struct ExactDecode {
   const float* queries = nullptr;  // (sequences, kv_heads, group, head_dim), times log2(e) / sqrt(head_dim)
   const uint16_t* keys = nullptr;  // bf16 or f16: (pages, kv_heads, kDevicePageTokens, head_dim)
   const uint16_t* values = nullptr;
-  const int32_t* page_table = nullptr;  // (tables, most_pages): pages in the order of their tokens
-  const int32_t* table = nullptr;       // (sequences): which of the tables; null: each its own
+  const int32_t* page_table = nullptr;  // (sequences, most_pages): pages in the order of their tokens
   const int32_t* lengths = nullptr;     // (sequences): tokens, 1 or more
   float* out = nullptr;                 // (sequences, kv_heads, group, head_dim)
   int sequences = 0, kv_heads = 0, group = 0, head_dim = 0, most_pages = 0;

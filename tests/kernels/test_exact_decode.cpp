@@ -84,8 +84,8 @@ struct ExactCase {
     Buffer<float> out(queries.size(), "out");
     ExactDecoder decode(s.sequences, s.kv_heads, s.group, s.head_dim, splits);
     const ExactRows rows = pages.view();
-    ExactDecode call{query.data(), rows.keys,   rows.values, rows.page_table, nullptr,    rows.lengths,
-                     out.data(),   s.sequences, s.kv_heads,  s.group,         s.head_dim, rows.most_pages};
+    ExactDecode call{query.data(), rows.keys,  rows.values, rows.page_table, rows.lengths,   out.data(),
+                     s.sequences,  s.kv_heads, s.group,     s.head_dim,      rows.most_pages};
     call.f16 = rows_as == DType::kF16;
     decode(call);
     decode(call);  // arrivals are as they were

@@ -110,8 +110,17 @@ Json decode_row(int sequences, int tokens, int rounds) {
 
   const auto k = noise<uint16_t>(values, "keys"), v = noise<uint16_t>(values, "values");
   ExactDecoder exact(sequences, kHeads, kGroup, kDim, splits);
-  const ExactDecode exact_call{q,          k.data(),  v.data(), pages.data(), nullptr, lengths.data(),
-                               out.data(), sequences, kHeads,   kGroup,       kDim,    tokens / kDevicePageTokens};
+  const ExactDecode exact_call{q,
+                               k.data(),
+                               v.data(),
+                               pages.data(),
+                               lengths.data(),
+                               out.data(),
+                               sequences,
+                               kHeads,
+                               kGroup,
+                               kDim,
+                               tokens / kDevicePageTokens};
   ways.push_back({"exact bf16", 4.0 * static_cast<double>(values), [&] { exact(exact_call); }});
 
   const auto books = noise<uint16_t>(size_t{kHeads} * kPqEntries * kDim, "books");
