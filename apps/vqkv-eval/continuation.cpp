@@ -139,6 +139,7 @@ Continued continue_prompt(const GenerateVerb& v) {
     run.bytes = sequence.bytes();
     if (run.codec.exec) run.claimed_bytes = run.codec.exec->claimed_bytes();
     run.length = sequence.cache().length();
+    run.device_bytes = sequence.session().device_bytes();
     if (common.device.on_cpu()) run.coded_share = sequence.coded_share();
     run.encode_seconds = sequence.cache().encode_seconds();
     if (common.device.on_cpu()) run.attend_seconds = sequence.session().attend_seconds();
@@ -192,6 +193,7 @@ Json row_of(const GenerateVerb& v, const Continued& all, const Continuation& run
                 {"encode", run.encode_seconds},
                 {"attend", run.attend_seconds ? Json(*run.attend_seconds) : Json()}}}};
   add_bits(row, run.bytes, all.model->facts().cache_shape(), run.length, run.codec.codecs->config(), run.claimed_bytes);
+  if (!v.common.device.on_cpu()) row["device_bytes"] = run.device_bytes;
   if (run.guesses()) row["knobs"] = all.knobs;
   row["stopped"] = g.stop_token >= 0 ? shown(all.model->tokenizer(), g.stop_token) : "length";
   // The first token is the prompt's.

@@ -20,6 +20,7 @@ struct Continuation {
   std::string path;
   ByteLedger bytes;
   std::optional<int64_t> claimed_bytes;  // by a codec in another program
+  int64_t device_bytes = 0;              // KvSession::device_bytes, at the end
   int64_t length = 0;                    // tokens held at the end
   double encode_seconds = 0;
   std::optional<double> coded_share, attend_seconds;  // of the attention mass; a device tells neither

@@ -20,7 +20,8 @@ namespace {
 
 struct Times {
   std::vector<double> prefill, decode, encode, attend;
-  int64_t coded = 0;  // tokens of a sequence whose keys or values the last query saw as codes
+  int64_t device_bytes = 0;  // of all sequences
+  int64_t coded = 0;         // tokens of a sequence whose keys or values the last query saw as codes
   std::string path;
 };
 
@@ -59,10 +60,12 @@ void measure(ModelRuntime& model, const LoadedCodec& codec, const SpeedVerb& v, 
   out.prefill.push_back(prefill);
   if (v.new_tokens > 0) out.decode.push_back(all * static_cast<double>(v.new_tokens) / time.seconds());
   double encode = 0, attend = 0;
+  out.device_bytes = 0;
   for (const Sequence& s : sequences) {
     s.check_ledger(codec.label);
     encode += s.cache().encode_seconds();
     attend += s.session().attend_seconds();
+    out.device_bytes += s.session().device_bytes();
   }
   out.encode.push_back(encode);
   if (v.common.device.on_cpu()) out.attend.push_back(attend);
@@ -137,6 +140,8 @@ int run_speed(const SpeedVerb& v) {
                           {"new_tokens", v.new_tokens},
                           {"weights", model->weights()},
                           {"device", v.common.device.require()}});
+  for (size_t c = 0; c < codecs.size() && !v.common.device.on_cpu(); ++c)
+    table.rows[c]["device_bytes"] = times[c].device_bytes;
   for (const Json& row : table.rows)
     if (row["codec"] != "exact" && row["coded"] == 0)
       log_warning(fmt::format("{}: none of {} tokens is coded ({}), so its times are those of exact rows",

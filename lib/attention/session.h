@@ -37,6 +37,8 @@ class KvSession {
   virtual void set_tap(AttentionTap* tap) = 0;  // null for none
   // Bytes that it keeps between blocks, beside the cache and the backend.
   virtual int64_t held_bytes() const = 0;
+  // Of memory of a device, rows and codes with the room that they have to grow; what sequences share is apart.
+  virtual int64_t device_bytes() const { return 0; }
 };
 
 inline std::unique_ptr<KvSession> make_kv_session(CompressedCache& cache, AttentionBackend& backend,

@@ -72,7 +72,7 @@ class DeviceSession final : public KvSession, public DeviceAttention {
   double attend_seconds() const override { return 0; }          // within the runtime's launches
   void set_tap(AttentionTap* tap) override;                     // kUnavailable but for none
   int64_t held_bytes() const override { return 0; }             // of the host
-  int64_t device_bytes() const;                                 // rows and codes; books are shared
+  int64_t device_bytes() const override;
 
   // Of the open block, by a device's runtime. tap: sees its rows, or null.
   void attend(int layer, QkvRows rows, float* out) override;

@@ -67,11 +67,15 @@ TEST_CASE("vqkv-eval generates on a device, beside the exact cache there", "[ker
   CHECK(found["facts"]["device"] == linked_device_forms().require_device());
   CHECK(found["facts"]["weights"] == "bf16 x bf16");
   REQUIRE(found["rows"].size() == 2);
+  // Of a sequence: a page of 64 tokens and the table of pages; 8 tiles of 32 tokens and theirs.
+  constexpr int64_t kHeads = 2 * 2 * 2;  // layers, roles, KV heads
+  constexpr int64_t pages = kHeads * 64 * 64 * 2 + 4, tiles = kHeads * 8 * (32 * 64 / 2 + 2 * 64 * 2) + 8 * 4;
   for (size_t r = 0; r < 2; ++r) {
     const Json &a = found["rows"][r], &b = expected["rows"][r];
     CHECK(a["path"] == "cuda");
     CHECK(a["coded_mass"].is_null());
     CHECK(a["tokens"].size() == 12);
+    CHECK(a["device_bytes"] == (r == 0 ? pages : pages + tiles));
     // A random model's tokens are nearly as likely as each other: the first ones agree.
     CHECK(a["tokens"][0] == b["tokens"][0]);
   }
@@ -86,6 +90,7 @@ TEST_CASE("vqkv-eval generates on a device, beside the exact cache there", "[ker
   CHECK(rows[1]["coded"] == 32);
   CHECK(rows[1]["decode"].get<double>() > 0);
   CHECK(rows[1]["attend_s"].is_null());
+  CHECK(rows[1]["device_bytes"] == 2 * (pages + tiles));
 }
 
 TEST_CASE("vqkv-eval replays on a device: the processor's divergence within what the rounding of bf16 costs",
