@@ -103,6 +103,60 @@ TEST_CASE("the search of pairs finds the nearest of all sums on every instructio
   CHECK(tried >= 2);
 }
 
+TEST_CASE("what the search of pairs leaves out would not have been found, ties included", "[commvq][assign]") {
+  for (const auto [entries, width] : {std::array<int64_t, 2>{40, 8}, {64, 64}, {9, 6}}) {
+    Matrix<float> words = gaussian(entries, width, 3), x = gaussian(60, width, 4);
+    for (int64_t e = entries / 2; e < entries - 1; ++e)  // every other codeword stands twice
+      std::copy_n(words.row(e - entries / 2), width, words.row(e));
+    for (int64_t r = 0; r < x.rows; ++r)
+      for (int64_t c = 0; c < width; ++c) x(r, c) *= r % 3 == 0 ? 0.1f : 2.0f;
+    const PairSearch search(words);
+    const Scores scores(search, x);
+    const int64_t half = width / 2;
+    Matrix<float> cross(entries, entries);
+    for (int64_t a = 0; a < entries; ++a)
+      for (int64_t b = 0; b < entries; ++b) {
+        double sum = 0;
+        for (int64_t i = 0; i < half; ++i)
+          sum += double{words(a, half + i)} * words(b, i) - double{words(a, i)} * words(b, half + i);
+        cross(a, b) = static_cast<float>(2 * sum);
+      }
+    PairSearch::Shares shares;
+    for (int64_t r = 0; r < x.rows; ++r) {
+      CAPTURE(entries, r);
+      const float *u = scores.u.row(r), *v = scores.v.row(r);
+      PairSearch::Pair best{0, 0, std::numeric_limits<float>::infinity()};
+      for (int32_t b = 0; b < entries; ++b) {
+        float low = std::numeric_limits<float>::infinity();
+        int32_t at = 0;
+        for (int32_t a = 0; a < entries; ++a)
+          if (u[a] + cross(a, b) < low) low = u[a] + cross(a, b), at = a;
+        if (low + v[b] < best.score) best = {at, b, low + v[b]};
+      }
+      const PairSearch::Pair found = search.nearest(u, v);
+      REQUIRE(found.score == best.score);
+      REQUIRE(found.a == best.a);
+      REQUIRE(found.b == best.b);
+
+      float norm = 0;
+      for (int64_t c = 0; c < width; ++c) norm += x(r, c) * x(r, c);
+      const float least = std::sqrt(std::max(0.0f, norm + best.score)), temperature = 0.02f,
+                  farthest = least + 20 * temperature;
+      search.shares(u, v, norm, least, temperature, shares);
+      std::vector<std::pair<int32_t, int32_t>> expected, got;
+      for (int32_t a = 0; a < entries; ++a)
+        for (int32_t b0 = 0; b0 < search.stride(); b0 += PairSearch::Shares::kBlock) {
+          bool any = false;
+          for (int32_t b = b0; b < std::min<int64_t>(entries, b0 + PairSearch::Shares::kBlock); ++b)
+            any = any || norm + (u[a] + cross(a, b) + v[b]) <= farthest * farthest * (1 + 0x1p-20f);
+          if (any) expected.push_back({a, b0});
+        }
+      for (const auto& block : shares.blocks) got.push_back({block.a, block.b});
+      REQUIRE(got == expected);
+    }
+  }
+}
+
 TEST_CASE("shares of pairs are exponentials of their distances, in order, without the negligible", "[commvq][assign]") {
   const Matrix<float> words = gaussian(20, 12, 1), x = gaussian(5, 12, 2);
   const PairSearch search(words);

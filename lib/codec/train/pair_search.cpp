@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include "codec/train/simd.h"
 #include "core/round_up.h"
@@ -20,11 +22,28 @@ namespace {
 constexpr int64_t kLanes = 16;  // a book's rows of cross terms are whole vectors of every processor
 
 struct PairJob {
-  const float* u;      // (entries)
-  const float* v;      // (stride), infinite beyond the entries
-  const float* cross;  // (entries, stride)
+  const float* u;            // (entries)
+  const float* v;            // (stride), infinite beyond the entries
+  const float* cross;        // (entries, stride)
+  const float* cross_least;  // (entries): of each row of cross
   int64_t entries, stride;
 };
+
+// No sum of a pair of `a` is below it, since rounding keeps the order of sums: what a bound leaves out, no search would
+// have found.
+float least_sum(const PairJob& job, int64_t a, float v_least) { return (job.u[a] + job.cross_least[a]) + v_least; }
+
+// Those of the codes a with a pair that may be, with `norm`, `most` at most; ascending.
+std::span<const int32_t> within(const PairJob& job, float v_least, float norm, float most) {
+  thread_local std::vector<int32_t> found;
+  found.resize(static_cast<size_t>(job.entries));
+  size_t n = 0;
+  for (int64_t a = 0; a < job.entries; ++a) {
+    found[n] = static_cast<int32_t>(a);
+    n += norm + least_sum(job, a, v_least) <= most;
+  }
+  return std::span(found).first(n);
+}
 }  // namespace
 }  // namespace vqkv
 #endif
@@ -38,7 +57,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 // pair_shares, in the same order, so that no distance there is below that of the nearest. N vectors at once: a vector
 // waits for its own comparisons.
 template <int N>
-HWY_INLINE void nearest_of_vectors(const PairJob& job, int64_t b0, PairSearch::Pair& best) {
+HWY_INLINE void nearest_of_vectors(const PairJob& job, std::span<const int32_t> codes, int64_t b0,
+                                   PairSearch::Pair& best) {
   const hn::CappedTag<float, kLanes> d;
   const hn::RebindToSigned<decltype(d)> di;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -48,10 +68,10 @@ HWY_INLINE void nearest_of_vectors(const PairJob& job, int64_t b0, PairSearch::P
     low[j] = hn::Set(d, std::numeric_limits<float>::infinity());
     low_index[j] = hn::Zero(di);
   }
-  const float* cross = job.cross + b0;
-  for (int64_t a = 0; a < job.entries; ++a, cross += job.stride) {
+  for (const int32_t a : codes) {
+    const float* cross = job.cross + a * job.stride + b0;
     const auto u = hn::Set(d, job.u[a]);
-    const auto index = hn::Set(di, static_cast<int32_t>(a));
+    const auto index = hn::Set(di, a);
     for (int j = 0; j < N; ++j) {
       const auto sum = hn::Add(u, hn::Load(d, cross + j * lanes));
       const auto nearer = hn::Lt(sum, low[j]);
@@ -69,13 +89,34 @@ HWY_INLINE void nearest_of_vectors(const PairJob& job, int64_t b0, PairSearch::P
   }
 }
 
-PairSearch::Pair nearest_pair(const PairJob& job) {
+float least_of(const float* values, int64_t stride) {
+  const hn::CappedTag<float, kLanes> d;
+  auto least = hn::Load(d, values);
+  for (int64_t i = static_cast<int64_t>(hn::Lanes(d)); i < stride; i += static_cast<int64_t>(hn::Lanes(d)))
+    least = hn::Min(least, hn::Load(d, values + i));
+  return hn::GetLane(hn::MinOfLanes(d, least));
+}
+
+PairSearch::Pair nearest_of(const PairJob& job, std::span<const int32_t> codes) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(hn::CappedTag<float, kLanes>()));
   PairSearch::Pair best{0, 0, std::numeric_limits<float>::infinity()};
   int64_t b0 = 0;
-  for (; b0 + 4 * lanes <= job.stride; b0 += 4 * lanes) nearest_of_vectors<4>(job, b0, best);
-  for (; b0 < job.entries; b0 += lanes) nearest_of_vectors<1>(job, b0, best);
+  for (; b0 + 4 * lanes <= job.stride; b0 += 4 * lanes) nearest_of_vectors<4>(job, codes, b0, best);
+  for (; b0 < job.entries; b0 += lanes) nearest_of_vectors<1>(job, codes, b0, best);
   return best;
+}
+
+// The pair of the code that looks nearest rules out most others, behind the first stages.
+PairSearch::Pair nearest_pair(const PairJob& job) {
+  const float v_least = least_of(job.v, job.stride);
+  int32_t first = 0;
+  float least = std::numeric_limits<float>::infinity();
+  for (int64_t a = 0; a < job.entries; ++a)
+    if (const float sum = least_sum(job, a, v_least); sum < least) {
+      least = sum;
+      first = static_cast<int32_t>(a);
+    }
+  return nearest_of(job, within(job, v_least, 0, nearest_of(job, {&first, 1}).score));
 }
 
 void pair_shares(const PairJob& job, float norm, float least, float temperature, PairSearch::Shares& out) {
@@ -88,7 +129,7 @@ void pair_shares(const PairJob& job, float norm, float least, float temperature,
   const auto screen = hn::Set(d, farthest * farthest * (1 + 0x1p-20f));
   const auto length = hn::Set(d, norm), cooled = hn::Set(d, 1 / temperature);
   float* to = out.p.data();
-  for (int64_t a = 0; a < job.entries; ++a) {
+  for (const int64_t a : within(job, least_of(job.v, job.stride), norm, hn::GetLane(screen))) {
     const auto u = hn::Set(d, job.u[a]);
     for (int64_t b0 = 0; b0 < job.stride; b0 += kLanes) {
       bool any = false;
@@ -169,6 +210,7 @@ PairSearch::PairSearch(Matrix<float> words) : words_(std::move(words)), stride_(
   VQKV_CHECK(words_.rows >= 1 && words_.cols >= 2 && words_.cols % 2 == 0);
   use_allowed_simd();
   const int64_t half = words_.cols / 2;
+  cross_least_.assign(static_cast<size_t>(words_.rows), std::numeric_limits<float>::infinity());
   norm_.assign(static_cast<size_t>(stride_), std::numeric_limits<float>::infinity());
   cross_.assign(static_cast<size_t>(words_.rows * stride_), 0.0f);
   Matrix<float> twice = words_;
@@ -183,7 +225,9 @@ PairSearch::PairSearch(Matrix<float> words) : words_(std::move(words)), stride_(
       const float* w = words_.row(b);
       double cross = 0;  // Re<z, i w>
       for (int64_t i = 0; i < half; ++i) cross += double{z[half + i]} * w[i] - double{z[i]} * w[half + i];
-      cross_[static_cast<size_t>(a * stride_ + b)] = static_cast<float>(2 * cross);
+      float& rounded = cross_[static_cast<size_t>(a * stride_ + b)];
+      rounded = static_cast<float>(2 * cross);
+      cross_least_[static_cast<size_t>(a)] = std::min(cross_least_[static_cast<size_t>(a)], rounded);
     }
   }
 }
@@ -202,7 +246,7 @@ void PairSearch::scores(ConstMatrix x, MutMatrix turned, MutMatrix u, MutMatrix 
 }
 
 PairSearch::Pair PairSearch::nearest(const float* u, const float* v) const {
-  return HWY_DYNAMIC_DISPATCH(nearest_pair)({u, v, cross_.data(), entries(), stride_});
+  return HWY_DYNAMIC_DISPATCH(nearest_pair)({u, v, cross_.data(), cross_least_.data(), entries(), stride_});
 }
 
 void PairSearch::shares(const float* u, const float* v, float norm, float least, float temperature, Shares& out) const {
@@ -210,7 +254,8 @@ void PairSearch::shares(const float* u, const float* v, float norm, float least,
   out.blocks.clear();
   // Blocks that are not kept are written behind the last that is.
   out.p.resize(std::max(out.p.size(), static_cast<size_t>(entries() * stride_ + kLanes)));
-  HWY_DYNAMIC_DISPATCH(pair_shares)({u, v, cross_.data(), entries(), stride_}, norm, least, temperature, out);
+  HWY_DYNAMIC_DISPATCH(pair_shares)
+  ({u, v, cross_.data(), cross_least_.data(), entries(), stride_}, norm, least, temperature, out);
 }
 
 void PairSearch::add(const Shares& shares, double weight, double* count, int64_t count_stride, double* rho,

@@ -58,9 +58,10 @@ class PairSearch {
  private:
   Matrix<float> words_;
   int64_t stride_ = 0;
-  PackedWeights products_;      // -2 Z
-  AlignedVector<float> norm_;   // (stride) |Z_a|^2, infinite beyond the entries
-  AlignedVector<float> cross_;  // (entries, stride)
+  PackedWeights products_;          // -2 Z
+  AlignedVector<float> norm_;       // (stride) |Z_a|^2, infinite beyond the entries
+  AlignedVector<float> cross_;      // (entries, stride)
+  std::vector<float> cross_least_;  // (entries): of each row of it
 };
 
 }  // namespace vqkv
