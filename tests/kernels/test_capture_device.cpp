@@ -11,6 +11,7 @@
 #include "core/json.h"
 #include "generation/device_forms.h"
 #include "io/trace.h"
+#include "kernels/difference.h"
 #include "kernels/source.h"
 #include "support/catch.h"
 
@@ -31,16 +32,6 @@ int dump(std::vector<std::string> arguments, const DeviceForms* device) {
   for (std::string& a : arguments) argv.push_back(a.data());
   argv.push_back(nullptr);
   return dump_main(static_cast<int>(arguments.size()), argv.data(), {}, device);
-}
-
-// Root mean square of the difference over that of `b`.
-double difference(const Matrix<float>& a, const Matrix<float>& b) {
-  double error = 0, size = 0;
-  for (size_t i = 0; i < b.storage.size(); ++i) {
-    error += std::pow(double{a.storage[i]} - double{b.storage[i]}, 2);
-    size += std::pow(double{b.storage[i]}, 2);
-  }
-  return std::sqrt(error / size);
 }
 
 }  // namespace
@@ -73,7 +64,8 @@ TEST_CASE("a capture on a device is the processor's within bf16's rounding", "[k
       Matrix<float> found(rows, shape.head_dim), expected(rows, shape.head_dim);
       read(a, found.view());
       read(b, expected.view());
-      CHECK(difference(found, expected) < 0.015);  // eight bits of weights, inputs and, in attention, weights of tokens
+      CHECK(relative_difference(found, expected) <
+            0.015);  // eight bits of weights, inputs and, in attention, weights of tokens
     };
     for (int l = 0; l < shape.layers; ++l) {
       CAPTURE(l);

@@ -5,6 +5,7 @@
 
 #include "attention/sequence.h"
 #include "codec/build.h"
+#include "kernels/difference.h"
 #include "model/runtime_device.h"
 #include "model/session_device.h"
 #include "support/catch.h"
@@ -45,15 +46,6 @@ struct Rows final : ModelTap {
     }
   }
 };
-
-double difference(const Matrix<float>& a, const Matrix<float>& b) {
-  double error = 0, size = 0;
-  for (size_t i = 0; i < b.storage.size(); ++i) {
-    error += std::pow(double{a.storage[i]} - double{b.storage[i]}, 2);
-    size += std::pow(double{b.storage[i]}, 2);
-  }
-  return std::sqrt(error / size);
-}
 
 std::shared_ptr<const CodecSet> codecs_for(const CacheShape& shape, const Json& config) {
   return train_codec_set(resolve_codec(config, shape), shape, MadeUp(600), {});
@@ -112,7 +104,7 @@ TEST_CASE("a coded cache on a device attends as the processor does to the same r
           const auto at = static_cast<size_t>(l);
           Matrix<float> expected(n, watched.given[at].cols);
           plain.session().attend(l, rows.q[at], rows.k[at], rows.v[at], expected);
-          worst = std::max(worst, difference(watched.given[at], expected));
+          worst = std::max(worst, relative_difference(watched.given[at], expected));
         }
         plain.session().end_block();
       }
@@ -179,7 +171,8 @@ TEST_CASE("the runtime of a device over its sessions gives the processor's logit
     Matrix<float> expected(12, 64), found(12, 64);
     play(*plain, make_attention_backend("reference"), expected);
     play(device, std::make_shared<DeviceBackend>(), found);
-    CHECK(difference(found, expected) < 0.03);  // bf16 of weights and inputs, and the codes that follow from them
+    CHECK(relative_difference(found, expected) <
+          0.03);  // bf16 of weights and inputs, and the codes that follow from them
   }
 }
 
