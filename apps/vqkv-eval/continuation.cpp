@@ -65,6 +65,8 @@ Continued continue_prompt(const GenerateVerb& v) {
   Sampler(options.sampling);  // what is out of range is told before the model is read
   const StrategyKind& kind = find_strategy(v.strategy, "--strategy");
   if (v.strategy != "plain") refuse_exec(v.common, kCodesOfItsOwn);
+  if (v.strategy != "plain" && !v.common.device.on_cpu())
+    fail_unavailable("--strategy " + v.strategy + ": caches on a device take no token back; --device cpu runs it");
   CommonOptions common = v.common;
   Continued out;
   out.knobs = strategy_knobs(kind, common.overrides);
@@ -103,6 +105,8 @@ Continued continue_prompt(const GenerateVerb& v) {
       if (!runs[r].guesses()) coded.push_back(runs[r].codec);
     warn_of_exact_rows(coded);
   }
+
+  for (const Continuation& run : runs) require_device_form(common, run.label(), run.codec.codecs, run.codec.policy);
 
   std::vector<std::shared_ptr<const CacheModel>> models;
   const int64_t tokens = static_cast<int64_t>(out.prompt.size()) + v.new_tokens;

@@ -146,6 +146,8 @@ int run_replay(const ReplayVerb& v) {
     fail_usage(fmt::format("--prompt {}: only --mode prefill-exact tells a prompt from the rest; --mode is {}",
                            v.prompt, v.mode));
   refuse_twice("--metrics", v.metrics);
+  if (mode == ReplayMode::kFakeQuant && !v.common.device.on_cpu())
+    fail_unavailable("--mode fake-quant: on a device every query sees what its position says; --device cpu runs it");
   const auto model = open_model(v.common);
   const auto texts = read_texts(v.text, *model);
   const CacheShape shape = model->facts().cache_shape();
@@ -173,6 +175,9 @@ int run_replay(const ReplayVerb& v) {
                                                    .self_noise_block = v.block,
                                                    .attention = v.common.attention,
                                                    .windowless = v.no_window_rows});
+  for (const ReplayRow& row : rows)
+    require_device_form(v.common, row.candidate.label, row.candidate.codecs, row.candidate.policy,
+                        row.kind == ReplayRow::Kind::kWindowless ? "; --skip-no-window leaves this row out" : "");
   warn(codecs, rows, mode, v.context);
   Programs programs;
   std::vector<HeldCaches> held;

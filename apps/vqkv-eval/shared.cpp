@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "attention/sequence.h"
 #include "codec/codec_archive.h"
 #include "common/cache_tables.h"
 #include "common/tool.h"
@@ -177,6 +178,14 @@ std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common) {
   if (common.device.on_cpu())
     make_attention_backend(common.attention);  // a wrong name is told before the model is read
   return common.device.open(common.model);
+}
+
+void require_device_form(const CommonOptions& common, const std::string& label, std::shared_ptr<const CodecSet> codecs,
+                         const CachePolicy& policy, const std::string& hint) {
+  if (common.device.on_cpu()) return;
+  try {
+    Sequence(std::move(codecs), policy, common.attention);
+  } catch (const Error& e) { throw Error(e.kind(), fmt::format("{}: {}{}", label, e.what(), hint)); }
 }
 
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model) {

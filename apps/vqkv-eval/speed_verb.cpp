@@ -86,6 +86,7 @@ int run_speed(const SpeedVerb& v) {
   for (auto& c : load_codecs(v.common, facts))
     if (c.policy.codes || c.label != "exact") codecs.push_back(std::move(c));
   if (interrupted()) return kExitOk;
+  for (const LoadedCodec& c : codecs) require_device_form(v.common, c.label, c.codecs, c.policy);
   for (const LoadedCodec& c : codecs)
     require_cache_memory(std::vector<HeldCaches>{{c.label, *c.codecs, c.policy, v.batch}},
                          v.prompt_tokens + v.new_tokens);

@@ -94,6 +94,10 @@ std::unique_ptr<ModelRuntime> open_model(const CommonOptions& common);
 // Refuses a codec that was trained for another model (kBadData) and a backend that can't run it (kUnavailable). Without
 // codecs when a training was interrupted.
 LoadedCodec load_codec(const std::string& spec, const CommonOptions& common, const ModelFacts& model);
+// Refuses (kUnavailable) a cache that the device of `common` has no form of, before anything runs on it; `hint` ends
+// the message. On the CPU nothing: load_codec has looked.
+void require_device_form(const CommonOptions& common, const std::string& label, std::shared_ptr<const CodecSet> codecs,
+                         const CachePolicy& policy, const std::string& hint = "");
 // All of --codec; empty when a training was interrupted.
 std::vector<LoadedCodec> load_codecs(const CommonOptions& common, const ModelFacts& model);
 // kUsage for overrides that reach no codec: they would be lost without a word.

@@ -30,6 +30,10 @@ CodedForms::CodedForms(const CacheModel& model) {
     first = false;
   }
   VQKV_CHECK(!first);
+  const int most = family_.kind == TileFamily::Kind::kPq ? kPqGroup : kLevelGroup;
+  if (shape.group() > most)
+    fail_unavailable(fmt::format(
+        "attention on a device: {} query heads a KV head; kernels of these codes take up to {}", shape.group(), most));
   if (family_.kind != TileFamily::Kind::kPq) return;
   const auto of_head = static_cast<size_t>(shape.head_dim) * kPqEntries;
   of_layer_ = static_cast<size_t>(shape.kv_heads) * of_head;

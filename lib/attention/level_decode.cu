@@ -9,7 +9,7 @@ namespace vqkv {
 namespace {
 
 // Blocks of a multiprocessor: without the number the compiler spills 8 bytes for sm_80.
-constexpr int kHeads = 8, kWarps = 4, kThreads = kWarps * 32, kStages = 3, kBlocks = 3;
+constexpr int kHeads = kLevelGroup, kWarps = 4, kThreads = kWarps * 32, kStages = 3, kBlocks = 3;
 
 template <int kDim_, int kBits_>
 struct Levels {

@@ -9,6 +9,7 @@
 namespace vqkv {
 
 inline constexpr int kLevelTile = 32;  // tokens, and channels of a group of values
+inline constexpr int kLevelGroup = 8;  // query heads a KV head, at most
 
 // Everything of a tile lies in the order in which lanes hold the matrices of tensor cores: no code is moved between
 // them.

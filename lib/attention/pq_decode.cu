@@ -10,7 +10,7 @@ namespace vqkv {
 namespace {
 
 // Four query heads are worked on, whatever the group: a table of their scores has half a number for each.
-constexpr int kHeads = 4, kWarps = 8, kThreads = kWarps * 32;
+constexpr int kHeads = kPqGroup, kWarps = 8, kThreads = kWarps * 32;
 
 template <int kBooks_, int kWidth_>
 struct Codes {

@@ -9,6 +9,7 @@
 namespace vqkv {
 
 inline constexpr int kPqEntries = 256, kPqTile = 32;
+inline constexpr int kPqGroup = 4;  // query heads a KV head, at most
 
 // `books` codebooks of 256 codewords of `width` channels for keys and for values each: head_dim = books * width.
 struct PqDecode {

@@ -102,6 +102,8 @@ struct Config {
   size_t shared_bytes = 0;
 };
 
+void require_shared(size_t bytes);  // kUnavailable where a block of the device has less (runtime_cuda.cu)
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Config& config, Arguments... arguments) {
   cudaLaunchConfig_t c{};
@@ -110,10 +112,12 @@ void launch(void (*kernel)(Parameters...), const Config& config, Arguments... ar
   c.dynamicSmemBytes = config.shared_bytes;
   c.stream = static_cast<cudaStream_t>(stream());
   // Above this a kernel has to ask.
-  if (config.shared_bytes > 48 * 1024)
+  if (config.shared_bytes > 48 * 1024) {
+    require_shared(config.shared_bytes);
     require(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(config.shared_bytes)),
             "shared memory of a kernel");
+  }
   require(cudaLaunchKernelEx(&c, kernel, static_cast<Parameters>(arguments)...), "launch");
 }
 

@@ -11,18 +11,37 @@ void require(int error, const char* what) {
   const std::string message = std::string("CUDA, ") + what + ": " + cudaGetErrorString(e);
   if (e == cudaErrorNoDevice || e == cudaErrorInsufficientDriver)
     fail_unavailable(message + "; --device cpu needs neither");
+  if (e == cudaErrorNoKernelImageForDevice)
+    fail_unavailable(message + "; kernels are compiled for A100 and H100 (CMAKE_CUDA_ARCHITECTURES)");
   if (e == cudaErrorMemoryAllocation) fail_usage(message);
   fail_internal(message);
 }
+
+namespace {
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  require(cudaGetDevice(&device), "the current device");
+  require(cudaDeviceGetAttribute(&value, which, device), "an attribute of the device");
+  return value;
+}
+}  // namespace
 
 std::string require_device() {
   int devices = 0, device = 0;
   require(cudaGetDeviceCount(&devices), "looking for a device");
   if (devices == 0) require(cudaErrorNoDevice, "looking for a device");
   require(cudaGetDevice(&device), "the current device");
+  if (attribute(cudaDevAttrMemoryPoolsSupported) == 0) fail_unavailable("CUDA: the device has no memory pools");
   cudaDeviceProp facts{};
   require(cudaGetDeviceProperties(&facts, device), "the current device");
   return facts.name;
+}
+
+void require_shared(size_t bytes) {
+  static const auto most = static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  if (bytes > most)
+    fail_unavailable("a kernel takes " + std::to_string(bytes) + " bytes of shared memory; the device has " +
+                     std::to_string(most) + " for a block (A100 and H100 have enough)");
 }
 
 // In the order of launches, from the device's pool: small buffers come and go with every pass, and neither waits for
@@ -46,6 +65,9 @@ void release(void* p) noexcept { cudaFreeAsync(p, static_cast<cudaStream_t>(stre
 void copy_in(void* to, const void* from, size_t bytes) {
   require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream())),
           "copying to the device");
+  // Elsewhere the driver has taken the bytes to memory of its own by now; here it may read the caller's.
+  static const bool reads_in_place = attribute(cudaDevAttrPageableMemoryAccess) != 0;
+  if (reads_in_place) synchronize();
 }
 void copy_out(void* to, const void* from, size_t bytes) {
   require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream())),

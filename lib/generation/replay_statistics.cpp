@@ -132,7 +132,8 @@ std::vector<Measurement> kld_block(const ReplayResult& r, const ReplayTrack& t, 
   const auto error_of = [&](const std::vector<double>& x) { return cluster_error(x, clusters.of); };
   const auto mean_of = [](const std::vector<double>& x) { return mean_error(x).mean; };
 
-  out.add("coded_mass", t.total_mass > 0 ? t.coded_mass / t.total_mass : 0, "1", 0, Better::kNeither);
+  if (t.total_mass > 0)  // a device tells none
+    out.add("coded_mass", t.coded_mass / t.total_mass, "1", 0, Better::kNeither);
   if (t.total_mass_last > 0)
     out.show("coded mass", Shown::kValue, 3)
         .add("coded_mass.last_quarter", t.coded_mass_last / t.total_mass_last, "1", 0, Better::kNeither);

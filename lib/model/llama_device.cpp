@@ -72,6 +72,12 @@ LlamaDevice::LlamaDevice(const ModelWeights& weights) : facts_(weights.facts()),
 
 LlamaDevice::~LlamaDevice() = default;
 
+int64_t LlamaDevice::weight_bytes() const {
+  size_t numbers = facts_.tied_head ? embedding_.size() : own_head_.size();
+  for (const Layer& l : layers_) numbers += l.qkv.size() + l.out.size() + l.gate_up.size() + l.down.size();
+  return static_cast<int64_t>(numbers * sizeof(uint16_t));
+}
+
 void LlamaDevice::make_room(int64_t rows) {
   if (rows <= room_) return;
   const auto room = static_cast<size_t>(rows), hidden = static_cast<size_t>(facts_.hidden),
@@ -153,5 +159,15 @@ void LlamaDevice::forward(std::span<const int32_t> tokens, std::span<const int32
   for (int64_t r = 0; r < logits.rows; ++r)
     device::copy_out(logits.row(r), logits_.data() + static_cast<size_t>(r) * vocab, vocab * sizeof(float));
 }
+
+void QkvToHost::start(int layer, const QkvRows& rows) {
+  const size_t bytes = static_cast<size_t>(rows.rows) * static_cast<size_t>(cols_) * sizeof(float);
+  if (!copies_[0] || copies_[0]->bytes() < bytes)  // of the first layer, since all have as many rows
+    for (auto& copy : copies_) copy = std::make_unique<device::HostCopy>(bytes, "rows for the host");
+  rows_ = rows.rows;
+  copies_[layer % 2]->start(rows.qkv, bytes);
+}
+
+ConstMatrix QkvToHost::wait(int layer) { return {static_cast<const float*>(copies_[layer % 2]->wait()), rows_, cols_}; }
 
 }  // namespace vqkv

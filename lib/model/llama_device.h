@@ -2,6 +2,7 @@
 // device or emulated, whichever a program links.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,19 @@ class DeviceAttention {
   virtual void launched(int) {}
 };
 
+// Rows of the product with W_Q, W_K and W_V, biased and normed, on their way to the host: those of two layers at once.
+class QkvToHost {
+ public:
+  explicit QkvToHost(const CacheShape& shape) : cols_((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim) {}
+  void start(int layer, const QkvRows& rows);
+  // (rows, (q_heads + 2 kv_heads) * head_dim), once they are there; until that layer's next but one starts.
+  ConstMatrix wait(int layer);
+
+ private:
+  int64_t cols_, rows_ = 0;
+  std::unique_ptr<device::HostCopy> copies_[2];
+};
+
 class LlamaDevice {
  public:
   // Weights go to the device once. kUsage for a head_dim without a kernel, and where the device's memory is too little.
@@ -32,6 +46,7 @@ class LlamaDevice {
   ~LlamaDevice();
 
   const ModelFacts& facts() const { return facts_; }
+  int64_t weight_bytes() const;  // ModelRuntime::weight_bytes
   // One pass over rows of any sequences. logits (wanted.size(), vocab): of those rows, ascending. kUsage for tokens
   // outside the vocabulary.
   void forward(std::span<const int32_t> tokens, std::span<const int32_t> positions, DeviceAttention& attention,

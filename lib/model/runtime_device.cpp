@@ -8,7 +8,7 @@
 namespace vqkv {
 
 DeviceRuntime::DeviceRuntime(const std::string& path)
-    : path_(path), weights_(ModelWeights::open(path)), llama_(*weights_) {}
+    : path_(path), weights_(ModelWeights::open(path)), llama_(*weights_), to_host_(llama_.facts().cache_shape()) {}
 
 const Tokenizer& DeviceRuntime::tokenizer() const {
   if (!tokenizer_) tokenizer_ = load_tokenizer(path_);
@@ -34,11 +34,13 @@ struct Part {
   int64_t left() const { return std::ssize(block->tokens) - done; }
 };
 
-// Hands each its rows of a pass.
+// Hands each its rows of a pass, and those of the host a layer later, with the next on its way.
 class EachItsRows final : public DeviceAttention {
  public:
-  EachItsRows(std::span<const Part> parts, const ModelFacts& facts) : parts_(parts), facts_(facts) {}
+  EachItsRows(std::span<const Part> parts, const ModelFacts& facts, QkvToHost& to_host)
+      : parts_(parts), facts_(facts), to_host_(to_host) {}
   void attend(int layer, QkvRows rows, float* out) override {
+    const QkvRows all = rows;
     const auto q_cols = static_cast<size_t>(facts_.q_heads * facts_.head_dim),
                cols = q_cols + static_cast<size_t>(2 * facts_.kv_heads * facts_.head_dim);
     for (const Part& p : parts_) {
@@ -51,15 +53,26 @@ class EachItsRows final : public DeviceAttention {
       rows.queries += n * q_cols;
       out += n * q_cols;
     }
+    to_host_.start(layer, all);
   }
   void launched(int layer) override {
-    for (const Part& p : parts_)
-      if (p.rows > 0) p.session->launched(layer);
+    if (layer > 0) append(layer - 1);
+    if (layer + 1 == facts_.layers) append(layer);
   }
 
  private:
+  void append(int layer) {
+    const ConstMatrix all = to_host_.wait(layer);
+    int64_t first = 0;
+    for (const Part& p : parts_) {
+      if (p.rows > 0) p.session->append(layer, all.slice_rows(first, p.rows));
+      first += p.rows;
+    }
+  }
+
   std::span<const Part> parts_;
   const ModelFacts& facts_;
+  QkvToHost& to_host_;
 };
 
 }  // namespace
@@ -95,7 +108,7 @@ void DeviceRuntime::forward_batch(std::span<const SequenceBlock> batch, LogitRow
         to.push_back(p.first_logits + (rows == LogitRows::kAll ? at : 0));
       }
     }
-    EachItsRows attention(parts, facts());
+    EachItsRows attention(parts, facts(), to_host_);
     Matrix<float> some(std::ssize(wanted), wanted.empty() ? 0 : facts().vocab);
     llama_.forward(tokens, positions, attention, wanted, some);
     for (size_t i = 0; i < to.size(); ++i)

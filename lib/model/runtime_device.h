@@ -23,11 +23,13 @@ class DeviceRuntime final : public ModelRuntime {
   // attention for each alone.
   void forward_batch(std::span<const SequenceBlock> batch, LogitRows rows, MutMatrix logits) override;
   ConstMatrix output_weight(int layer) const override;
+  int64_t weight_bytes() const override { return llama_.weight_bytes(); }
 
  private:
   std::string path_;
   std::unique_ptr<ModelWeights> weights_;
   LlamaDevice llama_;
+  QkvToHost to_host_;
   mutable std::unique_ptr<Tokenizer> tokenizer_;  // when it is first asked for
   mutable std::vector<Matrix<float>> output_;     // likewise
 };

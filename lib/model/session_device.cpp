@@ -41,18 +41,8 @@ int64_t DeviceRows::bytes() const {
          room_ * static_cast<int64_t>(sizeof(int32_t));
 }
 
-void QkvToHost::start(int layer, const QkvRows& rows) {
-  const size_t bytes = static_cast<size_t>(rows.rows) * static_cast<size_t>(cols_) * sizeof(float);
-  if (!copies_[0] || copies_[0]->bytes() < bytes)  // of the first layer, since all have as many rows
-    for (auto& copy : copies_) copy = std::make_unique<device::HostCopy>(bytes, "rows for the host");
-  rows_ = rows.rows;
-  copies_[layer % 2]->start(rows.qkv, bytes);
-}
-
-ConstMatrix QkvToHost::wait(int layer) { return {static_cast<const float*>(copies_[layer % 2]->wait()), rows_, cols_}; }
-
 DeviceSession::DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms)
-    : cache_(cache), forms_(std::move(forms)), shape_(cache.shape()), rows_(shape_), to_host_(shape_) {
+    : cache_(cache), forms_(std::move(forms)), shape_(cache.shape()), rows_(shape_) {
   const CachePolicy& policy = cache.policy();
   const auto refuse = [](const std::string& why) { fail_unavailable("a cache on a device: " + why); };
   if (policy.keep) refuse("its policy must keep every token (all), or those of a window (streaming)");
@@ -65,6 +55,8 @@ DeviceSession::DeviceSession(CompressedCache& cache, std::shared_ptr<const Coded
   if (policy.k.window != policy.v.window || policy.k.flush != policy.v.flush || policy.k.first != policy.v.first)
     refuse("keys and values must be coded together (cache.rule: window)");
   if (policy.k.window < 1) refuse("it needs a window of 1 token or more (cache.window)");
+  // The query that completes a prompt sees codes of its own block.
+  if (policy.waits > 0 && policy.k.first == 0) refuse("what waits for a prompt is not coded there (cache.prompt)");
   tiles_ = std::make_unique<CodedTiles>(forms_, cache.shape());
 }
 
@@ -113,6 +105,7 @@ void DeviceSession::plan(int64_t tokens) {
   const int64_t sinks = cache_.policy().sinks, first = cache_.length();
   const auto before = static_cast<int64_t>(held_.size());
   if (tiles_ || cache_.policy().drops) seen_ = std::max<int64_t>(seen_, cache_.coded_end(Role::kKey, first) - sinks);
+  VQKV_CHECK(!tiles_ || seen_ <= put_);
   // What queries see as codes from now on leaves its place to the last of those that stay.
   const auto gone = [&](int32_t position) { return position >= sinks && position < sinks + seen_; };
   const auto left = static_cast<size_t>(std::ranges::count_if(held_, [&](int32_t p) { return !gone(p); }));
@@ -152,7 +145,6 @@ void DeviceSession::attend(int layer, QkvRows rows, float* out) {
   rows.f16 = cache_.policy().exact_dtype == DType::kF16;
   move_rows({rows.keys, rows.values, moves_.data(), static_cast<int>(moves_.size()), shape_.kv_heads, shape_.head_dim});
   place_qkv_rows(rows);
-  to_host_.start(layer, rows);
   const ExactRows exact{rows.keys, rows.values, rows.page_table, exact_.data(), 0};
   // A block that sees no codes is a prompt, with tensor cores to it.
   if (tiles_ && (seen_ > 0 || rows.rows == 1))
@@ -195,17 +187,11 @@ void DeviceSession::attend_exact(const ExactRows& rows, const float* queries, in
   (*decoder_)(call);
 }
 
-void DeviceSession::append(int layer) {
+void DeviceSession::append(int layer, ConstMatrix qkv) {
   const int64_t q = int64_t{shape_.q_heads} * shape_.head_dim, kv = int64_t{shape_.kv_heads} * shape_.head_dim;
-  const ConstMatrix x = to_host_.wait(layer);
-  const ConstMatrix queries = x.slice_cols(0, q), keys = x.slice_cols(q, kv), values = x.slice_cols(q + kv, kv);
+  const ConstMatrix queries = qkv.slice_cols(0, q), keys = qkv.slice_cols(q, kv), values = qkv.slice_cols(q + kv, kv);
   if (rows_tap_) rows_tap_->on_qkv(layer, cache_.length(), queries, keys, values);
   cache_.append(layer, keys, values, queries);
-}
-
-void DeviceSession::launched(int layer) {
-  if (layer > 0) append(layer - 1);  // with this layer on its way
-  if (layer + 1 == shape_.layers) append(layer);
 }
 
 void DeviceSession::end_block() { cache_.end_block(); }

@@ -38,20 +38,7 @@ class DeviceRows {
   device::Buffer<int32_t> pages_;
 };
 
-// Rows of the product with W_Q, W_K and W_V, biased and normed, on their way to the host: those of two layers at once.
-class QkvToHost {
- public:
-  explicit QkvToHost(const CacheShape& shape) : cols_((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim) {}
-  void start(int layer, const QkvRows& rows);
-  // (rows, (q_heads + 2 kv_heads) * head_dim), once they are there; until that layer's next but one starts.
-  ConstMatrix wait(int layer);
-
- private:
-  int64_t cols_, rows_ = 0;
-  std::unique_ptr<device::HostCopy> copies_[2];
-};
-
-class DeviceSession final : public KvSession, public DeviceAttention {
+class DeviceSession final : public KvSession {
  public:
   // forms: of the cache's codes; null: it codes nothing. kUnavailable for policies that a device has no form of.
   DeviceSession(CompressedCache& cache, std::shared_ptr<const CodedForms> forms);
@@ -74,15 +61,17 @@ class DeviceSession final : public KvSession, public DeviceAttention {
   int64_t held_bytes() const override { return 0; }             // of the host
   int64_t device_bytes() const override;
 
-  // Of the open block, by a device's runtime. tap: sees its rows, or null.
-  void attend(int layer, QkvRows rows, float* out) override;
-  void launched(int layer) override;
+  // Of the open block, by a device's runtime, layer after layer. `rows` has all but where keys and values go: puts them
+  // there and attends, out (rows, q_heads * head_dim).
+  void attend(int layer, QkvRows rows, float* out);
+  // Its rows of the product with W_Q, W_K and W_V, biased and normed, once they are on the host: what the host's cache
+  // codes, and a tap sees. (rows, (q_heads + 2 kv_heads) * head_dim).
+  void append(int layer, ConstMatrix qkv);
   void set_rows_tap(ModelTap* tap) { rows_tap_ = tap; }
 
  private:
   void plan(int64_t tokens);
-  void catch_up();         // with what the host has coded
-  void append(int layer);  // to the host's cache, once its rows are there
+  void catch_up();  // with what the host has coded
   void attend_exact(const ExactRows& rows, const float* queries, int64_t tokens, float* out);
 
   CompressedCache& cache_;
@@ -91,7 +80,6 @@ class DeviceSession final : public KvSession, public DeviceAttention {
   AttendStats stats_;
   DeviceRows rows_;
   std::unique_ptr<CodedTiles> tiles_;
-  QkvToHost to_host_;
   ModelTap* rows_tap_ = nullptr;
   std::vector<int32_t> held_;  // position of the token at each place
   int64_t put_ = 0;            // slots that are there as tiles

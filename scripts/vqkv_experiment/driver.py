@@ -147,7 +147,7 @@ class Experiment:
         return cells
 
     def _take_trained(self, planned, folder):
-        """Codecs that a sweep of another experiment trained serve here as well: a training's name says all that decides it."""
+        """Codecs that another sweep trained serve here as well: a training's name says all that decides it."""
         own = folder / "codecs"
         taken = 0
         for name in {f"{cell['train_id'][:16]}.codec.h5" for cell in planned if "train_id" in cell}:
@@ -158,10 +158,10 @@ class Experiment:
             try:
                 os.link(there, own / name)
                 taken += 1
-            except FileExistsError:
+            except OSError:  # of another file system, or there by now: trained anew
                 pass
         if taken:
-            self.say(f"{taken} trainings are those of other experiments")
+            self.say(f"{taken} trainings were made before")
 
     def sweep(self, group, label=store.label_at_bits):
         """The finished cells of a group, in the order of the plan. `label(line, record)` names them; two of one name are an

@@ -74,6 +74,7 @@ TEST_CASE("vqkv-eval generates on a device, beside the exact cache there", "[ker
     const Json &a = found["rows"][r], &b = expected["rows"][r];
     CHECK(a["path"] == "cuda");
     CHECK(a["coded_mass"].is_null());
+    CHECK(a["weight_bytes"].get<double>() > 0);
     CHECK(a["tokens"].size() == 12);
     CHECK(a["device_bytes"] == (r == 0 ? pages : pages + tiles));
     // A random model's tokens are nearly as likely as each other: the first ones agree.
@@ -123,6 +124,7 @@ TEST_CASE("vqkv-eval replays on a device: the processor's divergence within what
       CAPTURE(a.dump(), b.dump());
       if (r == 0) continue;  // self-noise, of another type
       CHECK(a["codec"] == b["codec"]);
+      CHECK_FALSE(a.contains("coded_mass"));
       const double x = a["kld.mean"].get<double>(), y = b["kld.mean"].get<double>();
       CHECK(std::abs(x - y) < 0.2 * y);
     }
@@ -165,6 +167,7 @@ TEST_CASE("vqkv-eval says what it can't do on a device", "[kernel][eval]") {
     return eval(folder, more).code;
   };
   CHECK(code({}) == static_cast<int>(ErrorKind::kUnavailable));
+  CHECK(code({"--strategy", "quantspec"}) == static_cast<int>(ErrorKind::kUnavailable));
   CHECK(code({"--attention", "cpu-table"}) == static_cast<int>(ErrorKind::kUsage));
   CHECK(code({"--weights", "f32"}) == static_cast<int>(ErrorKind::kUsage));
 }

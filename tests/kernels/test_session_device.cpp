@@ -22,19 +22,21 @@ namespace {
 // Hands a session's layers on, and keeps what they gave.
 class Watched final : public DeviceAttention {
  public:
-  Watched(DeviceSession& session, int64_t cols) : session_(session), cols_(cols) {}
+  Watched(DeviceSession& session, int64_t cols) : session_(session), cols_(cols), to_host_(session.cache().shape()) {}
   void attend(int layer, QkvRows rows, float* out) override {
     session_.attend(layer, rows, out);
+    to_host_.start(layer, rows);
     Matrix<float> found(rows.rows, cols_);
     device::copy_out(found.data(), out, found.storage.size() * sizeof(float));
     given.push_back(std::move(found));
   }
-  void launched(int layer) override { session_.launched(layer); }
+  void launched(int layer) override { session_.append(layer, to_host_.wait(layer)); }
   std::vector<Matrix<float>> given;  // a layer
 
  private:
   DeviceSession& session_;
   int64_t cols_;
+  QkvToHost to_host_;
 };
 
 struct Rows final : ModelTap {
@@ -62,7 +64,8 @@ struct Setting {
 std::vector<Setting> settings() {
   return {{64, 6, {{"name", "kivi"}, {"bits", 2}}, {{"sinks", 4}, {"window", 20}, {"flush", 32}}},
           {64, 4, {{"name", "kivi"}, {"bits", 4}}, {{"sinks", 0}, {"window", 33}, {"flush", 32}}},
-          {64, 6, {{"name", "pq"}, {"codebooks", 16}}, {{"sinks", 4}, {"window", 1}, {"flush", 1}}},
+          {64, 6, {{"name", "pq"}, {"codebooks", 32}, {"heads", "all"}}, {{"sinks", 2}, {"window", 8}, {"flush", 40}}},
+          {64, 6, {{"name", "pq"}, {"codebooks", 16}, {"share", "heads"}}, {{"sinks", 4}, {"window", 1}, {"flush", 1}}},
           {128, 8, {{"name", "pq"}, {"codebooks", 32}}, {{"sinks", 3}, {"window", 16}, {"flush", 24}}},
           {128, 2, {{"name", "pq"}, {"codebooks", 16}}, {{"sinks", 1}, {"window", 9}, {"flush", 8}}}};
 }
@@ -110,7 +113,7 @@ TEST_CASE("a coded cache on a device attends as the processor does to the same r
       }
     };
     // Judging every access takes most of the time; the kernels of codes have tests of their own for that.
-    if (s.codec["bits"] != 2)
+    if (s.codec.value("bits", 0) != 2)
       unwatched([&] { std::ranges::for_each(blocks, play); });
     else
       std::ranges::for_each(blocks, play);
@@ -157,7 +160,10 @@ TEST_CASE("the runtime of a device over its sessions gives the processor's logit
         KvSession& kv = sequences[static_cast<size_t>(i)].session();
         const std::vector<int32_t> prompt = draw(60 + 9 * i);
         if (c.prompt == Visibility::kExactPrefill) kv.expect_prompt(std::ssize(prompt));
-        model.forward(prompt, kv, LogitRows::kLast, out.view().slice_rows(i, 1), c.prompt);
+        // In two blocks.
+        const std::span<const int32_t> all(prompt);
+        model.forward(all.subspan(0, 41), kv, LogitRows::kNone, {}, c.prompt);
+        model.forward(all.subspan(41), kv, LogitRows::kLast, out.view().slice_rows(i, 1), c.prompt);
         if (c.prompt == Visibility::kExactPrefill) kv.end_exact_prefill();
       }
       for (int64_t step = 1; step < 6; ++step) {
@@ -196,6 +202,16 @@ TEST_CASE("what a device has no form of is refused with the reason", "[kernel][s
   check_says(refusal(kivi, {{"window", 32}, {"flush", 32}, {"exact_dtype", "f32"}}), "exact rows of f32");
   check_says(refusal(kivi, {{"window", 0}, {"flush", 32}}), "cache.window");
   check_says(refusal(kivi, {{"window", 32}, {"flush", 32}, {"policy", "h2o"}}), "keep every token");
+  check_says(refusal(kivi, {{"window", 32}, {"flush", 32}, {"prompt", 64}}), {"cache.prompt"});
+  const std::string wide = folder.file("wide.gguf");
+  write_random_model(wide, {.q_heads = 10, .head_dim = 64});
+  const CacheShape of_wide = read_model_facts(wide).cache_shape();
+  check_says(error_of(
+                 [&] {
+                   CodedForms(CacheModel(codecs_for(of_wide, {{"name", "pq"}, {"codebooks", 16}})));
+                 },
+                 ErrorKind::kUnavailable),
+             {"5 query heads", "up to 4"});
   Sequence ready(std::make_shared<const CacheModel>(codecs_for(shape, kivi)), policy_of(flush),
                  std::make_shared<DeviceBackend>());
   const auto unavailable = [](const auto& call) { return error_of(call, ErrorKind::kUnavailable); };
