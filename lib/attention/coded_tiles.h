@@ -36,7 +36,6 @@ class CodedTiles {
  public:
   CodedTiles(std::shared_ptr<const CodedForms> forms, const CacheShape& shape);
   ~CodedTiles();
-  void clear() { held_ = 0; }
   // Slots [first, end) of all units of a layer and role, from what the cache holds; those before are there.
   void put(const CacheView& cache, int layer, Role role, int64_t first, int64_t end);
   // Row r of `rows` queries, (rows, kv_heads, group, head_dim) times log2(e) / sqrt(head_dim), attends to the first

@@ -1,9 +1,6 @@
 // vqkv-dump capture --device cuda, with the kernels that this program links: the trace is the processor's within bf16's
 // rounding.
-#include <unistd.h>
-
 #include <cmath>
-#include <filesystem>
 #include <fstream>
 
 #include "common/tools.h"
@@ -14,17 +11,11 @@
 #include "kernels/difference.h"
 #include "kernels/source.h"
 #include "support/catch.h"
+#include "support/test_folder.h"
 
 using namespace vqkv;
 
 namespace {
-
-struct Folder {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / ("vqkv-capture-device-" + std::to_string(getpid()));
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-};
 
 int dump(std::vector<std::string> arguments, const DeviceForms* device) {
   arguments.insert(arguments.begin(), "vqkv-dump");
@@ -37,9 +28,8 @@ int dump(std::vector<std::string> arguments, const DeviceForms* device) {
 }  // namespace
 
 TEST_CASE("a capture on a device is the processor's within bf16's rounding", "[kernel][capture]") {
-  const Folder folder;
-  const std::string ids = folder.path / "ids.txt", on_cpu = folder.path / "cpu.trace.h5",
-                    on_device = folder.path / "cuda.trace.h5";
+  const TestFolder folder;
+  const std::string ids = folder / "ids.txt", on_cpu = folder / "cpu.trace.h5", on_device = folder / "cuda.trace.h5";
   std::ofstream text(ids);
   for (int i = 0; i < 90; ++i) text << (i * 37 + 11) % 90 << ' ';
   text.close();
